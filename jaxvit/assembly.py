@@ -1,0 +1,93 @@
+"""Puts the parts that a Plan names together: model, transforms, optimizer. The one place where they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxvit.data.augment import evaluation_transform, training_transform
+from jaxvit.errors import UsageError
+from jaxvit.models.registry import create_model
+from jaxvit.plan import Plan
+from jaxvit.training.optimizer import Schedule, make_optimizer, make_schedule
+from jaxvit.training.state import TrainState, create_state, derive_key
+from jaxvit.training.step import make_eval_step, make_loss, make_train_step
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a run.
+
+    Attributes:
+      model: Flax module.
+      init: key -> variables {'params': …, and any collection that is not trained}.
+      apply: (variables, images, *, train, key=None) -> logits.
+      optimizer, schedule: optax transformation; learning rate of a step.
+      abstract_state: shapes and types of the TrainState, made without computing anything.
+    """
+
+    plan: Plan
+    model: nn.Module
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    abstract_state: TrainState
+
+    def create_state(self) -> TrainState:
+        """The state before the first step; to be jitted."""
+        return create_state(self.init, self.optimizer, derive_key(self.plan.seed, "init"))
+
+    def loss(self, axis_name: str | None = None) -> Callable[..., Any]:
+        """The pure training loss of this run, see `jaxvit.training.step.make_loss`."""
+        return make_loss(
+            self.apply,
+            training_transform(self.plan.augment),
+            derive_key(self.plan.seed, "step"),
+            label_smoothing=self.plan.train.label_smoothing,
+            axis_name=axis_name,
+        )
+
+    def train_step(self, axis_name: str | None = None) -> Callable[..., Any]:
+        """The pure training step of this run."""
+        return make_train_step(self.loss(axis_name), self.optimizer, axis_name=axis_name)
+
+    def eval_step(self, axis_name: str | None = None) -> Callable[..., Any]:
+        """The pure evaluation step of this run."""
+        return make_eval_step(self.apply, evaluation_transform(self.plan.augment), axis_name=axis_name)
+
+
+def assemble(plan: Plan) -> Assembly:
+    """Builds the parts; checks, by tracing shapes only, that the model takes the data set's images.
+
+    Raises:
+      UsageError: the model's attributes do not fit together or do not fit the images.
+    """
+    shape = plan.data.image_shape
+    if not all(shape):
+        raise UsageError(f"config.data.name: the images of {plan.data.name} vary in size; only sets of one size can be used")
+    try:
+        model = create_model(plan.model.name, **dict(plan.model.attributes))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"config.model: {error}") from None
+
+    def init(key: jax.Array) -> Any:
+        return dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), train=False))
+
+    def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
+        return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
+
+    no_decay = tuple(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else ()
+    optimizer = make_optimizer(plan.optim, no_decay)
+    try:
+        abstract = jax.eval_shape(lambda: create_state(init, optimizer, derive_key(plan.seed, "init")))
+    except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"config.model: {plan.model.name} does not take images of {'×'.join(map(str, shape))}: {reason}") from None
+    return Assembly(plan, model, init, apply, optimizer, make_schedule(plan.optim), abstract)

@@ -1,0 +1,210 @@
+"""The command line: `jaxvit VERB …`, config overrides, and errors as one line with the right exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jaxvit import errors
+from jaxvit._version import __version__
+from jaxvit.errors import UsageError, nearest
+
+VERBS = {
+    "train": "train a model as a config says, into a run directory; resume by the same command",
+}
+
+_USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit.VERB [options])
+
+verbs:
+{verbs}
+
+  jaxvit VERB --help    what a verb takes, with examples
+  jaxvit --version
+
+start here:
+  jaxvit train --config=configs/digits.py --workdir=runs/digits
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one clear line in place of a usage dump, and the nearest real flag for a wrong one."""
+
+    def __init__(self, verb: str, description: str, epilog: str = ""):
+        super().__init__(
+            prog=f"jaxvit {verb}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def refuse_unknown(self, tokens: Sequence[str]) -> None:
+        """Raises UsageError for the first of the tokens that `parse_known_args` could not place."""
+        if tokens:
+            flag = tokens[0].partition("=")[0]
+            known = [o for action in self._actions for o in action.option_strings]
+            raise UsageError(f"{self.prog}: unknown argument '{tokens[0]}'{nearest(flag, known)}; see {self.prog} --help")
+
+
+def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
+    """Load the config file and apply ``--config.key=value`` overrides through ml_collections.
+
+    Args:
+      spec: value of ``--config``: a file, with ``:variant`` if wanted.
+      tokens: the command line's remaining words.
+
+    Returns:
+      (config, overrides {key: value}, words that are no overrides).
+
+    Raises:
+      UsageError: unknown key, or a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags
+
+    from jaxvit.config import flatten, load_config_file
+
+    overrides, rest = _split_overrides(tokens)
+    chosen_model = [value for key, value, _ in overrides if key == "model.name"]
+    config = load_config_file(spec, chosen_model[-1] if chosen_model else "")
+    types = {path: type(value) for path, value in flatten(config)}
+    for key, _, token in overrides:
+        if key not in types:
+            if isinstance(_lookup(config, key), ConfigDict):
+                inner = [path for path in types if path.startswith(key + ".")]
+                raise UsageError(f"{token}: '{key}' is a section; set one of its keys, such as config.{inner[0]}")
+            raise UsageError(f"{token}: there is no key config.{key}{_suggest(key, types)}")
+    values = flags.FlagValues()
+    argv = ["jaxvit", *(token for _, _, token in overrides)]
+    for (key, value, _), position in zip(overrides, range(1, len(argv)), strict=True):
+        if types[key] is not bool:  # one spelling for absl: --config.key=value
+            argv[position] = f"--config.{key}={value}"
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UsageError(_explain_value_error(overrides, types, error)) from None
+    applied = dict(values["config"].override_values)
+    for key, value in applied.items():
+        before = load_default_type(types[key], value)
+        if before:
+            raise UsageError(f"--config.{key}={value!r}: {before}")
+    return values.config, applied, rest
+
+
+def load_default_type(wanted: type, value: Any) -> str:
+    """Why a parsed override does not have the key's type; '' when it has."""
+    if wanted is tuple and any(isinstance(v, str) and v[:1] in "([" for v in value if v != ""):
+        return "expected a tuple such as '(1, 2)'"
+    return ""
+
+
+def _split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Sorts words into overrides (key, value, as written) and the rest; takes `--config.k=v`, `--config.k v`."""
+    overrides, rest = [], []
+    words = list(tokens)
+    while words:
+        word = words.pop(0)
+        if not word.startswith(("--config.", "--noconfig.")):
+            rest.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        key = name.removeprefix("--no").removeprefix("--").removeprefix("config.")
+        if not equals and not word.startswith("--no") and words and not words[0].startswith("--"):
+            value = words.pop(0)
+            word = f"{name}={value}"
+        overrides.append((key, value, word))
+    return overrides, rest
+
+
+def _lookup(config: Any, path: str) -> Any:
+    for part in path.split("."):
+        if not hasattr(config, "keys") or part not in config:
+            return None
+        config = config[part]
+    return config
+
+
+def _suggest(key: str, known: Sequence[str] | dict) -> str:
+    leaves = {path.rpartition(".")[2]: path for path in known}
+    direct = nearest(key, known)
+    if direct:
+        return direct
+    by_leaf = nearest(key.rpartition(".")[2], leaves)
+    return by_leaf and f" (did you mean '{leaves[by_leaf.split(chr(39))[1]]}'?)"
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple such as '(1, 2)'"}
+
+
+def _explain_value_error(overrides: Sequence[tuple[str, str, str]], types: dict[str, type], error: Exception) -> str:
+    for key, value, token in overrides:
+        if f"config.{key}" in str(error):
+            return f"{token}: expected {_TYPE_NAMES.get(types[key], types[key].__name__)}, got '{value}'"
+    return str(error).splitlines()[0]
+
+
+def quieten_libraries() -> None:
+    """Keeps other libraries' chatter (missing OpenCV, TPU probing, checkpoint details) off the user's terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    for name in ("jax._src.xla_bridge", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code."""
+    quieten_libraries()
+    try:
+        code = verb(list(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        code = _complain(error, errors.USAGE)
+    except errors.RunFailedError as error:
+        code = _complain(error, errors.CANNOT_GO_ON)
+    except errors.StoppedError as error:
+        code = _complain(error, error.exit_code)
+    except KeyboardInterrupt:
+        code = _complain("stopped at once; work since the last save is lost, the save itself is kept", errors.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = errors.SOME_INPUTS_FAILED
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _complain(message: object, code: int) -> int:
+    sys.stdout.flush()
+    print(f"jaxvit: {message}", file=sys.stderr)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script: picks the verb's module and runs its `main`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    run(_dispatch, words)
+
+
+def _dispatch(words: list[str]) -> int:
+    listing = "\n".join(f"  {name:<12} {line}" for name, line in VERBS.items())
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_USAGE.format(verbs=listing))
+        return errors.DONE if words else errors.USAGE
+    if words[0] == "--version":
+        print(f"jaxvit {__version__}")
+        return errors.DONE
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise UsageError(f"there is no verb '{verb}'{nearest(verb, VERBS)}; jaxvit has {', '.join(VERBS)}")
+    return importlib.import_module(f"jaxvit.{verb}").main(rest)

@@ -1,0 +1,227 @@
+"""Every key of an experiment's config: default, unit and meaning; and how a config file is read.
+
+A config holds inputs only. Nothing in it is derived: steps, splits and per-device batches are worked out once, by
+`jaxvit.plan.resolve`. Durations are strings ('30 epochs', '2000 steps', '15%'). There are tuples, never lists, and
+sentinels ('', 0, ()), never None, because the command line can override those.
+
+A config file defines ``get_config(variant='...') -> ConfigDict`` and, if it knows more than one experiment, a tuple
+``VARIANTS`` of their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxvit.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Key:
+    """One config key.
+
+    Attributes:
+      default: value when a config file does not set it; its type is the key's type.
+      meaning: what it does, with its unit.
+      changes_result: whether two runs that differ in it can differ in their result. Only such keys enter the config
+        hash and must agree when a run directory is used again.
+    """
+
+    default: Any
+    meaning: str
+    changes_result: bool = True
+
+
+KEYS: dict[str, Key] = {
+    "seed": Key(0, "root of every random number of the run: parameters, order, augmentation, dropout"),
+    # Data.
+    "data.name": Key("digits", "TFDS name of the data set"),
+    "data.dir": Key(
+        "", "TFDS directory; '' = the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets", changes_result=False
+    ),
+    "data.train": Key("train", "split trained on, in TFDS notation, such as 'train[:90%]'"),
+    "data.validation": Key("", "split that chooses the best weights and stops early; '' = none: the last weights count"),
+    "data.test": Key("test", "split measured once, at the end, with the chosen weights; '' = none"),
+    # Augmentation: on the device, in float32, one decision an image.
+    "augment.mean": Key((0.0,), "subtracted from each channel, in units of the 0..1 pixel range"),
+    "augment.std": Key((1.0,), "each channel is divided by it after the mean is subtracted"),
+    "augment.pad_crop": Key(0, "pixels padded (with zeros) on every side before a random crop to the image size; 0 = off"),
+    "augment.flip": Key(False, "mirror each training image left-right with probability 1/2"),
+    # Optimisation.
+    "optim.peak_lr": Key(1e-3, "learning rate at the end of warm-up"),
+    "optim.start_lr": Key(0.0, "learning rate at step 0, when there is a warm-up"),
+    "optim.end_lr": Key(0.0, "learning rate at the end of the schedule and after it"),
+    "optim.warmup": Key("10%", "length of the linear warm-up: epochs, steps or a share of the schedule"),
+    "optim.schedule": Key("cosine", "from the peak to the end: 'cosine', 'linear' or 'constant'"),
+    "optim.length": Key("100%", "length of the schedule, warm-up included: epochs, steps or a share of the training"),
+    "optim.weight_decay": Key(1e-4, "AdamW's decoupled decay, multiplied by the learning rate as in optax; 0 = off"),
+    "optim.decay_mask": Key("kernels", "what decays: 'kernels' (matrices only) or 'all' parameters"),
+    "optim.b1": Key(0.9, "AdamW's decay of the first moment"),
+    "optim.b2": Key(0.999, "AdamW's decay of the second moment"),
+    "optim.eps": Key(1e-8, "AdamW's epsilon, outside the root"),
+    "optim.clip_norm": Key(0.0, "gradients are scaled down to this global L2 norm; 0 = off"),
+    # Training.
+    "train.duration": Key("10 epochs", "how long to train: epochs or steps"),
+    "train.batch_size": Key(128, "images a step, over all devices together"),
+    "train.last_batch": Key("keep", "an epoch's last, smaller batch: 'keep' (every image counts once) or 'drop'"),
+    "train.label_smoothing": Key(0.0, "share of the target spread evenly over all classes, in training only"),
+    "train.patience": Key("", "stop after this long (epochs) without a better validation result; '' = never"),
+    "train.monitor": Key("top1", "validation metric that decides: 'top1', 'top5', 'loss', 'precision' or 'recall'"),
+    # Evaluation, saving, logging.
+    "eval.batch_size": Key(0, "images an evaluation batch; 0 = the training batch size", changes_result=False),
+    "checkpoint.every": Key("1 epochs", "distance between saves: epochs or steps", changes_result=False),
+    "log.every": Key("50 steps", "distance between lines of training metrics in metrics.jsonl", changes_result=False),
+    "log.writers": Key(
+        ("jsonl", "tensorboard"), "where metrics go: 'jsonl', 'tensorboard', 'wandb', 'mlflow'", changes_result=False
+    ),
+}
+
+# A finished run can be taken further: these may differ from the run's own config.
+EXTENDABLE = ("train.duration", "train.patience")
+
+
+def base_config(model: str = "vit", **attributes: Any) -> ConfigDict:
+    """A ConfigDict of all keys at their defaults, with a `model` section for the named model.
+
+    Args:
+      model: a name for `jaxvit.create_model`, or 'package.module:Class'.
+      **attributes: values of the model's attributes that differ from the named model's own.
+    """
+    config = ConfigDict()
+    for path, key in KEYS.items():
+        section, _, leaf = path.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[leaf] = key.default
+    config.model = model_config(model, **attributes)
+    return config
+
+
+def model_config(name: str, **attributes: Any) -> ConfigDict:
+    """The `model` section: the name and every attribute of that model as a plain value.
+
+    ``num_classes = 0`` means as many as the data set has.
+    """
+    from jaxvit.models import registry  # Flax and jax are not needed to look at the other keys
+
+    try:
+        section = {**registry.model_defaults(name), "num_classes": 0}
+    except ValueError as error:
+        raise UsageError(f"config.model.name: {error}") from None
+    for key, value in attributes.items():
+        if key not in section:
+            raise UsageError(f"config.model.{key}: {name} has no such attribute{nearest(key, section)}")
+        section[key] = value
+    return ConfigDict({"name": name, **section})
+
+
+def load_config_file(spec: str, model_name: str = "") -> ConfigDict:
+    """Run a config file and return its config.
+
+    Args:
+      spec: 'path/to/file.py' or 'path/to/file.py:variant'.
+      model_name: when given and not the file's own, the `model` section is that model's, at its own defaults: another
+        model's sizes would mean something else.
+
+    Raises:
+      UsageError: there is no such file or variant, or the file is no config file.
+    """
+    # A config file is a program of the user's own, run on the user's request, as `python FILE` would be.
+    path, _, variant = spec.partition(":")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise UsageError(f"--config={spec}: there is no file '{path}'{nearest(path, siblings)}")
+    module_spec = importlib.util.spec_from_file_location(f"jaxvit_config_{file.stem}", file)
+    if module_spec is None or module_spec.loader is None:
+        raise UsageError(f"--config={spec}: '{path}' is not a Python file; a config file ends in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"--config={spec}: the file does not run: {type(error).__name__}: {error}") from error
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise UsageError(f"--config={spec}: the file defines no function get_config()")
+    variants = tuple(getattr(module, "VARIANTS", ()))
+    if variant and variants and variant not in variants:
+        raise UsageError(
+            f"--config={spec}: no variant '{variant}'{nearest(variant, variants)}; {path} has {', '.join(variants)}"
+        )
+    if variant and not inspect.signature(get_config).parameters:
+        raise UsageError(f"--config={spec}: {path} has no variants; leave out ':{variant}'")
+    try:
+        config = get_config(variant) if variant else get_config()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"--config={spec}: get_config failed: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict) or "model" not in config:
+        raise UsageError(f"--config={spec}: get_config() must return a ConfigDict made by jaxvit.config.base_config()")
+    if model_name and model_name != config.model.name:
+        config.model = model_config(model_name)
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ('section.key', value) for every leaf, in the config's order."""
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict | dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_plain(config: ConfigDict) -> dict[str, Any]:
+    """Nested plain dicts, in the order of the config (ConfigDict's own conversion sorts the keys)."""
+    return {k: to_plain(v) if isinstance(v, ConfigDict) else v for k, v in ((k, config[k]) for k in config)}
+
+
+def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
+    """The inverse of `to_plain` after a trip through JSON: lists become tuples again."""
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return ConfigDict({k: restore(v) for k, v in value.items()})
+        return tuple(restore(v) for v in value) if isinstance(value, list) else value
+
+    return restore(dict(plain))
+
+
+def changes_result(path: str) -> bool:
+    """Whether the key can change a run's result; model attributes and keys of a plug-in always count."""
+    return KEYS[path].changes_result if path in KEYS else True
+
+
+def config_hash(config: ConfigDict) -> str:
+    """16 hex digits over every key that can change the result: equal hashes mean the same experiment."""
+    relevant = {path: value for path, value in flatten(config) if changes_result(path)}
+    text = json.dumps(relevant, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """{key: (old, new)} for every key that can change the result and is not equal; a missing key shows as '(absent)'."""
+    a, b = dict(flatten(old)), dict(flatten(new))
+    return {
+        path: (a.get(path, "(absent)"), b.get(path, "(absent)"))
+        for path in dict.fromkeys([*a, *b])
+        if changes_result(path) and a.get(path, "(absent)") != b.get(path, "(absent)")
+    }
+
+
+def data_dir(config_value: str) -> Path:
+    """The TFDS directory: the config's, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(config_value or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()

@@ -1,0 +1,59 @@
+"""figures/history.png: a panel for each metric, training against validation, and the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+# Okabe and Ito's colours: told apart by colour-blind readers too.
+TRAIN, VALIDATION, BEST = "#0072B2", "#D55E00", "#009E73"
+PANELS = (
+    ("loss", "loss"),
+    ("top1", "accuracy"),
+    ("top5", "top-5 accuracy"),
+    ("precision", "precision (probability > ½)"),
+    ("recall", "recall (probability > ½)"),
+)
+
+
+def draw_history(records: Sequence[dict[str, Any]], file: Path, best_epoch: int = 0, title: str = "") -> None:
+    """Draws the metrics of a run.
+
+    Args:
+      records: lines of metrics.jsonl.
+      file: PNG to write.
+      best_epoch: marked by a vertical line; 0 = none.
+      title: over the figure.
+    """
+    by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "validation", "steps")}
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
+    for axis, (name, label) in zip(axes.flat, PANELS, strict=False):
+        for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
+            points = [(r["epoch"], r[name]) for r in by_split[split] if r.get(name) is not None]
+            if points:
+                marker = "o" if len(points) == 1 else None
+                axis.plot(*zip(*points, strict=True), color=colour, label=split, linewidth=1.8, marker=marker)
+        axis.set(title=label, xlabel="epoch")
+        if best_epoch and by_split["validation"]:
+            axis.axvline(best_epoch, color=BEST, linestyle="--", linewidth=1.2, label=f"best: epoch {best_epoch}")
+        axis.grid(alpha=0.3)
+    rate = axes.flat[-1]
+    points = [(r["epoch"], r["learning_rate"]) for r in by_split["steps"]]
+    if points:
+        rate.plot(*zip(*points, strict=True), color="#555555", linewidth=1.8)
+    rate.set(title="learning rate", xlabel="epoch")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.grid(alpha=0.3)
+    if axes.flat[0].get_legend_handles_labels()[0]:
+        axes.flat[0].legend(frameon=False)
+    if title:
+        figure.suptitle(title)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)

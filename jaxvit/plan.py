@@ -1,0 +1,315 @@
+"""From a config to a frozen Plan: all derived numbers of a run, worked out and checked in one place.
+
+`resolve` is the only reader of a config. It notes which keys it reads; an overridden key that it did not read has no
+effect in this run, and that is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxvit.config import KEYS, config_hash, data_dir
+from jaxvit.data.augment import Augmentation
+from jaxvit.data.batches import steps_per_epoch
+from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.errors import UsageError, nearest
+from jaxvit.training.metrics import MONITORS
+from jaxvit.training.optimizer import OptimizerSettings
+
+WRITERS = ("jsonl", "tensorboard", "wandb", "mlflow")
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Splits and their sizes; an empty split has size 0 and is not used."""
+
+    name: str
+    directory: str
+    image_shape: tuple[int | None, ...]
+    class_names: tuple[str, ...]
+    train: str
+    validation: str
+    test: str
+    train_count: int
+    validation_count: int
+    test_count: int
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """The model's name and attributes, as `jaxvit.create_model` takes them."""
+
+    name: str
+    attributes: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Lengths in steps, sizes in images."""
+
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    per_device_batch: int
+    devices: int
+    last_batch: str
+    label_smoothing: float
+    patience_epochs: int
+    monitor: str
+    eval_batch_size: int
+    checkpoint_every: int
+    log_every: int
+    writers: tuple[str, ...]
+
+    @property
+    def epochs(self) -> float:
+        return self.steps / self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run needs to know, derived from its config, its data set and its devices."""
+
+    seed: int
+    data: DataPlan
+    augment: Augmentation
+    model: ModelPlan
+    optim: OptimizerSettings
+    train: TrainPlan
+    config_hash: str
+
+
+class _Reader:
+    """Reads config values and remembers which."""
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+        self.read: set[str] = set()
+
+    def __call__(self, path: str) -> Any:
+        self.read.add(path)
+        value: Any = self._config
+        for part in path.split("."):
+            value = value[part]
+        return value
+
+    def at_least(self, path: str, low: float) -> Any:
+        value = self(path)
+        if not value >= low:
+            raise UsageError(f"config.{path}={value}: must be {low} or more")
+        return value
+
+    def between(self, path: str, low: float, high: float) -> Any:
+        """A value in [low, high)."""
+        value = self(path)
+        if not low <= value < high:
+            raise UsageError(f"config.{path}={value}: must be at least {low} and below {high}")
+        return value
+
+    def one_of(self, path: str, choices: Iterable[str]) -> str:
+        value = self(path)
+        if value not in choices:
+            raise UsageError(f"config.{path}='{value}': must be one of {', '.join(choices)}{nearest(value, choices)}")
+        return value
+
+
+def parse_duration(text: str, *, key: str, steps_per_epoch: int, whole: int = 0) -> int:
+    """Steps that a duration stands for, rounded down.
+
+    Args:
+      text: such as '30 epochs', '0.5 epochs', '2000 steps' or, where `whole` is given, '15%'.
+      key: config key, for the error.
+      steps_per_epoch: steps of one pass over the training images.
+      whole: steps that 100 % means; 0 = a share makes no sense for this key.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(epochs?|steps?|%)\s*", text)
+    forms = "'30 epochs', '2000 steps'" + (" or '15%'" if whole else "")
+    if not match:
+        raise UsageError(f"config.{key}='{text}': not a duration; write it as {forms}")
+    number, unit = float(match[1]), match[2]
+    if unit == "%":
+        if not whole:
+            raise UsageError(f"config.{key}='{text}': a share has no meaning here; write it as {forms}")
+        return int(number * whole / 100)
+    return int(number * steps_per_epoch) if unit.startswith("epoch") else int(number)
+
+
+def resolve(
+    config: ConfigDict, *, devices: int = 1, overrides: Iterable[str] = (), dataset: Dataset | None = None
+) -> Plan:
+    """Derives the Plan of a config.
+
+    Args:
+      config: an experiment's config.
+      devices: number of devices that share a batch.
+      overrides: keys set on the command line; each must matter in this run.
+      dataset: already opened, to open it only once.
+
+    Raises:
+      UsageError: a value is out of range, parts do not fit together, or an override has no effect.
+    """
+    get = _Reader(config)
+    data = _resolve_data(get, dataset)
+    train = _resolve_train(get, data, devices)
+    plan = Plan(
+        seed=get.at_least("seed", 0),
+        data=data,
+        augment=_resolve_augment(get, data),
+        model=_resolve_model(get, config, data),
+        optim=_resolve_optim(get, train),
+        train=train,
+        config_hash=config_hash(config),
+    )
+    for key in overrides:
+        if key not in get.read:
+            raise UsageError(f"--config.{key}: nothing reads this key in this run: {_why_unread(key, config)}")
+    return plan
+
+
+def _resolve_data(get: _Reader, dataset: Dataset | None) -> DataPlan:
+    directory = data_dir(get("data.dir"))
+    name = get("data.name")
+    dataset = dataset or open_dataset(name, directory)
+    splits = {part: get(f"data.{part}") for part in ("train", "validation", "test")}
+    if not splits["train"]:
+        raise UsageError("config.data.train='': a run needs images to train on")
+    counts = {part: dataset.count(split, f"config.data.{part}") if split else 0 for part, split in splits.items()}
+    return DataPlan(
+        name=name,
+        directory=str(directory),
+        image_shape=dataset.image_shape,
+        class_names=dataset.class_names,
+        **splits,
+        **{f"{part}_count": count for part, count in counts.items()},
+    )
+
+
+def _resolve_augment(get: _Reader, data: DataPlan) -> Augmentation:
+    mean, std = tuple(get("augment.mean")), tuple(get("augment.std"))
+    channels = data.image_shape[-1]
+    for key, value in (("mean", mean), ("std", std)):
+        if len(value) not in (1, channels) or not all(isinstance(v, int | float) for v in value):
+            raise UsageError(f"config.augment.{key}={value}: must be 1 or {channels} numbers, one for each channel")
+    if min(std) <= 0:
+        raise UsageError(f"config.augment.std={std}: must be above 0")
+    pad = get.at_least("augment.pad_crop", 0)
+    smallest = min(side for side in data.image_shape[:2] if side) if any(data.image_shape[:2]) else 0
+    if smallest and pad >= smallest:
+        raise UsageError(f"config.augment.pad_crop={pad}: must be smaller than the image's side of {smallest} pixels")
+    return Augmentation(mean=mean, std=std, pad_crop=pad, flip=get("augment.flip"))
+
+
+def _resolve_model(get: _Reader, config: ConfigDict, data: DataPlan) -> ModelPlan:
+    name = get("model.name")
+    attributes = {key: get(f"model.{key}") for key in config.model if key != "name"}
+    classes = len(data.class_names)
+    if attributes.get("num_classes", 1) == 0:
+        attributes["num_classes"] = classes
+    if attributes.get("num_classes", classes) < classes:
+        given = attributes["num_classes"]
+        raise UsageError(f"config.model.num_classes={given}: {data.name} has {classes} classes; 0 takes them all")
+    return ModelPlan(name, tuple(attributes.items()))
+
+
+def _resolve_train(get: _Reader, data: DataPlan, devices: int) -> TrainPlan:
+    batch = get.at_least("train.batch_size", 1)
+    if batch % devices:
+        lower = batch - batch % devices
+        fits = f"{lower} or {lower + devices}" if lower else f"{devices}"
+        raise UsageError(f"config.train.batch_size={batch}: {devices} devices do not divide it; {fits} would do")
+    last = get.one_of("train.last_batch", ("keep", "drop"))
+    per_epoch = steps_per_epoch(data.train_count, batch, last)
+    if per_epoch == 0:
+        raise UsageError(
+            f"config.train.batch_size={batch}: the training split has only {data.train_count} images, and "
+            "train.last_batch='drop' drops the only batch"
+        )
+
+    def length(key: str, whole: int = 0) -> int:
+        return parse_duration(get(key), key=key, steps_per_epoch=per_epoch, whole=whole)
+
+    steps = length("train.duration")
+    if steps < 1:
+        raise UsageError(f"config.train.duration='{get('train.duration')}': that is less than one step")
+    patience_text = get("train.patience")
+    patience = 0
+    if patience_text:
+        if not data.validation:
+            raise UsageError("config.train.patience: early stopping needs config.data.validation")
+        patience = length("train.patience") // per_epoch
+        if patience < 1:
+            raise UsageError(f"config.train.patience='{patience_text}': must be one epoch or more")
+    eval_batch = get.at_least("eval.batch_size", 0) or batch
+    writers = tuple(get("log.writers"))
+    for writer in writers:
+        if writer not in WRITERS:
+            raise UsageError(f"config.log.writers: there is no writer '{writer}'{nearest(writer, WRITERS)}")
+    return TrainPlan(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        batch_size=batch,
+        per_device_batch=batch // devices,
+        devices=devices,
+        last_batch=last,
+        label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
+        patience_epochs=patience,
+        monitor=get.one_of("train.monitor", tuple(MONITORS)) if data.validation else "",
+        eval_batch_size=math.ceil(eval_batch / devices) * devices,
+        checkpoint_every=max(1, length("checkpoint.every")),
+        log_every=max(1, length("log.every")),
+        writers=writers,
+    )
+
+
+def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:
+    def length(key: str, whole: int) -> int:
+        return parse_duration(get(key), key=key, steps_per_epoch=train.steps_per_epoch, whole=whole)
+
+    schedule = get.one_of("optim.schedule", ("cosine", "linear", "constant"))
+    total = length("optim.length", train.steps) if schedule != "constant" else train.steps
+    warmup = length("optim.warmup", total)
+    if warmup > total:
+        what = "the schedule" if schedule != "constant" else "training"
+        raise UsageError(
+            f"config.optim.warmup='{get('optim.warmup')}': warm-up of {warmup} steps is longer than {what} of {total}"
+        )
+    peak = get.at_least("optim.peak_lr", 0.0)
+    start = get.at_least("optim.start_lr", 0.0) if warmup else 0.0
+    if start > peak:
+        raise UsageError(f"config.optim.start_lr={start}: must not be above optim.peak_lr={peak}")
+    weight_decay = get.at_least("optim.weight_decay", 0.0)
+    return OptimizerSettings(
+        schedule=schedule,
+        start_lr=start,
+        peak_lr=peak,
+        end_lr=get.at_least("optim.end_lr", 0.0) if schedule != "constant" else peak,
+        warmup_steps=warmup,
+        total_steps=total,
+        weight_decay=weight_decay,
+        decay_mask=get.one_of("optim.decay_mask", ("kernels", "all")) if weight_decay else "kernels",
+        b1=get.between("optim.b1", 0.0, 1.0),
+        b2=get.between("optim.b2", 0.0, 1.0),
+        eps=get.at_least("optim.eps", 0.0),
+        clip_norm=get.at_least("optim.clip_norm", 0.0),
+    )
+
+
+def _why_unread(key: str, config: ConfigDict) -> str:
+    """Names the setting that makes a key idle."""
+    optim = config.optim
+    if key == "train.monitor":
+        return "there is no config.data.validation to watch"
+    if key in ("optim.length", "optim.end_lr"):
+        return f"the schedule is '{optim.schedule}'"
+    if key == "optim.start_lr":
+        return f"there is no warm-up (config.optim.warmup='{optim.warmup}')"
+    if key == "optim.decay_mask":
+        return f"config.optim.weight_decay={optim.weight_decay} decays nothing"
+    meaning = KEYS[key].meaning if key in KEYS else "it belongs to another part"
+    return meaning

@@ -1,0 +1,155 @@
+"""A run's folder, which explains itself: what was asked for, where it ran, what came out.
+
+    config.json        every key, expanded, and the config hash
+    environment.json   versions, devices, data fingerprints, one entry a start
+    metrics.jsonl      one JSON object a line
+    tensorboard/       event files
+    checkpoints/       the newest and the best
+    figures/           history.png
+    result.json        written last: its presence means that the run is finished
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxvit._version import __version__
+from jaxvit.config import EXTENDABLE, config_hash, differences, from_plain, to_plain
+from jaxvit.errors import UsageError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "ml-collections", "numpy")
+
+
+class RunDirectory:
+    """Opens a folder for one config, and keeps other processes out of it until `close`.
+
+    Raises:
+      UsageError: the folder belongs to another config, to another process, or holds something else.
+    """
+
+    def __init__(self, path: Path, config: ConfigDict):
+        self.path = path
+        self.config = config
+        self.extended: dict[str, tuple[Any, Any]] = {}
+        self._lock = self._take_lock()
+        try:
+            self._compare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_lock(self) -> IO[str]:
+        foreign = self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.json").exists()
+        if foreign and not (self.path / ".lock").exists():
+            raise UsageError(f"--workdir={self.path}: this folder holds other files; name a new one for the run")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UsageError(f"--workdir={self.path}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise UsageError(f"--workdir={self.path}: another process is at work in this run; wait or stop it") from None
+        return lock
+
+    def _compare(self) -> None:
+        existing = self.path / "config.json"
+        if not existing.exists():
+            return
+        changed = differences(read_config(self.path), self.config)
+        if not changed:
+            return
+        if set(changed) <= set(EXTENDABLE):
+            self.extended = changed
+            return
+        listing = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
+        raise UsageError(f"--workdir={self.path}: this folder holds a run of another config ({listing}); name a new one")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result; None while it is not finished."""
+        return read_json(self.path / "result.json") if (self.path / "result.json").exists() else None
+
+    def set_result_aside(self) -> None:
+        """Keeps the result of the shorter run under its number of steps when a finished run is taken further."""
+        if self.result is not None:
+            os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
+
+    def write_config(self) -> None:
+        write_json(
+            self.path / "config.json",
+            {"jaxvit": __version__, "config_hash": config_hash(self.config), "config": to_plain(self.config)},
+        )
+
+    def write_environment(self, data: Mapping[str, Any]) -> None:
+        """Adds this start to environment.json; `data` holds the splits' fingerprints."""
+        file = self.path / "environment.json"
+        starts = read_json(file)["starts"] if file.exists() else []
+        write_json(file, {"data": dict(data), "starts": [*starts, describe_environment()]})
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        write_json(self.path / "result.json", result)
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config of a run directory.
+
+    Raises:
+      UsageError: there is no readable config.json.
+    """
+    try:
+        return from_plain(read_json(path / "config.json")["config"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path / 'config.json'} cannot be read ({type(error).__name__}: {error}); is this a run directory?"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: written beside, then moved."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, devices and the command of this process."""
+    devices = jax.devices()
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "jaxvit": __version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in devices],
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }

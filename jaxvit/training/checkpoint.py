@@ -1,0 +1,114 @@
+"""Checkpoints: the newest and the best, through Orbax, each a folder named by its step.
+
+Which one is best stands in the newest checkpoint, so that both move in one atomic rename: whatever instant a run is
+killed at, the newest finished checkpoint and the best that it names are there. (Orbax's own keep-the-best option
+deletes the newest one when it is not among the best, and a run could then not continue.)
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.training.state import TrainState
+
+
+class _NewestAndBest:
+    """Orbax preservation policy: the newest checkpoint, and the one that it names as the best."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        best = (checkpoints[-1].metrics or {}).get("best_step", -1) if checkpoints else -1
+        return [info.step == best or info is checkpoints[-1] for info in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      directory: made when missing. Saving is asynchronous; `wait` or `close` finishes it.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_NewestAndBest(),
+            best_fn=lambda metrics: metrics["best_step"],  # without it Orbax does not store metrics
+            best_mode="max",
+            save_interval_steps=1,
+        )
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_names=("state", "progress")
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest finished checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, progress: dict[str, Any], step: int, best_step: int) -> None:
+        """Starts to save; nothing happens when this step is saved already.
+
+        Raises:
+          RunFailedError: the disk is full, or an earlier save failed. Finished checkpoints are untouched.
+        """
+        if step == self.latest_step():
+            return
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+        )
+        with _SavingErrors(self):
+            self._manager.save(step, args=arguments, metrics={"best_step": best_step}, force=True)
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state and the progress of a step, onto the shapes and shardings of `like` (arrays or abstract arrays).
+
+        Raises:
+          UsageError: it does not fit `like`, or its files are damaged.
+        """
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except Exception as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UsageError(
+                f"checkpoint {self._directory / str(step)} cannot be read: {reason}; it is damaged or of another model. "
+                "Delete this folder to go back to an earlier checkpoint, or use a new --workdir"
+            ) from error
+        return restored.state, restored.progress
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk."""
+        with _SavingErrors(self):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+class _SavingErrors:
+    """Turns what Orbax raises when it cannot write into one line."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception):
+            return
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "the disk is full" if full else str(error).splitlines()[0][:200]
+        kept = self._checkpoints.latest_step()
+        state = f"the checkpoint of step {kept} is kept" if kept is not None else "there is no checkpoint yet"
+        raise RunFailedError(
+            f"cannot save into {self._checkpoints._directory}: {reason}; {state}. Make room and start the run again"
+        ) from error

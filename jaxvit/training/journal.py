@@ -1,0 +1,176 @@
+"""Where metrics go: a small list of writers that anybody can extend.
+
+A writer has `write(record)`, `flush()` and `close()`. A record is a flat dict with 'step', 'epoch', 'split' and numbers.
+To add one, write such a class and name it in `open_writers`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxvit.errors import UsageError
+
+Record = dict[str, Any]
+
+
+class Writer(Protocol):
+    """What the journal asks of a writer."""
+
+    def write(self, record: Record) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """metrics.jsonl: one JSON object a line. Reopened at a step, it drops what came after: that will be written again."""
+
+    def __init__(self, path: Path, resume_step: int):
+        kept = [record for record in read_jsonl(path) if record["step"] <= resume_step]
+        replacement = path.with_suffix(".tmp")
+        replacement.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(replacement, path)
+        self._file = path.open("a")
+
+    def write(self, record: Record) -> None:
+        # JSON knows no NaN and no infinity.
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(clean) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files, one scalar 'split/metric' each."""
+
+    def __init__(self, directory: Path, resume_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1 if resume_step else None)
+
+    def write(self, record: Record) -> None:
+        for name, value in _numbers(record).items():
+            self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the installed `wandb`; its own environment variables (WANDB_PROJECT, WANDB_MODE) apply."""
+
+    def __init__(self, directory: Path, run_id: str, config: dict[str, Any]):
+        import wandb
+
+        self._run = wandb.init(dir=str(directory), id=run_id, resume="allow", config=config)
+        # Evaluation and training of one step come as two records; W&B's own step could not go back for the second.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, record: Record) -> None:
+        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
+        self._run.log({"step": record["step"], **values})
+
+    def flush(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """A run of the installed `mlflow`; its own environment variables (MLFLOW_TRACKING_URI, …) apply."""
+
+    def __init__(self, directory: Path, run_id: str, config: dict[str, Any]):
+        import mlflow
+
+        self._mlflow = mlflow
+        stored = directory / "mlflow_run_id"
+        previous = stored.read_text().strip() if stored.exists() else None
+        run = mlflow.start_run(run_id=previous, run_name=None if previous else run_id)
+        stored.write_text(run.info.run_id)
+        if not previous:
+            mlflow.log_dict(config, "config.json")
+
+    def write(self, record: Record) -> None:
+        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
+        self._mlflow.log_metrics(values, step=record["step"])
+
+    def flush(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class Journal:
+    """Several writers as one."""
+
+    def __init__(self, writers: Sequence[Writer]):
+        self._writers = tuple(writers)
+
+    def write(self, step: int, epoch: float, split: str, values: dict[str, Any]) -> None:
+        record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
+        for writer in self._writers:
+            writer.write(record)
+
+    def flush(self) -> None:
+        """Before a checkpoint is made: what it has seen must be on disk."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+def open_writers(
+    names: Sequence[str], workdir: Path, *, resume_step: int, run_id: str, config: dict[str, Any]
+) -> list[Writer]:
+    """The writers named in ``config.log.writers``.
+
+    Raises:
+      UsageError: a writer's package is not installed.
+    """
+    for package in {"wandb", "mlflow"} & set(names):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"config.log.writers: '{package}' is not installed; pip install {package}, or leave it out")
+    makers = {
+        "jsonl": lambda: JsonLines(workdir / "metrics.jsonl", resume_step),
+        "tensorboard": lambda: TensorBoard(workdir / "tensorboard", resume_step),
+        "wandb": lambda: WeightsAndBiases(workdir, run_id, config),
+        "mlflow": lambda: MLflow(workdir, run_id, config),
+    }
+    return [makers[name]() for name in names]
+
+
+def read_jsonl(path: Path) -> list[Record]:
+    """All whole records of a metrics.jsonl; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    return {k: v for k, v in record.items() if k not in ("step", "split") and isinstance(v, int | float)}

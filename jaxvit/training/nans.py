@@ -1,0 +1,47 @@
+"""Finds where a number that is not finite first comes from, by running one step again module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxvit.training.state import TrainState
+
+
+def explain(loss: Callable[..., Any], state: TrainState, batch: Mapping[str, Any]) -> str:
+    """A phrase that names the first module whose output, or else the first parameter whose gradient, is not finite.
+
+    Args:
+      loss: the run's loss, see `jaxvit.training.step.make_loss`.
+      state: before the step that went wrong.
+      batch: of that step.
+    """
+    culprits: list[str] = []
+
+    def watch(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        inputs_fine = _finite((args, kwargs))
+        outputs = next_fun(*args, **kwargs)
+        if inputs_fine and not _finite(outputs):
+            culprits.append("/".join(context.module.path) or type(context.module).__name__)
+        return outputs
+
+    with nn.intercept_methods(watch):
+        loss(state.params, state.constants, state.step, batch)
+    # Inner modules finish before the outer ones that contain them: the first entry is the innermost.
+    if culprits:
+        return f"the output of module {culprits[0]} is the first that is not finite"
+    gradients, _ = jax.grad(loss, has_aux=True)(state.params, state.constants, state.step, batch)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        if not _finite(gradient):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return f"the forward pass is finite; the gradient of {name} is not"
+    return "forward pass and gradients are finite when repeated; the update itself is not: lower optim.peak_lr"
+
+
+def _finite(tree: Any) -> bool:
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
+    return all(bool(jnp.isfinite(x).all()) for x in arrays)

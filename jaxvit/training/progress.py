@@ -1,0 +1,91 @@
+"""What a person sees while a run goes on: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+PLAIN_SECONDS = 20.0  # between plain lines, when nothing else is printed
+
+
+class Progress:
+    """Shows epoch, step, images a second, loss, accuracy and the time left.
+
+    Args:
+      steps: of the whole run.
+      steps_per_epoch: of one epoch.
+      start_step: where this process starts; speed and time left count from there.
+      console: for tests; by default stdout.
+    """
+
+    def __init__(self, steps: int, steps_per_epoch: int, start_step: int = 0, console: Console | None = None):
+        self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._steps, self._per_epoch, self._start_step = steps, steps_per_epoch, start_step
+        self._images = 0.0
+        self._training_seconds = 0.0
+        self._last_shown = time.monotonic()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._console.print(line, markup=False)
+        self._last_shown = time.monotonic()
+
+    def step(self, step: int, sums: Mapping[str, float], means: Mapping[str, float], seconds: float) -> None:
+        """After a step: its sums, the epoch's means so far, and the seconds that it took."""
+        self._images += sums["count"]
+        self._training_seconds += seconds
+        now = time.monotonic()
+        if self._live:
+            self._live.update(Text(self._line(step, means)))
+        elif now - self._last_shown > PLAIN_SECONDS:
+            self.say(self._line(step, means))
+
+    def epoch(
+        self, step: int, train: Mapping[str, float], validation: Mapping[str, float], note: str = ""
+    ) -> None:
+        """At the end of an epoch."""
+        parts = [f"epoch {self._epoch(step)}", _metrics("train", train)]
+        if validation:
+            parts.append(_metrics("validation", validation))
+        self.say("  ".join(parts) + (f"  {note}" if note else ""))
+
+    def _epoch(self, step: int) -> str:
+        width = len(str(-(-self._steps // self._per_epoch)))
+        return f"{-(-step // self._per_epoch):>{width}}/{-(-self._steps // self._per_epoch)}"
+
+    def _line(self, step: int, means: Mapping[str, float]) -> str:
+        seconds = max(self._training_seconds, 1e-9)
+        left = seconds / max(step - self._start_step, 1) * (self._steps - step)
+        return (
+            f"epoch {self._epoch(step)}  step {step}/{self._steps}  {self._images / seconds:,.0f} images/s  "
+            f"{_metrics('train', means)}  ETA {_clock(left)}"
+        )
+
+
+def _metrics(name: str, means: Mapping[str, float]) -> str:
+    if not means:
+        return name
+    return f"{name} loss {means['loss']:.4f} accuracy {means['top1']:.2%}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,46 @@
+"""What training changes: step, parameters, optimizer state. Randomness is derived from the seed and the step."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+
+@struct.dataclass
+class TrainState:
+    """A pytree.
+
+    Attributes:
+      step: int32 scalar; how many updates have been made.
+      params: parameter tree, float32.
+      constants: the model's other collections: stored with it, never trained.
+      opt_state: optax state.
+    """
+
+    step: jax.Array
+    params: Any
+    constants: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model's `apply` takes."""
+        return {"params": self.params, **self.constants}
+
+
+def create_state(init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step; `init(key)` makes the variables, 'params' and any others."""
+    constants = dict(init(key))
+    params = constants.pop("params")
+    return TrainState(step=jnp.int32(0), params=params, constants=constants, opt_state=optimizer.init(params))
+
+
+def derive_key(seed: int, name: str) -> jax.Array:
+    """The root key of one use of randomness ('init', 'step'): a function of the seed and the name."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

@@ -1,0 +1,98 @@
+"""One training step and one evaluation step, as pure functions.
+
+The same function runs on one device, under `jax.jit` over a mesh, and under `jax.pmap`: only `pmap` needs `axis_name`,
+the other two see the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxvit.training.loss import cross_entropy, one_hot
+from jaxvit.training.metrics import Sums, classification_sums
+from jaxvit.training.state import TrainState
+
+Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits float32 [B, K]
+
+
+def make_loss(
+    apply: Apply,
+    transform: Callable[[jax.Array, jax.Array], jax.Array],
+    key: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    axis_name: str | None = None,
+) -> Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
+    """Builds ``loss(params, constants, step, batch) -> (mean loss, (logits [B, K], loss of each image [B]))``.
+
+    Under pmap the mean is this device's share of the mean over all devices: the shares, and their gradients, add up.
+    """
+
+    def loss(
+        params: Any, constants: Any, step: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        step_key = jax.random.fold_in(key, step)
+        if axis_name:
+            step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
+        augment_key, model_key = jax.random.split(step_key)
+        images_BHWC = transform(augment_key, batch["image"])
+        logits_BK = apply({"params": params, **constants}, images_BHWC, train=True, key=model_key)
+        loss_B = cross_entropy(logits_BK, one_hot(batch["label"], logits_BK.shape[-1], label_smoothing))
+        count = jnp.maximum(_sum_over_devices(jnp.sum(batch["mask"]), axis_name), 1.0)
+        return jnp.sum(jnp.where(batch["mask"] > 0, loss_B, 0.0)) / count, (logits_BK, loss_B)
+
+    return loss
+
+
+def make_train_step(
+    loss: Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]],
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Sums]]:
+    """Builds ``train_step(state, batch) -> (state, sums)``.
+
+    Args:
+      loss: made by `make_loss`, with the same axis_name.
+      optimizer: optax transformation.
+      axis_name: name of pmap's axis; None everywhere else.
+    """
+
+    def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Sums]:
+        gradients, (logits_BK, loss_B) = jax.grad(loss, has_aux=True)(state.params, state.constants, state.step, batch)
+        gradients = _sum_over_devices(gradients, axis_name)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"])
+        sums = _sum_over_devices(sums, axis_name) | {
+            "steps": jnp.float32(1.0),
+            "gradient_norm": optax.global_norm(gradients),
+            "parameter_norm": optax.global_norm(params),
+            "update_norm": optax.global_norm(updates),
+        }
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), sums
+
+    return train_step
+
+
+def make_eval_step(
+    apply: Apply, transform: Callable[[jax.Array], jax.Array], *, axis_name: str | None = None
+) -> Callable[[Any, Mapping[str, jax.Array]], Sums]:
+    """Builds ``eval_step(variables, batch) -> sums``, without smoothing and without randomness."""
+
+    def eval_step(variables: Any, batch: Mapping[str, jax.Array]) -> Sums:
+        logits_BK = apply(variables, transform(batch["image"]), train=False)
+        loss_B = cross_entropy(logits_BK, one_hot(batch["label"], logits_BK.shape[-1]))
+        sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"])
+        return _sum_over_devices(sums, axis_name)
+
+    return eval_step
+
+
+def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
+    return jax.lax.psum(tree, axis_name) if axis_name else tree
