@@ -1,0 +1,84 @@
+"""Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762).
+
+Kernels are kept apart and per head, `query`, `key`, `value` (C, heads, head_dim) and `out` (heads, head_dim, C): the
+layout of Flax's own module and of the published ViT checkpoints.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvit.layers.initialisers import attention_kernel
+from jaxvit.layers.norm import Norm
+from jaxvit.ops.stochastic import dropout
+
+
+class Attention(nn.Module):
+    """Attention of `q_BNC` on `kv_BNC`, or of `q_BNC` on itself.
+
+    The softmax is float32. The weights are sown as `attention` (B, M, queries, keys) when `intermediates` is mutable.
+
+    Attributes:
+      heads: number of heads.
+      head_dim: channels per head; 0 = C // heads. The tutorials use wider heads than that.
+      qkv_bias: biases on query, key and value (the output always has one).
+      qk_norm: normalise queries and keys per head before the product (Dehghani et al. 2023, arXiv:2302.05442).
+      dropout: rate on the attention weights.
+      norm_eps: epsilon of the norms of `qk_norm`.
+      initialiser: a name of `jaxvit.layers.initialisers`.
+      dtype: of the computation.
+
+    Raises:
+      ValueError: head_dim is 0 and the channels do not divide by the heads.
+    """
+
+    heads: int
+    head_dim: int = 0
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    dropout: float = 0.0
+    norm_eps: float = 1e-6
+    initialiser: str = "vit"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, q_BNC: jax.Array, kv_BNC: jax.Array | None = None, *, train: bool, key: jax.Array | None = None
+    ) -> jax.Array:
+        if kv_BNC is None:
+            kv_BNC = q_BNC
+        channels = q_BNC.shape[-1]
+        if not self.head_dim and channels % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide {channels} channels: change heads or set head_dim")
+        head_dim = self.head_dim or channels // self.heads
+
+        def project(name: str, x_BNC: jax.Array) -> jax.Array:
+            return nn.DenseGeneral(
+                (self.heads, head_dim),
+                use_bias=self.qkv_bias,
+                kernel_init=attention_kernel(self.initialiser, (x_BNC.shape[-1], self.heads, head_dim)),
+                dtype=self.dtype,
+                name=name,
+            )(x_BNC)
+
+        q_BNMD, k_BNMD, v_BNMD = project("query", q_BNC), project("key", kv_BNC), project("value", kv_BNC)
+        if self.qk_norm:
+            q_BNMD = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm_query")(q_BNMD)
+            k_BNMD = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm_key")(k_BNMD)
+
+        # Not jax.nn.dot_product_attention: it has no dropout, shows no weights, and refuses bfloat16 where implicit
+        # promotion of dtypes is off.
+        q_BNMD = q_BNMD * jnp.asarray(head_dim**-0.5, q_BNMD.dtype)
+        logits_BMNN = jnp.einsum("bqmd,bkmd->bmqk", q_BNMD, k_BNMD, preferred_element_type=jnp.float32)
+        weights_BMNN = jax.nn.softmax(logits_BMNN, axis=-1)
+        self.sow("intermediates", "attention", weights_BMNN)
+        if train and self.dropout > 0:
+            weights_BMNN = dropout(weights_BMNN, self.dropout, self.make_rng("dropout") if key is None else key)
+        x_BNMD = jnp.einsum("bmqk,bkmd->bqmd", weights_BMNN.astype(v_BNMD.dtype), v_BNMD)
+        return nn.DenseGeneral(
+            channels,
+            axis=(-2, -1),
+            kernel_init=attention_kernel(self.initialiser, (self.heads, head_dim, channels)),
+            dtype=self.dtype,
+            name="out",
+        )(x_BNMD)

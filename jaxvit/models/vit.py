@@ -1,0 +1,229 @@
+"""The plain vision transformer: patches, positions, equal blocks, one vector, class scores.
+
+Papers: Dosovitskiy et al. 2020 (arXiv:2010.11929); mean pooling, sine-cosine positions and the representation layer of
+the small models after Beyer et al. 2022 (arXiv:2205.01580).
+
+Departures from google-research/vision_transformer, whose numbers of parameters these models have:
+
+- exact gelu, where theirs approximates with tanh: the paper's function. Below 1e-3 per value; `activation='gelu_tanh'`
+  is theirs, to be taken with their weights.
+- no dropout by default, where theirs is .1: the published recipes choose it per run. Set `dropout`.
+- logits in float32 under bfloat16 too, because the loss needs them. Nothing changes in float32.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvit.layers.embed import POSITIONS, PatchEmbed, PositionEmbed, PrefixTokens
+from jaxvit.layers.encoder import Encoder, EncoderBlock
+from jaxvit.layers.norm import Norm
+from jaxvit.layers.pool import POOLS, Classifier, Pool
+from jaxvit.ops.stochastic import dropout
+
+NO_WEIGHT_DECAY = ("bias", "scale", "table", "probe", "scale_attention", "scale_mlp")
+
+
+class ViT(nn.Module):
+    """A vision transformer for images of any size.
+
+    Attributes:
+      num_classes: K.
+      patch: side of a patch in pixels.
+      dim: channels of a token.
+      depth: number of blocks.
+      heads: attention heads.
+      head_dim: channels per head; 0 = dim // heads.
+      mlp_ratio: channels inside the MLP, as a multiple of dim.
+      mlp_dim: the same as a number; 0 = by mlp_ratio.
+      pool: 'cls' (a class token), 'mean', 'attention' (MAP head) or 'flatten'.
+      registers: learned tokens without a place that no head reads.
+      positions: 'learned', 'sincos' (2-D, fixed), 'sine' (1-D, fixed) or 'none'.
+      stem: 'conv' or 'dense', the form of the patch embedding's kernel.
+      stem_norm: normalise the raw values of each patch ('dense' only).
+      crop_to_patches: drop the rows and columns that do not fill a patch, instead of refusing the image.
+      takes_patches: also take (B, h, w, patch² C) patches cut beforehand ('dense' only).
+      norm_order: 'pre', 'post', 'post_shared' or 'cct'.
+      norm_eps: epsilon of the norms.
+      final_norm: a norm after the last block.
+      activation: 'gelu' (exact), 'gelu_tanh' or 'relu'.
+      activate_twice: activation and dropout after both dense layers of the MLP.
+      qkv_bias, qk_norm: of the attention.
+      layer_scale: initial factor of the learned scale on each branch; 0 = none.
+      dropout: rate wherever the next two say nothing else, and in the MLP.
+      embed_dropout: rate after the positions; -1 = as dropout.
+      projection_dropout: rate after the attention's output; -1 = as dropout.
+      attention_dropout: rate on the attention weights.
+      drop_path: rate of dropping a branch, at the last block; rises linearly from 0.
+      rep_size: size of a tanh layer before the classifier; 0 = none.
+      head_hidden: sizes of hidden layers before the classifier.
+      head_activation: their activation.
+      head_dropout: rate after each of them.
+      head_input_dropout: rate before the first of them.
+      initialiser: a name of `jaxvit.layers.initialisers`.
+      remat: recompute blocks in the backward pass instead of keeping their values.
+      scan: compile one block and loop.
+      dtype: of the computation; parameters, statistics, softmax and logits stay float32.
+
+    Raises:
+      ValueError: attributes that do not go together, at construction; an image that does not suit, at the call.
+    """
+
+    num_classes: int = 10
+    patch: int = 4
+    dim: int = 128
+    depth: int = 6
+    heads: int = 4
+    head_dim: int = 0
+    mlp_ratio: float = 4.0
+    mlp_dim: int = 0
+    pool: str = "mean"
+    registers: int = 0
+    positions: str = "learned"
+    stem: str = "conv"
+    stem_norm: bool = False
+    crop_to_patches: bool = False
+    takes_patches: bool = False
+    norm_order: str = "pre"
+    norm_eps: float = 1e-6
+    final_norm: bool = True
+    activation: str = "gelu"
+    activate_twice: bool = False
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: float = 0.0
+    dropout: float = 0.0
+    embed_dropout: float = -1.0
+    projection_dropout: float = -1.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    rep_size: int = 0
+    head_hidden: tuple[int, ...] = ()
+    head_activation: str = "gelu"
+    head_dropout: float = 0.0
+    head_input_dropout: float = 0.0
+    initialiser: str = "vit"
+    remat: bool = False
+    scan: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.head_dim and self.dim % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or set head_dim")
+        if self.pool not in POOLS:
+            raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
+        if (self.stem_norm or self.takes_patches) and self.stem != "dense":
+            raise ValueError("stem_norm and takes_patches need whole patches as vectors: set stem='dense'")
+
+    @property
+    def prefix(self) -> int:
+        """Leading tokens that have no place in the image."""
+        return (self.pool == "cls") + self.registers
+
+    def setup(self):
+        shared = {"initialiser": self.initialiser, "dtype": self.dtype}
+        mlp_dim = self.mlp_dim or int(self.dim * self.mlp_ratio)
+        self.embed = PatchEmbed(
+            dim=self.dim,
+            patch=self.patch,
+            kind=self.stem,
+            norm=self.stem_norm,
+            crop=self.crop_to_patches,
+            takes_patches=self.takes_patches,
+            norm_eps=self.norm_eps,
+            **shared,
+        )
+        if self.pool == "cls":
+            self.class_token = PrefixTokens(1)
+        self.position_embed = PositionEmbed(kind=self.positions, **shared)
+        if self.registers:
+            self.register_tokens = PrefixTokens(self.registers, stddev=0.02)
+        block = partial(
+            EncoderBlock,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            mlp_dim=mlp_dim,
+            norm_order=self.norm_order,
+            norm_eps=self.norm_eps,
+            activation=self.activation,
+            activate_twice=self.activate_twice,
+            qkv_bias=self.qkv_bias,
+            qk_norm=self.qk_norm,
+            layer_scale=self.layer_scale,
+            attention_dropout=self.attention_dropout,
+            projection_dropout=self.dropout if self.projection_dropout < 0 else self.projection_dropout,
+            mlp_dropout=self.dropout,
+            **shared,
+        )
+        self.encoder = Encoder(block, self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan)
+        if self.final_norm:
+            self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
+        self.pooling = Pool(
+            kind=self.pool,
+            prefix=self.prefix,
+            heads=self.heads,
+            mlp_dim=mlp_dim,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            **shared,
+        )
+        if self.rep_size:
+            self.representation = nn.Dense(self.rep_size, dtype=self.dtype)
+        self.head = Classifier(
+            num_classes=self.num_classes,
+            hidden=self.head_hidden,
+            activation=self.head_activation,
+            dropout=self.head_dropout,
+            input_dropout=self.head_input_dropout,
+            **shared,
+        )
+
+    def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        """Tokens after the last block and norm: (B, prefix + h * w, dim), the class token first, registers next."""
+        x_BHWC = self.embed(images_BHWC.astype(self.dtype))
+        grid = x_BHWC.shape[1:3]
+        x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
+        if self.pool == "cls":
+            x_BNC = self.class_token(x_BNC)
+        x_BNC = self.position_embed(x_BNC, grid=grid)
+        if self.registers:
+            head, rest = x_BNC[:, : self.prefix - self.registers], x_BNC[:, self.prefix - self.registers :]
+            x_BNC = jnp.concatenate([head, self.register_tokens(rest)], axis=1)
+        rate = self.dropout if self.embed_dropout < 0 else self.embed_dropout
+        if train and rate > 0:
+            x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
+        x_BNC = self.encoder(x_BNC, train=train)
+        return self.norm(x_BNC) if self.final_norm else x_BNC
+
+    def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        """Images, floats already normalised, to float32 logits (B, K)."""
+        x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
+        if self.rep_size:
+            x_BC = jnp.tanh(self.representation(x_BC))
+        return self.head(x_BC, train=train)
+
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """Last names of the parameters that are not decayed: biases, norms, tables, learned scales."""
+        return NO_WEIGHT_DECAY
+
+
+def _imagenet(patch: int, dim: int, depth: int, heads: int) -> dict:
+    return {
+        "input": (224, 224, 3), "num_classes": 1000, "pool": "cls",
+        "patch": patch, "dim": dim, "depth": depth, "heads": heads,
+    }  # fmt: skip
+
+
+SIZES: dict[str, dict] = {
+    "vit_ti16_224": _imagenet(16, 192, 12, 3),
+    "vit_s16_224": _imagenet(16, 384, 12, 6),
+    "vit_s32_224": _imagenet(32, 384, 12, 6),
+    "vit_b16_224": _imagenet(16, 768, 12, 12),
+    "vit_b32_224": _imagenet(32, 768, 12, 12),
+    "vit_l16_224": _imagenet(16, 1024, 24, 16),
+}
