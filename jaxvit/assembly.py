@@ -71,7 +71,9 @@ def assemble(plan: Plan) -> Assembly:
     """
     shape = plan.data.image_shape
     if not all(shape):
-        raise UsageError(f"config.data.name: the images of {plan.data.name} vary in size; only sets of one size can be used")
+        raise UsageError(
+            f"config.data.name: the images of {plan.data.name} vary in size; only sets of one size can be used"
+        )
     try:
         model = create_model(plan.model.name, **dict(plan.model.attributes))
     except (ValueError, TypeError) as error:
@@ -89,5 +91,7 @@ def assemble(plan: Plan) -> Assembly:
         abstract = jax.eval_shape(lambda: create_state(init, optimizer, derive_key(plan.seed, "init")))
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"config.model: {plan.model.name} does not take images of {'×'.join(map(str, shape))}: {reason}") from None
+        raise UsageError(
+            f"config.model: {plan.model.name} does not take images of {'×'.join(map(str, shape))}: {reason}"
+        ) from None
     return Assembly(plan, model, init, apply, optimizer, make_schedule(plan.optim), abstract)

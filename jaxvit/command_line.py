@@ -44,14 +44,14 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise UsageError(f"{message}; see {self.prog} --help")
 
     def refuse_unknown(self, tokens: Sequence[str]) -> None:
         """Raises UsageError for the first of the tokens that `parse_known_args` could not place."""
         if tokens:
             flag = tokens[0].partition("=")[0]
             known = [o for action in self._actions for o in action.option_strings]
-            raise UsageError(f"{self.prog}: unknown argument '{tokens[0]}'{nearest(flag, known)}; see {self.prog} --help")
+            raise UsageError(f"unknown argument '{tokens[0]}'{nearest(flag, known)}; see {self.prog} --help")
 
 
 def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
@@ -175,7 +175,9 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     except errors.StoppedError as error:
         code = _complain(error, error.exit_code)
     except KeyboardInterrupt:
-        code = _complain("stopped at once; work since the last save is lost, the save itself is kept", errors.INTERRUPTED)
+        code = _complain(
+            "stopped at once; work since the last save is lost, the save itself is kept", errors.INTERRUPTED
+        )
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -49,12 +49,16 @@ KEYS: dict[str, Key] = {
         "", "TFDS directory; '' = the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets", changes_result=False
     ),
     "data.train": Key("train", "split trained on, in TFDS notation, such as 'train[:90%]'"),
-    "data.validation": Key("", "split that chooses the best weights and stops early; '' = none: the last weights count"),
+    "data.validation": Key(
+        "", "split that chooses the best weights and stops early; '' = none: the last weights count"
+    ),
     "data.test": Key("test", "split measured once, at the end, with the chosen weights; '' = none"),
     # Augmentation: on the device, in float32, one decision an image.
     "augment.mean": Key((0.0,), "subtracted from each channel, in units of the 0..1 pixel range"),
     "augment.std": Key((1.0,), "each channel is divided by it after the mean is subtracted"),
-    "augment.pad_crop": Key(0, "pixels padded (with zeros) on every side before a random crop to the image size; 0 = off"),
+    "augment.pad_crop": Key(
+        0, "pixels padded (with zeros) on every side before a random crop to the image size; 0 = off"
+    ),
     "augment.flip": Key(False, "mirror each training image left-right with probability 1/2"),
     # Optimisation.
     "optim.peak_lr": Key(1e-3, "learning rate at the end of warm-up"),

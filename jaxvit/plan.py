@@ -195,7 +195,8 @@ def _resolve_augment(get: _Reader, data: DataPlan) -> Augmentation:
     channels = data.image_shape[-1]
     for key, value in (("mean", mean), ("std", std)):
         if len(value) not in (1, channels) or not all(isinstance(v, int | float) for v in value):
-            raise UsageError(f"config.augment.{key}={value}: must be 1 or {channels} numbers, one for each channel")
+            many = f"{channels} numbers, one for each channel, or one number for all" if channels != 1 else "one number"
+            raise UsageError(f"config.augment.{key}={value}: must be {many}")
     if min(std) <= 0:
         raise UsageError(f"config.augment.std={std}: must be above 0")
     pad = get.at_least("augment.pad_crop", 0)

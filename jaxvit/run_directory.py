@@ -1,12 +1,12 @@
 """A run's folder, which explains itself: what was asked for, where it ran, what came out.
 
-    config.json        every key, expanded, and the config hash
-    environment.json   versions, devices, data fingerprints, one entry a start
-    metrics.jsonl      one JSON object a line
-    tensorboard/       event files
-    checkpoints/       the newest and the best
-    figures/           history.png
-    result.json        written last: its presence means that the run is finished
+config.json        every key, expanded, and the config hash
+environment.json   versions, devices, data fingerprints, one entry a start
+metrics.jsonl      one JSON object a line
+tensorboard/       event files
+checkpoints/       the newest and the best
+figures/           history.png
+result.json        written last: its presence means that the run is finished
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ from jaxvit._version import __version__
 from jaxvit.config import EXTENDABLE, config_hash, differences, from_plain, to_plain
 from jaxvit.errors import UsageError
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "ml-collections", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "grain",
+    "ml-collections",
+    "numpy",
+)
 
 
 class RunDirectory:
@@ -63,7 +73,9 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
-            raise UsageError(f"--workdir={self.path}: another process is at work in this run; wait or stop it") from None
+            raise UsageError(
+                f"--workdir={self.path}: another process is at work in this run; wait or stop it"
+            ) from None
         return lock
 
     def _compare(self) -> None:
@@ -77,7 +89,9 @@ class RunDirectory:
             self.extended = changed
             return
         listing = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
-        raise UsageError(f"--workdir={self.path}: this folder holds a run of another config ({listing}); name a new one")
+        raise UsageError(
+            f"--workdir={self.path}: this folder holds a run of another config ({listing}); name a new one"
+        )
 
     @property
     def result(self) -> dict[str, Any] | None:

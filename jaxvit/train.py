@@ -83,7 +83,9 @@ def train(
 
 def _run(run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, debug_nans: bool) -> dict[str, Any]:
     mesh = make_mesh(plan.train.devices)
-    sources = {part: dataset.read(split) for part in ("train", "validation", "test") if (split := getattr(plan.data, part))}
+    sources = {
+        part: dataset.read(split) for part in ("train", "validation", "test") if (split := getattr(plan.data, part))
+    }
     with StopRequest() as stop, contextlib.closing(Checkpoints(run.path / "checkpoints")) as checkpoints:
         state, position = _start(run, plan, assembly, checkpoints, mesh)
         run.set_result_aside()
@@ -125,7 +127,9 @@ def _start(
     position = Position.from_json(values)
     if run.extended:
         for key, (old, new) in run.extended.items():
-            print(f"{key}: {old} before, {new} from here on; the learning rate follows the new schedule from step {saved}")
+            print(
+                f"{key}: {old} before, {new} from here on; the learning rate follows the new schedule from step {saved}"
+            )
         position.stopped_early, position.epochs_waited = False, 0
     return state, position
 
@@ -250,7 +254,9 @@ def _report(result: dict[str, Any], path: Path, remark: str = "") -> None:
         )
     seconds = result["seconds"]
     early = ", stopped early" if result["stopped_early"] else ""
-    chosen = f"weights of epoch {result['best_epoch']}, the best on validation" if result["validation"] else "last weights"
+    chosen = (
+        f"weights of epoch {result['best_epoch']}, the best on validation" if result["validation"] else "last weights"
+    )
     print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
     print(f"run: {path}", flush=True)
 
@@ -269,7 +275,9 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser("train", "Trains a model as a config says, into a run directory.", _EXAMPLES + keys)
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file, such as configs/digits.py:vit")
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder; made when missing")
-    parser.add_argument("--dry_run", action="store_true", help="print the plan, the parameters and the learning rate; stop")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the plan, the parameters and the learning rate; stop"
+    )
     parser.add_argument("--debug_nans", action="store_true", help="name the module where a number stops being finite")
     return parser
 
@@ -279,7 +287,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if not options.config:
-        raise UsageError("jaxvit train: --config is missing; such as --config=configs/digits.py")
+        raise UsageError("--config is missing; such as --config=configs/digits.py")
     config, overrides, unknown = command_line.parse_config_arguments(options.config, rest)
     parser.refuse_unknown(unknown)
     if options.dry_run:
@@ -288,7 +296,7 @@ def main(argv: list[str]) -> int:
         print_plan(plan, assembly.abstract_state.params, assembly.schedule)
         return 0
     if not options.workdir:
-        raise UsageError("jaxvit train: --workdir is missing; name the run's folder, such as --workdir=runs/digits")
+        raise UsageError("--workdir is missing; name the run's folder, such as --workdir=runs/digits")
     train(config, options.workdir, overrides=overrides, debug_nans=options.debug_nans)
     return 0
 

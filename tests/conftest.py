@@ -1,6 +1,26 @@
-"""Strictness for every test: no silent broadcasting between ranks, no silent promotion between dtypes."""
+"""Strict numerics for every test, and a data directory of their own."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_directory(tmp_path_factory):
+    """A fresh TFDS directory for the whole session: no test reads or writes the user's own."""
+    directory = tmp_path_factory.mktemp("tfds")
+    before = os.environ.get("TFDS_DATA_DIR")
+    os.environ["TFDS_DATA_DIR"] = str(directory)
+    yield directory
+    if before is None:
+        del os.environ["TFDS_DATA_DIR"]
+    else:
+        os.environ["TFDS_DATA_DIR"] = before

@@ -68,7 +68,7 @@ class Dataset:
         self.name: str = builder.name
         self.version = str(builder.version)
         features = builder.info.features
-        image, label = features.get("image"), features.get("label")
+        image, label = (features[name] if name in features else None for name in ("image", "label"))
         if image is None or label is None or not hasattr(label, "names"):
             raise UsageError(
                 f"config.data.name: '{self.name}' has no features named image and label; "
@@ -116,7 +116,7 @@ def open_dataset(name: str, directory: Path) -> Dataset:
         with _quiet():
             builder = tfds.builder_from_directory(_version_directory(directory / name))
     except FileNotFoundError:
-        prepared = sorted(p.name for p in directory.glob("*") if p.is_dir()) if directory.is_dir() else []
+        prepared = sorted({info.relative_to(directory).parts[0] for info in directory.glob("*/**/dataset_info.json")})
         have = f"; prepared there: {', '.join(prepared)}" if prepared else ""
         raise UsageError(
             f"config.data.name: '{name}' is not prepared in {directory}{nearest(name, [*prepared, 'digits'])}{have}; "

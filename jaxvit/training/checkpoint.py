@@ -41,11 +41,10 @@ class Checkpoints:
             preservation_policy=_NewestAndBest(),
             best_fn=lambda metrics: metrics["best_step"],  # without it Orbax does not store metrics
             best_mode="max",
-            save_interval_steps=1,
+            # Made at once: a folder that cannot be made must fail now, not when a background thread gives up waiting.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=options, item_names=("state", "progress")
-        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "progress"))
 
     def latest_step(self) -> int | None:
         """Step of the newest finished checkpoint."""
@@ -59,9 +58,7 @@ class Checkpoints:
         """
         if step == self.latest_step():
             return
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-        )
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         with _SavingErrors(self):
             self._manager.save(step, args=arguments, metrics={"best_step": best_step}, force=True)
 

@@ -149,7 +149,9 @@ def open_writers(
     """
     for package in {"wandb", "mlflow"} & set(names):
         if importlib.util.find_spec(package) is None:
-            raise UsageError(f"config.log.writers: '{package}' is not installed; pip install {package}, or leave it out")
+            raise UsageError(
+                f"config.log.writers: '{package}' is not installed; pip install {package}, or leave it out"
+            )
     makers = {
         "jsonl": lambda: JsonLines(workdir / "metrics.jsonl", resume_step),
         "tensorboard": lambda: TensorBoard(workdir / "tensorboard", resume_step),

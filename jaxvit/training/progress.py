@@ -57,9 +57,7 @@ class Progress:
         elif now - self._last_shown > PLAIN_SECONDS:
             self.say(self._line(step, means))
 
-    def epoch(
-        self, step: int, train: Mapping[str, float], validation: Mapping[str, float], note: str = ""
-    ) -> None:
+    def epoch(self, step: int, train: Mapping[str, float], validation: Mapping[str, float], note: str = "") -> None:
         """At the end of an epoch."""
         parts = [f"epoch {self._epoch(step)}", _metrics("train", train)]
         if validation:

@@ -34,7 +34,9 @@ class TrainState:
         return {"params": self.params, **self.constants}
 
 
-def create_state(init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def create_state(
+    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
     """The state before the first step; `init(key)` makes the variables, 'params' and any others."""
     constants = dict(init(key))
     params = constants.pop("params")

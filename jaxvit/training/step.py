@@ -71,9 +71,9 @@ def make_train_step(
         sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"])
         sums = _sum_over_devices(sums, axis_name) | {
             "steps": jnp.float32(1.0),
-            "gradient_norm": optax.global_norm(gradients),
-            "parameter_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
         }
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), sums
 

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Set up what is missing, then run jaxvit.
+#
+#   ./launch.sh                 train the default experiment (handwritten digits) and print its test accuracy
+#   ./launch.sh test [ARGS]     install the test extras, run the tests (ARGS go to pytest)
+#   ./launch.sh VERB [ARGS]     any verb: ./launch.sh train --config=configs/digits.py --workdir=runs/mine
+#
+# JAXVIT_ACCELERATOR=cpu|cuda12|cuda13|tpu   which jax to install (default: what the machine shows)
+# JAXVIT_PYTHON=python3.12                   which Python makes the environment (default: the newest of 3.12, 3.11, …)
+# JAXVIT_VENV=DIR                            where the environment lies (default: .venv beside this file)
+#
+# A run that ends with exit code 75 (stopped by SIGTERM, state saved) is started again; one that ends by Ctrl-C is not.
+set -u
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) || exit 2
+venv=${JAXVIT_VENV:-$here/.venv}
+
+fail() { printf 'launch.sh: %s\n' "$1" >&2; exit "${2:-2}"; }
+
+# --- what the machine shows -------------------------------------------------------------------------------------------
+
+accelerator() {
+  if [ -n "${JAXVIT_ACCELERATOR:-}" ]; then
+    case $JAXVIT_ACCELERATOR in
+      cpu|cuda12|cuda13|tpu) echo "$JAXVIT_ACCELERATOR" ;;
+      *) fail "JAXVIT_ACCELERATOR=$JAXVIT_ACCELERATOR: must be cpu, cuda12, cuda13 or tpu" ;;
+    esac
+  elif command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+    # The driver says which CUDA it can serve; CUDA 13 needs a driver of 580 or later.
+    local driver
+    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
+    if [ "${driver%%.*}" -ge 580 ] 2>/dev/null; then echo cuda13; else echo cuda12; fi
+  elif [ -n "${TPU_NAME:-}" ] || ls /dev/accel0 /dev/vfio/0 >/dev/null 2>&1; then
+    echo tpu
+  else
+    echo cpu
+  fi
+}
+
+find_python() {
+  local candidate
+  for candidate in ${JAXVIT_PYTHON:-python3.12 python3.11 python3.13 python3}; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+      echo "$candidate"; return
+    fi
+  done
+  fail "${JAXVIT_PYTHON:+JAXVIT_PYTHON=$JAXVIT_PYTHON is not usable: }jaxvit needs Python 3.11 or newer with venv; install it, or name one with JAXVIT_PYTHON=/path/to/python3.12"
+}
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+# What is installed stands in a stamp; a second call compares a line of text and installs nothing.
+stamp=$venv/.jaxvit-installed
+wanted() { echo "[$1] $(cat "$here/setup.cfg" "$here/pyproject.toml" | cksum) $here"; }
+installed() { [ -x "$venv/bin/python" ] && grep -qxF "$(wanted "$1")" "$stamp" 2>/dev/null; }
+
+install() {  # install EXTRAS, such as "" or "cuda12,test"
+  local extras=$1 free log=$venv/install.log
+  free=$(df -Pk "$here" 2>/dev/null | awk 'NR == 2 {print int($4 / 1024)}')
+  if [ -n "$free" ] && [ "$free" -lt 1500 ]; then
+    fail "the disk is almost full: ${free} MB are free beside $here, the installation needs 1500 MB" 70
+  fi
+  if [ ! -x "$venv/bin/python" ]; then
+    local base; base=$(find_python) || exit 2
+    echo "launch.sh: making $venv with $("$base" --version)"
+    "$base" -m venv "$venv" >/dev/null 2>&1 ||
+      fail "cannot make an environment in $venv; is the folder writable, and has $base its venv module?" 70
+  fi
+  echo "launch.sh: installing jaxvit${extras:+[$extras]} (a few minutes the first time)"
+  if ! "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -e "$here${extras:+[$extras]}" >"$log" 2>&1; then
+    if grep -qi 'no space left' "$log"; then fail "the disk is full; make room and start again (details in $log)" 70; fi
+    if grep -qiE 'name resolution|name or service not known|connection|network is unreachable|max retries|timed out|from versions: none' "$log"; then
+      fail "the packages cannot be fetched: no network, or the package index does not answer (details in $log)" 70
+    fi
+    fail "the installation failed: $(grep -iE '^error' "$log" | tail -n 1) (details in $log)" 70
+  fi
+  wanted "$extras" >>"$stamp"
+}
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+kind=$(accelerator) || exit 2
+[ "$kind" = cpu ] && kind=   # plain jax
+with_tests=${kind:+$kind,}test
+
+if [ "${1:-}" = test ]; then
+  shift
+  installed "$with_tests" || install "$with_tests"
+  cd "$here" && exec "$venv/bin/python" -m pytest "$@"
+fi
+
+# The test environment holds everything that a run needs.
+installed "$kind" || installed "$with_tests" || install "$kind"
+
+if [ $# -eq 0 ]; then
+  cd "$here" || exit 2
+  set -- train --config=configs/digits.py --workdir=runs/digits
+fi
+
+child= terminated=
+trap 'terminated=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM
+trap ':' INT  # a terminal sends Ctrl-C to the run as well; stay until it has saved
+
+while :; do
+  # In the background, so that a SIGTERM to this script is passed on at once; a shell makes such a child deaf to Ctrl-C.
+  (trap - INT; exec "$venv/bin/python" -m jaxvit "$@") <&0 &
+  child=$!
+  # wait returns early when a trapped signal comes; go on until the run has really ended.
+  while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || break; done
+  if [ "$code" -ne 75 ] || [ -n "$terminated" ]; then exit "$code"; fi
+  echo "launch.sh: the run was stopped and is saved; starting it again" >&2
+done

@@ -1,0 +1,134 @@
+"""launch.sh: what it refuses, what it forwards, and when it starts a run again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch.sh"
+
+
+def environment(**more):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAXVIT_")}
+    return {**kept, "JAXVIT_ACCELERATOR": "cpu", **more}
+
+
+def stamped_environment(folder):
+    """A folder that launch.sh takes for an environment it made itself: this very Python, and the stamp."""
+    (folder / "bin").mkdir(parents=True)
+    python = folder / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    sums = subprocess.run(
+        "cat setup.cfg pyproject.toml | cksum", shell=True, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    (folder / ".jaxvit-installed").write_text(f"[] {sums} {ROOT}\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        ({"JAXVIT_ACCELERATOR": "gpu"}, 2, "JAXVIT_ACCELERATOR=gpu: must be cpu, cuda12, cuda13 or tpu"),
+        ({"JAXVIT_PYTHON": "/no/such/python"}, 2, "JAXVIT_PYTHON=/no/such/python is not usable"),
+        ({"JAXVIT_VENV": "/dev/null/venv"}, 70, "cannot make an environment in /dev/null/venv"),
+    ],
+)
+def test_what_is_missing_is_one_line(tmp_path, more, code, says):
+    settings = {"JAXVIT_VENV": str(tmp_path / "venv"), **more}
+    done = subprocess.run([LAUNCH, "train"], capture_output=True, text=True, env=environment(**settings))
+    assert done.returncode == code and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_no_network_is_one_line(tmp_path):
+    settings = {
+        "JAXVIT_VENV": str(tmp_path / "venv"),
+        "JAXVIT_PYTHON": sys.executable,
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_NO_CACHE_DIR": "1",
+        "PIP_RETRIES": "0",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_FIND_LINKS": "",
+    }
+    done = subprocess.run([LAUNCH, "train"], capture_output=True, text=True, env=environment(**settings))
+    assert done.returncode == 70, done.stderr
+    assert done.stderr.count("\n") == 1 and "no network" in done.stderr
+
+
+def test_a_second_call_installs_nothing_and_forwards(tmp_path):
+    settings = {"JAXVIT_VENV": stamped_environment(tmp_path / "venv"), "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
+    done = subprocess.run([LAUNCH, "--version"], capture_output=True, text=True, env=environment(**settings))
+    assert done.returncode == 0 and done.stdout.startswith("jaxvit ") and done.stderr == ""
+    done = subprocess.run([LAUNCH, "tran"], capture_output=True, text=True, env=environment(**settings))
+    assert done.returncode == 2 and "did you mean 'train'" in done.stderr
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def start(tmp_path):
+    """A long run through launch.sh, in a process group of its own, as a terminal would start it."""
+    config = tmp_path / "long.py"
+    config.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from tiny import tiny_config\n"
+        "def get_config(): return tiny_config(train__duration='4000 epochs', data__validation='',"
+        " checkpoint__every='4000 epochs')\n"
+    )
+    process = subprocess.Popen(
+        [LAUNCH, "train", f"--config={config}", f"--workdir={tmp_path / 'run'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment(JAXVIT_VENV=stamped_environment(tmp_path / "venv")),
+    )
+    wait_for(lambda: trained(tmp_path) > 0)
+    return process
+
+
+def trained(tmp_path):
+    file = tmp_path / "run" / "metrics.jsonl"
+    return file.stat().st_size if file.exists() else 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_run_and_is_final(tmp_path):
+    process = start(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "saved. The same command goes on from here" in err and "starting it again" not in err and "Trace" not in err
+
+
+@pytest.mark.slow
+def test_a_preempted_run_is_started_again_and_goes_on(tmp_path):
+    process = start(tmp_path)
+    (child,) = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "jaxvit"], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(int(child), signal.SIGTERM)
+    wait_for(lambda: (tmp_path / "run" / "environment.json").read_text().count('"time"') == 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    first, second = (int(step) for step in re.findall(r"stopped at step (\d+)", err))
+    assert second > first and err.count("starting it again") == 1
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_the_script_is_passed_on_and_ends_it_with_75(tmp_path):
+    process = start(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75 and "saved" in err and "starting it again" not in err

@@ -1,0 +1,104 @@
+"""Derived numbers, and everything that `resolve` refuses."""
+
+import dataclasses
+
+import pytest
+from tiny import tiny_config
+
+from jaxvit.errors import UsageError
+from jaxvit.plan import parse_duration, resolve
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("30 epochs", 3000), ("1 epoch", 100), ("0.5 epochs", 50), ("2000 steps", 2000), ("15%", 150), ("7.5 %", 75)],
+)
+def test_durations(text, steps):
+    assert parse_duration(text, key="k", steps_per_epoch=100, whole=1000) == steps
+
+
+def test_a_share_rounds_down_as_the_shiftvit_tutorial_does():
+    assert parse_duration("15%", key="k", steps_per_epoch=157, whole=15_625) == 2_343
+
+
+@pytest.mark.parametrize("text", ["", "30", "epochs", "-3 epochs", "3 days", "1e3 steps"])
+def test_a_bad_duration_shows_the_forms(text):
+    with pytest.raises(UsageError, match="'30 epochs', '2000 steps'"):
+        parse_duration(text, key="k", steps_per_epoch=100)
+
+
+def test_the_numbers_of_a_plan():
+    plan = resolve(tiny_config(train__patience="2 epochs", optim__warmup="25%"), devices=4)
+    assert (plan.data.train_count, plan.data.validation_count, plan.data.test_count) == (60, 30, 25)
+    assert plan.train.steps_per_epoch == 4  # 60 images in batches of 16, the last one smaller
+    assert plan.train.steps == 12
+    assert plan.train.per_device_batch == 4
+    assert plan.train.patience_epochs == 2
+    assert plan.optim.warmup_steps == 3 and plan.optim.total_steps == 12
+    assert dict(plan.model.attributes)["num_classes"] == 10
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.seed = 1
+
+
+def test_dropping_the_last_batch():
+    assert resolve(tiny_config(train__last_batch="drop")).train.steps_per_epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data__name": "cifar11"}, "config.data.name"),
+        ({"data__train": "trian"}, "config.data.train='trian': not a split of digits"),
+        ({"data__train": "train[:0]"}, "config.data.train='train\\[:0\\]'"),
+        ({"data__train": ""}, "config.data.train"),
+        ({"train__batch_size": 0}, "config.train.batch_size=0: must be 1 or more"),
+        ({"train__batch_size": 15}, "4 devices do not divide it; 12 or 16 would do"),
+        ({"train__batch_size": 100, "train__last_batch": "drop"}, "has only 60 images"),
+        ({"train__last_batch": "kept"}, "must be one of keep, drop \\(did you mean 'keep'"),
+        ({"train__duration": "0 epochs"}, "less than one step"),
+        ({"train__duration": "10%"}, "a share has no meaning here"),
+        ({"train__patience": "1 steps"}, "must be one epoch or more"),
+        ({"train__patience": "2 epochs", "data__validation": ""}, "early stopping needs config.data.validation"),
+        ({"train__monitor": "acuracy"}, "must be one of top1"),
+        ({"train__label_smoothing": 1.0}, "config.train.label_smoothing=1.0"),
+        ({"optim__warmup": "13 steps"}, "warm-up of 13 steps is longer than the schedule of 12"),
+        ({"optim__schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"optim__start_lr": 1.0}, "must not be above optim.peak_lr"),
+        ({"optim__b1": 1.0}, "config.optim.b1=1.0"),
+        ({"optim__clip_norm": -1.0}, "config.optim.clip_norm=-1.0"),
+        ({"augment__mean": (0.1, 0.2)}, "config.augment.mean"),
+        ({"augment__std": (0.0,)}, "must be above 0"),
+        ({"augment__pad_crop": 8}, "must be smaller than the image's side of 8"),
+        ({"log__writers": ("tensorbord",)}, "did you mean 'tensorboard'"),
+        ({"model__num_classes": 4}, "digits has 10 classes"),
+        ({"seed": -1}, "config.seed=-1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(changes, says):
+    with pytest.raises(UsageError, match=says) as error:
+        resolve(tiny_config(**changes), devices=4)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({"data__validation": ""}, "train.monitor", "no config.data.validation"),
+        ({"optim__schedule": "constant"}, "optim.end_lr", "the schedule is 'constant'"),
+        ({"optim__schedule": "constant"}, "optim.length", "the schedule is 'constant'"),
+        ({"optim__warmup": "0 steps"}, "optim.start_lr", "no warm-up"),
+        ({"optim__weight_decay": 0.0}, "optim.decay_mask", "decays nothing"),
+    ],
+)
+def test_an_override_that_nothing_reads_is_an_error(changes, key, says):
+    config = tiny_config(**changes)
+    resolve(config)  # fine while nobody set it by hand
+    with pytest.raises(UsageError, match=says):
+        resolve(config, overrides=[key])
+
+
+def test_every_key_is_read_when_everything_is_on():
+    from jaxvit.config import KEYS
+
+    config = tiny_config(train__patience="2 epochs")
+    resolve(config, overrides=[*KEYS, *(f"model.{key}" for key in config.model)])

@@ -1,0 +1,276 @@
+"""The verb from end to end, on real digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+import jaxvit
+from jaxvit.assembly import assemble
+from jaxvit.errors import INTERRUPTED, STOPPED, RunFailedError, StoppedError, UsageError
+from jaxvit.plan import resolve
+from jaxvit.run_directory import read_json
+from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.journal import read_jsonl
+from jaxvit.training.stopping import StopRequest
+
+
+@pytest.fixture(autouse=True)
+def _optax_mixes_dtypes():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One uninterrupted run, shared."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    with jax.numpy_dtype_promotion("standard"):
+        return workdir, jaxvit.train(tiny_config(), workdir)
+
+
+def newest_state(workdir, config):
+    assembly = assemble(resolve(config))
+    like = jax.jit(assembly.create_state)()
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state, progress = checkpoints.restore(checkpoints.latest_step(), like)
+    checkpoints.close()
+    return state, progress
+
+
+def metrics(workdir):
+    return [r for r in read_jsonl(workdir / "metrics.jsonl")]
+
+
+def test_the_run_directory_explains_itself(finished):
+    workdir, result = finished
+    assert {"config.json", "environment.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard"} <= {
+        p.name for p in workdir.iterdir()
+    }
+    assert (workdir / "figures" / "history.png").read_bytes()[:4] == b"\x89PNG"
+    assert read_json(workdir / "result.json") == json.loads(json.dumps(result))
+    assert set(result["test"]) == {"loss", "top1", "top5", "precision", "recall", "count"}
+    assert result["test"]["count"] == 25 and result["steps"] == 12
+    assert set(result["seconds"]) == {"compile", "train", "eval", "save"}
+    environment = read_json(workdir / "environment.json")
+    assert environment["data"]["train"]["count"] == 60
+    assert environment["starts"][0]["packages"]["jax"] == jax.__version__
+
+
+def test_metrics_hold_every_epoch_and_every_log_step(finished):
+    workdir, result = finished
+    records = metrics(workdir)
+    assert [r["step"] for r in records if r["split"] == "train"] == [4, 8, 12]
+    assert [r["step"] for r in records if r["split"] == "validation"] == [4, 8, 12]
+    assert [r["step"] for r in records if r["split"] == "steps"] == [2, 4, 6, 8, 10, 12]
+    assert [r["count"] for r in records if r["split"] == "train"] == [60] * 3
+    assert [r["count"] for r in records if r["split"] == "validation"] == [30] * 3
+    for record in records:
+        if record["split"] == "steps":
+            assert {"learning_rate", "gradient_norm", "parameter_norm", "update_norm"} <= set(record)
+    best = max((r for r in records if r["split"] == "validation"), key=lambda r: r["top1"])
+    assert result["best_epoch"] == best["epoch"]  # max keeps the first of equals, and so must the run
+
+
+def test_a_finished_run_is_reported_not_repeated(finished, capsys):
+    workdir, result = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert jaxvit.train(tiny_config(), workdir) == json.loads(json.dumps(result))
+    out = capsys.readouterr().out
+    assert "finished; nothing was trained" in out and "of 25 images" in out and str(workdir) in out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused_with_the_difference(finished):
+    workdir, _ = finished
+    with pytest.raises(UsageError, match=r"optim.peak_lr: 0.001 there, 0.5 here"):
+        jaxvit.train(tiny_config(optim__peak_lr=0.5), workdir)
+
+
+def test_keys_that_change_no_result_may_differ(finished):
+    workdir, result = finished
+    assert jaxvit.train(tiny_config(log__every="3 steps"), workdir)["test"] == result["test"]
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="holds other files"):
+        jaxvit.train(tiny_config(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+class StopAt(StopRequest):
+    """A stop request that comes by itself: read for the n-th time, it asks."""
+
+    def __init__(self, reads, code):
+        self.reads, self.code = reads, code
+        super().__init__()
+
+    @property
+    def exit_code(self):
+        self.reads -= 1
+        return self.code if self.reads < 0 else 0
+
+    @exit_code.setter
+    def exit_code(self, value):
+        pass
+
+
+@pytest.mark.parametrize("reads", [4, 11, 17])
+def test_stopped_and_started_again_equals_never_stopped(finished, tmp_path, monkeypatch, reads):
+    workdir, result = finished
+    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(reads, STOPPED))
+    with pytest.raises(StoppedError, match=r"stopped at step \d+ of 12; saved") as stop:
+        jaxvit.train(tiny_config(), tmp_path / "run")
+    assert stop.value.exit_code == STOPPED
+    assert not (tmp_path / "run" / "result.json").exists()
+    monkeypatch.undo()
+    again = jaxvit.train(tiny_config(), tmp_path / "run")
+    for key in ("test", "best_epoch", "steps", "config_hash", "validation"):
+        assert again[key] == result[key], key
+    assert metrics(tmp_path / "run") == metrics(workdir)
+    ours, theirs = newest_state(tmp_path / "run", tiny_config()), newest_state(workdir, tiny_config())
+    jax.tree.map(np.testing.assert_array_equal, ours[0], theirs[0])
+    assert len(read_json(tmp_path / "run" / "environment.json")["starts"]) == 2
+
+
+def test_a_finished_run_can_be_taken_further(finished, tmp_path):
+    config = tiny_config()
+    jaxvit.train(config, tmp_path / "run")
+    longer = jaxvit.train(tiny_config(train__duration="4 epochs"), tmp_path / "run")
+    assert longer["steps"] == 16
+    assert [r["step"] for r in metrics(tmp_path / "run") if r["split"] == "train"] == [4, 8, 12, 16]
+    assert read_json(tmp_path / "run" / "result-12.json")["steps"] == 12
+    with pytest.raises(UsageError, match="can only be made longer"):
+        jaxvit.train(tiny_config(train__duration="2 epochs"), tmp_path / "run")
+
+
+def test_early_stopping_ends_with_the_best_weights_and_says_which(tmp_path, capsys):
+    # A learning rate of zero never improves on the first epoch.
+    config = tiny_config(optim__peak_lr=0.0, train__duration="9 epochs", train__patience="2 epochs")
+    result = jaxvit.train(config, tmp_path / "run")
+    assert result["stopped_early"] and result["best_epoch"] == 1 and result["steps"] == 12
+    assert "the best is" in capsys.readouterr().out
+    best = [r for r in metrics(tmp_path / "run") if r["split"] == "validation"][0]
+    assert result["validation"] == {"top1": best["top1"]}
+
+
+def test_the_test_is_measured_with_the_best_weights(tmp_path):
+    # A learning rate that soon destroys the model: the last weights are not the best.
+    config = tiny_config(
+        optim__peak_lr=0.3, optim__schedule="constant", optim__warmup="11 steps", data__test="train[60:90]"
+    )
+    result = jaxvit.train(config, tmp_path / "run")
+    validation = [r for r in metrics(tmp_path / "run") if r["split"] == "validation"]
+    best = max(validation, key=lambda r: r["top1"])
+    assert best["step"] < 12
+    assert result["test"]["loss"] == pytest.approx(best["loss"], rel=1e-6)
+
+
+def test_without_validation_the_last_weights_count(tmp_path):
+    result = jaxvit.train(tiny_config(data__validation="", train__duration="1 epochs"), tmp_path / "run")
+    assert result["best_epoch"] == 1 and result["validation"] == {}
+
+
+def test_without_a_test_split_nothing_is_measured(tmp_path):
+    result = jaxvit.train(tiny_config(data__test="", train__duration="1 epochs"), tmp_path / "run")
+    assert result["test"] == {}
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path, debug):
+    config = tiny_config(
+        optim__peak_lr=1e38, optim__schedule="constant", optim__warmup="6 steps", optim__weight_decay=0.0
+    )
+    with pytest.raises(RunFailedError, match=r"is not finite at step \d+; ") as error:
+        jaxvit.train(config, tmp_path / "run", debug_nans=debug)
+    assert "\n" not in str(error.value)
+    hint = "the update itself is not" if debug else "--debug_nans names the module"
+    assert hint in str(error.value)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_debug_nans_names_the_module(tmp_path):
+    from jaxvit.training import nans
+
+    config = tiny_config(model__dropout=0.0)
+    assembly = assemble(resolve(config))
+    state = jax.jit(assembly.create_state)()
+    state.params["encoder"]["block_0"]["mlp"]["dense_1"]["bias"] = np.full(8, np.nan, np.float32)
+    batch = {
+        "image": np.zeros((4, 8, 8, 1), np.uint8),
+        "label": np.zeros(4, np.int32),
+        "mask": np.ones(4, np.float32),
+    }
+    assert "encoder/block_0/mlp/dense_1" in nans.explain(assembly.loss(), state, batch)
+
+
+def run_command(workdir, *more):
+    """A real process, on a config file of its own."""
+    file = workdir.parent / "long.py"
+    file.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from tiny import tiny_config\n"
+        "def get_config(): return tiny_config(train__duration='400 epochs', checkpoint__every='400 epochs',"
+        " data__validation='')\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxvit.train", f"--config={file}", f"--workdir={workdir}", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, INTERRUPTED)])
+def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
+    workdir = tmp_path / "run"
+    process = run_command(workdir)
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, (out, err)
+    assert err.count("\n") == 1 and "saved. The same command goes on from here" in err
+    assert "Traceback" not in out + err
+    assert any(p.name.isdigit() for p in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_share_a_run(tmp_path):
+    workdir = tmp_path / "run"
+    first = run_command(workdir)
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    second = run_command(workdir)
+    _, err = second.communicate(timeout=120)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2 and "another process is at work in this run" in err
+
+
+def test_tensorflow_is_never_imported(tmp_path):
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "import jaxvit\n"
+        "assert 'jax' not in sys.modules, 'import jaxvit is not lazy'\n"
+        "from tiny import tiny_config\n"
+        f"jaxvit.train(tiny_config(train__duration='3 steps'), {str(tmp_path / 'run')!r})\n"
+        "assert not [m for m in sys.modules if m.partition('.')[0] in ('tensorflow', 'torch', 'keras')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

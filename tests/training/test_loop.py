@@ -1,0 +1,121 @@
+"""The loop on a toy: pure numbers in place of a model, so that every decision can be foretold."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from jaxvit.errors import RunFailedError
+from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.journal import Journal, JsonLines, read_jsonl
+from jaxvit.training.loop import Job, Position, evaluate, fit
+from jaxvit.training.progress import Progress
+from jaxvit.training.state import create_state
+from jaxvit.training.stopping import StopRequest
+
+ZEROS = dict.fromkeys(("loss", "top1", "top5", "confident", "confident_right"), 0.0)
+
+
+def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0, bad_step=None, epochs=None):
+    """Training adds 1 to the one parameter; validation reads its loss from a list, by that parameter."""
+    losses = jnp.asarray([9.0, *validation_losses], jnp.float32)
+
+    def train_step(state, batch):
+        params = {"w": state.params["w"] + 1}
+        loss = jnp.where(state.step + 1 == (bad_step or -1), jnp.nan, batch["value"])
+        sums = {**jax.tree.map(jnp.float32, ZEROS), "loss": loss, "count": jnp.float32(1), "steps": jnp.float32(1)}
+        norms = dict.fromkeys(("gradient_norm", "parameter_norm", "update_norm"), jnp.float32(0))
+        return state.replace(step=state.step + 1, params=params), sums | norms
+
+    def eval_step(variables, batch):
+        epoch = (variables["params"]["w"] / steps_per_epoch).astype(jnp.int32)
+        sums = jax.tree.map(jnp.float32, ZEROS)
+        return sums | {"loss": losses[epoch] * 4, "top1": 4 - losses[epoch], "count": jnp.float32(4)}
+
+    return Job(
+        train_step=jax.jit(train_step),
+        eval_step=jax.jit(eval_step),
+        train_batch=lambda step: {"value": np.float32(step)},
+        validation=lambda: iter([{}]),
+        place=lambda batch: batch,
+        learning_rate=lambda step: 0.1,
+        steps=steps_per_epoch * (epochs or len(validation_losses)),
+        steps_per_epoch=steps_per_epoch,
+        checkpoint_every=10**6,
+        log_every=1,
+        patience_epochs=patience,
+        monitor=monitor,
+    )
+
+
+def run(job, directory, position=None):
+    state = create_state(lambda key: {"params": {"w": jnp.float32(0)}}, optax.sgd(1.0), jax.random.key(0))
+    position = position or Position()
+    checkpoints = Checkpoints(directory / "checkpoints")
+    journal = Journal([JsonLines(directory / "metrics.jsonl", position.step)])
+    screen = io.StringIO()
+    try:
+        with Progress(job.steps, job.steps_per_epoch, console=Console(file=screen, width=200)) as progress:
+            fit(job, state, position, checkpoints=checkpoints, journal=journal, progress=progress, stop=StopRequest())
+    finally:
+        journal.close()
+        checkpoints.close()
+    kept = sorted(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
+    return position, kept, read_jsonl(directory / "metrics.jsonl"), screen.getvalue()
+
+
+def test_the_best_of_loss_is_the_lowest_and_the_first_of_equals(tmp_path):
+    position, kept, _, _ = run(make_job([3.0, 1.0, 2.0, 1.0]), tmp_path)
+    assert (position.best_epoch, position.best_step, position.best_value) == (2, 4, 1.0)
+    assert kept == [4, 8]
+
+
+def test_the_best_of_accuracy_is_the_highest(tmp_path):
+    position, _, _, _ = run(make_job([3.0, 1.0, 2.0], monitor="top1"), tmp_path)
+    assert (position.best_epoch, position.best_value) == (2, 0.75)
+
+
+def test_patience_counts_from_the_best(tmp_path):
+    position, kept, records, screen = run(make_job([3.0, 1.0, 2.0, 2.0, 2.0, 0.5], patience=3), tmp_path)
+    assert position.stopped_early and position.step == 10 and position.best_epoch == 2
+    assert kept == [4, 10] and records[-1]["step"] == 10
+    assert "stopped early" in screen and "of epoch 2" in screen
+
+
+def test_a_last_epoch_that_is_cut_short_is_evaluated_too(tmp_path):
+    job = make_job([3.0, 2.0, 1.0], steps_per_epoch=2)
+    job = Job(**{**job.__dict__, "steps": 5})
+    _, kept, records, _ = run(job, tmp_path)
+    assert [r["step"] for r in records if r["split"] == "validation"] == [2, 4, 5]
+    assert kept[-1] == 5
+
+
+def test_training_means_are_of_the_epochs_own_steps(tmp_path):
+    _, _, records, _ = run(make_job([3.0, 2.0]), tmp_path)
+    assert [r["loss"] for r in records if r["split"] == "train"] == [0.5, 2.5]
+    assert [r["loss"] for r in records if r["split"] == "steps"] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_not_finite_names_the_very_step_and_saves_nothing_of_it(tmp_path):
+    with pytest.raises(RunFailedError, match=r"loss is not finite at step 5; the checkpoint of step 4 is kept"):
+        run(make_job([3.0, 2.0, 1.0], bad_step=5), tmp_path)
+    assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["step"] == 4
+
+
+def test_evaluate_adds_all_batches_up():
+    batches = [{"n": np.float32(n)} for n in (1, 2, 3)]
+    totals = evaluate(lambda _, batch: {"count": batch["n"], "loss": batch["n"] * 2}, {}, batches, lambda batch: batch)
+    assert totals.values == {"count": 6.0, "loss": 12.0}
+
+
+def test_a_position_survives_json():
+    import json
+
+    for value in (float("nan"), 0.25):
+        position = Position(step=3, best_value=value, epoch_totals={"loss": 0.1})
+        again = Position.from_json(json.loads(json.dumps(position.to_json())))
+        assert again.to_json() == position.to_json()

@@ -1,0 +1,106 @@
+"""The training step: what it computes, on padded batches too, and under jit, a mesh and pmap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxvit.training.state import create_state, derive_key
+from jaxvit.training.step import make_eval_step, make_loss, make_train_step
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (8, 2, 2, 1), dtype=np.uint8)
+LABELS = RNG.integers(0, 3, 8).astype(np.int32)
+
+
+def init(key):
+    return {"params": {"kernel": jax.random.normal(key, (4, 3)), "bias": jnp.zeros(3)}}
+
+
+def apply(variables, images, *, train, key=None):
+    return images.reshape(images.shape[0], -1) @ variables["params"]["kernel"] + variables["params"]["bias"][None]
+
+
+def transform(key, images):
+    return images.astype(jnp.float32) / 255.0
+
+
+def build(axis_name=None, smoothing=0.0):
+    loss = make_loss(apply, transform, jax.random.key(0), label_smoothing=smoothing, axis_name=axis_name)
+    return make_train_step(loss, optax.sgd(0.5), axis_name=axis_name)
+
+
+def fresh_state():
+    return create_state(init, optax.sgd(0.5), derive_key(0, "init"))
+
+
+def batch(mask=None):
+    return {"image": IMAGES, "label": LABELS, "mask": np.ones(8, np.float32) if mask is None else mask}
+
+
+def numpy_step(params, images, labels, smoothing=0.0):
+    x, w, b = images.reshape(len(images), -1) / 255.0, np.asarray(params["kernel"]), np.asarray(params["bias"])
+    logits = x @ w + b
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    targets = np.eye(3)[labels] * (1 - smoothing) + smoothing / 3
+    g = (p - targets) / len(x)
+    return {"kernel": w - 0.5 * x.T @ g, "bias": b - 0.5 * g.sum(0)}, -(targets * np.log(p)).sum()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_sgd_step_against_numpy(smoothing):
+    state = fresh_state()
+    after, sums = jax.jit(build(smoothing=smoothing))(state, batch())
+    params, loss = numpy_step(state.params, IMAGES, LABELS, smoothing)
+    np.testing.assert_allclose(after.params["kernel"], params["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(after.params["bias"], params["bias"], rtol=1e-4, atol=1e-7)
+    assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert int(after.step) == 1 and int(sums["count"]) == 8
+    change = jax.tree.map(lambda a, b: a - b, after.params, state.params)
+    assert float(sums["update_norm"]) == pytest.approx(float(optax.tree.norm(change)), rel=1e-5)
+    assert float(sums["gradient_norm"]) == pytest.approx(2 * float(sums["update_norm"]), rel=1e-5)
+    assert float(sums["parameter_norm"]) == pytest.approx(float(optax.tree.norm(after.params)), rel=1e-6)
+
+
+def test_padding_changes_nothing():
+    mask = (np.arange(8) < 5).astype(np.float32)
+    padded, sums = jax.jit(build())(fresh_state(), batch(mask))
+    params, loss = numpy_step(fresh_state().params, IMAGES[:5], LABELS[:5])
+    np.testing.assert_allclose(padded.params["kernel"], params["kernel"], rtol=1e-5)
+    assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5) and int(sums["count"]) == 5
+
+
+def test_pmap_takes_the_same_step():
+    """One device suffices here: the axis name, the sums over it and the division by the whole count are the same code."""
+    state = fresh_state()
+    mask = (np.arange(8) < 5).astype(np.float32)
+    devices = jax.local_devices()[:1]
+    stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, batch(mask)))
+    after, sums = jax.pmap(build("batch"), axis_name="batch", devices=devices)(*stacked)
+    expected, expected_sums = jax.jit(build())(state, batch(mask))
+    np.testing.assert_allclose(after.params["kernel"][0], expected.params["kernel"], rtol=1e-6)
+    for name, value in expected_sums.items():
+        assert float(sums[name][0]) == pytest.approx(float(value), rel=1e-6), name
+
+
+def test_randomness_follows_the_step_and_nothing_else():
+    def noisy(key, images):
+        return transform(key, images) + jax.random.normal(key, images.shape)
+
+    loss = make_loss(apply, noisy, jax.random.key(7))
+    params = init(jax.random.key(0))["params"]
+    values = [float(loss(params, {}, jnp.int32(step), batch())[0]) for step in (0, 1, 0)]
+    assert values[0] == values[2] != values[1]
+
+
+def test_keys_by_name_and_seed():
+    keys = [jax.random.key_data(derive_key(seed, name)).tolist() for seed in (0, 1) for name in ("init", "step")]
+    assert len({tuple(key) for key in keys}) == 4
+
+
+def test_evaluation_has_no_smoothing_and_counts():
+    sums = make_eval_step(apply, lambda images: transform(None, images))(init(jax.random.key(0)), batch())
+    assert int(sums["count"]) == 8
+    _, loss = numpy_step(init(jax.random.key(0))["params"], IMAGES, LABELS)
+    assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
