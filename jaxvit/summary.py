@@ -38,16 +38,15 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "")
 
     def record(call, args, kwargs, context):
         module = context.module
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
         if isinstance(module, (EncoderBlock, ShiftBlock)):
             tokens.append(math.prod(args[0].shape[1:-1]))
         path = "/".join(module.path)
-        is_call = context.method_name == "__call__"
-        if is_call:
-            rows.setdefault(path, {"path": path, "type": type(module).__name__})
+        row = rows.setdefault(path, {"path": path, "type": type(module).__name__})  # before what is inside it
         out = call(*args, **kwargs)
-        if is_call:
-            rows[path]["output"] = list(getattr(out, "shape", ())[1:])
-            rows[path]["params"] = count_params({"params": _at(variables.get("params", {}), module.path)})
+        row["output"] = list(getattr(out, "shape", ())[1:])
+        row["params"] = count_params({"params": _at(variables.get("params", {}), module.path)})
         return out
 
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
@@ -71,7 +70,8 @@ def _at(tree, path: tuple[str, ...]):
 
 def main(argv: list[str]) -> int:
     """The verb. Returns the exit code: 0, or 2 for a mistake of the user's, told in one line on stderr."""
-    parser = argparse.ArgumentParser(prog="jaxvit summary", description=__doc__.splitlines()[0].partition(": ")[2])
+    description = __doc__.splitlines()[0].partition(": ")[2]
+    parser = argparse.ArgumentParser(prog="jaxvit summary", description=description, allow_abbrev=False)
     parser.add_argument("--model", help="a registered name, a family, or package.module:Class")
     parser.add_argument("--image_size", default="", help="'96' or '96x64' (rows x columns); default: as published")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules to show; 0 = all (default 2)")

@@ -98,9 +98,7 @@ class TokenLearner(nn.Module):
         mask_BN = None if mask is None else mask.reshape(x.shape[:2])
 
         features_BNC = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x) if self.norm else x
-        if mask_BN is not None:  # a convolution looks at its neighbours, so what does not count must be blank
-            features_BNC = jnp.where(mask_BN[..., None], features_BNC, jnp.zeros_like(features_BNC))
-        logits_BSN = self._logits(features_BNC, grid, train).swapaxes(1, 2)
+        logits_BSN = self._logits(features_BNC, grid, mask_BN, train).swapaxes(1, 2)
         weighting = "sigmoid" if self.kind == "v1" else "softmax"
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "token_maps", token_weights(logits_BSN, weighting=weighting, mask_BN=mask_BN))
@@ -117,7 +115,9 @@ class TokenLearner(nn.Module):
             out, (1,), feature_group_count=groups, use_bias=False, kernel_init=init, dtype=self.dtype, name=name
         )
 
-    def _logits(self, x_BNC: jax.Array, grid: tuple[int, int] | None, train: bool) -> jax.Array:
+    def _logits(
+        self, x_BNC: jax.Array, grid: tuple[int, int] | None, mask_BN: jax.Array | None, train: bool
+    ) -> jax.Array:
         """(B, N, S) scores of every place."""
         batch, places, channels = x_BNC.shape
         if self.kind == "v11_mlp":
@@ -141,6 +141,8 @@ class TokenLearner(nn.Module):
             raise ValueError(f"{places} tokens do not fill a grid of {grid[0]}x{grid[1]}: pass grid=(rows, columns)")
         x_BHWS = x_BNC.reshape(batch, *grid, channels)
         for i in range(self.convs):
+            if mask_BN is not None:  # a convolution sees neighbours: what does not count is as blank as the padding
+                x_BHWS = jnp.where(mask_BN.reshape(batch, *grid, 1), x_BHWS, jnp.zeros_like(x_BHWS))
             x_BHWS = nn.Conv(
                 self.tokens,
                 (3, 3),
