@@ -24,9 +24,17 @@ MODELS = {
     "tutorial_cct": ("tutorial_cct", {"num_classes": 3, "dim": 8, "conv_width": 4}),
     "vit_lite": ("vit_lite_2_4_32", {"num_classes": 3, "dim": 8, "patch": 2}),
 }
-# Mathematics makes these gradients zero: a key bias adds the same number to all scores of a query, and the last bias
-# before a softmax over places the same number to all places; a softmax does not see either.
-ZERO_GRADIENT = (("attention", "key", "bias"), ("sequence_pool", "score", "bias"), ("mlp", "dense_1", "bias"))
+# Parameters whose gradient mathematics makes zero, by model and the end of their names. A softmax does not see what is
+# added to all of its scores, nor a norm what is added to all of its channels.
+SCORES = "a bias of the keys adds one number to all scores of a query"
+ZERO_GRADIENT = {
+    "attention/key/bias": SCORES,
+    "attention/norm_key/bias": SCORES + "; with qk_norm it is the norm's, and the bias before the norm has a gradient",
+    "sequence_pool/score/bias": "adds one number to the scores of all tokens",
+    "token_learner/mlp/dense_1/bias": "adds one number to the scores of all places",
+    "token_learner/norm/bias": "'v11_conv' only: nothing bends between this norm and the softmax, so as above",
+    "token_fuser/between/bias": "adds one number to all channels of a token, and norm_out follows",
+}
 
 
 def small(which, **overrides):
@@ -55,11 +63,12 @@ def products(program):
                 yield from products(inner)
 
 
-def no_gradient(path):
-    names = tuple(entry.key for entry in path)
-    if names[-3:] == ("mlp", "dense_1", "bias"):
-        return names[-4].startswith("token_learner")
-    return names[-3:] in ZERO_GRADIENT
+def no_gradient(which, path):
+    names = [entry.key.rstrip("0123456789").rstrip("_") if i == 1 else entry.key for i, entry in enumerate(path)]
+    ends = [end for end in ZERO_GRADIENT if "/".join(names).endswith(end)]
+    if ends == ["attention/key/bias"]:
+        return not (which == "vit_attention" and names[0] == "encoder")  # qk_norm
+    return bool(ends) and (ends != ["token_learner/norm/bias"] or which == "learner_conv")
 
 
 @pytest.mark.parametrize("which", MODELS)
@@ -76,7 +85,7 @@ def test_every_parameter_gets_a_gradient(draw, which):
     largest = max(sizes.values())
     for path, size in sizes.items():
         name = jax.tree_util.keystr(path)
-        if no_gradient(path) and not (which == "vit_attention" and "encoder" in name):  # there qk_norm sees the bias
+        if no_gradient(which, path):
             assert size < 1e-5 * max(1, largest), name
         else:
             assert size > 1e-7 * largest, name
