@@ -1,5 +1,7 @@
 """Parameters and multiply-adds of every registered model, as published or derived from the authors' code."""
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import pytest
 
 from jaxvit.models import count_macs, count_params, create_model, input_shape, list_models
 from jaxvit.models.count import abstract_variables
+
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text().splitlines()
 
 # name: parameters, multiply-adds ('all'; exact, or in G with the digits known)
 TABLE = {
@@ -73,7 +77,10 @@ def test_every_model_has_its_row():
 def test_counts(name):
     want_params, want_macs = TABLE[name]
     assert params(name) == want_params
-    macs = count_macs(create_model(name), input_shape(name))["all"]
+    counts = count_macs(create_model(name), input_shape(name))
+    macs = counts["all"]
+    columns = [f"`{name}`", "x".join(map(str, input_shape(name))), *(f"{n:,}" for n in (want_params, *counts.values()))]
+    assert f"| {' | '.join(columns)} |" in PAGE
     if isinstance(want_macs, int):
         assert macs == want_macs
     else:

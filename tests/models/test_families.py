@@ -171,13 +171,11 @@ def test_noise_in_training(draw, which):
     x = images(which)
     variables = draw(small(which), x, train=False)
 
-    def train(seed, **overrides):
-        rngs = {"dropout": jax.random.key(seed, impl="unsafe_rbg")}
-        return np.asarray(small(which, **{**quiet, **overrides}).apply(variables, x, train=True, rngs=rngs))
-
-    still = small(which, **quiet).apply(variables, x, train=True)  # no noise, no key needed
+    still = quick(partial(small(which, **quiet).apply, train=True))(variables, x)  # no noise, no key needed
     for noise in quiet:
-        first, again, other = (train(seed, **{noise: 0.5}) for seed in (0, 0, 1))
+        model = small(which, **{**quiet, noise: 0.5})
+        train = quick(lambda key, m=model: m.apply(variables, x, train=True, rngs={"dropout": key}))
+        first, again, other = (np.asarray(train(jax.random.key(seed, impl="unsafe_rbg"))) for seed in (0, 0, 1))
         np.testing.assert_array_equal(first, again)
         assert not np.allclose(first, other) and not np.allclose(first, still), noise
     with pytest.raises(Exception, match="dropout"):
@@ -207,8 +205,7 @@ def test_noise_in_training(draw, which):
 def test_each_quirk_is_a_flag_that_keeps_the_other_parameters(draw, which, overrides):
     x = images(which, size=12)
     variables = draw(small(which), x, train=False)
-    before = small(which).apply(variables, x, train=False)
-    after = small(which, **overrides).apply(variables, x, train=False)
+    before, after = (quick(partial(small(which, **o).apply, train=False))(variables, x) for o in ({}, overrides))
     assert not np.allclose(before, after, atol=1e-6)
 
 
@@ -237,7 +234,10 @@ def test_shared_drop_path_is_one_draw_for_all_layers(draw):
     variables = draw(small("shiftvit"), x, train=False)
     rngs = {"dropout": jax.random.key(3, impl="unsafe_rbg")}
     model = partial(small, "shiftvit", drop_path=0.5, drop_path_ramp="stage")
-    own, shared = (model(shared_drop_path=flag).apply(variables, x, train=True, rngs=rngs) for flag in (False, True))
+    own, shared = (
+        quick(partial(model(shared_drop_path=flag).apply, train=True))(variables, x, rngs=rngs)
+        for flag in (False, True)
+    )
     assert not np.allclose(own, shared)
 
 
@@ -247,8 +247,8 @@ def test_fashion_takes_images_or_patches(draw):
     patches = image_to_patches(x, patch=5, crop=True)
     assert patches.shape == (2, 5, 5, 25)
     variables = draw(model, x, train=False)
-    from_patches = model.apply(variables, patches, train=False)
-    np.testing.assert_allclose(from_patches, model.apply(variables, x, train=False), atol=1e-5)
+    from_patches, from_images = (quick(partial(model.apply, train=False))(variables, given) for given in (patches, x))
+    np.testing.assert_allclose(from_patches, from_images, atol=1e-5)
 
 
 def test_what_can_be_looked_at(draw):
