@@ -17,7 +17,7 @@ _LAZY = {
 }
 _MODULES = ("layers", "models", "ops", "train")
 
-__all__ = ["__version__", *_LAZY, *_MODULES]
+__all__ = ["__version__", "create_model", "layers", "list_models", "models", "ops", "train"]
 
 
 def __getattr__(name: str) -> Any:

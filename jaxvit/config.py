@@ -217,7 +217,7 @@ def config_hash(config: ConfigDict) -> str:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """{key: (old, new)} for every key that can change the result and is not equal; a missing key shows as '(absent)'."""
+    """{key: (old, new)} for every key that can change the result and differs; a missing key shows as '(absent)'."""
     a, b = dict(flatten(old)), dict(flatten(new))
     return {
         path: (a.get(path, "(absent)"), b.get(path, "(absent)"))

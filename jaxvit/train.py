@@ -39,10 +39,10 @@ _EXAMPLES = """examples:
   jaxvit train --config=configs/digits.py --workdir=runs/digits
   jaxvit train --config=configs/digits.py --workdir=runs/digits            again: resumes, or shows the finished result
   jaxvit train --config=configs/digits.py --workdir=runs/wide --config.model.dim=128 --config.optim.peak_lr=5e-4
-  jaxvit train --config=configs/digits.py --workdir=runs/digits --config.train.duration='80 epochs'    takes it further
+  jaxvit train --config=configs/digits.py --workdir=runs/digits --config.train.duration='80 epochs'    takes it on
   jaxvit train --config=configs/digits.py --workdir=runs/digits --dry_run
 
-exit codes: 0 done, 2 a mistake in the command, 70 cannot go on, 75 stopped by SIGTERM and saved, 130 by Ctrl-C and saved
+exit codes: 0 done, 2 a mistake in the command, 70 cannot go on, 75 stopped by SIGTERM, 130 by Ctrl-C (both saved)
 
 config keys (with --config.key=value; besides, every attribute of the model as --config.model.ATTRIBUTE):
 """

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -24,3 +25,15 @@ def data_directory(tmp_path_factory):
         del os.environ["TFDS_DATA_DIR"]
     else:
         os.environ["TFDS_DATA_DIR"] = before
+
+
+@pytest.fixture
+def draw():
+    """draw(module, *args, **kwargs): variables of a module with random numbers everywhere, zeros and ones included."""
+
+    def fill(module, *args, scale=0.3, seed=0, **kwargs):
+        shapes = jax.eval_shape(lambda key, *a: module.init(key, *a, **kwargs), jax.random.key(0), *args)
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(lambda leaf: rng.normal(0, scale, leaf.shape).astype(leaf.dtype), shapes)
+
+    return fill

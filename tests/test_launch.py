@@ -106,7 +106,7 @@ def trained(tmp_path):
 def test_ctrl_c_reaches_the_run_and_is_final(tmp_path):
     process = start(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "saved. The same command goes on from here" in err and "starting it again" not in err and "Trace" not in err
 

@@ -46,7 +46,7 @@ def newest_state(workdir, config):
 
 
 def metrics(workdir):
-    return [r for r in read_jsonl(workdir / "metrics.jsonl")]
+    return read_jsonl(workdir / "metrics.jsonl")
 
 
 def test_the_run_directory_explains_itself(finished):
@@ -158,7 +158,7 @@ def test_early_stopping_ends_with_the_best_weights_and_says_which(tmp_path, caps
     result = jaxvit.train(config, tmp_path / "run")
     assert result["stopped_early"] and result["best_epoch"] == 1 and result["steps"] == 12
     assert "the best is" in capsys.readouterr().out
-    best = [r for r in metrics(tmp_path / "run") if r["split"] == "validation"][0]
+    best = next(r for r in metrics(tmp_path / "run") if r["split"] == "validation")
     assert result["validation"] == {"top1": best["top1"]}
 
 

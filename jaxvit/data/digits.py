@@ -1,7 +1,7 @@
 """`digits`: 1,797 real handwritten digits, 8×8 grey, as a TFDS data set that needs no network.
 
-The images are the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin and Kaynak, 1998), which
-scikit-learn carries. Pixel values 0..16 are stored as round(255·v/16), which can be undone exactly.
+The images are the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin and Kaynak, 1998),
+which scikit-learn carries. Pixel values 0..16 are stored as round(255·v/16), which can be undone exactly.
 
 Splits are fixed and stratified: `train` 1,437 and `test` 360. Within `train` the classes are interleaved, so that any
 contiguous part is stratified too; `configs/digits.py` keeps the last 180 for validation. Once prepared, any TFDS user

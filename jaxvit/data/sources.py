@@ -68,14 +68,13 @@ class Dataset:
         self.name: str = builder.name
         self.version = str(builder.version)
         features = builder.info.features
-        image, label = (features[name] if name in features else None for name in ("image", "label"))
-        if image is None or label is None or not hasattr(label, "names"):
+        if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
             raise UsageError(
                 f"config.data.name: '{self.name}' has no features named image and label; "
                 "only classification data sets can be trained on"
             )
-        self.class_names: tuple[str, ...] = tuple(label.names)
-        self.image_shape: tuple[int | None, ...] = tuple(image.shape)
+        self.class_names: tuple[str, ...] = tuple(features["label"].names)
+        self.image_shape: tuple[int | None, ...] = tuple(features["image"].shape)
 
     def count(self, split: str, key: str = "split") -> int:
         """Number of images of a split in TFDS notation.

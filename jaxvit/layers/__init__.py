@@ -4,15 +4,19 @@ Every layer keeps float32 parameters, computes in its `dtype`, and draws its noi
 """
 
 from jaxvit.layers.attention import Attention
-from jaxvit.layers.embed import PatchEmbed, PositionEmbed, PrefixTokens
+from jaxvit.layers.embed import ConvTokenizer, PatchEmbed, PositionEmbed, PrefixTokens
 from jaxvit.layers.encoder import Encoder, EncoderBlock, Mlp
 from jaxvit.layers.norm import Norm
-from jaxvit.layers.pool import AttentionPool, Classifier, Pool
+from jaxvit.layers.pool import AttentionPool, Classifier, Pool, SequencePool
+from jaxvit.layers.shift import Downsample, ShiftBlock, ShiftStage
+from jaxvit.layers.token_learner import TokenFuser, TokenLearner
 
 __all__ = [
     "Attention",
     "AttentionPool",
     "Classifier",
+    "ConvTokenizer",
+    "Downsample",
     "Encoder",
     "EncoderBlock",
     "Mlp",
@@ -21,4 +25,9 @@ __all__ = [
     "Pool",
     "PositionEmbed",
     "PrefixTokens",
+    "SequencePool",
+    "ShiftBlock",
+    "ShiftStage",
+    "TokenFuser",
+    "TokenLearner",
 ]

@@ -67,6 +67,60 @@ class PatchEmbed(nn.Module):
         )
 
 
+class ConvTokenizer(nn.Module):
+    """Convolution, relu and max-pooling, a few times: images (B, H, W, C) to a grid of tokens (B, h, w, dim).
+
+    The tokenizer of CCT (Hassani et al. 2021, arXiv:2104.05704). Convolutions have no biases.
+
+    Attributes:
+      dim: channels of a token.
+      layers: how many times.
+      width: channels of all layers but the last.
+      kernel, stride: of the convolutions; stride 0 = the authors' rule, max(1, kernel // 2 - 1).
+      pad_after_conv: pad the result of each convolution by kernel // 2 zeros on all sides, as the tutorial does, and
+        not its input, as the authors do. Same sizes at stride 1, but border tokens see no padding in the convolution.
+      same_pooling: pool as TensorFlow's SAME and not with one pixel of padding on all sides. On an even side the
+        windows lie one pixel further right and down, so weights do not transfer.
+      initialiser, dtype: as everywhere in this package.
+    """
+
+    dim: int
+    layers: int = 2
+    width: int = 64
+    kernel: int = 3
+    stride: int = 0
+    pad_after_conv: bool = False
+    same_pooling: bool = False
+    initialiser: str = "cct"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        if x_BHWC.ndim != 4:
+            raise ValueError(f"a tokenizer takes images (B, H, W, C), not shape {x_BHWC.shape}")
+        around = (self.kernel // 2, self.kernel // 2)
+        stride = self.stride or max(1, self.kernel // 2 - 1)
+        for i in range(self.layers):
+            if self.pad_after_conv and min(x_BHWC.shape[1:3]) < self.kernel:
+                raise ValueError(f"kernel={self.kernel} does not fit a map of {x_BHWC.shape[1]}x{x_BHWC.shape[2]}")
+            x_BHWC = nn.Conv(
+                self.dim if i == self.layers - 1 else self.width,
+                (self.kernel, self.kernel),
+                strides=(stride, stride),
+                padding="VALID" if self.pad_after_conv else (around, around),
+                use_bias=False,
+                kernel_init=scheme(self.initialiser).tokenizer,
+                dtype=self.dtype,
+                name=f"conv_{i}",
+            )(x_BHWC)
+            x_BHWC = jax.nn.relu(x_BHWC)
+            if self.pad_after_conv:
+                x_BHWC = jnp.pad(x_BHWC, ((0, 0), around, around, (0, 0)))
+            padding = "SAME" if self.same_pooling else ((1, 1), (1, 1))
+            x_BHWC = nn.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=padding)
+        return x_BHWC
+
+
 class PositionEmbed(nn.Module):
     """Adds a position table to tokens.
 

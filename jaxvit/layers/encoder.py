@@ -195,32 +195,76 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of equal blocks.
+    """A stack of equal blocks, some of which may work on learned tokens.
 
     Attributes:
       block: makes a block, e.g. `functools.partial(EncoderBlock, heads=4)`.
       depth: number of blocks.
       drop_path: rate at the last block; it rises linearly from 0 at the first.
+      learner: makes a layer that learns tokens (`TokenLearner`), None = no such layer.
+      learner_at: blocks, counted from 0, that the learner stands before.
+      fuser: makes a layer that spreads tokens (`TokenFuser`). With one, each block of `learner_at` alone works on
+        learned tokens, and what it makes of them is spread over the map and added to it. Without, the map is left for
+        good, which can happen once.
       remat, scan: ways to run, see `jaxvit.layers.stack`.
+
+    Raises:
+      ValueError: learner_at names a block that is not there, or several without a fuser.
     """
 
     block: Callable[..., nn.Module]
     depth: int
     drop_path: float = 0.0
+    learner: Callable[..., nn.Module] | None = None
+    learner_at: tuple[int, ...] = ()
+    fuser: Callable[..., nn.Module] | None = None
     remat: bool = False
     scan: bool = False
 
     @nn.compact
-    def __call__(self, x_BNC: jax.Array, *, train: bool) -> jax.Array:
-        return run_blocks(
-            self,
-            self.block,
-            [f"block_{i}" for i in range(self.depth)],
-            x_BNC,
-            train=train,
-            keys=block_keys(self, self.depth, train),
-            path_keys=None,
-            rates=drop_path_rates(self.drop_path, self.depth),
-            remat=self.remat,
-            scan=self.scan,
-        )
+    def __call__(self, x_BNC: jax.Array, *, train: bool, grid: tuple[int, int] | None = None) -> jax.Array:
+        """Runs the stack.
+
+        Args:
+          x_BNC: tokens, a prefix without a place first.
+          train: whether to make noise.
+          grid: (rows, columns) of the others; None = there is no prefix.
+        """
+        places = () if self.learner is None else tuple(self.learner_at)
+        check_learner_at(places, self.depth, fuse=self.fuser is not None)
+        prefix = 0 if grid is None else x_BNC.shape[1] - grid[0] * grid[1]
+        keys = block_keys(self, self.depth, train)
+        rates = drop_path_rates(self.drop_path, self.depth)
+
+        def run(x_BNC: jax.Array, start: int, stop: int) -> jax.Array:
+            return run_blocks(
+                self,
+                self.block,
+                [f"block_{i}" for i in range(start, stop)],
+                x_BNC,
+                train=train,
+                keys=None if keys is None else keys[start:stop],
+                path_keys=None,
+                rates=rates[start:stop],
+                remat=self.remat,
+                scan=self.scan,
+            )
+
+        done = 0
+        for i in places:
+            x_BNC = run(x_BNC, done, i)
+            original_BNC, done = x_BNC[:, prefix:], i
+            x_BNC = self.learner(name=f"token_learner_{i}")(x_BNC, train=train, grid=grid, prefix=prefix)
+            if self.fuser is not None:
+                x_BNC, done = run(x_BNC, i, i + 1), i + 1
+                spread_BNC = self.fuser(name=f"token_fuser_{i}")(x_BNC[:, prefix:], original_BNC, train=train)
+                x_BNC = jnp.concatenate([x_BNC[:, :prefix], original_BNC + spread_BNC], axis=1)
+        return run(x_BNC, done, self.depth)
+
+
+def check_learner_at(learner_at: tuple[int, ...], depth: int, *, fuse: bool) -> None:
+    """Refuses places for token learners that a stack of `depth` blocks does not have."""
+    if list(learner_at) != sorted(set(learner_at)) or any(not 0 <= i < depth for i in learner_at):
+        raise ValueError(f"learner_at={learner_at} is not a rising list of blocks from 0 to {depth - 1}")
+    if len(learner_at) > 1 and not fuse:
+        raise ValueError(f"learner_at={learner_at}: tokens can be learned several times only with a fuser (fuse=True)")

@@ -56,20 +56,24 @@ class Scheme(NamedTuple):
     patch_bias: Callable[[int], Initializer]  # of the patch embedding, given its fan-in
     positions: Initializer
     head: Initializer  # the classifier's kernel
+    tokenizer: Initializer  # convolutions of CCT's tokenizer
     attention_3d: bool = False  # draw attention kernels in the shape they are kept in
 
 
 _zeros, _normal = nn.initializers.zeros, nn.initializers.normal(0.02)
 _glorot = nn.initializers.glorot_uniform()
 _kaiming = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-_keras = Scheme(_glorot, _zeros, _glorot, _zero_bias, symmetric_uniform(0.05), _glorot)
+_lecun = nn.initializers.lecun_normal()
+_keras = Scheme(
+    _glorot, _zeros, _glorot, _zero_bias, symmetric_uniform(0.05), _glorot, tokenizer=nn.initializers.he_normal()
+)
 
 SCHEMES: dict[str, Scheme] = {
-    "vit": Scheme(_glorot, nn.initializers.normal(1e-6), nn.initializers.lecun_normal(), _zero_bias, _normal, _zeros),
+    "vit": Scheme(_glorot, nn.initializers.normal(1e-6), _lecun, _zero_bias, _normal, _zeros, tokenizer=_lecun),
     "keras": _keras,
     "keras_3d": _keras._replace(attention_3d=True),
-    "shiftvit": Scheme(_normal, _zeros, _normal, _zero_bias, _normal, _normal),
-    "cct": Scheme(_normal, _zeros, _kaiming, _torch_bias, nn.initializers.normal(0.2), _normal),
+    "shiftvit": Scheme(_normal, _zeros, _normal, _zero_bias, _normal, _normal, tokenizer=_normal),
+    "cct": Scheme(_normal, _zeros, _kaiming, _torch_bias, nn.initializers.normal(0.2), _normal, tokenizer=_kaiming),
 }
 
 

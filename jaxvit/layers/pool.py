@@ -1,5 +1,6 @@
 """From many tokens to one vector, and from that vector to class scores.
 
+Sequence pooling: Hassani et al. 2021 (arXiv:2104.05704).
 Attention pooling: Lee et al. 2019 (arXiv:1810.00825) as the MAP head of Zhai et al. 2021 (arXiv:2106.04560).
 """
 
@@ -12,8 +13,33 @@ from jaxvit.layers.encoder import Mlp, activation
 from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.stochastic import dropout
+from jaxvit.ops.tokens import pool_tokens, token_weights
 
-POOLS = ("cls", "mean", "attention", "flatten")
+POOLS = ("cls", "mean", "sequence", "attention", "flatten")
+
+
+class SequencePool(nn.Module):
+    """The weighted mean of all tokens, (B, N, C) to (B, C); a dense layer scores them, a softmax makes weights of that.
+
+    The weights are sown as `pool_weights` (B, 1, N) when `intermediates` is mutable.
+
+    Attributes:
+      initialiser, dtype: as everywhere in this package.
+    """
+
+    initialiser: str = "cct"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BNC: jax.Array, *, mask_BN: jax.Array | None = None) -> jax.Array:
+        """Pools; `mask_BN` is true where a token counts."""
+        kernel_init = scheme(self.initialiser).kernel
+        logits_BN1 = nn.Dense(1, kernel_init=kernel_init, dtype=self.dtype, name="score")(x_BNC)
+        logits_B1N = logits_BN1.swapaxes(1, 2)
+        if self.is_mutable_collection("intermediates"):
+            weights = token_weights(logits_B1N, weighting="softmax", mask_BN=mask_BN)
+            self.sow("intermediates", "pool_weights", weights)
+        return pool_tokens(x_BNC, logits_B1N, weighting="softmax", reduce="sum", mask_BN=mask_BN)[:, 0]
 
 
 class AttentionPool(nn.Module):
@@ -55,8 +81,9 @@ class Pool(nn.Module):
     """Tokens to one vector per sample: (B, N, C) to (B, C), or (B, N C) for 'flatten'.
 
     Attributes:
-      kind: 'cls' = the first token; 'mean' = the mean of the tokens after the prefix; 'attention' = `AttentionPool`
-        over all tokens; 'flatten' = the tokens after the prefix, side by side.
+      kind: 'cls' = the first token; 'mean' = the mean of the tokens after the prefix; 'sequence' =
+        `SequencePool` of the same; 'attention' = `AttentionPool` over all tokens;
+        'flatten' = the tokens after the prefix, side by side.
       prefix: leading tokens that have no place in the image.
       heads, mlp_dim, activation, norm_eps, initialiser, dtype: of the attention pooling.
     """
@@ -78,6 +105,9 @@ class Pool(nn.Module):
             return jnp.mean(x_BNC[:, self.prefix :], axis=1, dtype=jnp.float32).astype(x_BNC.dtype)
         if self.kind == "flatten":
             return x_BNC[:, self.prefix :].reshape(x_BNC.shape[0], -1)
+        if self.kind == "sequence":
+            pool = SequencePool(initialiser=self.initialiser, dtype=self.dtype, name="sequence_pool")
+            return pool(x_BNC[:, self.prefix :])
         if self.kind == "attention":
             return AttentionPool(
                 heads=self.heads,

@@ -53,6 +53,8 @@ def run_blocks(
     def at(values, i):
         return None if values is None else values[i]
 
+    if not names:
+        return x
     if not (remat or scan) or parent.is_initializing() or parent.is_mutable_collection("intermediates"):
         for i, name in enumerate(names):
             x = block(name=name)(x, train=train, key=at(keys, i), path_key=at(path_keys, i), drop_path=rates[i])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from jaxvit.models import vit
+from jaxvit.models import cct, shiftvit, vit
 
 
 class Row(NamedTuple):
@@ -26,11 +26,16 @@ def _rows(model: type[nn.Module], sizes: dict[str, dict]) -> dict[str, Row]:
 
 MODELS: dict[str, Row] = {
     **_rows(vit.ViT, vit.SIZES),
+    **_rows(shiftvit.ShiftViT, shiftvit.SIZES),
+    **_rows(cct.CCT, cct.SIZES),
 }
 
 # Not published models: each family with sizes for small images, to be set by configuration.
 FAMILIES: dict[str, Row] = {
     "vit": Row(vit.ViT, (32, 32, 3), {}),
+    "token_learner_vit": Row(vit.ViT, (32, 32, 3), {"learner": "v11_mlp", "learner_at": (3,), "learner_tokens": 8}),
+    "shiftvit": Row(shiftvit.ShiftViT, (32, 32, 3), {}),
+    "cct": Row(cct.CCT, (32, 32, 3), {}),
 }
 
 _PLAIN = (bool, int, float, str, tuple)

@@ -1,14 +1,34 @@
-"""The plain vision transformer: patches, positions, equal blocks, one vector, class scores.
+"""The vision transformer, plain or with learned tokens: patches, positions, equal blocks, one vector, class scores.
 
 Papers: Dosovitskiy et al. 2020 (arXiv:2010.11929); mean pooling, sine-cosine positions and the representation layer of
-the small models after Beyer et al. 2022 (arXiv:2205.01580).
+the small models after Beyer et al. 2022 (arXiv:2205.01580); TokenLearner Ryoo et al. 2021 (arXiv:2106.11297).
 
 Departures from google-research/vision_transformer, whose numbers of parameters these models have:
 
 - exact gelu, where theirs approximates with tanh: the paper's function. Below 1e-3 per value; `activation='gelu_tanh'`
   is theirs, to be taken with their weights.
 - no dropout by default, where theirs is .1: the published recipes choose it per run. Set `dropout`.
+- with learned tokens, from google-research/scenic: what `jaxvit.layers.token_learner` lists; a class token may go with
+  them, which theirs documents and does not do; their configuration's stochastic depth, which nothing reads, is
+  `drop_path` here.
 - logits in float32 under bfloat16 too, because the loss needs them. Nothing changes in float32.
+
+Departures of the tutorials, each an attribute, so that one can walk from the tutorial to the paper a step at a time:
+
+| tutorial | attribute | paper |
+|---|---|---|
+| Fashion-MNIST: norm after the shortcut, one norm used twice in a block | `norm_order='post_shared'` | `'pre'` |
+| Fashion-MNIST: patches of 5 drop 3 of 28 rows and columns | `crop_to_patches=True` | a patch that divides |
+| Fashion-MNIST: raw patches are normalised first | `stem_norm=True` | `False` |
+| Fashion-MNIST: a dropout of .5 in the head is built and not connected | `head_dropout=0.0` | `0.5` was meant |
+| Fashion-MNIST: five convolutions and no norm in TokenLearner | `learner_convs=5`, `learner_norm=False` | `4`, `True` |
+| both TokenLearner tutorials: mean in place of sum | `learner_reduce='mean'` | `'sum'` |
+| CIFAR ones: gelu and dropout after both dense layers | `activate_twice=True` | `False` |
+| all: heads wider than dim // heads | `head_dim` | `0` |
+| all: Keras's reading of attention kernels as convolutions | `initialiser='keras_3d'` | `'keras'`, `'vit'` |
+| CIFAR-100: all tokens flattened into a wide head | `pool='flatten'` | `'cls'`, `'mean'` |
+
+Their last softmax is not part of these models: they give logits, and the loss takes logits.
 """
 
 from functools import partial
@@ -18,9 +38,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvit.layers.embed import POSITIONS, PatchEmbed, PositionEmbed, PrefixTokens
-from jaxvit.layers.encoder import Encoder, EncoderBlock
+from jaxvit.layers.encoder import Encoder, EncoderBlock, check_learner_at
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import POOLS, Classifier, Pool
+from jaxvit.layers.token_learner import LEARNERS, TokenFuser, TokenLearner
 from jaxvit.ops.stochastic import dropout
 
 NO_WEIGHT_DECAY = ("bias", "scale", "table", "probe", "scale_attention", "scale_mlp")
@@ -38,7 +59,7 @@ class ViT(nn.Module):
       head_dim: channels per head; 0 = dim // heads.
       mlp_ratio: channels inside the MLP, as a multiple of dim.
       mlp_dim: the same as a number; 0 = by mlp_ratio.
-      pool: 'cls' (a class token), 'mean', 'attention' (MAP head) or 'flatten'.
+      pool: 'cls' (a class token), 'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
       registers: learned tokens without a place that no head reads.
       positions: 'learned', 'sincos' (2-D, fixed), 'sine' (1-D, fixed) or 'none'.
       stem: 'conv' or 'dense', the form of the patch embedding's kernel.
@@ -57,6 +78,12 @@ class ViT(nn.Module):
       projection_dropout: rate after the attention's output; -1 = as dropout.
       attention_dropout: rate on the attention weights.
       drop_path: rate of dropping a branch, at the last block; rises linearly from 0.
+      learner: kind of TokenLearner, 'v1', 'v11_mlp' or 'v11_conv'; 'none' = keep all tokens.
+      learner_at: blocks, counted from 0, that it stands before; several need fuse.
+      learner_tokens: tokens it learns.
+      learner_reduce, learner_convs, learner_groups, learner_hidden, learner_norm, learner_activation: see
+        `jaxvit.layers.TokenLearner`.
+      fuse: after each of those blocks, a TokenFuser spreads the tokens over the map again.
       rep_size: size of a tanh layer before the classifier; 0 = none.
       head_hidden: sizes of hidden layers before the classifier.
       head_activation: their activation.
@@ -99,6 +126,16 @@ class ViT(nn.Module):
     projection_dropout: float = -1.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
+    learner: str = "none"
+    learner_at: tuple[int, ...] = ()
+    learner_tokens: int = 8
+    learner_reduce: str = "sum"
+    learner_convs: int = 4
+    learner_groups: int = 4
+    learner_hidden: int = 64
+    learner_norm: bool = True
+    learner_activation: str = "gelu"
+    fuse: bool = False
     rep_size: int = 0
     head_hidden: tuple[int, ...] = ()
     head_activation: str = "gelu"
@@ -119,6 +156,12 @@ class ViT(nn.Module):
             raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if (self.stem_norm or self.takes_patches) and self.stem != "dense":
             raise ValueError("stem_norm and takes_patches need whole patches as vectors: set stem='dense'")
+
+        if self.learner not in ("none", *LEARNERS):
+            raise ValueError(f"learner={self.learner!r} is not one of none, {', '.join(LEARNERS)}")
+        check_learner_at(self.learner_at, self.depth, fuse=self.fuse)
+        if (self.learner == "none") != (not self.learner_at):
+            raise ValueError(f"learner={self.learner!r} with learner_at={self.learner_at}: set both or neither")
 
     @property
     def prefix(self) -> int:
@@ -160,7 +203,38 @@ class ViT(nn.Module):
             mlp_dropout=self.dropout,
             **shared,
         )
-        self.encoder = Encoder(block, self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan)
+        learner = partial(
+            TokenLearner,
+            tokens=self.learner_tokens,
+            kind=self.learner,
+            reduce=self.learner_reduce,
+            convs=self.learner_convs,
+            groups=self.learner_groups,
+            hidden=self.learner_hidden,
+            norm=self.learner_norm,
+            dropout=self.dropout,
+            norm_eps=self.norm_eps,
+            activation=self.learner_activation,
+            **shared,
+        )
+        fuser = partial(
+            TokenFuser,
+            hidden=self.learner_hidden,
+            dropout=self.dropout,
+            norm_eps=self.norm_eps,
+            activation=self.learner_activation,
+            **shared,
+        )
+        self.encoder = Encoder(
+            block,
+            self.depth,
+            drop_path=self.drop_path,
+            learner=None if self.learner == "none" else learner,
+            learner_at=self.learner_at,
+            fuser=fuser if self.fuse else None,
+            remat=self.remat,
+            scan=self.scan,
+        )
         if self.final_norm:
             self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
         self.pooling = Pool(
@@ -184,7 +258,10 @@ class ViT(nn.Module):
         )
 
     def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        """Tokens after the last block and norm: (B, prefix + h * w, dim), the class token first, registers next."""
+        """Tokens after the last block and norm: (B, prefix + h * w, dim), the class token first, registers next.
+
+        After a TokenLearner without a fuser there are prefix + learner_tokens of them.
+        """
         x_BHWC = self.embed(images_BHWC.astype(self.dtype))
         grid = x_BHWC.shape[1:3]
         x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
@@ -197,7 +274,7 @@ class ViT(nn.Module):
         rate = self.dropout if self.embed_dropout < 0 else self.embed_dropout
         if train and rate > 0:
             x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
-        x_BNC = self.encoder(x_BNC, train=train)
+        x_BNC = self.encoder(x_BNC, train=train, grid=grid)
         return self.norm(x_BNC) if self.final_norm else x_BNC
 
     def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
@@ -219,11 +296,59 @@ def _imagenet(patch: int, dim: int, depth: int, heads: int) -> dict:
     }  # fmt: skip
 
 
+_B16 = _imagenet(16, 768, 12, 12)
+_FASHION = {
+    "input": (28, 28, 1), "num_classes": 4, "patch": 5, "dim": 128, "depth": 4, "heads": 3, "head_dim": 128,
+    "mlp_dim": 100, "stem": "dense", "stem_norm": True, "crop_to_patches": True, "takes_patches": True,
+    "norm_order": "post_shared", "norm_eps": 1e-3, "final_norm": False, "activation": "relu",
+    "head_hidden": (150,), "head_activation": "relu", "initialiser": "keras_3d",
+}  # fmt: skip
+_MINI = {
+    "input": (48, 48, 3), "num_classes": 10, "patch": 6, "dim": 128, "depth": 4, "heads": 4, "head_dim": 128,
+    "mlp_dim": 256, "activation": "gelu_tanh", "activate_twice": True, "dropout": 0.1, "projection_dropout": 0.0,
+    "attention_dropout": 0.1, "learner_activation": "gelu_tanh", "initialiser": "keras_3d",
+}  # fmt: skip
+_CIFAR100 = {
+    "input": (72, 72, 3), "num_classes": 100, "patch": 6, "dim": 64, "depth": 8, "heads": 4, "head_dim": 64,
+    "mlp_dim": 128, "stem": "dense", "activate_twice": True, "dropout": 0.1, "embed_dropout": 0.0,
+    "projection_dropout": 0.0, "attention_dropout": 0.1, "head_hidden": (2048, 1024), "head_dropout": 0.5,
+    "head_input_dropout": 0.5, "initialiser": "keras_3d",
+}  # fmt: skip
+
+
+def _learned(kind: str, tokens: int, groups: int = 4) -> dict:
+    reduce = "mean" if kind == "v1" else "sum"
+    return {
+        "learner": kind, "learner_at": (3,), "learner_tokens": tokens, "learner_reduce": reduce,
+        "learner_groups": groups,
+    }  # fmt: skip
+
+
 SIZES: dict[str, dict] = {
+    "tutorial_fashion_vit": _FASHION,
+    "tutorial_fashion_fast_vit": {
+        **_FASHION, "learner": "v1", "learner_at": (2,), "learner_tokens": 4, "learner_reduce": "mean",
+        "learner_convs": 5, "learner_norm": False,
+    },
+    "tutorial_mini_vit": _MINI,
+    "tutorial_mini_vit_8l": {**_MINI, "depth": 8},
+    "tutorial_mini_vit_tl4": {**_MINI, **_learned("v1", 4)},
+    "tutorial_mini_vit_tl8": {**_MINI, **_learned("v1", 8)},
+    "tutorial_mini_vit_v11_g4t4": {**_MINI, **_learned("v11_conv", 4, 4)},
+    "tutorial_mini_vit_v11_g8t8": {**_MINI, **_learned("v11_conv", 8, 8)},
+    "tutorial_mini_vit_v11_g4t8": {**_MINI, **_learned("v11_conv", 8, 4)},
+    "tutorial_vit_cifar100": {**_CIFAR100, "pool": "flatten"},
+    "tutorial_vit_cifar100_gap": {**_CIFAR100, "pool": "mean"},
     "vit_ti16_224": _imagenet(16, 192, 12, 3),
     "vit_s16_224": _imagenet(16, 384, 12, 6),
     "vit_s32_224": _imagenet(32, 384, 12, 6),
     "vit_b16_224": _imagenet(16, 768, 12, 12),
     "vit_b32_224": _imagenet(32, 768, 12, 12),
     "vit_l16_224": _imagenet(16, 1024, 24, 16),
-}
+    "token_learner_vit_b16_224": {
+        **_B16, "pool": "mean", "learner": "v11_mlp", "learner_at": (9,), "learner_tokens": 16,
+    },
+    "token_learner_fuser_vit_b16_224": {
+        **_B16, "pool": "mean", "learner": "v11_mlp", "learner_at": (9, 10, 11), "learner_tokens": 16, "fuse": True,
+    },
+}  # fmt: skip

@@ -5,16 +5,23 @@ Axis letters: B batch, H W grid, N tokens, C channels, S learned tokens, M heads
 
 from jaxvit.ops.patches import image_to_patches, patch_grid, patches_to_image
 from jaxvit.ops.positions import resize_positions, sincos_positions, sine_positions
+from jaxvit.ops.shift import mask_borders, shift_channels
 from jaxvit.ops.stochastic import drop_path, drop_path_rates, dropout
+from jaxvit.ops.tokens import fuse_tokens, pool_tokens, token_weights
 
 __all__ = [
     "drop_path",
     "drop_path_rates",
     "dropout",
+    "fuse_tokens",
     "image_to_patches",
+    "mask_borders",
     "patch_grid",
     "patches_to_image",
+    "pool_tokens",
     "resize_positions",
+    "shift_channels",
     "sincos_positions",
     "sine_positions",
+    "token_weights",
 ]

@@ -63,7 +63,7 @@ class Checkpoints:
             self._manager.save(step, args=arguments, metrics={"best_step": best_step}, force=True)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the progress of a step, onto the shapes and shardings of `like` (arrays or abstract arrays).
+        """The state and the progress of a step, onto the shapes and shardings of `like` (arrays, real or abstract).
 
         Raises:
           UsageError: it does not fit `like`, or its files are damaged.
@@ -75,7 +75,7 @@ class Checkpoints:
         except Exception as error:
             reason = str(error).splitlines()[0][:200]
             raise UsageError(
-                f"checkpoint {self._directory / str(step)} cannot be read: {reason}; it is damaged or of another model. "
+                f"checkpoint {self._directory / str(step)} cannot be read: {reason}; damaged, or of another model. "
                 "Delete this folder to go back to an earlier checkpoint, or use a new --workdir"
             ) from error
         return restored.state, restored.progress

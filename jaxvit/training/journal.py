@@ -1,7 +1,7 @@
 """Where metrics go: a small list of writers that anybody can extend.
 
-A writer has `write(record)`, `flush()` and `close()`. A record is a flat dict with 'step', 'epoch', 'split' and numbers.
-To add one, write such a class and name it in `open_writers`.
+A writer has `write(record)`, `flush()` and `close()`. A record is a flat dict with 'step', 'epoch', 'split' and
+numbers. To add one, write such a class and name it in `open_writers`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """metrics.jsonl: one JSON object a line. Reopened at a step, it drops what came after: that will be written again."""
+    """metrics.jsonl: one JSON object a line. Reopened at a step, it drops what came after: that is written again."""
 
     def __init__(self, path: Path, resume_step: int):
         kept = [record for record in read_jsonl(path) if record["step"] <= resume_step]

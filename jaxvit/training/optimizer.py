@@ -36,8 +36,8 @@ class OptimizerSettings:
 def make_schedule(settings: OptimizerSettings) -> Schedule:
     """Learning rate of a step.
 
-    Linear from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`; from there to `end_lr` at `total_steps` by half
-    a cosine or a straight line; `end_lr` after it. 'constant' stays at `peak_lr` after the warm-up.
+    Linear from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`; from there to `end_lr` at `total_steps` by
+    half a cosine or a straight line; `end_lr` after it. 'constant' stays at `peak_lr` after the warm-up.
     """
     s = settings
     length = s.total_steps - s.warmup_steps

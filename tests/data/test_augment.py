@@ -30,11 +30,11 @@ def test_every_crop_is_a_window_of_the_padded_image_and_images_differ():
     places = []
     for image, crop in zip(IMAGES, cropped, strict=True):
         padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-        fits = [(t, l) for t in range(5) for l in range(5) if np.array_equal(padded[t : t + 6, l : l + 5], crop)]
+        fits = [(y, x) for y in range(5) for x in range(5) if np.array_equal(padded[y : y + 6, x : x + 5], crop)]
         assert len(fits) == 1
         places += fits
     assert len(set(places)) > 15  # of 25: one decision an image, not one a batch
-    assert {t for t, _ in places} == set(range(5)) == {l for _, l in places}
+    assert {y for y, _ in places} == set(range(5)) == {x for _, x in places}
 
 
 def test_flip_mirrors_about_half_of_the_images():

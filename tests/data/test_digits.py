@@ -71,7 +71,7 @@ def test_any_tfds_user_can_read_it(digits, data_directory):
 def test_unknown_split_and_unprepared_set(digits, data_directory):
     with pytest.raises(UsageError, match=r"it has .*train \(1437\)"):
         digits.count("validation")
-    with pytest.raises(UsageError, match="'mnist' is not prepared in .*prepared there: digits;"):
+    with pytest.raises(UsageError, match=r"'mnist' is not prepared in .*prepared there: digits;"):
         open_dataset("mnist", data_directory)
 
 

@@ -79,6 +79,6 @@ def test_a_folder_that_vanished_is_one_line(tmp_path):
     checkpoints.wait()
     (tmp_path / "c").rename(tmp_path / "moved")
     (tmp_path / "c").write_text("a file in the way")
-    with pytest.raises(RunFailedError, match="cannot save into .*the checkpoint of step 1 is kept"):
+    with pytest.raises(RunFailedError, match=r"cannot save into .*the checkpoint of step 1 is kept"):
         checkpoints.save(make_state(2.0), {}, 2, 2)
         checkpoints.wait()

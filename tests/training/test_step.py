@@ -72,7 +72,7 @@ def test_padding_changes_nothing():
 
 
 def test_pmap_takes_the_same_step():
-    """One device suffices here: the axis name, the sums over it and the division by the whole count are the same code."""
+    """One device suffices: the axis name, the sums over it and the division by the whole count are the same code."""
     state = fresh_state()
     mask = (np.arange(8) < 5).astype(np.float32)
     devices = jax.local_devices()[:1]

@@ -1,0 +1,177 @@
+"""`jaxvit summary`: a model's modules, output shapes, parameters, tokens and multiply-adds, without running it.
+
+jaxvit summary --model=cct_7_3x1_32 --model.num_classes=100 --json
+"""
+
+import argparse
+import ast
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvit.layers import EncoderBlock, ShiftBlock
+from jaxvit.models.count import abstract_variables, count_macs, count_params
+from jaxvit.models.registry import create_model, input_shape, list_models, model_defaults
+
+
+def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "") -> dict:
+    """Facts about a model for one sample of a size.
+
+    Args:
+      model: called as `model(images, train=False)`.
+      input_shape: (H, W, C).
+      name: what to call it; '' = the name of its class.
+
+    Returns:
+      name; params; macs, one number for each convention of `jaxvit.models.count`; input; tokens, the number that each
+      transformer or shift block sees; layers, a row for each module: path, type, output shape, params.
+    """
+    plain = {key: False for key in ("remat", "scan") if getattr(model, key, False)}
+    model = model.clone(**plain) if plain else model  # ways to run that hide modules, and change no number
+    variables = abstract_variables(model, input_shape)
+    rows: dict[str, dict] = {}
+    tokens = []
+
+    def record(call, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if isinstance(module, (EncoderBlock, ShiftBlock)):
+            tokens.append(math.prod(args[0].shape[1:-1]))
+        path = "/".join(module.path)
+        row = rows.setdefault(path, {"path": path, "type": type(module).__name__})  # before what is inside it
+        out = call(*args, **kwargs)
+        row["output"] = list(getattr(out, "shape", ())[1:])
+        row["params"] = count_params({"params": _at(variables.get("params", {}), module.path)})
+        return out
+
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    return {
+        "name": name or type(model).__name__,
+        "params": count_params(variables),
+        "macs": count_macs(model, input_shape),
+        "input": list(input_shape),
+        "tokens": tokens,
+        "layers": list(rows.values()),
+    }
+
+
+def _at(tree, path: tuple[str, ...]):
+    for key in path:
+        tree = tree.get(key, {})
+    return tree
+
+
+def main(argv: list[str]) -> int:
+    """The verb. Returns the exit code: 0, or 2 for a mistake of the user's, told in one line on stderr."""
+    description = __doc__.splitlines()[0].partition(": ")[2]
+    parser = argparse.ArgumentParser(prog="jaxvit summary", description=description, allow_abbrev=False)
+    parser.add_argument("--model", help="a registered name, a family, or package.module:Class")
+    parser.add_argument("--image_size", default="", help="'96' or '96x64' (rows x columns); default: as published")
+    parser.add_argument("--depth", type=int, default=2, help="levels of modules to show; 0 = all (default 2)")
+    parser.add_argument("--json", action="store_true", help="one JSON object, with all levels")
+    parser.add_argument("--list", action="store_true", help="print the registered names and stop")
+    known, rest = parser.parse_known_args(argv)
+    if known.list:
+        print("\n".join(list_models()))
+        return 0
+    try:
+        if not known.model:
+            raise ValueError("which model? --model=NAME (--list shows the names)")
+        model = create_model(known.model, **_overrides(known.model, rest))
+        facts = summarize(model, _size(known.image_size, input_shape(known.model)), name=known.model)
+    except ValueError as error:
+        print(f"jaxvit summary: {error}", file=sys.stderr)
+        return 2
+    if known.json:
+        print(json.dumps(facts))
+    else:
+        _show(facts, known.depth)
+    return 0
+
+
+def _size(text: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not text:
+        return default
+    try:
+        sides = [int(side) for side in text.split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"--image_size={text} is not a size such as 96 or 96x64")
+    return sides[0], sides[-1], default[2]
+
+
+def _overrides(name: str, words: list[str]) -> dict:
+    """Reads `--model.attribute=value` (or `--model.attribute value`)."""
+    defaults = model_defaults(name)
+    overrides, words = {}, list(words)
+    while words:
+        flag, has_value, text = words.pop(0).partition("=")
+        if not flag.startswith("--model."):
+            raise ValueError(f"no argument {flag!r}; attributes are set as --model.attribute=value")
+        if not has_value and words and not words[0].startswith("--"):
+            has_value, text = "=", words.pop(0)
+        key = flag.removeprefix("--model.")
+        overrides[key] = _value(key, text if has_value else "true", defaults.get(key))
+    return overrides
+
+
+def _value(key: str, text: str, default):
+    if isinstance(default, str):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return (value,) if isinstance(default, tuple) and isinstance(value, int) else value
+
+
+def _show(facts: dict, depth: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{facts['name']} on {'x'.join(map(str, facts['input']))}, one sample")
+    for heading, side in (("module", "left"), ("type", "left"), ("output", "right"), ("parameters", "right")):
+        table.add_column(heading, justify=side)
+    for row in facts["layers"]:
+        parts = row["path"].split("/") if row["path"] else []
+        if depth and len(parts) > depth:
+            continue
+        label = "  " * (len(parts) - 1) + parts[-1] if parts else "(model)"
+        table.add_row(label, row["type"], " x ".join(map(str, row["output"])), f"{row['params']:,}")
+    console = Console()
+    console.print(table)
+    print(f"parameters     {facts['params']:,}")
+    if facts["tokens"]:
+        print(f"tokens         {_runs(facts['tokens'])}")
+    notes = {
+        "all": "dense, convolutions, attention, token pooling",
+        "keras_profiler": "dense and convolutions only, as the tutorials' counter: no attention",
+        "cct": "without products of activations, as the CCT authors",
+    }
+    for convention, number in facts["macs"].items():
+        print(f"multiply-adds  {number:>17,}  {convention}: {notes[convention]}")
+
+
+def _runs(tokens: list[int]) -> str:
+    """'64 x3, 8' for [64, 64, 64, 8]: tokens seen, by consecutive blocks."""
+    runs: list[list[int]] = []
+    for count in tokens:
+        if runs and runs[-1][0] == count:
+            runs[-1][1] += 1
+        else:
+            runs.append([count, 1])
+    return ", ".join(f"{count} in {blocks} block{'s' * (blocks > 1)}" for count, blocks in runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

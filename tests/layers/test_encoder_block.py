@@ -1,0 +1,176 @@
+"""The encoder block in its four orders of norm and shortcut, against numpy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvit.layers import Attention, Encoder, EncoderBlock, Mlp, Norm, TokenFuser, TokenLearner
+
+X = np.random.default_rng(1).normal(size=(2, 5, 8)).astype(np.float32)
+
+
+def norm(p, x, eps):
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * p["scale"] + p["bias"]
+
+
+def gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def attention(p, x, qk_eps=None):
+    out = np.zeros_like(x, dtype=np.float64) + p["out"]["bias"]
+    for b in range(x.shape[0]):
+        for head in range(p["query"]["kernel"].shape[1]):
+            q, k, v = (
+                x[b] @ p[n]["kernel"][:, head] + (p[n]["bias"][head] if "bias" in p[n] else 0)
+                for n in ("query", "key", "value")
+            )
+            if qk_eps:
+                q, k = norm(p["norm_query"], q, qk_eps), norm(p["norm_key"], k, qk_eps)
+            for i in range(x.shape[1]):
+                scores = np.exp([q[i] @ k[j] / math.sqrt(q.shape[-1]) for j in range(x.shape[1])])
+                mixed = sum(w * v[j] for j, w in enumerate(scores / scores.sum()))
+                out[b, i] += mixed @ p["out"]["kernel"][head]
+    return out
+
+
+def mlp(p, x, twice):
+    x = gelu(x @ p["dense_0"]["kernel"] + p["dense_0"]["bias"]) @ p["dense_1"]["kernel"] + p["dense_1"]["bias"]
+    return gelu(x) if twice else x
+
+
+def block(p, x, order, twice=False, scaled=False):
+    def attend(y):
+        return attention(p["attention"], y) * (p["scale_attention"] if scaled else 1)
+
+    def think(y):
+        return mlp(p["mlp"], y, twice) * (p["scale_mlp"] if scaled else 1)
+
+    eps = 1e-3
+    if order == "pre":
+        x = x + attend(norm(p["norm_attention"], x, eps))
+        return x + think(norm(p["norm_mlp"], x, eps))
+    if order == "cct":
+        x = norm(p["norm_mlp"], x + attend(norm(p["norm_attention"], x, eps)), eps)
+        return x + think(x)
+    first, second = ("norm_shared",) * 2 if order == "post_shared" else ("norm_attention", "norm_mlp")
+    x = norm(p[first], x + attend(x), eps)
+    return norm(p[second], x + think(x), eps)
+
+
+@pytest.mark.parametrize(
+    "order, kwargs",
+    [
+        ("pre", {}),
+        ("post", {"head_dim": 3}),
+        ("post_shared", {"activate_twice": True, "head_dim": 8}),
+        ("cct", {"qkv_bias": False, "layer_scale": 0.1}),
+    ],
+)
+def test_against_numpy(draw, order, kwargs):
+    module = EncoderBlock(heads=2, mlp_dim=6, norm_order=order, norm_eps=1e-3, **kwargs)
+    variables = draw(module, X, train=False)
+    want = block(variables["params"], X, order, kwargs.get("activate_twice"), "layer_scale" in kwargs)
+    np.testing.assert_allclose(module.apply(variables, X, train=False), want, atol=2e-5)
+
+
+def test_qk_norm(draw):
+    module = Attention(heads=2, qk_norm=True, norm_eps=1e-3)
+    variables = draw(module, X, train=False)
+    want = attention(variables["params"], X, qk_eps=1e-3)
+    np.testing.assert_allclose(module.apply(variables, X, train=False), want, atol=1e-5)
+
+
+def test_norm_over_a_sample_is_pytorchs_group_norm_of_one_group(draw):
+    x = np.random.default_rng(0).normal(200, 1, (2, 3, 3, 4)).astype(np.float32)
+    module = Norm(over="sample", epsilon=1e-5)
+    variables = draw(module, x)
+    flat = x.reshape(2, -1).astype(np.float64)
+    flat = (flat - flat.mean(1, keepdims=True)) / np.sqrt(flat.var(1, keepdims=True) + 1e-5)
+    p = variables["params"]
+    np.testing.assert_allclose(module.apply(variables, x), flat.reshape(x.shape) * p["scale"] + p["bias"], atol=2e-4)
+
+
+def test_noise_comes_only_in_training_and_from_the_named_stream(draw):
+    for kwargs in ({"attention_dropout": 0.5}, {"projection_dropout": 0.5}, {"mlp_dropout": 0.5}):
+        module = EncoderBlock(heads=2, **kwargs)
+        variables = draw(module, X, train=False)
+        still = module.apply(variables, X, train=False)
+        train = jax.jit(lambda key, m=module, v=variables: m.apply(v, X, train=True, rngs={"dropout": key}))
+        noisy = [train(jax.random.key(i, impl="unsafe_rbg")) for i in (0, 0, 1)]
+        np.testing.assert_array_equal(noisy[0], noisy[1])
+        assert not np.allclose(noisy[0], noisy[2]) and not np.allclose(noisy[0], still)
+
+
+def test_drop_path_leaves_the_shortcut(draw):
+    module = EncoderBlock(heads=2)
+    x = np.repeat(X[:1], 64, axis=0)
+    variables = draw(module, x, train=False)
+    out = module.apply(variables, x, train=True, drop_path=0.5, rngs={"dropout": jax.random.key(0)})
+    kinds = {tuple(np.round(row.ravel(), 3)) for row in np.asarray(out)}
+    assert len(kinds) == 4  # each of two branches kept or dropped
+    assert tuple(np.round(X[0].ravel(), 3)) in kinds
+
+
+def test_attention_is_sown_on_request_only(draw):
+    module = EncoderBlock(heads=2, attention_dropout=0.5)
+    variables = draw(module, X, train=False)
+    out, seen = module.apply(variables, X, train=False, mutable=["intermediates"])
+    (weights,) = seen["intermediates"]["attention"]["attention"]
+    assert weights.shape == (2, 2, 5, 5) and weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(out, module.apply(variables, X, train=False))
+
+
+def test_learned_tokens_inside_the_encoder(draw):
+    """With a fuser, only the chosen blocks see few tokens, a class token passes through, and the map comes back."""
+
+    def make_block(**kwargs):
+        return EncoderBlock(heads=2, **kwargs)
+
+    def learner(**kwargs):
+        return TokenLearner(tokens=3, kind="v1", **kwargs)
+
+    x = np.random.default_rng(0).normal(size=(2, 1 + 2 * 4, 8)).astype(np.float32)
+    module = Encoder(make_block, 4, learner=learner, learner_at=(0, 2), fuser=TokenFuser)
+    variables = draw(module, x, train=False, grid=(2, 4))
+    out, seen = module.apply(variables, x, train=False, grid=(2, 4), mutable=["intermediates"])
+    assert out.shape == x.shape
+    sizes = [seen["intermediates"][f"block_{i}"]["attention"]["attention"][0].shape[-1] for i in range(4)]
+    assert sizes == [4, 9, 4, 9]
+    p = {"params": variables["params"]}
+    first = learner().apply({"params": p["params"]["token_learner_0"]}, x, train=False, grid=(2, 4), prefix=1)
+    first = make_block().apply({"params": p["params"]["block_0"]}, first, train=False)
+    spread = TokenFuser().apply({"params": p["params"]["token_fuser_0"]}, first[:, 1:], x[:, 1:], train=False)
+    want = np.concatenate([first[:, :1], x[:, 1:] + spread], axis=1)
+    got = Encoder(make_block, 1, learner=learner, learner_at=(0,), fuser=TokenFuser).apply(
+        p, x, train=False, grid=(2, 4)
+    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_bad_attributes_are_refused():
+    for module, sentence in (
+        (EncoderBlock(heads=3), "heads=3 does not divide 8"),
+        (EncoderBlock(heads=2, norm_order="last"), "norm_order='last'"),
+        (EncoderBlock(heads=2, activation="swish"), "activation='swish'"),
+        (EncoderBlock(heads=2, initialiser="he"), "initialiser='he'"),
+        (Encoder(EncoderBlock, 2, learner=TokenLearner, learner_at=(2,)), "from 0 to 1"),
+        (Encoder(EncoderBlock, 3, learner=TokenLearner, learner_at=(0, 1)), "fuse=True"),
+        (Norm(over="batch"), "over='batch'"),
+    ):
+        kwargs = {} if isinstance(module, Norm) else {"train": False}
+        with pytest.raises(ValueError, match=sentence):
+            jax.eval_shape(lambda m=module, k=kwargs: m.init(jax.random.key(0), X, **k))
+
+
+def test_mlp_makes_other_sizes(draw):
+    module = Mlp(hidden=4, out=3, activation="relu")
+    variables = draw(module, X, train=False)
+    p = variables["params"]
+    want = np.maximum(X @ p["dense_0"]["kernel"] + p["dense_0"]["bias"], 0) @ p["dense_1"]["kernel"]
+    np.testing.assert_allclose(module.apply(variables, X, train=False), want + p["dense_1"]["bias"], atol=1e-5)
