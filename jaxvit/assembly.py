@@ -94,4 +94,12 @@ def assemble(plan: Plan) -> Assembly:
         raise UsageError(
             f"config.model: {plan.model.name} does not take images of {'×'.join(map(str, shape))}: {reason}"
         ) from None
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    logits = jax.eval_shape(lambda variables, x: apply(variables, x, train=False), abstract.variables, images)
+    classes = len(plan.data.class_names)
+    if logits.ndim != 2 or logits.shape[-1] < classes:
+        raise UsageError(
+            f"config.model.name: {plan.model.name} gives outputs of shape {logits.shape} for one image, "
+            f"and {plan.data.name} has {classes} classes: it must give one score for each"
+        )
     return Assembly(plan, model, init, apply, optimizer, make_schedule(plan.optim), abstract)
