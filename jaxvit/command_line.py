@@ -16,6 +16,7 @@ from jaxvit.errors import UsageError, nearest
 
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
+    "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
 }
 
 _USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit.VERB [options])
