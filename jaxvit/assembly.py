@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from jaxvit.data.augment import evaluation_transform, training_transform
 from jaxvit.errors import UsageError
 from jaxvit.models.registry import create_model
 from jaxvit.plan import Plan
-from jaxvit.training.optimizer import Schedule, make_optimizer, make_schedule
+from jaxvit.training.optimizer import Schedule, average_weights, make_optimizer, make_schedule
 from jaxvit.training.state import TrainState, create_state, derive_key
 from jaxvit.training.step import make_eval_step, make_loss, make_train_step
 
@@ -42,10 +43,11 @@ class Assembly:
 
     def create_state(self) -> TrainState:
         """The state before the first step; to be jitted."""
-        return create_state(self.init, self.optimizer, derive_key(self.plan.seed, "init"))
+        key = derive_key(self.plan.seed, "init")
+        return create_state(self.init, self.optimizer, key, ema=self.plan.ema_decay > 0)
 
-    def loss(self, axis_name: str | None = None) -> Callable[..., Any]:
-        """The pure training loss of this run, see `jaxvit.training.step.make_loss`."""
+    def loss(self, axis_name: str | None = None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The two halves of this run's forward pass, see `jaxvit.training.step.make_loss`."""
         return make_loss(
             self.apply,
             training_transform(self.plan.augment),
@@ -56,7 +58,12 @@ class Assembly:
 
     def train_step(self, axis_name: str | None = None) -> Callable[..., Any]:
         """The pure training step of this run."""
-        return make_train_step(self.loss(axis_name), self.optimizer, axis_name=axis_name)
+        plan = self.plan
+        average = partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None
+        prepare, loss = self.loss(axis_name)
+        return make_train_step(
+            prepare, loss, self.optimizer, accumulate=plan.train.accumulate, ema=average, axis_name=axis_name
+        )
 
     def eval_step(self, axis_name: str | None = None) -> Callable[..., Any]:
         """The pure evaluation step of this run."""
@@ -88,7 +95,9 @@ def assemble(plan: Plan) -> Assembly:
     no_decay = tuple(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else ()
     optimizer = make_optimizer(plan.optim, no_decay)
     try:
-        abstract = jax.eval_shape(lambda: create_state(init, optimizer, derive_key(plan.seed, "init")))
+        abstract = jax.eval_shape(
+            lambda: create_state(init, optimizer, derive_key(plan.seed, "init"), ema=plan.ema_decay > 0)
+        )
     except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(

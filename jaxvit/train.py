@@ -32,7 +32,7 @@ from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
 from jaxvit.training.loop import Job, Position, evaluate, fit
 from jaxvit.training.progress import Progress
-from jaxvit.training.sharding import make_mesh, place_batch, replicated, split_batch
+from jaxvit.training.sharding import make_mesh, place_batch, shard_state, split_batch
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
 
@@ -50,7 +50,12 @@ config keys (with --config.key=value; besides, every attribute of the model as -
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, *, overrides: Iterable[str] = (), debug_nans: bool = False
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    debug_nans: bool = False,
+    fall_back: bool = False,
 ) -> dict[str, Any]:
     """Trains as the config says, or goes on where the run in `workdir` stopped, and returns its result.
 
@@ -59,6 +64,7 @@ def train(
       workdir: the run's folder, made when missing.
       overrides: keys set by hand; each must matter in this run.
       debug_nans: check every step at once and name the module where a number stops being finite. Slower.
+      fall_back: when the newest checkpoint is damaged, set it aside and go on from the one before.
 
     Returns:
       What result.json holds.
@@ -75,20 +81,22 @@ def train(
             _report(run.result, run.path, "this run is finished; nothing was trained")
             print("to take it further: the same command with a longer --config.train.duration")
             return run.result
-        return _run(run, plan, assembly, dataset, debug_nans)
+        return _run(run, plan, assembly, dataset, debug_nans, fall_back)
     except jax.errors.JaxRuntimeError as error:
         raise _explain_runtime_error(error, plan) from error
     finally:
         run.close()
 
 
-def _run(run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, debug_nans: bool) -> dict[str, Any]:
-    mesh = make_mesh(plan.train.devices)
+def _run(
+    run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, debug_nans: bool, fall_back: bool
+) -> dict[str, Any]:
+    mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = {
         part: dataset.read(split) for part in ("train", "validation", "test") if (split := getattr(plan.data, part))
     }
     with StopRequest() as stop, contextlib.closing(Checkpoints(run.path / "checkpoints")) as checkpoints:
-        state, position = _start(run, plan, assembly, checkpoints, mesh)
+        state, position = _start(run, plan, assembly, checkpoints, mesh, fall_back)
         run.set_result_aside()
         run.write_config()
         run.write_environment({part: {"split": s.name, **s.fingerprint} for part, s in sources.items()})
@@ -110,21 +118,33 @@ def _run(run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, de
 
 
 def _start(
-    run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any
+    run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any, fall_back: bool
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from: fresh, or the newest checkpoint's."""
     saved = checkpoints.latest_step()
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), assembly.abstract_state
-    )
+    shardings = shard_state(mesh, assembly.abstract_state)
     if saved is None:
-        return jax.jit(assembly.create_state, out_shardings=replicated(mesh))(), Position()
+        # Born where it will live: no device ever holds a full copy.
+        return jax.jit(assembly.create_state, out_shardings=shardings)(), Position()
     if saved > plan.train.steps:
         raise UsageError(
             f"config.train.duration: {plan.train.steps} steps are fewer than the {saved} that this run has done; "
             "it can only be made longer"
         )
-    state, values = checkpoints.restore(saved, shapes)
+    shapes = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        assembly.abstract_state,
+        shardings,
+    )
+    try:
+        state, values = checkpoints.restore(saved, shapes)
+    except UsageError as damage:
+        if not fall_back:
+            raise
+        print(f"{damage}; set aside")
+        if checkpoints.discard_newest() is None:
+            raise UsageError("there is no earlier checkpoint to fall back to; use a new --workdir") from None
+        return _start(run, plan, assembly, checkpoints, mesh, fall_back)
     position = Position.from_json(values)
     if run.extended:
         for key, (old, new) in run.extended.items():
@@ -151,7 +171,9 @@ def _make_job(
     # The state before a step must outlive it when a step may have to be looked into.
     donated = () if debug_nans else (0,)
     batch = _abstract_batch(batches[0], t.batch_size, mesh)
-    train_step = jax.jit(assembly.train_step(), donate_argnums=donated).lower(state, batch).compile()
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    train_step = jax.jit(assembly.train_step(), donate_argnums=donated, out_shardings=(layout, None))
+    train_step = train_step.lower(state, batch).compile()
     eval_step = jax.jit(assembly.eval_step())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(batches[0], t.eval_batch_size, mesh)
@@ -162,7 +184,7 @@ def _make_job(
         return evaluation_batches(sources["validation"], t.eval_batch_size)
 
     def explain(before: TrainState, failed: Any) -> str:
-        return nans.explain(assembly.loss(), before, failed)
+        return nans.explain(*assembly.loss(), before, failed)
 
     return Job(
         train_step=train_step,
@@ -198,13 +220,14 @@ def _finish(
     if "test" in sources:
         started = time.monotonic()
         batches = evaluation_batches(sources["test"], plan.train.eval_batch_size)
-        test = evaluate(job.eval_step, state.variables, batches, job.place).means()
+        test = evaluate(job.eval_step, state.chosen_variables, batches, job.place).means()
         position.seconds["eval"] += time.monotonic() - started
         journal.write(position.step, position.step / job.steps_per_epoch, "test", test)
     journal.flush()
     result = {
         "test": test,
         "validation": {plan.train.monitor: position.best_value} if plan.data.validation else {},
+        "weights": "ema" if state.ema else "model",
         "params": count_params(state.variables),
         "steps": position.step,
         "best_epoch": position.best_epoch,
@@ -280,6 +303,9 @@ def _parser() -> command_line.Parser:
         "--dry_run", action="store_true", help="print the plan, the parameters and the learning rate; stop"
     )
     parser.add_argument("--debug_nans", action="store_true", help="name the module where a number stops being finite")
+    parser.add_argument(
+        "--fall_back", action="store_true", help="set a damaged newest checkpoint aside; use the one before"
+    )
     return parser
 
 
@@ -298,7 +324,7 @@ def main(argv: list[str]) -> int:
         return 0
     if not options.workdir:
         raise UsageError("--workdir is missing; name the run's folder, such as --workdir=runs/digits")
-    train(config, options.workdir, overrides=overrides, debug_nans=options.debug_nans)
+    train(config, options.workdir, overrides=overrides, debug_nans=options.debug_nans, fall_back=options.fall_back)
     return 0
 
 

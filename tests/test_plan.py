@@ -63,6 +63,11 @@ def test_dropping_the_last_batch():
         ({"train__label_smoothing": 1.0}, "config.train.label_smoothing=1.0"),
         ({"optim__warmup": "13 steps"}, "warm-up of 13 steps is longer than the schedule of 12"),
         ({"optim__schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"optim__cooldown": "12 steps"}, "and cooldown of 12 is longer than the schedule of 12"),
+        ({"optim__layer_decay": 0.0}, "must be above 0 and at most 1"),
+        ({"optim__name": "adamm"}, "did you mean 'adam"),
+        ({"train__accumulate": 3}, "config.train.accumulate=3: a batch of 16 on 4 devices"),
+        ({"train__fsdp": 3}, "it must divide the 4 devices"),
         ({"optim__start_lr": 1.0}, "must not be above optim.peak_lr"),
         ({"optim__b1": 1.0}, "config.optim.b1=1.0"),
         ({"optim__clip_norm": -1.0}, "config.optim.clip_norm=-1.0"),
@@ -88,6 +93,12 @@ def test_what_does_not_fit_is_refused_in_one_line(changes, says):
         ({"optim__schedule": "constant"}, "optim.length", "the schedule is 'constant'"),
         ({"optim__warmup": "0 steps"}, "optim.start_lr", "no warm-up"),
         ({"optim__weight_decay": 0.0}, "optim.decay_mask", "decays nothing"),
+        ({"optim__weight_decay": 0.0}, "optim.decay", "decays nothing"),
+        ({"optim__name": "adam"}, "optim.weight_decay", "'adamw' has"),
+        ({"optim__name": "sgd"}, "optim.b2", "optim.name='sgd' has none"),
+        ({"optim__name": "lion"}, "optim.eps", "optim.name='lion' has none"),
+        ({"optim__name": "adamw"}, "optim.momentum", "optim.name='adamw' has none"),
+        ({}, "optim.ema_ramp", "keeps no average"),
     ],
 )
 def test_an_override_that_nothing_reads_is_an_error(changes, key, says):
@@ -100,5 +111,7 @@ def test_an_override_that_nothing_reads_is_an_error(changes, key, says):
 def test_every_key_is_read_when_everything_is_on():
     from jaxvit.config import KEYS
 
-    config = tiny_config(train__patience="2 epochs")
-    resolve(config, overrides=[*KEYS, *(f"model.{key}" for key in config.model)])
+    on = tiny_config(train__patience="2 epochs", optim__ema_decay=0.9)
+    sgd = tiny_config(optim__name="sgd")
+    resolve(on, overrides=[*set(KEYS) - {"optim.momentum"}, *(f"model.{key}" for key in on.model)])
+    resolve(sgd, overrides=["optim.momentum"])

@@ -210,7 +210,7 @@ def test_debug_nans_names_the_module(tmp_path):
         "label": np.zeros(4, np.int32),
         "mask": np.ones(4, np.float32),
     }
-    assert "encoder/block_0/mlp/dense_1" in nans.explain(assembly.loss(), state, batch)
+    assert "encoder/block_0/mlp/dense_1" in nans.explain(*assembly.loss(), state, batch)
 
 
 def run_command(workdir, *more):

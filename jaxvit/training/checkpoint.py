@@ -1,13 +1,15 @@
-"""Checkpoints: the newest and the best, through Orbax, each a folder named by its step.
+"""Checkpoints: the newest two and the best, through Orbax, each a folder named by its step.
 
 Which one is best stands in the newest checkpoint, so that both move in one atomic rename: whatever instant a run is
 killed at, the newest finished checkpoint and the best that it names are there. (Orbax's own keep-the-best option
-deletes the newest one when it is not among the best, and a run could then not continue.)
+deletes the newest one when it is not among the best, and a run could then not continue.) The last but one is kept, with
+the best that it names, for the day when the newest turns out to be damaged.
 """
 
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,13 @@ from jaxvit.training.state import TrainState
 
 
 class _NewestAndBest:
-    """Orbax preservation policy: the newest checkpoint, and the one that it names as the best."""
+    """Orbax preservation policy: the newest two checkpoints, and those that they name as the best."""
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        best = (checkpoints[-1].metrics or {}).get("best_step", -1) if checkpoints else -1
-        return [info.step == best or info is checkpoints[-1] for info in checkpoints]
+        kept = {info.step for info in checkpoints[-2:]}
+        kept |= {(info.metrics or {}).get("best_step", -1) for info in checkpoints[-2:]}
+        return [info.step in kept for info in checkpoints]
 
 
 class Checkpoints:
@@ -49,6 +52,15 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest finished checkpoint."""
         return self._manager.latest_step()
+
+    def discard_newest(self) -> int | None:
+        """Moves a damaged newest checkpoint out of the way, to ``STEP.damaged``; returns the newest that is left."""
+        newest = self._manager.latest_step()
+        folder = self._directory / str(newest)
+        shutil.rmtree(f"{folder}.damaged", ignore_errors=True)
+        folder.rename(f"{folder}.damaged")
+        self._manager.reload()
+        return self.latest_step()
 
     def save(self, state: TrainState, progress: dict[str, Any], step: int, best_step: int) -> None:
         """Starts to save; nothing happens when this step is saved already.
@@ -76,7 +88,7 @@ class Checkpoints:
             reason = str(error).splitlines()[0][:200]
             raise UsageError(
                 f"checkpoint {self._directory / str(step)} cannot be read: {reason}; damaged, or of another model. "
-                "Delete this folder to go back to an earlier checkpoint, or use a new --workdir"
+                "--fall_back goes on from the one before; or use a new --workdir"
             ) from error
         return restored.state, restored.progress
 

@@ -155,7 +155,10 @@ def _end_of_epoch(
     progress: Progress,
     clock: _Clock,
 ) -> bool:
-    """Writes the epoch's metrics, evaluates, keeps track of the best; returns whether this state must be saved."""
+    """Writes the epoch's metrics, evaluates, keeps track of the best; returns whether this state must be saved.
+
+    Where an average of the weights is kept, both are evaluated and the average decides.
+    """
     step, epoch = position.step, position.step / job.steps_per_epoch
     train = totals.means()
     journal.write(step, epoch, "train", train)
@@ -165,8 +168,11 @@ def _end_of_epoch(
         progress.epoch(step, train, {})
         return False
     validation = evaluate(job.eval_step, state.variables, job.validation(), job.place).means()
-    clock.lap("eval")
     journal.write(step, epoch, "validation", validation)
+    if state.ema:
+        validation = evaluate(job.eval_step, state.ema_variables, job.validation(), job.place).means()
+        journal.write(step, epoch, "validation_ema", validation)
+    clock.lap("eval")
     value = validation[job.monitor]
     is_best = math.isnan(position.best_value) or (
         value != position.best_value and MONITORS[job.monitor](value, position.best_value) == value

@@ -1,4 +1,8 @@
-"""Devices and where arrays lie on them. Batches are split over the mesh's `data` axis, the state is on every device."""
+"""Devices and where arrays lie on them.
+
+A mesh has two axes. A batch is split over both, `data` and `fsdp`; parameters and optimizer state are split over
+`fsdp` and repeated over `data`. XLA inserts the communication.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,34 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh(devices: int) -> Mesh:
-    """A mesh of the first `devices` devices, with the one axis `data`."""
-    return Mesh(np.array(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
+def make_mesh(devices: int, fsdp: int = 1) -> Mesh:
+    """A mesh of the first `devices` devices, ``devices // fsdp`` by `fsdp`."""
+    grid = np.array(jax.devices()[:devices]).reshape(devices // fsdp, fsdp)
+    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Along the first axis, over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Host arrays onto the devices, split along their first axis."""
     return jax.device_put(dict(batch), split_batch(mesh))
+
+
+def shard_state(mesh: Mesh, shapes: Any) -> Any:
+    """A sharding for every array of a state, by its shape alone, so that moments lie where their parameters do.
+
+    The largest axis that `fsdp` divides is split (the first of equals); what has none is repeated everywhere.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or not fitting:
+            return NamedSharding(mesh, PartitionSpec())
+        largest = max(fitting, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+
+    return jax.tree.map(place, shapes)
