@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def base_config(model: str = "vit", **attributes: Any) -> ConfigDict:
             config[section] = ConfigDict()
         (config[section] if section else config)[leaf] = key.default
     config.model = model_config(model, **attributes)
-    return config
+    return config.lock()
 
 
 def model_config(name: str, **attributes: Any) -> ConfigDict:
@@ -189,8 +189,31 @@ def load_config_file(spec: str, model_name: str = "") -> ConfigDict:
     if not isinstance(config, ConfigDict) or "model" not in config:
         raise UsageError(f"--config={spec}: get_config() must return a ConfigDict made by jaxvit.config.base_config()")
     if model_name and model_name != config.model.name:
-        config.model = model_config(model_name)
+        with config.unlocked():
+            config.model = model_config(model_name)
+    check_keys(config)
     return config
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Every key there, none besides, each of its type.
+
+    Raises:
+      UsageError: names the key, and the nearest real one.
+    """
+    leaves = dict(flatten(config))
+    for path, value in leaves.items():
+        if path.startswith("model."):
+            continue
+        if path not in KEYS:
+            raise UsageError(f"config.{path}: there is no such key{nearest(path, KEYS)}")
+        wanted = type(KEYS[path].default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            example = KEYS[path].default
+            raise UsageError(f"config.{path}={value!r}: must be of type {wanted.__name__}, such as {example!r}")
+    missing = [path for path in KEYS if path not in leaves]
+    if missing:
+        raise UsageError(f"config.{missing[0]}: this key is missing; make the config by jaxvit.config.base_config()")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -224,9 +247,15 @@ def changes_result(path: str) -> bool:
     return KEYS[path].changes_result if path in KEYS else True
 
 
-def config_hash(config: ConfigDict) -> str:
-    """16 hex digits over every key that can change the result: equal hashes mean the same experiment."""
+def config_hash(config: ConfigDict, extensions: Sequence[Mapping[str, Any]] = ()) -> str:
+    """16 hex digits over every key that can change the result: equal hashes mean the same experiment.
+
+    `extensions` are the changes made when a finished run was taken further: such a run is not the same as one that was
+    as long from the start.
+    """
     relevant = {path: value for path, value in flatten(config) if changes_result(path)}
+    if extensions:
+        relevant["extensions"] = list(extensions)
     text = json.dumps(relevant, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -31,7 +31,7 @@ def print_plan(plan: Plan, params: Any, learning_rate: Callable[[int], Any], con
     console.print(parameter_table(params))
     for line in curve([float(learning_rate(step)) for step in _samples(plan.train.steps)], plan.train.steps):
         console.print(line, markup=False)
-    console.print("dry run: nothing was trained or written")
+    console.print("dry run: nothing was trained")
 
 
 def _plan_table(plan: Plan) -> Table:

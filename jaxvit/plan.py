@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import KEYS, config_hash, data_dir
+from jaxvit.config import check_keys, config_hash, data_dir
 from jaxvit.data.augment import Augmentation
 from jaxvit.data.batches import steps_per_epoch
 from jaxvit.data.sources import Dataset, open_dataset
@@ -135,7 +135,8 @@ def parse_duration(text: str, *, key: str, steps_per_epoch: int, whole: int = 0)
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(epochs?|steps?|%)\s*", text)
     forms = "'30 epochs', '2000 steps'" + (" or '15%'" if whole else "")
     if not match:
-        raise UsageError(f"config.{key}='{text}': not a duration; write it as {forms}")
+        none = "; '0 steps' is none at all" if text.strip() == "0" else ""
+        raise UsageError(f"config.{key}='{text}': not a duration; write it as {forms}{none}")
     number, unit = float(match[1]), match[2]
     if unit == "%":
         if not whole:
@@ -158,6 +159,7 @@ def resolve(
     Raises:
       UsageError: a value is out of range, parts do not fit together, or an override has no effect.
     """
+    check_keys(config)
     get = _Reader(config)
     data = _resolve_data(get, dataset)
     train = _resolve_train(get, data, devices)
@@ -294,8 +296,13 @@ def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:
     has_end = schedule != "constant" or not cooldown_text.strip().startswith("0")
     total = length("optim.length", train.steps) if has_end else train.steps
     warmup, cooldown = length("optim.warmup", total), length("optim.cooldown", total)
+    if warmup > train.steps:
+        long = (
+            f"warm-up of {warmup} steps is longer than training of {train.steps}; shorten it or lengthen train.duration"
+        )
+        raise UsageError(f"config.optim.warmup='{get('optim.warmup')}': {long}")
     if warmup + cooldown > total:
-        key = "warmup" if warmup > total or not cooldown else "cooldown"
+        key = "cooldown" if cooldown else "warmup"
         raise UsageError(
             f"config.optim.{key}='{get(f'optim.{key}')}': warm-up of {warmup} steps"
             f"{f' and cooldown of {cooldown}' if cooldown else ''} is longer than the schedule of {total}"
@@ -352,5 +359,4 @@ def _why_unread(key: str, config: ConfigDict) -> str:
         return f"config.optim.name='{optim.name}' has none"
     if key == "optim.ema_ramp":
         return "config.optim.ema_decay=0.0 keeps no average"
-    meaning = KEYS[key].meaning if key in KEYS else "it belongs to another part"
-    return meaning
+    return "other settings leave it without effect"

@@ -124,7 +124,7 @@ class StopAt(StopRequest):
         pass
 
 
-@pytest.mark.parametrize("reads", [4, 11, 17])
+@pytest.mark.parametrize("reads", [1, 4, 9])
 def test_stopped_and_started_again_equals_never_stopped(finished, tmp_path, monkeypatch, reads):
     workdir, result = finished
     monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(reads, STOPPED))
@@ -244,7 +244,9 @@ def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, (out, err)
-    assert err.count("\n") == 1 and "saved. The same command goes on from here" in err
+    lines = err.splitlines()
+    assert len(lines) == (2 if number == signal.SIGINT else 1), err
+    assert "saved. The same command goes on from here" in lines[-1]
     assert "Traceback" not in out + err
     assert any(p.name.isdigit() for p in (workdir / "checkpoints").iterdir())
 

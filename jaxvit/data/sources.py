@@ -119,7 +119,7 @@ def open_dataset(name: str, directory: Path) -> Dataset:
         have = f"; prepared there: {', '.join(prepared)}" if prepared else ""
         raise UsageError(
             f"config.data.name: '{name}' is not prepared in {directory}{nearest(name, [*prepared, 'digits'])}{have}; "
-            "set --config.data.dir or TFDS_DATA_DIR to where it is"
+            "set --config.data.dir or TFDS_DATA_DIR to where it is, in TFDS's array_record format"
         ) from None
     return Dataset(builder)
 
@@ -152,10 +152,15 @@ def _prepare_digits(directory: Path) -> Any:
 
 
 def _import_tfds() -> Any:
+    from absl import logging
+
+    before = logging.get_verbosity()
     with _quiet():
+        logging.set_verbosity(logging.ERROR)  # it warns of a missing OpenCV at every import
         import tensorflow_datasets as tfds
 
         tfds.disable_progress_bar()
+        logging.set_verbosity(before)
     return tfds
 
 

@@ -85,12 +85,16 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UsageError(
-                f"checkpoint {self._directory / str(step)} cannot be read: {reason}; damaged, or of another model. "
-                "--fall_back goes on from the one before; or use a new --workdir"
-            ) from error
+            other = "Structure mismatch" in str(error) or "not compatible with the stored shape" in str(error)
+            reason = "it is of another model" if other else "its files are damaged"
+            earlier = [s for s in self._on_disk() if s < step]
+            remedy = f"--fall_back goes on from step {earlier[-1]}" if earlier and not other else "use a new --workdir"
+            raise UsageError(f"checkpoint {self._directory / str(step)} cannot be read: {reason}; {remedy}") from error
         return restored.state, restored.progress
+
+    def _on_disk(self) -> list[int]:
+        """Steps of the finished checkpoints, oldest first: an unfinished one has another name."""
+        return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""
@@ -116,8 +120,11 @@ class _SavingErrors:
             return
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else str(error).splitlines()[0][:200]
-        kept = self._checkpoints.latest_step()
-        state = f"the checkpoint of step {kept} is kept" if kept is not None else "there is no checkpoint yet"
+        directory = self._checkpoints._directory
+        for unfinished in directory.glob("*.orbax-checkpoint-tmp*") if directory.is_dir() else ():
+            shutil.rmtree(unfinished, ignore_errors=True)  # it takes up the room that is missing
+        steps = self._checkpoints._on_disk() if directory.is_dir() else []
+        state = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
         raise RunFailedError(
-            f"cannot save into {self._checkpoints._directory}: {reason}; {state}. Make room and start the run again"
+            f"cannot save into {directory}: {reason}; {state}. Make room and start the run again"
         ) from error

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +35,8 @@ class Job:
       train_batch: host batch of a step.
       validation: fresh iterator over the validation batches; None = no validation.
       place: puts a host batch on the devices.
-      learning_rate: of a step.
+      learning_rate: of a step, as a number on the host.
+      profile: first and last step of which a profile goes into `profile_directory`.
       explain: for a step that is not finite, names the module at fault, from the state before it and its batch.
     """
 
@@ -43,7 +45,7 @@ class Job:
     train_batch: Callable[[int], Batch]
     validation: Callable[[], Iterator[Batch]] | None
     place: Callable[[Batch], Batch]
-    learning_rate: Callable[[int], Any]
+    learning_rate: Callable[[int], float]
     steps: int
     steps_per_epoch: int
     checkpoint_every: int
@@ -51,6 +53,8 @@ class Job:
     patience_epochs: int = 0
     monitor: str = "top1"
     explain: Callable[[TrainState, Batch], str] | None = None
+    profile: tuple[int, int] | None = None
+    profile_directory: Path | None = None
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Position:
     best_value: float = math.nan
     epochs_waited: int = 0
     stopped_early: bool = False
+    last_step: int = 0  # of the run as it was planned when this was saved
+    patience_epochs: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "train": 0.0, "eval": 0.0, "save": 0.0})
 
     def to_json(self) -> dict[str, Any]:
@@ -117,29 +123,39 @@ def fit(
     while position.step < job.steps and not position.stopped_early:
         batch = job.place(job.train_batch(position.step))
         before = state if job.explain else None
-        state, sums = job.train_step(state, batch)
+        if job.profile and position.step + 1 == job.profile[0]:
+            jax.profiler.start_trace(job.profile_directory)
+        with jax.transfer_guard("disallow"):  # a step that moves data on the sly would wait for it
+            state, sums = job.train_step(state, batch)
         position.step += 1
+        if job.profile and position.step == job.profile[1]:
+            jax.block_until_ready(sums)
+            jax.profiler.stop_trace()
         pending.append((position.step, sums, before, batch))
         epoch_end = position.step % job.steps_per_epoch == 0 or position.step == job.steps
         save = position.step % job.checkpoint_every == 0 or position.step == job.steps
-        pause = epoch_end or save or stop.exit_code or job.explain
+        # Read once: a signal between two looks would save a state without the metrics of its last step.
+        stopping = stop.exit_code
+        pause = epoch_end or save or stopping or job.explain
         for entry in pending if pause else pending[:-1]:
             settle(*entry)
         pending = [] if pause else pending[-1:]
         if epoch_end:
             save |= _end_of_epoch(job, state, position, epoch_totals, journal, progress, clock)
-            epoch_totals.values.clear()
-        if save or stop.exit_code or position.stopped_early:
+            if position.step % job.steps_per_epoch == 0:  # a run that ends inside an epoch may be taken further
+                epoch_totals.values.clear()
+        if save or stopping or position.stopped_early:
+            position.last_step, position.patience_epochs = job.steps, job.patience_epochs
             position.epoch_totals, position.log_totals = dict(epoch_totals.values), dict(log_totals.values)
             journal.flush()
             clock.lap("train")
             checkpoints.save(state, position.to_json(), position.step, position.best_step)
             clock.lap("save")
-        if stop.exit_code:
+        if stopping:
             checkpoints.wait()
             raise StoppedError(
                 f"stopped at step {position.step} of {job.steps}; saved. The same command goes on from here",
-                stop.exit_code,
+                stopping,
             )
     checkpoints.wait()
     clock.lap("save")

@@ -44,5 +44,10 @@ def explain(prepare: Callable[..., Any], loss: Callable[..., Any], state: TrainS
 
 
 def _finite(tree: Any) -> bool:
-    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
+    arrays = [
+        x
+        for x in jax.tree.leaves(tree)
+        # A module of somebody's own may trace a part of itself; a tracer has no values to look at.
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
     return all(bool(jnp.isfinite(x).all()) for x in arrays)

@@ -121,7 +121,7 @@ def make_train_step(
 
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] to [parts, B / parts, ...]. Every part takes from all over the batch, so each device keeps its images."""
+    """[B, ...] to [parts, B / parts, ...]. A part takes from all over the batch, so each device keeps its images."""
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 

@@ -27,7 +27,8 @@ source = open_dataset("digits", data_dir("")).read("train[:60]")
 batches = TrainBatches(source, 32, seed=0)
 
 def run(devices, fsdp=1, accumulate=1):
-    assembly = assemble(resolve(tiny_config(train__fsdp=fsdp, train__accumulate=accumulate, **changes), devices=devices))
+    config = tiny_config(train__fsdp=fsdp, train__accumulate=accumulate, **changes)
+    assembly = assemble(resolve(config, devices=devices))
     mesh = make_mesh(devices, fsdp)
     layout = shard_state(mesh, assembly.abstract_state)
     state = jax.jit(assembly.create_state, out_shardings=layout)()
@@ -47,9 +48,7 @@ def run(devices, fsdp=1, accumulate=1):
 
 def run_pmap():
     assembly = assemble(resolve(tiny_config(**changes), devices=8))
-    devices = jax.devices()
-    state = jax.device_put_replicated(assembly.create_state(), devices) if hasattr(jax, "device_put_replicated") else \\
-        jax.tree.map(lambda x: jnp.stack([x] * 8), assembly.create_state())
+    state = jax.tree.map(lambda x: jnp.stack([x] * 8), assembly.create_state())
     step = jax.pmap(assembly.train_step("batch"), axis_name="batch")
     losses = []
     for i in range(10):
