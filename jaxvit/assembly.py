@@ -30,6 +30,7 @@ class Assembly:
       apply: (variables, images, *, train, key=None) -> logits.
       optimizer, schedule: optax transformation; learning rate of a step.
       abstract_state: shapes and types of the TrainState, made without computing anything.
+      classes: K of the model's output; at least as many as the data set has.
     """
 
     plan: Plan
@@ -39,6 +40,7 @@ class Assembly:
     optimizer: optax.GradientTransformation
     schedule: Schedule
     abstract_state: TrainState
+    classes: int
 
     def create_state(self) -> TrainState:
         """The state before the first step; to be jitted."""
@@ -48,9 +50,8 @@ class Assembly:
         """The pure training loss of this run, see `jaxvit.training.step.make_loss`."""
         return make_loss(
             self.apply,
-            training_transform(self.plan.augment),
+            training_transform(self.plan.augment, self.classes, self.plan.train.label_smoothing),
             derive_key(self.plan.seed, "step"),
-            label_smoothing=self.plan.train.label_smoothing,
             axis_name=axis_name,
         )
 
@@ -69,7 +70,7 @@ def assemble(plan: Plan) -> Assembly:
     Raises:
       UsageError: the model's attributes do not fit together or do not fit the images.
     """
-    shape = plan.data.image_shape
+    shape = plan.input_shape
     if not all(shape):
         raise UsageError(
             f"config.data.name: the images of {plan.data.name} vary in size; only sets of one size can be used"
@@ -94,4 +95,6 @@ def assemble(plan: Plan) -> Assembly:
         raise UsageError(
             f"config.model: {plan.model.name} does not take images of {'×'.join(map(str, shape))}: {reason}"
         ) from None
-    return Assembly(plan, model, init, apply, optimizer, make_schedule(plan.optim), abstract)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    logits = jax.eval_shape(lambda variables, x: apply(variables, x, train=False), abstract.variables, images)
+    return Assembly(plan, model, init, apply, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1])

@@ -22,13 +22,19 @@ Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits
 
 def make_loss(
     apply: Apply,
-    transform: Callable[[jax.Array, jax.Array], jax.Array],
+    transform: Callable[..., tuple[jax.Array, jax.Array]],
     key: jax.Array,
     *,
-    label_smoothing: float = 0.0,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
     """Builds ``loss(params, constants, step, batch) -> (mean loss, (logits [B, K], loss of each image [B]))``.
+
+    Args:
+      apply: the model.
+      transform: ``(key, step, batch) -> (images, targets [B, K])``: what the model sees, and the distribution over the
+        classes that it should say.
+      key: root of the step's randomness.
+      axis_name: name of pmap's axis; None everywhere else.
 
     Under pmap the mean is this device's share of the mean over all devices: the shares, and their gradients, add up.
     """
@@ -36,17 +42,23 @@ def make_loss(
     def loss(
         params: Any, constants: Any, step: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        step_key = jax.random.fold_in(key, step)
-        if axis_name:
-            step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
-        augment_key, model_key = jax.random.split(step_key)
-        images_BHWC = transform(augment_key, batch["image"])
+        augment_key, model_key = step_keys(key, step, axis_name)
+        images_BHWC, targets_BK = transform(augment_key, step, batch)
         logits_BK = apply({"params": params, **constants}, images_BHWC, train=True, key=model_key)
-        loss_B = cross_entropy(logits_BK, one_hot(batch["label"], logits_BK.shape[-1], label_smoothing))
+        loss_B = cross_entropy(logits_BK, targets_BK)
         count = jnp.maximum(_sum_over_devices(jnp.sum(batch["mask"]), axis_name), 1.0)
         return jnp.sum(jnp.where(batch["mask"] > 0, loss_B, 0.0)) / count, (logits_BK, loss_B)
 
     return loss
+
+
+def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """(augmentation's key, model's key) of a step."""
+    step_key = jax.random.fold_in(key, step)
+    if axis_name:
+        step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
+    augment_key, model_key = jax.random.split(step_key)
+    return augment_key, model_key
 
 
 def make_train_step(
