@@ -97,4 +97,10 @@ def assemble(plan: Plan) -> Assembly:
         ) from None
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     logits = jax.eval_shape(lambda variables, x: apply(variables, x, train=False), abstract.variables, images)
+    classes = len(plan.data.class_names)
+    if logits.ndim != 2 or logits.shape[-1] < classes:
+        raise UsageError(
+            f"config.model.name: {plan.model.name} gives outputs of shape {logits.shape} for one image, "
+            f"and {plan.data.name} has {classes} classes: it must give one score for each"
+        )
     return Assembly(plan, model, init, apply, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1])

@@ -16,6 +16,7 @@ from jaxvit.errors import UsageError, nearest
 
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
+    "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
 }
 
 _USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit.VERB [options])
@@ -94,17 +95,10 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[
         raise UsageError(_explain_value_error(overrides, types, error)) from None
     applied = dict(values["config"].override_values)
     for key, value in applied.items():
-        before = load_default_type(types[key], value)
-        if before:
-            raise UsageError(f"--config.{key}={value!r}: {before}")
+        # absl's parser takes what is no Python literal for a tuple of one string.
+        if types[key] is tuple and any(isinstance(v, str) and v.startswith(("(", "[")) for v in value):
+            raise UsageError(f"--config.{key}={value[0]}: expected {_TYPE_NAMES[tuple]}")
     return values.config, applied, rest
-
-
-def load_default_type(wanted: type, value: Any) -> str:
-    """Why a parsed override does not have the key's type; '' when it has."""
-    if wanted is tuple and any(isinstance(v, str) and v[:1] in "([" for v in value if v != ""):
-        return "expected a tuple such as '(1, 2)'"
-    return ""
 
 
 def _split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
@@ -166,6 +160,8 @@ def quieten_libraries() -> None:
 def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code."""
     quieten_libraries()
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it: a model of one's own lies in the working folder
     try:
         code = verb(list(sys.argv[1:] if argv is None else argv))
     except UsageError as error:

@@ -154,9 +154,11 @@ def model_config(name: str, **attributes: Any) -> ConfigDict:
     from jaxvit.models import registry  # Flax and jax are not needed to look at the other keys
 
     try:
-        section = {**registry.model_defaults(name), "num_classes": 0}
+        section = registry.model_defaults(name)
     except ValueError as error:
         raise UsageError(f"config.model.name: {error}") from None
+    if "num_classes" in section:
+        section["num_classes"] = 0
     for key, value in attributes.items():
         if key not in section:
             raise UsageError(f"config.model.{key}: {name} has no such attribute{nearest(key, section)}")

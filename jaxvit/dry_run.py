@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -81,11 +81,6 @@ def parameter_table(params: Any) -> Table:
     table.add_section()
     table.add_row("total", f"{sum(counts.values()):,}", style="bold")
     return table
-
-
-def count_parameters(params: Mapping[str, Any]) -> int:
-    """Number of scalars in a parameter tree."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def _samples(steps: int) -> list[int]:

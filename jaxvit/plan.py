@@ -22,10 +22,9 @@ from jaxvit.data.mixing import ERASE_MODES
 from jaxvit.data.policies import make_policy
 from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError, nearest
+from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import MONITORS
 from jaxvit.training.optimizer import OptimizerSettings
-
-WRITERS = ("jsonl", "tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -360,9 +359,7 @@ def _resolve_train(get: _Reader, data: DataPlan, devices: int) -> TrainPlan:
             raise UsageError(f"config.train.patience='{patience_text}': must be one epoch or more")
     eval_batch = get.at_least("eval.batch_size", 0) or batch
     writers = tuple(get("log.writers"))
-    for writer in writers:
-        if writer not in WRITERS:
-            raise UsageError(f"config.log.writers: there is no writer '{writer}'{nearest(writer, WRITERS)}")
+    check_writers(writers)
     return TrainPlan(
         steps=steps,
         steps_per_epoch=per_epoch,

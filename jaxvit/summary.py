@@ -1,21 +1,25 @@
-"""`jaxvit summary`: a model's modules, output shapes, parameters, tokens and multiply-adds, without running it.
+"""`jaxvit summary`: a model's modules, output shapes, parameters, tokens and multiply-adds, without running it."""
 
-jaxvit summary --model=cct_7_3x1_32 --model.num_classes=100 --json
-"""
-
-import argparse
 import ast
 import json
 import math
-import sys
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxvit import command_line
+from jaxvit.errors import UsageError
 from jaxvit.layers import EncoderBlock, ShiftBlock
 from jaxvit.models.count import abstract_variables, count_macs, count_params
 from jaxvit.models.registry import create_model, input_shape, list_models, model_defaults
+
+_EXAMPLES = """examples:
+  jaxvit summary --list                                            the registered names
+  jaxvit summary --model=cct_7_3x1_32
+  jaxvit summary --model=vit --model.dim=64 --image_size=48x64     any attribute, any image size
+  jaxvit summary --model=tutorial_mini_vit_tl4 --json
+"""
 
 
 def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "") -> dict:
@@ -69,9 +73,13 @@ def _at(tree, path: tuple[str, ...]):
 
 
 def main(argv: list[str]) -> int:
-    """The verb. Returns the exit code: 0, or 2 for a mistake of the user's, told in one line on stderr."""
-    description = __doc__.splitlines()[0].partition(": ")[2]
-    parser = argparse.ArgumentParser(prog="jaxvit summary", description=description, allow_abbrev=False)
+    """The verb.
+
+    Raises:
+      UsageError: no such model or attribute, or attributes that do not go together.
+    """
+    description = "Shows a model's modules, output shapes, parameters, tokens and multiply-adds, without running it."
+    parser = command_line.Parser("summary", description, _EXAMPLES)
     parser.add_argument("--model", help="a registered name, a family, or package.module:Class")
     parser.add_argument("--image_size", default="", help="'96' or '96x64' (rows x columns); default: as published")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules to show; 0 = all (default 2)")
@@ -83,12 +91,11 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         if not known.model:
-            raise ValueError("which model? --model=NAME (--list shows the names)")
+            raise ValueError("--model is missing; name one, or see --list")
         model = create_model(known.model, **_overrides(known.model, rest))
         facts = summarize(model, _size(known.image_size, input_shape(known.model)), name=known.model)
     except ValueError as error:
-        print(f"jaxvit summary: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(str(error)) from None
     if known.json:
         print(json.dumps(facts))
     else:
@@ -115,7 +122,7 @@ def _overrides(name: str, words: list[str]) -> dict:
     while words:
         flag, has_value, text = words.pop(0).partition("=")
         if not flag.startswith("--model."):
-            raise ValueError(f"no argument {flag!r}; attributes are set as --model.attribute=value")
+            raise ValueError(f"unknown argument {flag!r}; attributes are set as --model.attribute=value")
         if not has_value and words and not words[0].startswith("--"):
             has_value, text = "=", words.pop(0)
         key = flag.removeprefix("--model.")
@@ -174,4 +181,4 @@ def _runs(tokens: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command_line.run(main)

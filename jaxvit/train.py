@@ -21,9 +21,10 @@ from jaxvit.assembly import Assembly, assemble
 from jaxvit.config import KEYS, data_dir
 from jaxvit.data.batches import TrainBatches, evaluation_batches
 from jaxvit.data.sources import Dataset, Source, open_dataset
-from jaxvit.dry_run import count_parameters, print_plan
+from jaxvit.dry_run import print_plan
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.figures.history import draw_history
+from jaxvit.models.count import count_params
 from jaxvit.plan import Plan, resolve
 from jaxvit.run_directory import RunDirectory
 from jaxvit.training import nans
@@ -204,7 +205,7 @@ def _finish(
     result = {
         "test": test,
         "validation": {plan.train.monitor: position.best_value} if plan.data.validation else {},
-        "params": count_parameters(state.params),
+        "params": count_params(state.variables),
         "steps": position.step,
         "best_epoch": position.best_epoch,
         "stopped_early": position.stopped_early,
@@ -234,7 +235,7 @@ def _announce(plan: Plan, assembly: Assembly, position: Position, stop: StopRequ
         return
     devices = f"{t.devices} {jax.devices()[0].device_kind} device{'s' if t.devices > 1 else ''}"
     print(
-        f"{plan.model.name} with {count_parameters(assembly.abstract_state.params):,} parameters on {plan.data.name}: "
+        f"{plan.model.name} with {count_params(assembly.abstract_state.variables):,} parameters on {plan.data.name}: "
         f"{plan.data.train_count:,} images to train, {plan.data.validation_count:,} to validate, "
         f"{plan.data.test_count:,} to test; {t.steps:,} steps of {t.batch_size} on {devices}"
     )

@@ -14,6 +14,7 @@ from tiny import tiny_config
 
 import jaxvit
 from jaxvit.assembly import assemble
+from jaxvit.config import model_config
 from jaxvit.errors import INTERRUPTED, STOPPED, RunFailedError, StoppedError, UsageError
 from jaxvit.plan import resolve
 from jaxvit.run_directory import read_json
@@ -274,3 +275,31 @@ def test_tensorflow_is_never_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+OWN_MODEL = """
+import flax.linen as nn
+import jax
+
+class Linear(nn.Module):
+    width: int = 4
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        hidden = nn.relu(nn.Dense(self.width)(images.reshape(images.shape[0], -1)))
+        return nn.Dense(self.classes)(hidden)
+"""
+
+
+def test_a_model_of_ones_own_plugs_in(tmp_path, monkeypatch):
+    (tmp_path / "own_model.py").write_text(OWN_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny_config(train__duration="1 epochs")
+    config.model = model_config("own_model:Linear", width=5)
+    result = jaxvit.train(config, tmp_path / "run")
+    assert result["params"] == 64 * 5 + 5 + 5 * 10 + 10
+    config.model.classes = 3
+    with pytest.raises(UsageError, match=r"outputs of shape \(1, 3\) for one image, and digits has 10 classes"):
+        jaxvit.train(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

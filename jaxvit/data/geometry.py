@@ -124,8 +124,8 @@ def crop_and_resize(
 ) -> jax.Array:
     """One window, whose corner and size may be traced, resized to [size, size, channels], as Pillow's resize(box=)."""
     if interpolation == "nearest":
-        rows = jnp.floor(top + (jnp.arange(size) + 0.5) * height / size).astype(jnp.int32)
-        columns = jnp.floor(left + (jnp.arange(size) + 0.5) * width / size).astype(jnp.int32)
+        rows = jnp.floor(top + (_pixels(size) + 0.5) * height / size).astype(jnp.int32)
+        columns = jnp.floor(left + (_pixels(size) + 0.5) * width / size).astype(jnp.int32)
         return image_HWC[rows][:, columns]
     stretch = jnp.stack([size / height, size / width])
     return jax.image.scale_and_translate(
@@ -223,7 +223,7 @@ def warp(
       float32, same shape.
     """
     _, height, width, channels = images_BHWC.shape
-    y_HW, x_HW = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    y_HW, x_HW = jnp.meshgrid(_pixels(height) + 0.5, _pixels(width) + 0.5, indexing="ij")
     grid_3N = jnp.stack([x_HW.ravel(), y_HW.ravel(), jnp.ones(height * width)])
 
     def one(matrix_23: jax.Array, image_HWC: jax.Array) -> jax.Array:
@@ -255,3 +255,7 @@ def _reflect(position_N: jax.Array, extent: int) -> jax.Array:
     """Folds positions into [0, extent): …c b a | a b c | c b a…"""
     period = jnp.mod(position_N, 2.0 * extent)
     return jnp.minimum(jnp.where(period >= extent, 2.0 * extent - period, period), extent - 1e-4)
+
+
+def _pixels(count: int) -> jax.Array:
+    return jnp.arange(count, dtype=jnp.float32)

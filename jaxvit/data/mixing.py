@@ -59,7 +59,8 @@ def _inside(
     top: jax.Array, left: jax.Array, box_height: jax.Array, box_width: jax.Array, height: int, width: int
 ) -> jax.Array:
     """bool [height, width]: the pixels of a box."""
-    y, x = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    y = jnp.arange(height, dtype=jnp.float32)[:, None]
+    x = jnp.arange(width, dtype=jnp.float32)[None, :]
     return (y >= top) & (y < top + box_height) & (x >= left) & (x < left + box_width)
 
 

@@ -301,7 +301,7 @@ def trivial_augment(side: int) -> Policy:
     def policy(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         choice_key, level_key, sign_key = jax.random.split(key, 3)
         choice = jax.random.randint(choice_key, (), 0, len(_TRIVIAL_OPERATIONS))
-        share = jax.random.randint(level_key, (), 0, 31) / 30.0
+        share = jax.random.randint(level_key, (), 0, 31).astype(jnp.float32) / 30.0
         sign = jax.random.rademacher(sign_key, (), jnp.float32)
         strengths = jnp.stack([strength(name, share, sign) for name in _TRIVIAL_OPERATIONS])
         return jnp.array([_ID[name] for name in _TRIVIAL_OPERATIONS])[choice][None], strengths[choice][None]

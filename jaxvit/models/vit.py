@@ -162,6 +162,8 @@ class ViT(nn.Module):
         check_learner_at(self.learner_at, self.depth, fuse=self.fuse)
         if (self.learner == "none") != (not self.learner_at):
             raise ValueError(f"learner={self.learner!r} with learner_at={self.learner_at}: set both or neither")
+        if self.fuse and self.learner == "none":
+            raise ValueError("fuse=True has no learned tokens to spread: set learner and learner_at, or fuse=False")
 
     @property
     def prefix(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, nearest
 
 Record = dict[str, Any]
 
@@ -139,19 +139,22 @@ class Journal:
             writer.close()
 
 
+WRITERS = ("jsonl", "tensorboard", "wandb", "mlflow")
+
+
+def check_writers(names: Sequence[str]) -> None:
+    """Raises UsageError for a writer that does not exist or whose package is not installed."""
+    for name in names:
+        if name not in WRITERS:
+            raise UsageError(f"config.log.writers: there is no writer '{name}'{nearest(name, WRITERS)}")
+        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+            raise UsageError(f"config.log.writers: '{name}' is not installed; pip install {name}, or leave it out")
+
+
 def open_writers(
     names: Sequence[str], workdir: Path, *, resume_step: int, run_id: str, config: dict[str, Any]
 ) -> list[Writer]:
-    """The writers named in ``config.log.writers``.
-
-    Raises:
-      UsageError: a writer's package is not installed.
-    """
-    for package in {"wandb", "mlflow"} & set(names):
-        if importlib.util.find_spec(package) is None:
-            raise UsageError(
-                f"config.log.writers: '{package}' is not installed; pip install {package}, or leave it out"
-            )
+    """The writers named in ``config.log.writers``; `check_writers` has passed them."""
     makers = {
         "jsonl": lambda: JsonLines(workdir / "metrics.jsonl", resume_step),
         "tensorboard": lambda: TensorBoard(workdir / "tensorboard", resume_step),

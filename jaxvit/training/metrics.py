@@ -72,7 +72,8 @@ class Totals:
         means = {name: v[name] / count for name in ("loss", "top1", "top5")}
         means["precision"] = v["confident_right"] / v["confident"] if v["confident"] else 0.0
         means["recall"] = v["confident_right"] / count
-        for name in v.keys() & {"gradient_norm", "parameter_norm", "update_norm"}:
-            means[name] = v[name] / v["steps"]
+        for name in ("gradient_norm", "parameter_norm", "update_norm"):
+            if name in v:
+                means[name] = v[name] / v["steps"]
         means["count"] = int(count)
         return means

@@ -64,6 +64,7 @@ def test_any_attribute_can_be_overridden():
         ("token_learner_vit", {"depth": 2}, r"learner_at=\(3,\) is not a rising list of blocks from 0 to 1"),
         ("token_learner_vit", {"learner_at": (1, 3)}, "fuse=True"),
         ("vit", {"learner": "v1"}, "set both or neither"),
+        ("vit", {"fuse": True}, "fuse=True has no learned tokens"),
         ("vit", {"positions": "rotary"}, "positions='rotary'"),
         ("shiftvit", {"depths": ()}, "depths"),
         ("shiftvit", {"divisions": 3}, "divisions=3"),

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from jaxvit.errors import UsageError
-from jaxvit.training.journal import Journal, JsonLines, TensorBoard, open_writers, read_jsonl
+from jaxvit.training.journal import Journal, JsonLines, TensorBoard, check_writers, read_jsonl
 
 
 def write(path, steps, resume=0):
@@ -58,7 +58,7 @@ def test_tensorboard_scalars_read_back(tmp_path):
     assert scalars["validation/loss"] == (7, 0.25)
 
 
-def test_a_writer_that_is_not_installed(tmp_path, monkeypatch):
+def test_a_writer_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install mlflow"):
-        open_writers(["mlflow"], tmp_path, resume_step=0, run_id="x", config={})
+        check_writers(["jsonl", "mlflow"])
