@@ -64,7 +64,8 @@ KEYS: dict[str, Key] = {
         "whole", "how a training image gets its size: 'whole', 'resize_crop' (random place) or 'random_resized_crop'"
     ),
     "augment.evaluation": Key(
-        "whole", "how an evaluation image gets its size: 'whole', 'centre_crop' (after augment.resize) or 'crop_fraction'"
+        "whole",
+        "how an evaluation image gets its size: 'whole', 'centre_crop' (after augment.resize) or 'crop_fraction'",
     ),
     "augment.size": Key(0, "side, in pixels, of what the model sees; 0 = the image's own size"),
     "augment.resize": Key(0, "side, in pixels, to resize to before 'resize_crop' and 'centre_crop'; 0 = not resized"),
@@ -84,11 +85,15 @@ KEYS: dict[str, Key] = {
     "augment.fill": Key("reflect", "what rotation and zoom show beyond the border: 'reflect', 'edge' or 'zero'"),
     "augment.policy": Key(
         "",
-        "'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial', or RandAugment as 'rand-m9-n2-mstd0.5-inc1'; '' = none",
+        "'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial' or RandAugment's 'rand-m9-n2-mstd0.5-inc1'; '' = none",
     ),
-    "augment.jitter": Key((), "strengths of (brightness, contrast, saturation, hue) jitter, such as (0.4, 0.4, 0.4, 0.1)"),
+    "augment.jitter": Key(
+        (), "strengths of (brightness, contrast, saturation, hue) jitter, such as (0.4, 0.4, 0.4, 0.1)"
+    ),
     "augment.erase": Key(0.0, "probability of overwriting a random rectangle; 0 = off"),
-    "augment.erase_mode": Key("noise", "what random erasing writes: 'noise' (standard normal) or 'zero' (the mean colour)"),
+    "augment.erase_mode": Key(
+        "noise", "what random erasing writes: 'noise' (standard normal) or 'zero' (the mean colour)"
+    ),
     "augment.mixup": Key(0.0, "α of mixup's Beta(α, α); 0 = off"),
     "augment.cutmix": Key(0.0, "α of CutMix's Beta(α, α); 0 = off"),
     "augment.switch": Key(0.5, "probability of CutMix rather than mixup where both are on"),

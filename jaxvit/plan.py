@@ -237,7 +237,9 @@ def _resolve_augment(get: _Reader, data: DataPlan, train: TrainPlan, dataset: Da
         mixing["mix_until"] = mixing["mix_until"] or 0
     repeats = get.at_least("augment.repeats", 1)
     if train.batch_size % repeats:
-        raise UsageError(f"config.augment.repeats={repeats}: does not divide config.train.batch_size={train.batch_size}")
+        raise UsageError(
+            f"config.augment.repeats={repeats}: does not divide config.train.batch_size={train.batch_size}"
+        )
     return Augmentation(
         mean=_constants(get, "mean", data, dataset),
         std=_constants(get, "std", data, dataset),

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
 from jaxvit.data import colour, geometry, mixing, policies
 
@@ -75,7 +74,7 @@ def image_keys(key: jax.Array, name: int, batch: int) -> jax.Array:
 
 
 def geometric_transform(settings: Augmentation) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Builds ``(step's key, uint8 [B, H, W, C]) -> images of the model's size, 0..255``; uint8 if nothing interpolated."""
+    """Builds ``(step's key, uint8 [B, H, W, C]) -> images of the model's size``, 0..255, uint8 if uninterpolated."""
     s = settings
 
     def transform(key: jax.Array, x_BHWC: jax.Array) -> jax.Array:
@@ -100,9 +99,7 @@ def geometric_transform(settings: Augmentation) -> Callable[[jax.Array, jax.Arra
         if s.flip:
             x_BHWC = geometry.flip_left_right(keys(1), x_BHWC)
         if s.rotation or s.zoom:
-            x_BHWC = geometry.random_rotation_and_zoom(
-                keys(3), x_BHWC, rotation=s.rotation, zoom=s.zoom, fill=s.fill
-            )
+            x_BHWC = geometry.random_rotation_and_zoom(keys(3), x_BHWC, rotation=s.rotation, zoom=s.zoom, fill=s.fill)
         return x_BHWC
 
     return transform

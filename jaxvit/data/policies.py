@@ -119,10 +119,10 @@ def apply_policy(
     """Draws for each uint8 image and does what was drawn; uint8."""
 
     def one(key: jax.Array, image_HWC: jax.Array) -> jax.Array:
-        operations_L, strengths_L = policy(key)
-        for operation, strength in zip(operations_L, strengths_L, strict=True):
-            image_HWC = apply_operation(image_HWC, operation, strength, background)
-        return image_HWC
+        def layer(image_HWC: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            return apply_operation(image_HWC, *drawn, background), None
+
+        return jax.lax.scan(layer, image_HWC, policy(key))[0]  # compiled once, whatever the number of layers
 
     return jax.vmap(one)(keys_B, images_BHWC)
 
@@ -187,12 +187,10 @@ def rand_augment(settings: RandAugmentSettings) -> Policy:
         else:
             level_L = settings.magnitude + settings.std * jax.random.normal(keys_4[3], shape)
         level_L = jnp.clip(level_L, 0.0, settings.limit)
-        strength_L = jnp.stack(
-            [
-                jnp.stack([rand_strength(name, level, sign, settings.increasing) for name in _RAND_OPERATIONS])[choice]
-                for choice, level, sign in zip(chosen_L, level_L, sign_L, strict=True)
-            ]
+        strength_NL = jnp.stack(
+            [rand_strength(name, level_L, sign_L, settings.increasing) for name in _RAND_OPERATIONS]
         )
+        strength_L = jnp.take_along_axis(strength_NL, chosen_L[None], axis=0)[0]
         ids = jnp.array([_ID[name] for name in _RAND_OPERATIONS])
         return jnp.where(done_L, ids[chosen_L], _ID["Identity"]), strength_L
 

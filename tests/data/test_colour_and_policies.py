@@ -13,12 +13,16 @@ from jaxvit.errors import UsageError
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(40, 220, (12, 10, 3), dtype=np.uint8)
-SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((20, 16), Image.Resampling.BICUBIC))
+SMOOTH = np.asarray(
+    Image.fromarray(RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((20, 16), Image.Resampling.BICUBIC)
+)
 NAMES = list(policies.OPERATIONS)
 
 
 def affine(*numbers):
-    return lambda im: im.transform(im.size, Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR, fillcolor=(9, 9, 9))
+    return lambda im: im.transform(
+        im.size, Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR, fillcolor=(9, 9, 9)
+    )
 
 
 def brighter(im):
@@ -137,7 +141,10 @@ def test_a_policy_that_does_not_exist(text):
         policies.make_policy(text, 32)
 
 
-@pytest.mark.parametrize(("table", "name", "op", "share"), [("_CIFAR10_TABLE", "cifar10", "Invert", 0.004), ("_IMAGENET_TABLE", "imagenet", "Equalize", 0.27)])
+@pytest.mark.parametrize(
+    ("table", "name", "op", "share"),
+    [("_CIFAR10_TABLE", "cifar10", "Invert", 0.004), ("_IMAGENET_TABLE", "imagenet", "Equalize", 0.27)],
+)
 def test_auto_augment_tables(table, name, op, share):
     entries = [e.split() for e in getattr(policies, table).replace("\n", ";").split(";") if e.strip()]
     assert len(entries) == 25 and all(len(e) == 6 for e in entries)
