@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxvit.data.augment import evaluation_transform, training_transform
+from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform
 from jaxvit.errors import UsageError
 from jaxvit.models.registry import create_model
 from jaxvit.plan import Plan
 from jaxvit.training.optimizer import Schedule, make_optimizer, make_schedule
 from jaxvit.training.state import TrainState, create_state, derive_key
-from jaxvit.training.step import make_eval_step, make_loss, make_train_step
+from jaxvit.training.step import make_eval_step, make_loss, make_train_step, step_keys
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,19 @@ class Assembly:
     def train_step(self, axis_name: str | None = None) -> Callable[..., Any]:
         """The pure training step of this run."""
         return make_train_step(self.loss(axis_name), self.optimizer, axis_name=axis_name)
+
+    def host_transform(self) -> Callable[[int, Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
+        """(step, batch) -> batch with the geometry done by the host's processor; None where the device does it."""
+        if self.plan.augment.where != "host":
+            return None
+        root, geometric = derive_key(self.plan.seed, "step"), geometric_transform(self.plan.augment)
+        transform = jax.jit(lambda step, images: geometric(step_keys(root, step)[0], images))
+
+        def apply(step: int, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                return {**batch, "image": np.asarray(transform(np.int32(step), batch["image"]))}
+
+        return apply
 
     def eval_step(self, axis_name: str | None = None) -> Callable[..., Any]:
         """The pure evaluation step of this run."""

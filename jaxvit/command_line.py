@@ -17,6 +17,7 @@ from jaxvit.errors import UsageError, nearest
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
+    "data": "prepare a data set, show what training sees of it, export images, measure the input",
 }
 
 _USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit.VERB [options])
@@ -68,14 +69,21 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[
     Raises:
       UsageError: unknown key, or a value of the wrong type.
     """
+    from jaxvit.config import load_config_file
+
+    overrides, _ = _split_overrides(tokens)
+    chosen_model = [value for key, value, _ in overrides if key == "model.name"]
+    return parse_overrides(load_config_file(spec, chosen_model[-1] if chosen_model else ""), tokens)
+
+
+def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
+    """Apply ``--config.key=value`` overrides to a config; see `parse_config_arguments`."""
     from absl import flags
     from ml_collections import ConfigDict, config_flags
 
-    from jaxvit.config import flatten, load_config_file
+    from jaxvit.config import flatten
 
     overrides, rest = _split_overrides(tokens)
-    chosen_model = [value for key, value, _ in overrides if key == "model.name"]
-    config = load_config_file(spec, chosen_model[-1] if chosen_model else "")
     types = {path: type(value) for path, value in flatten(config)}
     for key, _, token in overrides:
         if key not in types:
@@ -205,4 +213,7 @@ def _dispatch(words: list[str]) -> int:
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
         raise UsageError(f"there is no verb '{verb}'{nearest(verb, VERBS)}; jaxvit has {', '.join(VERBS)}")
-    return importlib.import_module(f"jaxvit.{verb}").main(rest)
+    module = importlib.import_module(f"jaxvit.{verb}")
+    if hasattr(module, "__path__"):  # a package's verb is what `python -m` runs
+        module = importlib.import_module(f"jaxvit.{verb}.__main__")
+    return module.main(rest)

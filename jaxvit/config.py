@@ -44,9 +44,19 @@ class Key:
 KEYS: dict[str, Key] = {
     "seed": Key(0, "root of every random number of the run: parameters, order, augmentation, dropout"),
     # Data.
-    "data.name": Key("digits", "TFDS name of the data set"),
+    "data.name": Key("digits", "TFDS name of the data set, or 'image_folder:PATH'"),
     "data.dir": Key(
         "", "TFDS directory; '' = the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets", changes_result=False
+    ),
+    "data.classes": Key((), "numbers of the classes to keep, renumbered in this order; () = all"),
+    "data.side": Key(0, "images are decoded to this many pixels square (shorter side, then centre); 0 = as stored"),
+    "data.on_error": Key(
+        "stop", "an image that cannot be decoded: 'stop' names it and ends the run, 'skip' leaves it out"
+    ),
+    "data.feed": Key(
+        "auto",
+        "'resident' keeps the training split on the devices, 'stream' sends batches, 'auto' goes by its size",
+        changes_result=False,
     ),
     "data.train": Key("train", "split trained on, in TFDS notation, such as 'train[:90%]'"),
     "data.validation": Key(
@@ -85,7 +95,7 @@ KEYS: dict[str, Key] = {
     "augment.fill": Key("reflect", "what rotation and zoom show beyond the border: 'reflect', 'edge' or 'zero'"),
     "augment.policy": Key(
         "",
-        "'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial' or RandAugment's 'rand-m9-n2-mstd0.5-inc1'; '' = none",
+        "'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial' RandAugment as 'rand-m9-n2-mstd0.5-inc1'; '' = none",
     ),
     "augment.jitter": Key(
         (), "strengths of (brightness, contrast, saturation, hue) jitter, such as (0.4, 0.4, 0.4, 0.1)"
@@ -117,6 +127,9 @@ KEYS: dict[str, Key] = {
     # Training.
     "train.duration": Key("10 epochs", "how long to train: epochs or steps"),
     "train.batch_size": Key(128, "images a step, over all devices together"),
+    "train.steps_per_call": Key(
+        1, "steps in one call of the device; saves, stops and evaluation fall between calls", changes_result=False
+    ),
     "train.last_batch": Key("keep", "an epoch's last, smaller batch: 'keep' (every image counts once) or 'drop'"),
     "train.label_smoothing": Key(0.0, "share of the target spread evenly over all classes, in training only"),
     "train.patience": Key("", "stop after this long (epochs) without a better validation result; '' = never"),

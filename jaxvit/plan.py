@@ -26,6 +26,8 @@ from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import MONITORS
 from jaxvit.training.optimizer import OptimizerSettings
 
+RESIDENT_BYTES = 2 << 30  # training splits up to this size are kept on the devices
+
 
 @dataclass(frozen=True)
 class DataPlan:
@@ -68,6 +70,8 @@ class TrainPlan:
     checkpoint_every: int
     log_every: int
     writers: tuple[str, ...]
+    feed: str
+    steps_per_call: int
 
     @property
     def epochs(self) -> float:
@@ -163,7 +167,7 @@ def resolve(
       UsageError: a value is out of range, parts do not fit together, or an override has no effect.
     """
     get = _Reader(config)
-    dataset = dataset or open_dataset(get("data.name"), data_dir(get("data.dir")))
+    dataset = _open(get, dataset)
     data = _resolve_data(get, dataset)
     train = _resolve_train(get, data, devices)
     augment = _resolve_augment(get, data, train, dataset)
@@ -181,6 +185,20 @@ def resolve(
         if key not in get.read:
             raise UsageError(f"--config.{key}: nothing reads this key in this run: {_why_unread(key, config)}")
     return plan
+
+
+def dataset_of(config: ConfigDict) -> Dataset:
+    """Opens the data set that a config names."""
+    return _open(_Reader(config), None)
+
+
+def _open(get: _Reader, opened: Dataset | None) -> Dataset:
+    options = {
+        "classes": tuple(get("data.classes")),
+        "on_error": get.one_of("data.on_error", ("stop", "skip")),
+        "side": get.at_least("data.side", 0),
+    }
+    return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
 
 
 def _resolve_data(get: _Reader, dataset: Dataset) -> DataPlan:
@@ -376,7 +394,24 @@ def _resolve_train(get: _Reader, data: DataPlan, devices: int) -> TrainPlan:
         checkpoint_every=max(1, length("checkpoint.every")),
         log_every=max(1, length("log.every")),
         writers=writers,
+        feed=_resolve_feed(get, data),
+        steps_per_call=get.at_least("train.steps_per_call", 1),
     )
+
+
+def _resolve_feed(get: _Reader, data: DataPlan) -> str:
+    """'resident' or 'stream'."""
+    feed = get.one_of("data.feed", ("auto", "resident", "stream"))
+    on_host = get("augment.where") == "host"
+    if on_host and feed == "resident":
+        raise UsageError(
+            "config.data.feed='resident': with config.augment.where='host' the batches come from the host; "
+            "set data.feed to 'stream' or 'auto'"
+        )
+    if feed != "auto":
+        return feed
+    size = data.train_count * math.prod(side or 1 for side in data.image_shape)
+    return "stream" if on_host or size > RESIDENT_BYTES else "resident"
 
 
 def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxvit.errors import RunFailedError, StoppedError
 from jaxvit.training.checkpoint import Checkpoints
@@ -29,18 +30,19 @@ class Job:
     """What to train, as functions; lengths in steps.
 
     Attributes:
-      train_step: compiled ``(state, batch) -> (state, sums)``; it may consume its state.
+      train_step: compiled ``(state, call's input, count) -> (state, sums)``, for `count` steps; it may consume its
+        state. Sums are scalars, or one number for each step of the call.
       eval_step: compiled ``(variables, batch) -> sums``.
-      train_batch: host batch of a step.
+      train_batch: (step, count) -> the input, on the devices, of a call of `count` steps from `step` on.
       validation: fresh iterator over the validation batches; None = no validation.
-      place: puts a host batch on the devices.
+      place: puts a host batch of the validation on the devices.
       learning_rate: of a step.
       explain: for a step that is not finite, names the module at fault, from the state before it and its batch.
     """
 
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, jax.Array]]]
+    train_step: Callable[[TrainState, Batch, int], tuple[TrainState, Mapping[str, jax.Array]]]
     eval_step: Callable[[Any, Batch], Mapping[str, jax.Array]]
-    train_batch: Callable[[int], Batch]
+    train_batch: Callable[[int, int], Batch]
     validation: Callable[[], Iterator[Batch]] | None
     place: Callable[[Batch], Batch]
     learning_rate: Callable[[int], Any]
@@ -51,6 +53,13 @@ class Job:
     patience_epochs: int = 0
     monitor: str = "top1"
     explain: Callable[[TrainState, Batch], str] | None = None
+    steps_per_call: int = 1
+
+    def call_length(self, step: int) -> int:
+        """Steps of the call that starts at a step: calls end where epochs, saves and the run do."""
+        left = self.steps_per_epoch - step % self.steps_per_epoch
+        unsaved = self.checkpoint_every - step % self.checkpoint_every
+        return min(self.steps_per_call, left, unsaved, self.steps - step)
 
 
 @dataclass
@@ -98,9 +107,13 @@ def fit(
     epoch_totals, log_totals = Totals(position.epoch_totals), Totals(position.log_totals)
     clock = _Clock(position.seconds)
 
-    def settle(step: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
-        """Reads a step's sums (waiting for the step) and books them."""
-        values = jax.device_get(sums)
+    def settle(start: int, count: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
+        """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
+        host = {name: np.ravel(value) for name, value in jax.device_get(sums).items()}
+        for i in range(count):
+            book(start + i + 1, {name: value[i] for name, value in host.items()}, before, batch)
+
+    def book(step: int, values: Mapping[str, Any], before: TrainState | None, batch: Batch) -> None:
         if not all(math.isfinite(value) for value in values.values()):
             raise _not_finite(job, step, values, before, batch, checkpoints)
         epoch_totals.add(values)
@@ -113,13 +126,14 @@ def fit(
             log_totals.values.clear()
         progress.step(step, values, epoch_totals.means(), clock.lap("train"))
 
-    pending: list[tuple[int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
+    pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
     while position.step < job.steps and not position.stopped_early:
-        batch = job.place(job.train_batch(position.step))
+        count = job.call_length(position.step)
+        batch = job.train_batch(position.step, count)
         before = state if job.explain else None
-        state, sums = job.train_step(state, batch)
-        position.step += 1
-        pending.append((position.step, sums, before, batch))
+        state, sums = job.train_step(state, batch, count)
+        pending.append((position.step, count, sums, before, batch))
+        position.step += count
         epoch_end = position.step % job.steps_per_epoch == 0 or position.step == job.steps
         save = position.step % job.checkpoint_every == 0 or position.step == job.steps
         pause = epoch_end or save or stop.exit_code or job.explain

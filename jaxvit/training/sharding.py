@@ -26,3 +26,14 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 def place_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Host arrays onto the devices, split along their first axis."""
     return jax.device_put(dict(batch), split_batch(mesh))
+
+
+def place_call(mesh: Mesh, call: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Host arrays [K, B, …] of a call's K batches onto the devices, split along B.
+
+    With several processes, each gives its own part of B.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+    if jax.process_count() > 1:
+        return {name: jax.make_array_from_process_local_data(sharding, values) for name, values in call.items()}
+    return jax.device_put(dict(call), sharding)

@@ -92,6 +92,37 @@ def make_train_step(
     return train_step
 
 
+def make_train_call(
+    train_step: Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Sums]],
+    pick: Callable[[Any, Any, jax.Array | int], Mapping[str, jax.Array]],
+    steps_per_call: int = 1,
+) -> Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Sums]]:
+    """Builds ``train_call(state, data, call, count) -> (state, sums)``: several steps in one go of the device.
+
+    Args:
+      train_step: made by `make_train_step`.
+      pick: (data, call, i) -> the batch of the call's i-th step.
+      steps_per_call: K; the sums of the `count` <= K steps come back stacked, [K], so that nothing is lost by doing
+        them together. A `while` loop rather than `scan`, so that one program serves every count: an epoch need not be
+        a whole number of calls.
+    """
+    if steps_per_call == 1:
+        return lambda state, data, call, count: train_step(state, pick(data, call, 0))
+
+    def train_call(state: TrainState, data: Any, call: Any, count: jax.Array) -> tuple[TrainState, Sums]:
+        shapes = jax.eval_shape(lambda s: train_step(s, pick(data, call, 0))[1], state)
+        empty = jax.tree.map(lambda x: jnp.zeros((steps_per_call, *x.shape), x.dtype), shapes)
+
+        def one(i: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+            state, stacked = carry
+            state, sums = train_step(state, pick(data, call, i))
+            return state, jax.tree.map(lambda all_K, one: all_K.at[i].set(one), stacked, sums)
+
+        return jax.lax.fori_loop(0, count, one, (state, empty))
+
+    return train_call
+
+
 def make_eval_step(
     apply: Apply, transform: Callable[[jax.Array], jax.Array], *, axis_name: str | None = None
 ) -> Callable[[Any, Mapping[str, jax.Array]], Sums]:
