@@ -71,7 +71,7 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[
     """
     from jaxvit.config import load_config_file
 
-    overrides, _ = _split_overrides(tokens)
+    overrides, _ = split_overrides(tokens)
     chosen_model = [value for key, value, _ in overrides if key == "model.name"]
     return parse_overrides(load_config_file(spec, chosen_model[-1] if chosen_model else ""), tokens)
 
@@ -83,7 +83,7 @@ def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, 
 
     from jaxvit.config import flatten
 
-    overrides, rest = _split_overrides(tokens)
+    overrides, rest = split_overrides(tokens)
     types = {path: type(value) for path, value in flatten(config)}
     for key, _, token in overrides:
         if key not in types:
@@ -109,7 +109,7 @@ def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, 
     return values.config, applied, rest
 
 
-def _split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
+def split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Sorts words into overrides (key, value, as written) and the rest; takes `--config.k=v`, `--config.k v`."""
     overrides, rest = [], []
     words = list(tokens)

@@ -9,16 +9,27 @@ jaxvit data benchmark --config=FILE               images a second, by stage
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from PIL import Image
 
 from jaxvit import command_line
+from jaxvit.assembly import assemble
 from jaxvit.config import base_config, data_dir
+from jaxvit.data import speed
+from jaxvit.data.augment import geometric_transform, training_transform
+from jaxvit.data.batches import TrainBatches
 from jaxvit.data.builders import PREPARABLE, prepare
-from jaxvit.data.sources import open_dataset
+from jaxvit.data.sources import Source, open_dataset
 from jaxvit.errors import UsageError, nearest
+from jaxvit.figures.images import draw_batch, draw_patches
+from jaxvit.plan import dataset_of, resolve
 
 ACTIONS = ("prepare", "show", "export", "benchmark")
 
@@ -48,7 +59,9 @@ def _parser() -> command_line.Parser:
 def main(argv: list[str]) -> int:
     """The verb."""
     parser = _parser()
-    options, rest = parser.parse_known_args(argv)
+    overrides, words = command_line.split_overrides(argv)
+    options, rest = parser.parse_known_intermixed_args(words)
+    rest += [word for _, _, word in overrides]
     if options.action not in ACTIONS:
         raise UsageError(
             f"there is no `jaxvit data {options.action}`{nearest(options.action, ACTIONS)}; it has {', '.join(ACTIONS)}"
@@ -90,8 +103,6 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
         raise UsageError(
             "jaxvit data export: name a data set and a folder, such as `jaxvit data export cifar10 images`"
         )
-    from PIL import Image
-
     name, target = options.names[0], Path(options.names[1])
     dataset = open_dataset(name, data_dir(options.data_dir))
     source = dataset.read(options.split)
@@ -111,8 +122,6 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
 
 def _configured(options: Any, rest: list[str]) -> tuple[Any, Any, dict[str, Any]]:
     """(config, data set, overrides) of --config and the overrides, or of a data set's name."""
-    from jaxvit.plan import dataset_of
-
     if options.config:
         config, overrides, unknown = command_line.parse_config_arguments(options.config, rest)
     else:
@@ -128,13 +137,6 @@ def _configured(options: Any, rest: list[str]) -> tuple[Any, Any, dict[str, Any]
 
 
 def _show(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
-    import jax
-
-    from jaxvit.data.augment import training_transform
-    from jaxvit.data.batches import TrainBatches
-    from jaxvit.figures.images import draw_batch, draw_patches
-    from jaxvit.plan import resolve
-
     config, dataset, overrides = _configured(options, rest)
     target = Path(options.names[0] if options.names else ".")
     plan = resolve(
@@ -145,8 +147,6 @@ def _show(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     batch = TrainBatches(source, plan.train.batch_size, plan.seed, plan.train.last_batch, plan.augment.repeats)[0]
     host = {**batch}
     if plan.augment.where == "host":
-        from jaxvit.data.augment import geometric_transform
-
         host["image"] = geometric_transform(plan.augment)(jax.random.key(plan.seed), batch["image"])
     transform = jax.jit(training_transform(plan.augment, len(plan.data.class_names), plan.train.label_smoothing))
     images, targets = jax.tree.map(np.asarray, transform(jax.random.key(plan.seed), np.int32(0), host))
@@ -163,11 +163,49 @@ def _show(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
 
 
 def _benchmark(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
-    from jaxvit.data.speed import measure, print_speeds
-
+    started = time.perf_counter()
     config, dataset, overrides = _configured(options, rest)
-    print_speeds(measure(config, dataset, overrides), as_json=options.json)
+    plan = resolve(config, overrides=overrides, dataset=dataset)
+    source = dataset.read(plan.data.train)
+    batch_size = plan.train.batch_size
+    TrainBatches(source, batch_size, plan.seed)[0]
+    found: dict[str, Any] = {
+        "data": source.name,
+        "batch": batch_size,
+        "device": jax.devices()[0].device_kind,
+        "cpus": os.cpu_count(),
+        "first_batch_s": time.perf_counter() - started,
+        "decode_images_per_s": speed.decoding_speed(dataset, "train"),
+        "stream_images_per_s": speed.stream_speed(source, batch_size),
+    }
+    assembly = assemble(plan)
+    key = jax.random.key(0)
+    batch = jax.device_put(dict(TrainBatches(source, batch_size, plan.seed, plan.train.last_batch)[0]))
+    host = assembly.host_transform()
+    if host:
+        batch = jax.device_put(host(0, {name: np.asarray(values) for name, values in batch.items()}))
+    step = jax.jit(assembly.train_step())
+    state = jax.jit(assembly.create_state)()
+    found["step_ms"] = 1e3 * speed.seconds_each(lambda: step(state, batch))
+    if plan.augment.where == "device" and isinstance(source, Source):
+        transform = training_transform(plan.augment, assembly.classes, plan.train.label_smoothing)
+        seconds = speed.resident_seconds(source, batch_size, transform)
+        found |= {"resident_images_per_s": batch_size / seconds, "input_ms": 1e3 * seconds}
+    else:
+        device_part = jax.jit(training_transform(plan.augment, assembly.classes, plan.train.label_smoothing))
+        found["input_ms"] = 1e3 * speed.seconds_each(lambda: device_part(key, np.int32(0), batch))
+    found["input_share_of_step"] = found["input_ms"] / found["step_ms"]
+    _print_speeds(found, options.json)
     return 0
+
+
+def _print_speeds(found: dict[str, Any], as_json: bool) -> None:
+    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
+    if as_json:
+        print(json.dumps(rounded))
+        return
+    for name, value in rounded.items():
+        print(f"{name:<24}{value:,}" if isinstance(value, int | float) else f"{name:<24}{value}")
 
 
 if __name__ == "__main__":

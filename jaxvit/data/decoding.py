@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,8 @@ def decode_records(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
     """Yields (images uint8 [n, H, W, C], labels int32 [n], ids) chunk by chunk; damaged records are left out.
 
-    Pillow lets go of the interpreter while it decodes, so threads do work side by side.
+    Pillow lets go of the interpreter while it decodes, so threads do work side by side. With one thread, the caller's
+    own is used.
     """
 
     def one(item: Record | Exception) -> np.ndarray | Exception:
@@ -104,12 +106,14 @@ def decode_records(
             return ValueError(f"is {'×'.join(map(str, pixels.shape))}, not {'×'.join(map(str, shape))}")
         return pixels
 
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+    threads = threads or min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
+        each = pool.map if pool else map
         for start in range(0, len(rows), CHUNK):
             chosen = list(rows[start : start + CHUNK])
             items = records.read(chosen)
             images, labels, ids = [], [], []
-            for row, item, pixels in zip(chosen, items, pool.map(one, items), strict=True):
+            for row, item, pixels in zip(chosen, items, each(one, items), strict=True):
                 if isinstance(pixels, Exception):
                     damage.found(item.name if isinstance(item, Record) else f"record {row}", pixels)
                     continue

@@ -105,10 +105,11 @@ class StreamedSource:
         An image that cannot be decoded and is to be skipped is replaced by another of the same batch.
         """
         images, labels = [], []
-        for row in self.rows[rows]:
-            for some, some_labels, _ in decode_records(self.records, [row], self.shape, self.side, self.damage, 1):
-                images.extend(some)
-                labels.extend(some_labels)
+        for some, some_labels, _ in decode_records(
+            self.records, self.rows[rows], self.shape, self.side, self.damage, 1
+        ):
+            images.extend(some)
+            labels.extend(some_labels)
         if not images:
             raise UsageError(f"{self.name}: a whole batch of images cannot be decoded")
         chosen = np.resize(np.arange(len(images)), len(rows))
@@ -184,6 +185,10 @@ class Dataset:
         if self._classes or self._on_error != "stop":  # counting takes decoding: only what is asked for
             sizes |= {name: len(self._kept(name)) for name in wanted & set(sizes) if sizes[name]}
         return resolve_split(split, sizes, owner=self.name, key=key)
+
+    def stored(self, split: str) -> tuple[Records, tuple[int, int, int], int]:
+        """(records, shape, side) of a whole split, as it is decoded: for measuring."""
+        return self._store.records(split), self._shape(), self._side
 
     def read(self, split: str) -> Source | StreamedSource:
         """A split, or the part of it that an expression names."""

@@ -12,6 +12,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+GAP = (150, 190, 230)
+
 
 def draw_batch(
     images_BHWC: np.ndarray, targets_BK: np.ndarray, class_names: Sequence[str], path: Path, title: str = ""
@@ -72,7 +74,7 @@ def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") 
     grid.imshow(_tile(patches.reshape(rows, columns, patch, patch, -1)).squeeze(), **shown)
     grid.set_title(f"{rows}×{columns} patches of {patch}×{patch}", fontsize=9)
     grid.set_axis_off()
-    per_line = min(len(patches), 36)
+    per_line = min(len(patches), 72)
     lines = math.ceil(len(patches) / per_line)
     blank = np.full((lines * per_line - len(patches), *patches.shape[1:]), high, patches.dtype)
     row = figure.add_subplot(outer[1, :])
@@ -83,12 +85,15 @@ def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") 
 
 
 def _tile(patches_RCPQD: np.ndarray) -> np.ndarray:
-    """Patches in rows and columns with white gaps between them."""
+    """Patches in rows and columns, RGB, with gaps of a colour that neither black nor white pictures have."""
     rows, columns, patch, _, channels = patches_RCPQD.shape
     gap = max(1, patch // 6)
     step = patch + gap
-    white = 255 if patches_RCPQD.dtype == np.uint8 else 1
-    canvas = np.full((rows * step - gap, columns * step - gap, channels), white, patches_RCPQD.dtype)
+    if channels == 1:
+        patches_RCPQD = np.repeat(patches_RCPQD, 3, axis=-1)
+    colour = np.array(GAP) if patches_RCPQD.dtype == np.uint8 else np.array(GAP) / 255
+    canvas = np.empty((rows * step - gap, columns * step - gap, 3), patches_RCPQD.dtype)
+    canvas[:] = colour
     for r in range(rows):
         for c in range(columns):
             canvas[r * step : r * step + patch, c * step : c * step + patch] = patches_RCPQD[r, c]
@@ -97,5 +102,5 @@ def _tile(patches_RCPQD: np.ndarray) -> np.ndarray:
 
 def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
