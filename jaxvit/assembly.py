@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,16 +10,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.errors import FlaxError
 
-from jaxvit.data.augment import evaluation_transform, training_transform
+from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform
 from jaxvit.errors import UsageError
 from jaxvit.models.registry import create_model
 from jaxvit.plan import Plan
 from jaxvit.training.optimizer import Schedule, average_weights, make_optimizer, make_schedule
 from jaxvit.training.state import TrainState, create_state, derive_key
-from jaxvit.training.step import make_eval_step, make_loss, make_train_step
+from jaxvit.training.step import make_eval_step, make_loss, make_train_step, step_keys
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Assembly:
       apply_plainly: the same without remat and scan, for looking into modules.
       optimizer, schedule: optax transformation; learning rate of a step.
       abstract_state: shapes and types of the TrainState, made without computing anything.
+      classes: K of the model's output; at least as many as the data set has.
     """
 
     plan: Plan
@@ -43,6 +45,7 @@ class Assembly:
     optimizer: optax.GradientTransformation
     schedule: Schedule
     abstract_state: TrainState
+    classes: int
 
     def create_state(self) -> TrainState:
         """The state before the first step; to be jitted."""
@@ -55,9 +58,8 @@ class Assembly:
         """The two halves of this run's forward pass, see `jaxvit.training.step.make_loss`."""
         return make_loss(
             self.apply_plainly if plainly else self.apply,
-            training_transform(self.plan.augment),
+            training_transform(self.plan.augment, self.classes, self.plan.train.label_smoothing),
             derive_key(self.plan.seed, "step"),
-            label_smoothing=self.plan.train.label_smoothing,
             axis_name=axis_name,
         )
 
@@ -69,6 +71,19 @@ class Assembly:
         return make_train_step(
             prepare, loss, self.optimizer, accumulate=plan.train.accumulate, ema=average, axis_name=axis_name
         )
+
+    def host_transform(self) -> Callable[[int, Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
+        """(step, batch) -> batch with the geometry done by the host's processor; None where the device does it."""
+        if self.plan.augment.where != "host":
+            return None
+        root, geometric = derive_key(self.plan.seed, "step"), geometric_transform(self.plan.augment)
+        transform = jax.jit(lambda step, images: geometric(step_keys(root, step)[0], images))
+
+        def apply(step: int, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                return {**batch, "image": np.asarray(transform(np.int32(step), batch["image"]))}
+
+        return apply
 
     def eval_step(self, axis_name: str | None = None) -> Callable[..., Any]:
         """The pure evaluation step of this run."""
@@ -85,7 +100,7 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     Raises:
       UsageError: the model's attributes do not fit together or do not fit the images.
     """
-    shape = plan.data.image_shape
+    shape = plan.input_shape
     if not all(shape):
         raise UsageError(
             f"config.data.name: the images of {plan.data.name} vary in size; only sets of one size can be used"
@@ -134,4 +149,6 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
             f"config.model.name: {plan.model.name} gives outputs of shape {logits.shape} for one image, "
             f"and {plan.data.name} has {classes} classes: it must give one score for each"
         )
-    return Assembly(plan, model, init, apply, apply_plainly, optimizer, make_schedule(plan.optim), abstract)
+    return Assembly(
+        plan, model, init, apply, apply_plainly, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1]
+    )

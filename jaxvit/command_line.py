@@ -19,6 +19,7 @@ from jaxvit.training.hardware import keep_compiled_programs
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
+    "data": "prepare a data set, show what training sees of it, export images, measure the input",
 }
 
 _USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit.VERB [options])
@@ -70,14 +71,21 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[
     Raises:
       UsageError: unknown key, or a value of the wrong type.
     """
+    from jaxvit.config import load_config_file
+
+    overrides, _ = split_overrides(tokens)
+    chosen_model = [value for key, value, _ in overrides if key == "model.name"]
+    return parse_overrides(load_config_file(spec, chosen_model[-1] if chosen_model else ""), tokens)
+
+
+def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
+    """Apply ``--config.key=value`` overrides to a config; see `parse_config_arguments`."""
     from absl import flags
     from ml_collections import ConfigDict, config_flags
 
-    from jaxvit.config import flatten, load_config_file
+    from jaxvit.config import flatten
 
-    overrides, rest = _split_overrides(tokens)
-    chosen_model = [value for key, value, _ in overrides if key == "model.name"]
-    config = load_config_file(spec, chosen_model[-1] if chosen_model else "")
+    overrides, rest = split_overrides(tokens)
     types = {path: type(value) for path, value in flatten(config)}
     for key, _, token in overrides:
         if key not in types:
@@ -103,7 +111,7 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[
     return values.config, applied, rest
 
 
-def _split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
+def split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Sorts words into overrides (key, value, as written) and the rest; takes `--config.k=v`, `--config.k v`."""
     overrides, rest = [], []
     words = list(tokens)
@@ -220,4 +228,7 @@ def _dispatch(words: list[str]) -> int:
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
         raise UsageError(f"there is no verb '{verb}'{nearest(verb, VERBS)}; jaxvit has {', '.join(VERBS)}")
-    return importlib.import_module(f"jaxvit.{verb}").main(rest)
+    module = importlib.import_module(f"jaxvit.{verb}")
+    if hasattr(module, "__path__"):  # a package's verb is what `python -m` runs
+        module = importlib.import_module(f"jaxvit.{verb}.__main__")
+    return module.main(rest)

@@ -44,22 +44,73 @@ class Key:
 KEYS: dict[str, Key] = {
     "seed": Key(0, "root of every random number of the run: parameters, order, augmentation, dropout"),
     # Data.
-    "data.name": Key("digits", "TFDS name of the data set"),
+    "data.name": Key("digits", "TFDS name of the data set, or 'image_folder:PATH'"),
     "data.dir": Key(
         "", "TFDS directory; '' = the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets", changes_result=False
+    ),
+    "data.classes": Key((), "numbers of the classes to keep, renumbered in this order; () = all"),
+    "data.side": Key(0, "images are decoded to this many pixels square (shorter side, then centre); 0 = as stored"),
+    "data.on_error": Key(
+        "stop", "an image that cannot be decoded: 'stop' names it and ends the run, 'skip' leaves it out"
+    ),
+    "data.feed": Key(
+        "auto",
+        "'resident' keeps the training split on the devices, 'stream' sends batches, 'auto' goes by its size",
+        changes_result=False,
     ),
     "data.train": Key("train", "split trained on, in TFDS notation, such as 'train[:90%]'"),
     "data.validation": Key(
         "", "split that chooses the best weights and stops early; '' = none: the last weights count"
     ),
     "data.test": Key("test", "split measured once, at the end, with the chosen weights; '' = none"),
-    # Augmentation: on the device, in float32, one decision an image.
-    "augment.mean": Key((0.0,), "subtracted from each channel, in units of the 0..1 pixel range"),
-    "augment.std": Key((1.0,), "each channel is divided by it after the mean is subtracted"),
+    # Augmentation, one decision an image; the order is that of jaxvit.data.augment.
+    "augment.mean": Key(
+        (0.0,), "subtracted from each channel, in units of the 0..1 pixel range; () = measured on the training images"
+    ),
+    "augment.std": Key(
+        (1.0,), "each channel is divided by it after the mean is subtracted; () = measured on the training images"
+    ),
+    "augment.train": Key(
+        "whole", "how a training image gets its size: 'whole', 'resize_crop' (random place) or 'random_resized_crop'"
+    ),
+    "augment.evaluation": Key(
+        "whole",
+        "how an evaluation image gets its size: 'whole', 'centre_crop' (after augment.resize) or 'crop_fraction'",
+    ),
+    "augment.size": Key(0, "side, in pixels, of what the model sees; 0 = the image's own size"),
+    "augment.resize": Key(0, "side, in pixels, to resize to before 'resize_crop' and 'centre_crop'; 0 = not resized"),
+    "augment.crop_position": Key("image", "place of 'resize_crop': each 'image' its own, or one for the whole 'batch'"),
+    "augment.crop_fraction": Key(
+        1.0, "for 'crop_fraction': the shorter side is resized to augment.size divided by this, then the centre is cut"
+    ),
+    "augment.scale": Key((0.08, 1.0), "'random_resized_crop': range of the window's share of the image's area"),
+    "augment.ratio": Key((3 / 4, 4 / 3), "'random_resized_crop': range of the window's width / height"),
+    "augment.interpolation": Key("bilinear", "of resizing: 'bilinear', 'bicubic' or 'nearest'"),
     "augment.pad_crop": Key(
         0, "pixels padded (with zeros) on every side before a random crop to the image size; 0 = off"
     ),
     "augment.flip": Key(False, "mirror each training image left-right with probability 1/2"),
+    "augment.rotation": Key(0.0, "largest rotation either way, as a share of a full turn; 0 = off"),
+    "augment.zoom": Key(0.0, "height and width are each shown at 1 ± this share of their extent; 0 = off"),
+    "augment.fill": Key("reflect", "what rotation and zoom show beyond the border: 'reflect', 'edge' or 'zero'"),
+    "augment.policy": Key(
+        "",
+        "'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial' RandAugment as 'rand-m9-n2-mstd0.5-inc1'; '' = none",
+    ),
+    "augment.jitter": Key(
+        (), "strengths of (brightness, contrast, saturation, hue) jitter, such as (0.4, 0.4, 0.4, 0.1)"
+    ),
+    "augment.erase": Key(0.0, "probability of overwriting a random rectangle; 0 = off"),
+    "augment.erase_mode": Key(
+        "noise", "what random erasing writes: 'noise' (standard normal) or 'zero' (the mean colour)"
+    ),
+    "augment.mixup": Key(0.0, "α of mixup's Beta(α, α); 0 = off"),
+    "augment.cutmix": Key(0.0, "α of CutMix's Beta(α, α); 0 = off"),
+    "augment.switch": Key(0.5, "probability of CutMix rather than mixup where both are on"),
+    "augment.mix_probability": Key(1.0, "probability of an image being mixed at all"),
+    "augment.mix_until": Key("", "when mixup and CutMix end: epochs, steps or a share of the training; '' = never"),
+    "augment.repeats": Key(1, "repeated augmentation: copies of each image in a batch, each augmented on its own"),
+    "augment.where": Key("device", "where the geometry is done: on the 'device', or on the 'host' while the step runs"),
     # Optimisation.
     "optim.name": Key("adamw", "optimizer: 'adamw', 'adam', 'sgd' (with momentum) or 'lion'"),
     "optim.peak_lr": Key(1e-3, "learning rate at the end of warm-up"),
@@ -86,6 +137,9 @@ KEYS: dict[str, Key] = {
     # Training.
     "train.duration": Key("10 epochs", "how long to train: epochs or steps"),
     "train.batch_size": Key(128, "images a step, over all devices together"),
+    "train.steps_per_call": Key(
+        1, "steps in one call of the device; saves, stops and evaluation fall between calls", changes_result=False
+    ),
     "train.last_batch": Key("keep", "an epoch's last, smaller batch: 'keep' (every image counts once) or 'drop'"),
     "train.accumulate": Key(1, "parts that a batch is cut into, one after the other, to save memory"),
     "train.fsdp": Key(1, "devices that share one copy of parameters and optimizer state; 1 = each has its own"),

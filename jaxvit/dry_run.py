@@ -31,6 +31,8 @@ def print_plan(plan: Plan, params: Any, learning_rate: Callable[[int], Any], con
     console.print(parameter_table(params))
     for line in curve([float(learning_rate(step)) for step in _samples(plan.train.steps)], plan.train.steps):
         console.print(line, markup=False)
+    for phrase in plan.without_effect:
+        console.print(f"without effect: {phrase}", markup=False)
     console.print("dry run: nothing was trained")
 
 

@@ -14,14 +14,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import check_keys, config_hash, data_dir
-from jaxvit.data.augment import Augmentation
+from jaxvit.config import KEYS, check_keys, config_hash, data_dir
+from jaxvit.data.augment import EVALUATION_SIZES, TRAIN_SIZES, Augmentation, without_effect
 from jaxvit.data.batches import steps_per_epoch
+from jaxvit.data.geometry import FILLS, INTERPOLATIONS
+from jaxvit.data.mixing import ERASE_MODES
+from jaxvit.data.policies import make_policy
 from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError, nearest
 from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import MONITORS
 from jaxvit.training.optimizer import OPTIMIZERS, OptimizerSettings
+
+RESIDENT_BYTES = 2 << 30  # training splits up to this size are kept on the devices
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class TrainPlan:
     checkpoint_every: int
     log_every: int
     writers: tuple[str, ...]
+    feed: str
+    steps_per_call: int
 
     @property
     def epochs(self) -> float:
@@ -87,6 +94,12 @@ class Plan:
     ema_ramp: bool
     train: TrainPlan
     config_hash: str
+    without_effect: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """[H, W, C] of what the model sees."""
+        return self.augment.output_shape(self.data.image_shape)
 
 
 class _Reader:
@@ -161,18 +174,21 @@ def resolve(
     """
     check_keys(config)
     get = _Reader(config)
+    dataset = _open(get, dataset)
     data = _resolve_data(get, dataset)
     train = _resolve_train(get, data, devices)
+    augment = _resolve_augment(get, data, train, dataset)
     plan = Plan(
         seed=get.at_least("seed", 0),
         data=data,
-        augment=_resolve_augment(get, data),
+        augment=augment,
         model=_resolve_model(get, config, data),
         optim=_resolve_optim(get, train),
         ema_decay=(ema_decay := get.between("optim.ema_decay", 0.0, 1.0)),
         ema_ramp=get("optim.ema_ramp") if ema_decay else False,
         train=train,
         config_hash=config_hash(config),
+        without_effect=without_effect(augment, data.image_shape, train.batch_size),
     )
     for key in overrides:
         if key not in get.read:
@@ -180,10 +196,23 @@ def resolve(
     return plan
 
 
-def _resolve_data(get: _Reader, dataset: Dataset | None) -> DataPlan:
+def dataset_of(config: ConfigDict) -> Dataset:
+    """Opens the data set that a config names."""
+    return _open(_Reader(config), None)
+
+
+def _open(get: _Reader, opened: Dataset | None) -> Dataset:
+    options = {
+        "classes": tuple(get("data.classes")),
+        "on_error": get.one_of("data.on_error", ("stop", "skip")),
+        "side": get.at_least("data.side", 0),
+    }
+    return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
+
+
+def _resolve_data(get: _Reader, dataset: Dataset) -> DataPlan:
     directory = data_dir(get("data.dir"))
     name = get("data.name")
-    dataset = dataset or open_dataset(name, directory)
     splits = {part: get(f"data.{part}") for part in ("train", "validation", "test")}
     if not splits["train"]:
         raise UsageError("config.data.train='': a run needs images to train on")
@@ -198,20 +227,123 @@ def _resolve_data(get: _Reader, dataset: Dataset | None) -> DataPlan:
     )
 
 
-def _resolve_augment(get: _Reader, data: DataPlan) -> Augmentation:
-    mean, std = tuple(get("augment.mean")), tuple(get("augment.std"))
+def _resolve_augment(get: _Reader, data: DataPlan, train: TrainPlan, dataset: Dataset) -> Augmentation:
     channels = data.image_shape[-1]
-    for key, value in (("mean", mean), ("std", std)):
-        if len(value) not in (1, channels) or not all(isinstance(v, int | float) for v in value):
-            many = f"{channels} numbers, one for each channel, or one number for all" if channels != 1 else "one number"
-            raise UsageError(f"config.augment.{key}={value}: must be {many}")
-    if min(std) <= 0:
-        raise UsageError(f"config.augment.std={std}: must be above 0")
+    sizing = _resolve_sizes(get, data)
+    side = sizing["size"] or _side(data)
     pad = get.at_least("augment.pad_crop", 0)
-    smallest = min(side for side in data.image_shape[:2] if side) if any(data.image_shape[:2]) else 0
-    if smallest and pad >= smallest:
-        raise UsageError(f"config.augment.pad_crop={pad}: must be smaller than the image's side of {smallest} pixels")
-    return Augmentation(mean=mean, std=std, pad_crop=pad, flip=get("augment.flip"))
+    if side and pad >= side:
+        raise UsageError(f"config.augment.pad_crop={pad}: must be smaller than the image's side of {side} pixels")
+    rotation, zoom = get.at_least("augment.rotation", 0.0), get.between("augment.zoom", 0.0, 1.0)
+    policy = get("augment.policy")
+    if policy:
+        make_policy(policy, side or 1)
+        if channels not in (1, 3):
+            raise UsageError(f"config.augment.policy='{policy}': needs images of 1 or 3 channels, not {channels}")
+    jitter = tuple(get("augment.jitter"))
+    if jitter and (len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5):
+        raise UsageError(
+            f"config.augment.jitter={jitter}: must be four numbers of 0 or more for brightness, contrast, saturation "
+            "and hue (at most 0.5)"
+        )
+    erase = _share(get, "augment.erase")
+    mixup, cutmix = get.at_least("augment.mixup", 0.0), get.at_least("augment.cutmix", 0.0)
+    mixing = {}
+    if mixup or cutmix:
+        until = get("augment.mix_until")
+        mixing = {
+            "switch": _share(get, "augment.switch") if mixup and cutmix else 0.5,
+            "mix_probability": _share(get, "augment.mix_probability"),
+            "mix_until": until
+            and parse_duration(
+                until, key="augment.mix_until", steps_per_epoch=train.steps_per_epoch, whole=train.steps
+            ),
+        }
+        if until and not mixing["mix_until"]:
+            raise UsageError(f"config.augment.mix_until='{until}': less than one step; to mix nothing, set mixup=0")
+        mixing["mix_until"] = mixing["mix_until"] or 0
+    repeats = get.at_least("augment.repeats", 1)
+    if train.batch_size % repeats:
+        raise UsageError(
+            f"config.augment.repeats={repeats}: does not divide config.train.batch_size={train.batch_size}"
+        )
+    return Augmentation(
+        mean=_constants(get, "mean", data, dataset),
+        std=_constants(get, "std", data, dataset),
+        **sizing,
+        pad_crop=pad,
+        flip=get("augment.flip"),
+        rotation=rotation,
+        zoom=zoom,
+        fill=get.one_of("augment.fill", FILLS) if rotation or zoom else "reflect",
+        policy=policy,
+        jitter=jitter,
+        erase=erase,
+        erase_mode=get.one_of("augment.erase_mode", ERASE_MODES) if erase else "noise",
+        mixup=mixup,
+        cutmix=cutmix,
+        **mixing,
+        repeats=repeats,
+        where=get.one_of("augment.where", ("device", "host")),
+    )
+
+
+def _resolve_sizes(get: _Reader, data: DataPlan) -> dict[str, Any]:
+    """The fields of Augmentation that give training and evaluation images their size."""
+    own = _side(data)
+    train = get.one_of("augment.train", TRAIN_SIZES)
+    evaluation = get.one_of("augment.evaluation", EVALUATION_SIZES)
+    sizes: dict[str, Any] = {"train": train, "evaluation": evaluation, "size": get.at_least("augment.size", 0)}
+    size = sizes["size"] or own
+    if train == "resize_crop" or evaluation == "centre_crop":
+        sizes["resize"] = resize = get.at_least("augment.resize", 0)
+        if (resize or own) < size:
+            raise UsageError(
+                f"config.augment.size={size}: a crop of {size} pixels cannot come out of {resize or own}; "
+                "set augment.resize to at least that"
+            )
+    if train == "resize_crop":
+        sizes["crop_position"] = get.one_of("augment.crop_position", ("image", "batch"))
+    if evaluation == "crop_fraction":
+        fraction = get("augment.crop_fraction")
+        if not 0 < fraction <= 1:
+            raise UsageError(f"config.augment.crop_fraction={fraction}: must be above 0 and at most 1")
+        sizes["crop_fraction"] = fraction
+    if train == "random_resized_crop":
+        for name in ("scale", "ratio"):
+            low_high = sizes[name] = tuple(get(f"augment.{name}"))
+            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] or (name == "scale" and low_high[1] > 1):
+                raise UsageError(f"config.augment.{name}={low_high}: must be (low, high) with 0 < low <= high")
+    resized = sizes["size"] not in (0, own) or sizes.get("resize", 0) not in (0, own)
+    if resized or train == "random_resized_crop" or evaluation == "crop_fraction":
+        sizes["interpolation"] = get.one_of("augment.interpolation", tuple(INTERPOLATIONS))
+    return sizes
+
+
+def _side(data: DataPlan) -> int:
+    """The shorter side of the images, 0 where they vary in size."""
+    return min(side or 0 for side in data.image_shape[:2])
+
+
+def _constants(get: _Reader, name: str, data: DataPlan, dataset: Dataset) -> tuple[float, ...]:
+    """The normalisation's mean or std, as given or as measured on the training split."""
+    value = tuple(get(f"augment.{name}"))
+    if not value:
+        return tuple(dataset.read(data.train).fingerprint[name])
+    channels = data.image_shape[-1]
+    if len(value) not in (1, channels) or not all(isinstance(v, int | float) for v in value):
+        many = f"{channels} numbers, one for each channel, or one number for all" if channels != 1 else "one number"
+        raise UsageError(f"config.augment.{name}={value}: must be {many}, or () to measure it")
+    if name == "std" and min(value) <= 0:
+        raise UsageError(f"config.augment.std={value}: must be above 0")
+    return value
+
+
+def _share(get: _Reader, path: str) -> float:
+    value = get(path)
+    if not 0 <= value <= 1:
+        raise UsageError(f"config.{path}={value}: must be from 0 to 1")
+    return value
 
 
 def _resolve_model(get: _Reader, config: ConfigDict, data: DataPlan) -> ModelPlan:
@@ -283,7 +415,24 @@ def _resolve_train(get: _Reader, data: DataPlan, devices: int) -> TrainPlan:
         checkpoint_every=max(1, length("checkpoint.every")),
         log_every=max(1, length("log.every")),
         writers=writers,
+        feed=_resolve_feed(get, data),
+        steps_per_call=get.at_least("train.steps_per_call", 1),
     )
+
+
+def _resolve_feed(get: _Reader, data: DataPlan) -> str:
+    """'resident' or 'stream'."""
+    feed = get.one_of("data.feed", ("auto", "resident", "stream"))
+    on_host = get("augment.where") == "host"
+    if on_host and feed == "resident":
+        raise UsageError(
+            "config.data.feed='resident': with config.augment.where='host' the batches come from the host; "
+            "set data.feed to 'stream' or 'auto'"
+        )
+    if feed != "auto":
+        return feed
+    size = data.train_count * math.prod(side or 1 for side in data.image_shape)
+    return "stream" if on_host or size > RESIDENT_BYTES else "resident"
 
 
 def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:
@@ -326,7 +475,7 @@ def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:
         weight_decay=weight_decay,
         decay_mask=get.one_of("optim.decay_mask", ("kernels", "all")) if weight_decay else "kernels",
         decay=get.one_of("optim.decay", ("lr_scaled", "independent")) if weight_decay else "lr_scaled",
-        layer_decay=_share(get, "optim.layer_decay"),
+        layer_decay=_factor(get, "optim.layer_decay"),
         b1=get.between("optim.b1", 0.0, 1.0) if name != "sgd" else 0.0,
         b2=get.between("optim.b2", 0.0, 1.0) if name != "sgd" else 0.0,
         eps=get.at_least("optim.eps", 0.0) if adam else 0.0,
@@ -335,7 +484,7 @@ def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:
     )
 
 
-def _share(get: _Reader, path: str) -> float:
+def _factor(get: _Reader, path: str) -> float:
     value = get(path)
     if not 0.0 < value <= 1.0:
         raise UsageError(f"config.{path}={value}: must be above 0 and at most 1")
@@ -344,7 +493,20 @@ def _share(get: _Reader, path: str) -> float:
 
 def _why_unread(key: str, config: ConfigDict) -> str:
     """Names the setting that makes a key idle."""
-    optim = config.optim
+    optim, augment = config.optim, config.augment
+    sizing = f"config.augment.train='{augment.train}', config.augment.evaluation='{augment.evaluation}'"
+    if key in ("augment.resize", "augment.crop_position", "augment.crop_fraction", "augment.scale", "augment.ratio"):
+        return f"{KEYS[key].meaning}; here {sizing}"
+    if key == "augment.interpolation":
+        return "no image is resized"
+    if key == "augment.fill":
+        return "there is neither rotation nor zoom"
+    if key == "augment.erase_mode":
+        return "config.augment.erase=0 erases nothing"
+    if key == "augment.switch":
+        return f"config.augment.mixup={augment.mixup} and config.augment.cutmix={augment.cutmix} are not both on"
+    if key in ("augment.mix_probability", "augment.mix_until"):
+        return "neither config.augment.mixup nor config.augment.cutmix is on"
     if key == "train.monitor":
         return "there is no config.data.validation to watch"
     if key in ("optim.length", "optim.end_lr"):

@@ -174,7 +174,8 @@ def read_config(path: Path) -> ConfigDict:
         return from_plain(read_json(path / "config.json")["config"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path / 'config.json'} cannot be read ({type(error).__name__}); it is damaged, or this is no run directory: use a new --workdir"
+            f"{path / 'config.json'} cannot be read ({type(error).__name__}); it is damaged, or this is no run "
+            "directory: use a new --workdir"
         ) from None
 
 

@@ -21,22 +21,24 @@ from ml_collections import ConfigDict
 
 from jaxvit import command_line
 from jaxvit.assembly import Assembly, assemble
-from jaxvit.config import KEYS, data_dir
-from jaxvit.data.batches import TrainBatches, evaluation_batches
-from jaxvit.data.sources import Dataset, Source, open_dataset
+from jaxvit.config import KEYS
+from jaxvit.data.batches import TrainOrder
+from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
+from jaxvit.data.sources import Dataset, Source, StreamedSource
 from jaxvit.dry_run import print_plan
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.figures.history import draw_history
 from jaxvit.models.count import count_params
-from jaxvit.plan import Plan, resolve
+from jaxvit.plan import Plan, dataset_of, resolve
 from jaxvit.run_directory import RunDirectory, finished_result
 from jaxvit.training import hardware, nans
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
 from jaxvit.training.loop import Job, Position, evaluate, fit
 from jaxvit.training.progress import Progress
-from jaxvit.training.sharding import make_mesh, place_batch, shard_state, split_batch
+from jaxvit.training.sharding import make_mesh, place_batch, place_call, replicated, shard_state, split_batch
 from jaxvit.training.state import TrainState
+from jaxvit.training.step import make_train_call
 from jaxvit.training.stopping import StopRequest
 
 _EXAMPLES = """examples:
@@ -85,7 +87,7 @@ def train(
         hardware.be_deterministic()
     options = _Options(debug_nans, fall_back, profile)
     with StopRequest() as stop, _device_and_disk_errors(config):
-        dataset = open_dataset(config.data.name, data_dir(config.data.dir))
+        dataset = dataset_of(config)
         plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
         assembly = assemble(plan, overrides)
         with contextlib.closing(RunDirectory(path, config)) as run:
@@ -140,7 +142,7 @@ def _run(
         state, position = _start(run, plan, assembly, checkpoints, mesh, options.fall_back)
         run.set_result_aside(position.step)
         run.write_config()
-        run.write_environment({part: {"split": s.name, **s.fingerprint} for part, s in sources.items()})
+        run.write_environment({part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()})
         writers = open_writers(
             plan.train.writers,
             run.path,
@@ -200,7 +202,7 @@ def _start(
 def _make_job(
     plan: Plan,
     assembly: Assembly,
-    sources: dict[str, Source],
+    sources: dict[str, Source | StreamedSource],
     state: TrainState,
     mesh: Any,
     position: Position,
@@ -210,31 +212,37 @@ def _make_job(
     """Compiles the two steps and ties them to the data."""
     started = time.monotonic()
     t = plan.train
-    batches = TrainBatches(sources["train"], t.batch_size, plan.seed, t.last_batch)
+    steps_per_call = 1 if options.debug_nans else t.steps_per_call
+    feed = _make_feed(plan, assembly, sources["train"], mesh, steps_per_call)
     # The state before a step must outlive it when a step may have to be looked into.
     donated = () if options.debug_nans else (0,)
-    batch = _abstract_batch(batches[0], t.batch_size, mesh)
     layout = jax.tree.map(lambda x: x.sharding, state)
-    train_step = jax.jit(assembly.train_step(), donate_argnums=donated, out_shardings=(layout, None))
-    train_step = train_step.lower(state, batch).compile()
+    call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
+    train_call = make_train_call(assembly.train_step(), feed.pick, steps_per_call)
+    program = jax.jit(train_call, donate_argnums=donated, out_shardings=(layout, None))
+    counts = jax.device_put([np.int32(count) for count in range(steps_per_call + 1)], replicated(mesh))
+    program = program.lower(state, feed.data, call, counts[1]).compile()
     eval_step = jax.jit(assembly.eval_step())
     if "validation" in sources or "test" in sources:
-        eval_batch = _abstract_batch(batches[0], t.eval_batch_size, mesh)
+        eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
         eval_step = eval_step.lower(state.variables, eval_batch).compile()
     # All of them at once: a schedule asked step by step would queue behind the step that runs.
     rates = jax.device_get(jax.jit(jax.vmap(assembly.schedule))(np.arange(t.steps))).tolist()
     position.seconds["compile"] += time.monotonic() - started
 
+    def train_step(state: TrainState, call: Any, count: int) -> Any:
+        return program(state, feed.data, call, counts[count])
+
     def validation() -> Any:
-        return evaluation_batches(sources["validation"], t.eval_batch_size)
+        return evaluation_stream(sources["validation"], t.eval_batch_size)
 
     def explain(before: TrainState, failed: Any) -> str:
-        return nans.explain(*assembly.loss(plainly=True), before, failed)
+        return nans.explain(*assembly.loss(plainly=True), before, feed.pick(feed.data, failed, 0))
 
     return Job(
         train_step=train_step,
         eval_step=eval_step,
-        train_batch=batches.__getitem__,
+        train_batch=feed,
         validation=validation if "validation" in sources else None,
         place=lambda host: place_batch(mesh, host),
         learning_rate=rates.__getitem__,
@@ -247,6 +255,41 @@ def _make_job(
         explain=explain if options.debug_nans else None,
         profile=options.profile,
         profile_directory=workdir / "profile",
+        steps_per_call=steps_per_call,
+    )
+
+
+def _make_feed(
+    plan: Plan, assembly: Assembly, source: Source | StreamedSource, mesh: Any, steps_per_call: int
+) -> ResidentFeed | StreamFeed:
+    t = plan.train
+    order = TrainOrder(len(source), t.batch_size, plan.seed, t.last_batch, plan.augment.repeats)
+
+    def put_call(call: Any) -> Any:
+        return place_call(mesh, call)
+
+    if t.feed == "resident":
+        if not isinstance(source, Source):
+            raise UsageError(
+                f"config.data.feed='resident': {source.name} is too large to be kept decoded; set it to 'stream'"
+            )
+        return ResidentFeed(
+            source,
+            order,
+            t.batch_size,
+            steps_per_call,
+            put_split=lambda arrays: jax.device_put(dict(arrays), replicated(mesh)),
+            put_call=put_call,
+        )
+    return StreamFeed(
+        source,
+        order,
+        t.batch_size,
+        steps_per_call,
+        t.steps,
+        put_call=put_call,
+        host_transform=assembly.host_transform(),
+        shard=(jax.process_index(), jax.process_count()),
     )
 
 
@@ -256,7 +299,7 @@ def _finish(
     job: Job,
     state: TrainState,
     position: Position,
-    sources: dict[str, Source],
+    sources: dict[str, Source | StreamedSource],
     checkpoints: Checkpoints,
     journal: Journal,
 ) -> dict[str, Any]:
@@ -266,7 +309,7 @@ def _finish(
     test = {}
     if "test" in sources:
         started = time.monotonic()
-        batches = evaluation_batches(sources["test"], plan.train.eval_batch_size)
+        batches = evaluation_stream(sources["test"], plan.train.eval_batch_size)
         test = evaluate(job.eval_step, state.chosen_variables, batches, job.place).means()
         position.seconds["eval"] += time.monotonic() - started
         journal.write(position.step, position.step / job.steps_per_epoch, "test", test)
@@ -293,10 +336,14 @@ def _finish(
     return result
 
 
-def _abstract_batch(like: Any, size: int, mesh: Any) -> Any:
+def _abstract_batch(source: Source | StreamedSource, size: int, mesh: Any) -> Any:
+    shapes = {
+        "image": ((size, *source.image_shape), np.uint8),
+        "label": ((size,), np.int32),
+        "mask": ((size,), np.float32),
+    }
     return {
-        name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype, sharding=split_batch(mesh))
-        for name, array in like.items()
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split_batch(mesh)) for name, (shape, dtype) in shapes.items()
     }
 
 

@@ -32,6 +32,8 @@ def our_imports(file):
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_imports_point_one_way(package):
     for file in (PACKAGE / package).rglob("*.py"):
+        if file.name == "__main__.py":  # a verb, and verbs know all
+            continue
         wrong = set(our_imports(file)) - ALLOWED[package]
         assert not wrong, f"{file.relative_to(PACKAGE)} must not import jaxvit.{', jaxvit.'.join(sorted(wrong))}"
 

@@ -113,7 +113,48 @@ def test_an_override_that_nothing_reads_is_an_error(changes, key, says):
 def test_every_key_is_read_when_everything_is_on():
     from jaxvit.config import KEYS
 
-    on = tiny_config(train__patience="2 epochs", optim__ema_decay=0.9)
-    sgd = tiny_config(optim__name="sgd")
-    resolve(on, overrides=[*set(KEYS) - {"optim.momentum"}, *(f"model.{key}" for key in on.model)])
-    resolve(sgd, overrides=["optim.momentum"])
+    config = tiny_config(train__patience="2 epochs", optim__ema_decay=0.9)
+    config.augment.update(train="resize_crop", evaluation="centre_crop", resize=10, rotation=0.1, mixup=0.8, cutmix=1.0)
+    config.augment.update(erase=0.25, mix_until="50%")
+    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum"}
+    resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])
+    config.augment.update(train="random_resized_crop", evaluation="crop_fraction")
+    resolve(
+        config,
+        overrides=[*(key for key in KEYS if key not in ("augment.resize", "augment.crop_position", "optim.momentum"))],
+    )
+    resolve(config, overrides=[*(f"model.{key}" for key in config.model)])
+    resolve(tiny_config(optim__name="sgd"), overrides=["optim.momentum"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"augment__size": 9, "augment__train": "resize_crop"}, "a crop of 9 pixels cannot come out of 8"),
+        ({"augment__policy": "rand-m9-x"}, "config.augment.policy='rand-m9-x'"),
+        ({"augment__jitter": (0.4, 0.4)}, "must be four numbers"),
+        ({"augment__erase": 1.5}, "config.augment.erase=1.5: must be from 0 to 1"),
+        ({"augment__mixup": 0.8, "augment__mix_until": "0 epochs"}, "less than one step"),
+        ({"augment__repeats": 3}, "does not divide config.train.batch_size=16"),
+        ({"augment__train": "random_resized_crop", "augment__scale": (0.5, 0.1)}, "0 < low <= high"),
+        ({"augment__evaluation": "crop_fraction", "augment__crop_fraction": 0.0}, "above 0 and at most 1"),
+        ({"augment__train": "resize-crop"}, "did you mean 'resize_crop'"),
+    ],
+)
+def test_an_augmentation_that_cannot_be_is_refused(changes, says):
+    with pytest.raises(UsageError, match=says):
+        resolve(tiny_config(**changes))
+
+
+def test_sizes_constants_and_the_end_of_mixing():
+    config = tiny_config(augment__mean=(), augment__std=(), augment__mixup=0.8, augment__mix_until="50%")
+    config.augment.update(train="resize_crop", resize=12, size=10)
+    plan = resolve(config)
+    assert plan.input_shape == (10, 10, 1) and plan.data.image_shape == (8, 8, 1)
+    assert plan.augment.mix_until == 6
+    assert plan.augment.mean == pytest.approx((0.305,), abs=0.02) and plan.augment.std == pytest.approx(
+        (0.376,), abs=0.02
+    )
+    assert resolve(tiny_config(augment__train="resize_crop")).without_effect == (
+        "augment.train='resize_crop' cuts 8 of 8 pixels: every crop is the whole image",
+    )

@@ -1,73 +1,198 @@
-"""What happens to pixels on the device: pure, jitted functions of (key, uint8 batch), one decision an image.
+"""What happens to pixels on the device between the uint8 batch and the model, put together from the settings.
 
-`training_transform` and `evaluation_transform` build them from an `Augmentation`; both end with the same
-normalisation.
+Training and evaluation have transforms of their own. The training transform is a pure function of (key, step, batch);
+each image draws from a key of its own, made from the step's key and its place in the batch. The order is fixed:
+
+    size -> pad_crop -> flip -> rotation and zoom | policy -> jitter -> normalise -> erase -> mixup / CutMix
+
+What stands before the bar is the geometry, which ``augment.where='host'`` moves to the host's processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-Transform = Callable[[jax.Array, jax.Array], jax.Array]  # (key, uint8 [B, H, W, C]) -> float32 [B, H, W, C]
+from jaxvit.data import colour, geometry, mixing, policies
+
+# (step's key, step, batch of image uint8 [B, H, W, C], label [B], mask [B]) -> (float32 images, targets [B, K])
+Transform = Callable[[jax.Array, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
+
+TRAIN_SIZES = ("whole", "resize_crop", "random_resized_crop")
+EVALUATION_SIZES = ("whole", "centre_crop", "crop_fraction")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What to do; the meaning of each field is that of the config key ``augment.FIELD``."""
+    """What to do; the meaning of each field is that of the config key ``augment.FIELD``.
+
+    `mix_until` is in steps, 0 for the whole training; `size` and `resize` are 0 for the image's own side.
+    """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    train: str = "whole"
+    evaluation: str = "whole"
+    size: int = 0
+    resize: int = 0
+    crop_position: str = "image"
+    crop_fraction: float = 1.0
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
     pad_crop: int = 0
     flip: bool = False
+    rotation: float = 0.0
+    zoom: float = 0.0
+    fill: str = "reflect"
+    policy: str = ""
+    jitter: tuple[float, ...] = ()
+    erase: float = 0.0
+    erase_mode: str = "noise"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    switch: float = 0.5
+    mix_probability: float = 1.0
+    mix_until: int = 0
+    repeats: int = 1
+    where: str = "device"
+
+    def output_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape [H, W, C] that the model sees."""
+        return (self.size, self.size, image_shape[-1]) if self.size else tuple(image_shape)
+
+    @property
+    def mixes(self) -> bool:
+        return bool(self.mixup or self.cutmix)
 
 
-def normalize(images_BHWC: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """uint8 0..255 to float32 ``(x / 255 - mean) / std``; `mean` and `std` have C values, or one for all channels."""
-    x_BHWC = images_BHWC.astype(jnp.float32)
-    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
-    shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    return x_BHWC * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
+def image_keys(key: jax.Array, name: int, batch: int) -> jax.Array:
+    """One key an image for the use of randomness that has this number; those of a longer batch begin with the same."""
+    return jax.random.split(jax.random.fold_in(key, name), batch)
 
 
-def pad_and_crop(keys_B: jax.Array, images_BHWC: jax.Array, pixels: int) -> jax.Array:
-    """Pads each side with `pixels` zeros, then cuts the original size out at a random place, for each image its own."""
-    _, height, width, channels = images_BHWC.shape
-    widths = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
-    padded = jnp.pad(images_BHWC, widths)
+def geometric_transform(settings: Augmentation) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Builds ``(step's key, uint8 [B, H, W, C]) -> images of the model's size``, 0..255, uint8 if uninterpolated."""
+    s = settings
 
-    def crop(key: jax.Array, image_HWC: jax.Array) -> jax.Array:
-        top, left = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
-        return jax.lax.dynamic_slice(image_HWC, (top, left, 0), (height, width, channels))
-
-    return jax.vmap(crop)(keys_B, padded)
-
-
-def flip_left_right(keys_B: jax.Array, images_BHWC: jax.Array) -> jax.Array:
-    """Mirrors each image with probability 1/2."""
-    mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
-    return jnp.where(mirrored_B[:, None, None, None], images_BHWC[:, :, ::-1], images_BHWC)
-
-
-def training_transform(settings: Augmentation) -> Transform:
-    """The transform for training: geometry on uint8 (a quarter of float32's bytes), then normalisation."""
-
-    def transform(key: jax.Array, images_BHWC: jax.Array) -> jax.Array:
+    def transform(key: jax.Array, x_BHWC: jax.Array) -> jax.Array:
         def keys(name: int) -> jax.Array:
-            return jax.random.split(jax.random.fold_in(key, name), images_BHWC.shape[0])
+            return image_keys(key, name, x_BHWC.shape[0])
 
-        if settings.pad_crop:
-            images_BHWC = pad_and_crop(keys(0), images_BHWC, settings.pad_crop)
-        if settings.flip:
-            images_BHWC = flip_left_right(keys(1), images_BHWC)
-        return normalize(images_BHWC, settings.mean, settings.std)
+        height, width, channels = x_BHWC.shape[1:]
+        target_height, target_width, _ = s.output_shape((height, width, channels))
+        if s.train == "random_resized_crop":
+            x_BHWC = geometry.random_resized_crop(
+                keys(2), x_BHWC, target_height, scale=s.scale, ratio=s.ratio, interpolation=s.interpolation
+            )
+        elif s.train == "resize_crop":
+            if s.resize:
+                x_BHWC = geometry.resize(x_BHWC, s.resize, s.resize, s.interpolation)
+            if x_BHWC.shape[1:3] != (target_height, target_width):
+                x_BHWC = geometry.random_crop(keys(2), x_BHWC, target_height, target_width, position=s.crop_position)
+        else:
+            x_BHWC = geometry.resize(x_BHWC, target_height, target_width, s.interpolation)
+        if s.pad_crop:
+            x_BHWC = geometry.pad_and_crop(keys(0), x_BHWC, s.pad_crop)
+        if s.flip:
+            x_BHWC = geometry.flip_left_right(keys(1), x_BHWC)
+        if s.rotation or s.zoom:
+            x_BHWC = geometry.random_rotation_and_zoom(keys(3), x_BHWC, rotation=s.rotation, zoom=s.zoom, fill=s.fill)
+        return x_BHWC
+
+    return transform
+
+
+def training_transform(settings: Augmentation, classes: int, label_smoothing: float = 0.0) -> Transform:
+    """Builds the transform for training.
+
+    Args:
+      settings: what to do.
+      classes: K, of the model's output.
+      label_smoothing: share of each target spread evenly over all classes, before mixing.
+
+    Returns:
+      ``(key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])``.
+    """
+    s = settings
+    geometric = geometric_transform(s)
+    fill = policies.background(s.mean)
+
+    def transform(key: jax.Array, step: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def keys(name: int) -> jax.Array:
+            return image_keys(key, name, batch["image"].shape[0])
+
+        x_BHWC = batch["image"] if s.where == "host" else geometric(key, batch["image"])
+        if s.policy:
+            policy = policies.make_policy(s.policy, x_BHWC.shape[1])
+            x_BHWC = policies.apply_policy(policy, keys(5), colour.to_uint8(x_BHWC), fill)
+        if s.jitter:
+            x_BHWC = colour.colour_jitter(keys(4), x_BHWC, s.jitter)
+        x_BHWC = colour.normalize(x_BHWC, s.mean, s.std)
+        if s.erase:
+            x_BHWC = mixing.random_erasing(keys(6), x_BHWC, s.erase, mode=s.erase_mode)
+        targets_BK = jax.nn.one_hot(batch["label"], classes) * (1.0 - label_smoothing) + label_smoothing / classes
+        if s.mixes:
+            x_BHWC, targets_BK = mixing.mix(
+                jax.random.fold_in(key, 7),
+                x_BHWC,
+                targets_BK,
+                batch["mask"],
+                mixup=s.mixup,
+                cutmix=s.cutmix,
+                switch=s.switch,
+                probability=s.mix_probability,
+                active=step < s.mix_until if s.mix_until else True,
+            )
+        return x_BHWC, targets_BK
 
     return transform
 
 
 def evaluation_transform(settings: Augmentation) -> Callable[[jax.Array], jax.Array]:
-    """The transform for evaluation: normalisation only."""
-    return lambda images_BHWC: normalize(images_BHWC, settings.mean, settings.std)
+    """Builds the transform for evaluation: uint8 [B, H, W, C] to the model's size, then normalised; nothing random."""
+    s = settings
+
+    def transform(x_BHWC: jax.Array) -> jax.Array:
+        height, width = x_BHWC.shape[1:3]
+        target_height, target_width, _ = s.output_shape(x_BHWC.shape[1:])
+        if s.evaluation == "centre_crop":
+            if s.resize:
+                x_BHWC = geometry.resize(x_BHWC, s.resize, s.resize, s.interpolation)
+            x_BHWC = geometry.centre_crop(x_BHWC, target_height, target_width)
+        elif s.evaluation == "crop_fraction":
+            side = int(min(target_height, target_width) / s.crop_fraction)
+            x_BHWC = geometry.resize(x_BHWC, *geometry.shorter_side(height, width, side), s.interpolation)
+            x_BHWC = geometry.centre_crop(x_BHWC, target_height, target_width)
+        else:
+            x_BHWC = geometry.resize(x_BHWC, target_height, target_width, s.interpolation)
+        return colour.normalize(x_BHWC, s.mean, s.std)
+
+    return transform
+
+
+def without_effect(settings: Augmentation, image_shape: tuple[int, ...], batch_size: int) -> tuple[str, ...]:
+    """What was asked for and does nothing, one phrase each, for ``--dry_run``."""
+    s, found = settings, []
+    side, channels = min(image_shape[:2]), image_shape[-1]
+    size, before = s.size or side, s.resize or side
+    if s.train == "resize_crop" and before == size:
+        found.append(f"augment.train='resize_crop' cuts {size} of {before} pixels: every crop is the whole image")
+    if s.evaluation == "centre_crop" and before == size:
+        found.append(f"augment.evaluation='centre_crop' cuts {size} of {before} pixels: the crop is the whole image")
+    if s.evaluation == "crop_fraction" and s.crop_fraction == 1.0 and image_shape[0] == image_shape[1]:
+        found.append("augment.crop_fraction=1.0 of a square image: the crop is the whole image")
+    if s.train == "random_resized_crop" and min(s.scale) == 1.0 and image_shape[0] == image_shape[1]:
+        found.append("augment.scale=(1, 1) of a square image: every crop is the whole image")
+    if s.jitter and channels == 1 and any(s.jitter[2:]):
+        found.append("augment.jitter: saturation and hue mean nothing on images of one channel")
+    if s.mixes and batch_size == 1:
+        found.append("augment.mixup and cutmix: an image alone in its batch has no partner")
+    if s.mixup and s.cutmix and s.switch in (0.0, 1.0):
+        off = "cutmix" if s.switch == 0 else "mixup"
+        found.append(f"augment.{off} is never chosen at augment.switch={s.switch:g}")
+    if s.mixes and s.mix_probability == 0:
+        found.append("augment.mix_probability=0 mixes nothing")
+    return tuple(found)

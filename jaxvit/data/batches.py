@@ -1,4 +1,4 @@
-"""From a decoded split to batches: which images make which batch is a function of (seed, step) and nothing else.
+"""From a split to batches: which images make which batch is a function of (seed, step) and nothing else.
 
 Images stay uint8 here; they are normalised and augmented on the device. Every batch has the same shape: a short last
 batch is padded with images that carry ``mask = 0``, so that each image of an epoch counts exactly once.
@@ -6,12 +6,13 @@ batch is padded with images that carry ``mask = 0``, so that each image of an ep
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from jaxvit.data.sources import Source
+from jaxvit.data.sources import Source, StreamedSource
 
 Batch = dict[str, np.ndarray]  # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]
 
@@ -27,31 +28,52 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(noise, kind="stable")
 
 
-class TrainBatches:
-    """Batches of a training split, by step.
+class TrainOrder:
+    """Which images make the batch of a step.
 
     Args:
-      source: the split.
+      count: images in the split.
       batch_size: images a batch.
       seed: the run's seed.
       last_batch: 'keep' pads and masks an epoch's last batch; 'drop' leaves its images out of that epoch.
+      repeats: repeated augmentation (Hoffer et al., 2020): each image stands this many times in its batch. An epoch
+        keeps its number of steps, so it sees one image in `repeats`.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, last_batch: str = "keep"):
+    def __init__(self, count: int, batch_size: int, seed: int, last_batch: str = "keep", repeats: int = 1):
+        self._count, self._batch_size, self._seed, self._repeats = count, batch_size, seed, repeats
+        self.steps_per_epoch = steps_per_epoch(count, batch_size, last_batch)
+        self._epochs = functools.lru_cache(maxsize=2)(self._of_epoch)  # safe to use from several threads
+
+    def _of_epoch(self, epoch: int) -> np.ndarray:
+        order = epoch_order(self._seed, epoch, self._count)
+        return np.repeat(order, self._repeats)[: self._count] if self._repeats > 1 else order
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Numbers of the images of a step (from 0); fewer than a batch where it is padded."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return self._epochs(epoch)[position * self._batch_size : (position + 1) * self._batch_size]
+
+
+class TrainBatches:
+    """Batches of a training split, by step; the arguments are those of `TrainOrder`."""
+
+    def __init__(
+        self,
+        source: Source | StreamedSource,
+        batch_size: int,
+        seed: int,
+        last_batch: str = "keep",
+        repeats: int = 1,
+    ):
         self._source = source
         self._batch_size = batch_size
-        self._seed = seed
-        self.steps_per_epoch = steps_per_epoch(len(source), batch_size, last_batch)
-        self._epoch = -1
-        self._order = np.empty(0, np.int64)
+        self.order = TrainOrder(len(source), batch_size, seed, last_batch, repeats)
+        self.steps_per_epoch = self.order.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step (from 0)."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self._seed, epoch, len(self._source))
-        chosen = self._order[position * self._batch_size : (position + 1) * self._batch_size]
-        return gather(self._source, chosen, self._batch_size)
+        return gather(self._source, self.order[step], self._batch_size)
 
 
 def steps_per_epoch(count: int, batch_size: int, last_batch: str = "keep") -> int:
@@ -59,17 +81,19 @@ def steps_per_epoch(count: int, batch_size: int, last_batch: str = "keep") -> in
     return -(-count // batch_size) if last_batch == "keep" else count // batch_size
 
 
-def evaluation_batches(source: Source, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(source: Source | StreamedSource, batch_size: int) -> Iterator[Batch]:
     """Every image once, in stored order; the last batch is padded and masked."""
     for start in range(0, len(source), batch_size):
         yield gather(source, np.arange(start, min(start + batch_size, len(source))), batch_size)
 
 
-def gather(source: Source, chosen: np.ndarray, batch_size: int) -> Batch:
-    """The chosen images as a batch of exactly `batch_size`: padding repeats the chosen ones, with mask 0."""
-    padded = np.resize(chosen, batch_size)  # repeats from the start
-    return {
-        "image": source.images[padded],
-        "label": source.labels[padded],
-        "mask": (np.arange(batch_size) < len(chosen)).astype(np.float32),
-    }
+def padded(chosen: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers [B], mask float32 [B]): padding repeats the chosen ones from the start, with mask 0."""
+    return np.resize(chosen, batch_size), (np.arange(batch_size) < len(chosen)).astype(np.float32)
+
+
+def gather(source: Source | StreamedSource, chosen: np.ndarray, batch_size: int) -> Batch:
+    """The chosen images as a batch of exactly `batch_size`."""
+    rows, mask = padded(chosen, batch_size)
+    images, labels = source.batch(rows)
+    return {"image": images, "label": labels, "mask": mask}

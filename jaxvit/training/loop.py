@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxvit.errors import RunFailedError, StoppedError
 from jaxvit.training.checkpoint import Checkpoints
@@ -30,19 +31,20 @@ class Job:
     """What to train, as functions; lengths in steps.
 
     Attributes:
-      train_step: compiled ``(state, batch) -> (state, sums)``; it may consume its state.
+      train_step: compiled ``(state, call's input, count) -> (state, sums)``, for `count` steps; it may consume its
+        state. Sums are scalars, or one number for each step of the call.
       eval_step: compiled ``(variables, batch) -> sums``.
-      train_batch: host batch of a step.
+      train_batch: (step, count) -> the input, on the devices, of a call of `count` steps from `step` on.
       validation: fresh iterator over the validation batches; None = no validation.
-      place: puts a host batch on the devices.
+      place: puts a host batch of the validation on the devices.
       learning_rate: of a step, as a number on the host.
       profile: first and last step of which a profile goes into `profile_directory`.
       explain: for a step that is not finite, names the module at fault, from the state before it and its batch.
     """
 
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, jax.Array]]]
+    train_step: Callable[[TrainState, Batch, int], tuple[TrainState, Mapping[str, jax.Array]]]
     eval_step: Callable[[Any, Batch], Mapping[str, jax.Array]]
-    train_batch: Callable[[int], Batch]
+    train_batch: Callable[[int, int], Batch]
     validation: Callable[[], Iterator[Batch]] | None
     place: Callable[[Batch], Batch]
     learning_rate: Callable[[int], float]
@@ -55,6 +57,13 @@ class Job:
     explain: Callable[[TrainState, Batch], str] | None = None
     profile: tuple[int, int] | None = None
     profile_directory: Path | None = None
+    steps_per_call: int = 1
+
+    def call_length(self, step: int) -> int:
+        """Steps of the call that starts at a step: calls end where epochs, saves and the run do."""
+        left = self.steps_per_epoch - step % self.steps_per_epoch
+        unsaved = self.checkpoint_every - step % self.checkpoint_every
+        return min(self.steps_per_call, left, unsaved, self.steps - step)
 
 
 @dataclass
@@ -104,9 +113,13 @@ def fit(
     epoch_totals, log_totals = Totals(position.epoch_totals), Totals(position.log_totals)
     clock = _Clock(position.seconds)
 
-    def settle(step: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
-        """Reads a step's sums (waiting for the step) and books them."""
-        values = jax.device_get(sums)
+    def settle(start: int, count: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
+        """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
+        host = {name: np.ravel(value) for name, value in jax.device_get(sums).items()}
+        for i in range(count):
+            book(start + i + 1, {name: value[i] for name, value in host.items()}, before, batch)
+
+    def book(step: int, values: Mapping[str, Any], before: TrainState | None, batch: Batch) -> None:
         if not all(math.isfinite(value) for value in values.values()):
             raise _not_finite(job, step, values, before, batch, checkpoints)
         epoch_totals.add(values)
@@ -119,19 +132,24 @@ def fit(
             log_totals.values.clear()
         progress.step(step, values, epoch_totals.means(), clock.lap("train"))
 
-    pending: list[tuple[int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
+    pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
+    tracing = False
     while position.step < job.steps and not position.stopped_early:
-        batch = job.place(job.train_batch(position.step))
+        count = job.call_length(position.step)
+        batch = job.train_batch(position.step, count)
         before = state if job.explain else None
-        if job.profile and position.step + 1 == job.profile[0]:
+        profiled = job.profile and position.step < job.profile[1]
+        if profiled and position.step + count >= job.profile[0] and not tracing:
             jax.profiler.start_trace(job.profile_directory)
+            tracing = True
         with jax.transfer_guard("disallow"):  # a step that moves data on the sly would wait for it
-            state, sums = job.train_step(state, batch)
-        position.step += 1
-        if job.profile and position.step == job.profile[1]:
+            state, sums = job.train_step(state, batch, count)
+        pending.append((position.step, count, sums, before, batch))
+        position.step += count
+        if tracing and position.step >= job.profile[1]:
             jax.block_until_ready(sums)
             jax.profiler.stop_trace()
-        pending.append((position.step, sums, before, batch))
+            tracing = False
         epoch_end = position.step % job.steps_per_epoch == 0 or position.step == job.steps
         save = position.step % job.checkpoint_every == 0 or position.step == job.steps
         # Read once: a signal between two looks would save a state without the metrics of its last step.

@@ -20,6 +20,11 @@ def make_mesh(devices: int, fsdp: int = 1) -> Mesh:
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def split_batch(mesh: Mesh) -> NamedSharding:
     """Along the first axis, over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
@@ -45,3 +50,14 @@ def shard_state(mesh: Mesh, shapes: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
 
     return jax.tree.map(place, shapes)
+
+
+def place_call(mesh: Mesh, call: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Host arrays [K, B, …] of a call's K batches onto the devices, split along B.
+
+    With several processes, each gives its own part of B.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+    if jax.process_count() > 1:
+        return {name: jax.make_array_from_process_local_data(sharding, values) for name, values in call.items()}
+    return jax.device_put(dict(call), sharding)

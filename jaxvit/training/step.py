@@ -22,13 +22,19 @@ Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits
 
 def make_loss(
     apply: Apply,
-    transform: Callable[[jax.Array, jax.Array], jax.Array],
+    transform: Callable[..., tuple[jax.Array, jax.Array]],
     key: jax.Array,
     *,
-    label_smoothing: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Builds the two halves of a training step's forward pass.
+
+    Args:
+      apply: the model.
+      transform: ``(key, step, batch) -> (images, targets [B, K])``: what the model sees, and the distribution over the
+        classes that it should say.
+      key: root of the step's randomness.
+      axis_name: name of pmap's axis; None everywhere else.
 
     Returns:
       prepare: ``(step, batch) -> examples``, augmented images and all that the loss needs, on whole batches.
@@ -37,12 +43,11 @@ def make_loss(
     """
 
     def prepare(step: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        step_key = jax.random.fold_in(key, step)
-        if axis_name:
-            step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
-        augment_key, model_key = jax.random.split(step_key)
+        augment_key, model_key = step_keys(key, step, axis_name)
+        images_BHWC, targets_BK = transform(augment_key, step, batch)
         return {
-            "image": transform(augment_key, batch["image"]),
+            "image": images_BHWC,
+            "target": targets_BK,
             "label": batch["label"],
             "mask": batch["mask"],
             "count": jnp.maximum(_sum_over_devices(jnp.sum(batch["mask"]), axis_name), 1.0),
@@ -54,11 +59,20 @@ def make_loss(
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         variables = {"params": params, **constants}
         logits_BK = apply(variables, examples["image"], train=True, key=examples["key"])
-        loss_B = cross_entropy(logits_BK, one_hot(examples["label"], logits_BK.shape[-1], label_smoothing))
+        loss_B = cross_entropy(logits_BK, examples["target"])
         total = jnp.sum(jnp.where(examples["mask"] > 0, loss_B, 0.0))
         return total / examples["count"], (logits_BK, loss_B)
 
     return prepare, loss
+
+
+def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """(augmentation's key, model's key) of a step."""
+    step_key = jax.random.fold_in(key, step)
+    if axis_name:
+        step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
+    augment_key, model_key = jax.random.split(step_key)
+    return augment_key, model_key
 
 
 def make_train_step(
@@ -123,6 +137,37 @@ def make_train_step(
 def _cut(x: jax.Array, parts: int) -> jax.Array:
     """[B, ...] to [parts, B / parts, ...]. A part takes from all over the batch, so each device keeps its images."""
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def make_train_call(
+    train_step: Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Sums]],
+    pick: Callable[[Any, Any, jax.Array | int], Mapping[str, jax.Array]],
+    steps_per_call: int = 1,
+) -> Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Sums]]:
+    """Builds ``train_call(state, data, call, count) -> (state, sums)``: several steps in one go of the device.
+
+    Args:
+      train_step: made by `make_train_step`.
+      pick: (data, call, i) -> the batch of the call's i-th step.
+      steps_per_call: K; the sums of the `count` <= K steps come back stacked, [K], so that nothing is lost by doing
+        them together. A `while` loop rather than `scan`, so that one program serves every count: an epoch need not be
+        a whole number of calls.
+    """
+    if steps_per_call == 1:
+        return lambda state, data, call, count: train_step(state, pick(data, call, 0))
+
+    def train_call(state: TrainState, data: Any, call: Any, count: jax.Array) -> tuple[TrainState, Sums]:
+        shapes = jax.eval_shape(lambda s: train_step(s, pick(data, call, 0))[1], state)
+        empty = jax.tree.map(lambda x: jnp.zeros((steps_per_call, *x.shape), x.dtype), shapes)
+
+        def one(i: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+            state, stacked = carry
+            state, sums = train_step(state, pick(data, call, i))
+            return state, jax.tree.map(lambda all_K, one: all_K.at[i].set(one), stacked, sums)
+
+        return jax.lax.fori_loop(0, count, one, (state, empty))
+
+    return train_call
 
 
 def make_eval_step(

@@ -24,7 +24,7 @@ def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0
     """Training adds 1 to the one parameter; validation reads its loss from a list, by that parameter."""
     losses = jnp.asarray([9.0, *validation_losses], jnp.float32)
 
-    def train_step(state, batch):
+    def train_step(state, batch, count):
         params = {"w": state.params["w"] + 1}
         loss = jnp.where(state.step + 1 == (bad_step or -1), jnp.nan, batch["value"])
         sums = {**jax.tree.map(jnp.float32, ZEROS), "loss": loss, "count": jnp.float32(1), "steps": jnp.float32(1)}
@@ -39,7 +39,7 @@ def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0
     return Job(
         train_step=jax.jit(train_step),
         eval_step=jax.jit(eval_step),
-        train_batch=lambda step: {"value": np.float32(step)},
+        train_batch=lambda step, count: jax.device_put({"value": np.float32(step)}),
         validation=lambda: iter([{}]),
         place=jax.device_put,
         learning_rate=lambda step: 0.1,

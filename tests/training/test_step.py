@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxvit.training.loss import one_hot
 from jaxvit.training.state import create_state, derive_key
 from jaxvit.training.step import make_eval_step, make_loss, make_train_step
 
@@ -22,12 +23,16 @@ def apply(variables, images, *, train, key=None):
     return images.reshape(images.shape[0], -1) @ variables["params"]["kernel"] + variables["params"]["bias"][None]
 
 
-def transform(key, images):
+def scale(images):
     return images.astype(jnp.float32) / 255.0
 
 
+def transform_with(smoothing):
+    return lambda key, step, batch: (scale(batch["image"]), one_hot(batch["label"], 3, smoothing))
+
+
 def build(axis_name=None, smoothing=0.0, accumulate=1):
-    halves = make_loss(apply, transform, jax.random.key(0), label_smoothing=smoothing, axis_name=axis_name)
+    halves = make_loss(apply, transform_with(smoothing), jax.random.key(0), axis_name=axis_name)
     return make_train_step(*halves, optax.sgd(0.5), accumulate=accumulate, axis_name=axis_name)
 
 
@@ -95,8 +100,9 @@ def test_pmap_takes_the_same_step():
 
 
 def test_randomness_follows_the_step_and_nothing_else():
-    def noisy(key, images):
-        return transform(key, images) + jax.random.normal(key, images.shape)
+    def noisy(key, step, batch):
+        images, targets = transform_with(0.0)(key, step, batch)
+        return images + jax.random.normal(key, images.shape), targets
 
     prepare, loss = make_loss(apply, noisy, jax.random.key(7))
     params = init(jax.random.key(0))["params"]
@@ -110,7 +116,7 @@ def test_keys_by_name_and_seed():
 
 
 def test_evaluation_has_no_smoothing_and_counts():
-    sums = make_eval_step(apply, lambda images: transform(None, images))(init(jax.random.key(0)), batch())
+    sums = make_eval_step(apply, scale)(init(jax.random.key(0)), batch())
     assert int(sums["count"]) == 8
     _, loss = numpy_step(init(jax.random.key(0))["params"], IMAGES, LABELS)
     assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)

@@ -1,0 +1,257 @@
+"""Prepares CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST as TFDS directories, without TensorFlow.
+
+TFDS's own builders of these sets need TensorFlow to unpack the archives and to encode the images, and retry for
+minutes without a network. Here the files are fetched (or taken from where the user put them), compared with the
+checksums that TFDS publishes, unpacked with the standard library, and written in the array_record format, under the
+name, version and features that TFDS uses: any TFDS user can read the result. Images stand in their original order.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxvit.data.prepared import import_tfds, quiet
+from jaxvit.errors import UsageError
+
+CONNECT_SECONDS = 10.0
+
+Examples = Iterator[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a set is made from its files.
+
+    Attributes:
+      splits: names and numbers of images.
+      shape: [H, W, C].
+      names: file names -> {feature: class names}.
+      examples: (files, split) -> examples in their original order.
+    """
+
+    splits: dict[str, int]
+    shape: tuple[int, int, int]
+    names: Callable[[dict[str, Path]], dict[str, list[str]]]
+    examples: Callable[[dict[str, Path], str], Examples]
+
+
+def _members(archive: Path, wanted: list[str]) -> Iterator[bytes]:
+    """The contents of files of a tar archive, by their last names, in the order wanted."""
+    with tarfile.open(archive) as tar:
+        found = {Path(member.name).name: member for member in tar.getmembers() if member.isfile()}
+        for name in wanted:
+            yield tar.extractfile(found[name]).read()  # type: ignore[union-attr]
+
+
+def _only(files: dict[str, Path]) -> Path:
+    return next(iter(files.values()))
+
+
+def _cifar(labels: tuple[str, ...], members: dict[str, list[str]], names: dict[str, str]) -> Recipe:
+    def class_names(files: dict[str, Path]) -> dict[str, list[str]]:
+        texts = _members(_only(files), list(names.values()))
+        return {feature: text.decode().split() for feature, text in zip(names, texts, strict=True)}
+
+    def examples(files: dict[str, Path], split: str) -> Examples:
+        index = 0
+        for content in _members(_only(files), members[split]):
+            rows = np.frombuffer(content, np.uint8).reshape(-1, len(labels) + 3072)
+            for row in rows:
+                pixels = row[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
+                values = {name: int(row[i]) for i, name in enumerate(labels)}
+                yield {"image": Image.fromarray(np.ascontiguousarray(pixels)), "id": f"{split}_{index:05d}", **values}
+                index += 1
+
+    return Recipe({"train": 50_000, "test": 10_000}, (32, 32, 3), class_names, examples)
+
+
+def _idx(classes: tuple[str, ...]) -> Recipe:
+    def examples(files: dict[str, Path], split: str) -> Examples:
+        part = {"train": "train", "test": "t10k"}[split]
+        with gzip.open(files[f"{part}-images-idx3-ubyte.gz"]) as file:
+            images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
+        with gzip.open(files[f"{part}-labels-idx1-ubyte.gz"]) as file:
+            labels = np.frombuffer(file.read(), np.uint8, offset=8)
+        for image, label in zip(images, labels, strict=True):
+            yield {"image": Image.fromarray(image), "label": int(label)}
+
+    return Recipe({"train": 60_000, "test": 10_000}, (28, 28, 1), lambda files: {"label": list(classes)}, examples)
+
+
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+PREPARABLE: dict[str, Recipe] = {
+    "cifar10": _cifar(
+        ("label",),
+        {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
+        {"label": "batches.meta.txt"},
+    ),
+    "cifar100": _cifar(
+        ("coarse_label", "label"),
+        {"train": ["train.bin"], "test": ["test.bin"]},
+        {"label": "fine_label_names.txt", "coarse_label": "coarse_label_names.txt"},
+    ),
+    "mnist": _idx(tuple("0123456789")),
+    "fashion_mnist": _idx(_FASHION),
+}
+
+
+def prepare(
+    name: str, directory: Path, given: Path | None = None, say: Callable[[str], None] = print
+) -> dict[str, int]:
+    """Writes a set into a TFDS directory.
+
+    Args:
+      name: a key of PREPARABLE.
+      directory: the TFDS directory.
+      given: the archive, or a folder that holds the files; None = looked for in ``directory/downloads/name``, then
+        downloaded.
+      say: takes progress lines.
+
+    Returns:
+      Images in each split. A set that is there already is left as it is.
+
+    Raises:
+      UsageError: the files cannot be had, or are not the published ones.
+    """
+    files = {}
+    recipe = PREPARABLE[name]
+    with quiet():
+        stock = import_tfds().builder_cls(name)
+    if (directory / name / str(stock.VERSION) / "dataset_info.json").exists():
+        say(f"{name} is there already: {directory / name / str(stock.VERSION)}")
+        return recipe.splits
+    for url, info in stock.url_infos.items():
+        filename = url.rsplit("/", 1)[1]
+        files[filename] = _obtain(name, filename, url, info.checksum, directory / "downloads" / name, given, say)
+    say(f"writing {name} …")
+    with quiet(), import_tfds().core.registered.skip_registration():
+        builder = _builder_class(name, str(stock.VERSION), recipe, files)(
+            data_dir=directory, file_format="array_record"
+        )
+        builder.download_and_prepare()
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    say(f"{name}: {', '.join(f'{split} {n:,}' for split, n in sizes.items())} images in {builder.data_path}")
+    return sizes
+
+
+def _obtain(
+    name: str, filename: str, url: str, checksum: str, downloads: Path, given: Path | None, say: Callable[[str], None]
+) -> Path:
+    """A file whose checksum is right."""
+    if given is not None:
+        path = given / filename if given.is_dir() else given
+        if not path.is_file():
+            raise UsageError(f"--from={given}: there is no file {path}; it can be fetched from {url}")
+        if not given.is_dir() and len(PREPARABLE[name].splits) and name in ("mnist", "fashion_mnist"):
+            raise UsageError(f"--from={given}: {name} is made of four files; name the folder that holds them")
+    else:
+        path = downloads / filename
+        if not path.exists():
+            _download(url, path, name, say)
+    found = _sha256(path)
+    if found != checksum:
+        raise UsageError(
+            f"{path} is not the published {filename}: its SHA-256 is {found[:16]}…, it should be {checksum[:16]}…; "
+            f"delete it and fetch it again from {url}"
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, path: Path, name: str, say: Callable[[str], None]) -> None:
+    say(f"fetching {url}")
+    try:
+        response = _open_within(url, CONNECT_SECONDS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with response, beside.open("wb") as file:
+                while block := response.read(1 << 20):
+                    file.write(block)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:  # URLError and time-outs are OSErrors
+        reason = getattr(error, "reason", None) or error
+        raise UsageError(
+            f"cannot fetch {url} ({reason}); fetch it elsewhere and put it at {path}, or run "
+            f"`jaxvit data prepare {name} --from=FILE`"
+        ) from None
+
+
+def _open_within(url: str, seconds: float) -> Any:
+    """Opens a URL. A name server that does not answer can block for minutes, out of any time-out's reach."""
+    result: list[Any] = []
+
+    def work() -> None:
+        try:
+            result.append(urllib.request.urlopen(url, timeout=seconds))
+        except OSError as error:
+            result.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not result:
+        raise urllib.error.URLError(f"no answer within {seconds:g} s")
+    if isinstance(result[0], OSError):
+        raise result[0]
+    return result[0]
+
+
+def _builder_class(dataset: str, version: str, recipe: Recipe, files: dict[str, Path]) -> type:
+    tfds = import_tfds()
+
+    class Prepared(tfds.core.GeneratorBasedBuilder):
+        name = dataset
+        VERSION = tfds.core.Version(version)
+
+        def _info(self) -> Any:
+            features = {"image": tfds.features.Image(shape=recipe.shape, encoding_format="png")}
+            for feature, names in recipe.names(files).items():
+                features[feature] = tfds.features.ClassLabel(names=names)
+            if dataset.startswith("cifar"):
+                features["id"] = tfds.features.Text()
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {split: self._generate_examples(split) for split in recipe.splits}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+            yield from enumerate(recipe.examples(files, split))
+
+    return Prepared

@@ -1,0 +1,108 @@
+"""`image_folder:PATH`: images in folders named after their classes, PATH/train/CLASS/x.jpg, PATH/val/CLASS/y.png, …
+
+The classes are the sorted names of the folders of all splits. Within a split, images stand in an order that is fixed by
+their file names but looks random, so that any contiguous part, such as 'train[:90%]', holds all classes: a missing
+validation split can be cut off the training split. Without a folder PATH/train, PATH itself is the split `train`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from jaxvit.data.cache import content_hash
+from jaxvit.data.decoding import Record
+from jaxvit.errors import UsageError
+
+PREFIX = "image_folder:"
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+
+class FolderStore:
+    """A folder of images; the attributes are those of `jaxvit.data.prepared.PreparedStore`."""
+
+    version = ""
+    has_ids = False
+
+    def __init__(self, path: Path, directory: Path):
+        self.name = f"{PREFIX}{path}"
+        self.directory = directory
+        if not path.is_dir():
+            raise UsageError(f"config.data.name='{self.name}': there is no such folder")
+        roots = {_SPLITS[p.name]: p for p in sorted(path.iterdir()) if p.is_dir() and p.name in _SPLITS}
+        if "train" not in roots:
+            roots = {"train": path, **{split: root for split, root in roots.items()}}
+        taken = set(roots.values())
+        files = {
+            split: [
+                (folder.name, file)
+                for folder in sorted(root.iterdir())
+                if folder.is_dir() and folder not in taken
+                for file in sorted(folder.rglob("*"))
+                if file.suffix.lower() in ENDINGS
+            ]
+            for split, root in roots.items()
+        }
+        self.class_names = tuple(sorted({name for found in files.values() for name, _ in found}))
+        if not files["train"]:
+            raise UsageError(
+                f"config.data.name='{self.name}': holds no images in folders named after their classes; it should look "
+                f"like {path}/train/CLASS/IMAGE{ENDINGS[0]}"
+            )
+        numbers = {name: i for i, name in enumerate(self.class_names)}
+        self._files = {
+            split: sorted(
+                ((file, numbers[name]) for name, file in found),
+                key=lambda pair, root=roots[split]: hashlib.blake2b(str(pair[0].relative_to(root)).encode()).digest(),
+            )
+            for split, found in files.items()
+        }
+        self.sizes = {split: len(found) for split, found in self._files.items()}
+        self.image_shape = self._common_shape()
+
+    def _common_shape(self) -> tuple[int | None, ...]:
+        """The size of all images, from their headers; None where they differ."""
+        sizes = set()
+        for found in self._files.values():
+            for file, _ in found:
+                try:
+                    with Image.open(file) as image:
+                        sizes.add(image.size)
+                except Exception:  # named when it is decoded
+                    continue
+                if len(sizes) > 1:
+                    return (None, None, 3)
+        width, height = sizes.pop() if sizes else (None, None)
+        return (height, width, 3)
+
+    def records(self, split: str) -> FolderRecords:
+        return FolderRecords(self._files[split])
+
+    def content(self, split: str) -> str:
+        """A hash of the files of a split and of their classes."""
+        names = hashlib.blake2b(repr([(f.name, n) for f, n in self._files[split]]).encode(), digest_size=8)
+        return names.hexdigest() + content_hash(file for file, _ in self._files[split])
+
+
+class FolderRecords:
+    """One split; see `jaxvit.data.decoding.Records`."""
+
+    def __init__(self, files: Sequence[tuple[Path, int]]):
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, rows: Sequence[int]) -> list[Record | Exception]:
+        return [self._read_one(*self._files[row]) for row in rows]
+
+    @staticmethod
+    def _read_one(file: Path, label: int) -> Record | Exception:
+        try:
+            return Record(file.read_bytes(), label, "", str(file))
+        except OSError as error:
+            return error

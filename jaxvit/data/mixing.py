@@ -1,0 +1,141 @@
+"""Random erasing, mixup and CutMix on the device, one decision an image; labels become distributions.
+
+Mixup: Zhang et al., ICLR 2018. CutMix: Yun et al., ICCV 2019. Random erasing: Zhong et al., AAAI 2020. Ranges and the
+switch between mixup and CutMix are timm's; timm's default draws once a batch, here every image draws for itself
+(timm's mode 'elem').
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+ERASE_MODES = ("zero", "noise")
+
+
+def random_erasing(
+    keys_B: jax.Array,
+    x_BHWC: jax.Array,
+    probability: float,
+    *,
+    mode: str = "noise",
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> jax.Array:
+    """Overwrites a random rectangle of some images.
+
+    Args:
+      keys_B: one key an image.
+      x_BHWC: normalised images.
+      probability: of an image being touched.
+      mode: 'noise' fills with standard normal numbers, 'zero' with 0: the mean colour.
+      area: range of the rectangle's share of the image.
+      ratio: range of its height / width, drawn on a logarithmic scale.
+    """
+    _, height, width, channels = x_BHWC.shape
+
+    def one(key: jax.Array, x_HWC: jax.Array) -> jax.Array:
+        keys_5 = jax.random.split(key, 5)
+        share_10 = jax.random.uniform(keys_5[0], (10,), minval=area[0], maxval=area[1]) * (height * width)
+        shape_10 = jnp.exp(jax.random.uniform(keys_5[1], (10,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
+        h_10, w_10 = jnp.round(jnp.sqrt(share_10 * shape_10)), jnp.round(jnp.sqrt(share_10 / shape_10))
+        fits_10 = (h_10 < height) & (w_10 < width)
+        first = jnp.argmax(fits_10)
+        h, w = h_10[first], w_10[first]
+        u, v = jax.random.uniform(keys_5[2], (2,))
+        inside = _inside(jnp.floor(u * (height - h + 1)), jnp.floor(v * (width - w + 1)), h, w, height, width)
+        touched = jax.random.bernoulli(keys_5[3], probability) & jnp.any(fits_10)
+        filling = 0.0
+        if mode == "noise":
+            filling = jax.random.normal(keys_5[4], (height, width, channels), x_HWC.dtype)
+        return jnp.where((touched & inside)[..., None], filling, x_HWC)
+
+    return jax.vmap(one)(keys_B, x_BHWC)
+
+
+def _inside(
+    top: jax.Array, left: jax.Array, box_height: jax.Array, box_width: jax.Array, height: int, width: int
+) -> jax.Array:
+    """bool [height, width]: the pixels of a box."""
+    y = jnp.arange(height, dtype=jnp.float32)[:, None]
+    x = jnp.arange(width, dtype=jnp.float32)[None, :]
+    return (y >= top) & (y < top + box_height) & (x >= left) & (x < left + box_width)
+
+
+def partners(mask_B: jax.Array) -> jax.Array:
+    """Index [B] of the image that each image is mixed with: among the real ones, the last with the first and so on.
+
+    Padding is nobody's partner and stays by itself. The order of a batch is random already, and copies of an image
+    (repeated augmentation) lie side by side, so this mixes different images.
+    """
+    batch = mask_B.shape[0]
+    real_first_B = jnp.argsort(mask_B <= 0, stable=True)
+    rank_B = jnp.zeros(batch, jnp.int32).at[real_first_B].set(jnp.arange(batch, dtype=jnp.int32))
+    count = jnp.sum(mask_B > 0).astype(jnp.int32)
+    opposite_B = real_first_B[jnp.clip(count - 1 - rank_B, 0, batch - 1)]
+    return jnp.where(mask_B > 0, opposite_B, jnp.arange(batch))
+
+
+def mix(
+    key: jax.Array,
+    x_BHWC: jax.Array,
+    targets_BK: jax.Array,
+    mask_B: jax.Array,
+    *,
+    mixup: float,
+    cutmix: float,
+    switch: float = 0.5,
+    probability: float = 1.0,
+    active: jax.Array | bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image and its target with those of a partner.
+
+    Args:
+      key: of this step.
+      x_BHWC: images.
+      targets_BK: distributions over the classes.
+      mask_B: 1.0 for an image, 0.0 for padding, which is mixed with nothing.
+      mixup, cutmix: the α of each one's Beta(α, α); 0 = off.
+      switch: probability of CutMix where both are on.
+      probability: of an image being mixed at all.
+      active: whether to mix in this step.
+
+    Returns:
+      (images, targets), each target still a distribution.
+    """
+    batch, height, width, _ = x_BHWC.shape
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    partner_B = partners(mask_B)
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(own share of every pixel [H, W], own share of the target)."""
+        keys_5 = jax.random.split(key, 5)
+        if cutmix:
+            ratio = jnp.sqrt(1 - jax.random.beta(keys_5[1], cutmix, cutmix))
+            h, w = jnp.floor(height * ratio), jnp.floor(width * ratio)
+            y, x = jnp.floor(jax.random.uniform(keys_5[2], (2,)) * jnp.array([height, width], jnp.float32))
+            top, left = jnp.clip(y - h // 2, 0, height), jnp.clip(x - w // 2, 0, width)
+            bottom, right = jnp.clip(y + h // 2, 0, height), jnp.clip(x + w // 2, 0, width)
+            cut_HW = 1.0 - _inside(top, left, bottom - top, right - left, height, width).astype(jnp.float32)
+            share = 1 - (bottom - top) * (right - left) / (height * width)  # of the area that really was cut
+        if mixup:
+            weight = jax.random.beta(keys_5[0], mixup, mixup)
+            blend_HW = jnp.full((height, width), weight)
+        if mixup and cutmix:
+            cutting = jax.random.bernoulli(keys_5[3], switch)
+            own_HW, own = jnp.where(cutting, cut_HW, blend_HW), jnp.where(cutting, share, weight)
+        else:
+            own_HW, own = (cut_HW, share) if cutmix else (blend_HW, weight)
+        mixed = jax.random.bernoulli(keys_5[4], probability)
+        return jnp.where(mixed, own_HW, 1.0), jnp.where(mixed, own, 1.0)
+
+    own_BHW, own_B = jax.vmap(one)(keys_B)
+    alone_B = (partner_B == jnp.arange(batch)) | ~jnp.asarray(active)
+    own_BHW, own_B = jnp.where(alone_B[:, None, None], 1.0, own_BHW), jnp.where(alone_B, 1.0, own_B)
+    own_BHW1, own_B1 = own_BHW[..., None], own_B[:, None]
+    return (
+        own_BHW1 * x_BHWC + (1 - own_BHW1) * x_BHWC[partner_B],
+        own_B1 * targets_BK + (1 - own_B1) * targets_BK[partner_B],
+    )

@@ -1,0 +1,174 @@
+"""Data sets in TFDS directories, read record by record, without TensorFlow.
+
+TFDS prints to both streams, swallows import errors and prepares with TensorFlow by default; what is done about that is
+done here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxvit.data.cache import content_hash
+from jaxvit.data.decoding import Record
+from jaxvit.errors import UsageError, nearest
+
+
+class PreparedStore:
+    """A prepared TFDS classification data set.
+
+    Attributes:
+      name, version: as TFDS has them.
+      class_names: K names.
+      image_shape: [H, W, C]; None where it varies.
+      sizes: images in each split.
+      directory: the TFDS directory.
+      has_ids: whether an `id` tells each image's original place.
+    """
+
+    def __init__(self, builder: Any, directory: Path):
+        self._builder = builder
+        self.directory = directory
+        self.name: str = builder.name
+        self.version = str(builder.version)
+        features = builder.info.features
+        if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
+            raise UsageError(
+                f"config.data.name: '{self.name}' has no features named image and label; "
+                "only classification data sets can be trained on"
+            )
+        self.class_names: tuple[str, ...] = tuple(features["label"].names)
+        self.image_shape: tuple[int | None, ...] = tuple(features["image"].shape)
+        self.sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+        self.has_ids = "id" in features
+
+    def records(self, split: str) -> PreparedRecords:
+        tfds = import_tfds()
+        with quiet():
+            try:
+                source = self._builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+            except NotImplementedError:
+                raise UsageError(
+                    f"config.data.name: '{self.name}' in {self.directory} is not stored as array_record; prepare it "
+                    "again with file_format='array_record' (the only format that can be read without TensorFlow)"
+                ) from None
+        return PreparedRecords(source, f"{self.name} {split}")
+
+    def content(self, split: str) -> str:
+        """A hash of the stored files of a split."""
+        return content_hash(Path(path) for path in self._builder.info.splits[split].filepaths)
+
+
+class PreparedRecords:
+    """One split; see `jaxvit.data.decoding.Records`."""
+
+    def __init__(self, source: Any, owner: str):
+        self._source, self._owner = source, owner
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, rows: Sequence[int]) -> list[Record | Exception]:
+        rows = [int(row) for row in rows]
+        try:
+            return [self._record(row, x) for row, x in zip(rows, self._source.__getitems__(rows), strict=True)]
+        except Exception:  # one bad record spoils the whole read: find it
+            return [self._read_one(row) for row in rows]
+
+    def _read_one(self, row: int) -> Record | Exception:
+        try:
+            return self._record(row, self._source[row])
+        except Exception as error:
+            return error
+
+    def _record(self, row: int, example: Any) -> Record:
+        own = example.get("id", b"")
+        own = own.decode() if isinstance(own, bytes) else str(own)
+        file = example.get("file_name", b"")
+        file = file.decode() if isinstance(file, bytes) else str(file)
+        name = f"record {row} of {self._owner}" + (f" ({own or file})" if own or file else "")
+        return Record(example["image"], int(example["label"]), own, name)
+
+
+def open_prepared(name: str, directory: Path) -> PreparedStore:
+    """Opens a prepared data set; `digits` is prepared on first use.
+
+    Raises:
+      UsageError: it is not prepared in `directory`, or the name is unknown.
+    """
+    if name == "digits":
+        return PreparedStore(_prepare_digits(directory), directory)
+    tfds = import_tfds()
+    try:
+        with quiet():
+            builder = tfds.builder_from_directory(_version_directory(directory / name))
+    except FileNotFoundError:
+        from jaxvit.data.builders import PREPARABLE
+
+        prepared = sorted({info.relative_to(directory).parts[0] for info in directory.glob("*/**/dataset_info.json")})
+        have = f"; prepared there: {', '.join(prepared)}" if prepared else ""
+        known = [*prepared, "digits", *PREPARABLE]
+        remedy = f"run `jaxvit data prepare {name}`, or " if name in PREPARABLE else ""
+        raise UsageError(
+            f"config.data.name: '{name}' is not prepared in {directory}{nearest(name, known)}{have}; "
+            f"{remedy}set --config.data.dir or TFDS_DATA_DIR to where it is"
+        ) from None
+    return PreparedStore(builder, directory)
+
+
+def _version_directory(folder: Path) -> Path:
+    versions = [info.parent for info in folder.glob("**/dataset_info.json")]
+    if not versions:
+        raise FileNotFoundError(folder)
+
+    def number(path: Path) -> tuple[int, ...]:
+        return tuple(int(part) if part.isdigit() else -1 for part in path.name.split("."))
+
+    return max(versions, key=number)
+
+
+def _prepare_digits(directory: Path) -> Any:
+    import_tfds()
+    from jaxvit.data.digits import Digits
+
+    try:
+        with quiet():
+            builder = Digits(data_dir=directory)
+            builder.download_and_prepare()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the digits data set into {directory}: {error.strerror or error}; "
+            "set --config.data.dir or TFDS_DATA_DIR to a folder that can be written"
+        ) from None
+    return builder
+
+
+def import_tfds() -> Any:
+    """TFDS, without its chatter."""
+    with quiet():
+        import tensorflow_datasets as tfds
+
+        tfds.disable_progress_bar()
+    return tfds
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """TFDS prints to both streams; what it prints is shown only if it fails."""
+    if os.environ.get("JAXVIT_VERBOSE"):
+        yield
+        return
+    captured = io.StringIO()
+    with contextlib.redirect_stdout(captured), contextlib.redirect_stderr(captured):
+        try:
+            yield
+        except (OSError, UsageError, NotImplementedError):
+            raise
+        except Exception:
+            print(captured.getvalue(), file=sys.__stderr__)
+            raise

@@ -1,0 +1,58 @@
+"""Split expressions in TFDS notation, such as 'train[:80%]', 'train[-10000:]' or 'train+validation'.
+
+They are worked out here, not by TFDS, because they count along the original order and after a class subset has been
+taken; TFDS would count along its stored order of the whole set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from jaxvit.errors import UsageError, nearest
+
+_PART = re.compile(r"\s*([\w.\-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
+
+
+def resolve_split(expression: str, sizes: Mapping[str, int], *, owner: str, key: str) -> list[tuple[str, int, int]]:
+    """The ranges that an expression names.
+
+    Args:
+      expression: names of splits, each with an optional [from:to], joined by '+'. Bounds are numbers of images or whole
+        percentages (rounded to the nearest image); negative ones count from the end; those beyond it are cut off.
+      sizes: images in each split.
+      owner: the data set's name, for errors.
+      key: the config key, for errors.
+
+    Returns:
+      [(split, from, to), …]
+
+    Raises:
+      UsageError: not an expression, no such split, or nothing left.
+    """
+    have = ", ".join(f"{split} ({size:,})".replace(",", "") for split, size in sizes.items())
+    ranges = []
+    for part in expression.split("+"):
+        match = _PART.fullmatch(part)
+        if not match:
+            raise UsageError(
+                f"{key}='{expression}': not a split of {owner} (write it as 'train', 'train[:80%]' or "
+                f"'train[-10000:]'); it has {have}"
+            )
+        name, low, high = match.groups()
+        if name not in sizes:
+            raise UsageError(f"{key}='{expression}': not a split of {owner}{nearest(name, sizes)}; it has {have}")
+        size = sizes[name]
+        start, stop = _bound(low, size, 0), _bound(high, size, size)
+        if start < stop:
+            ranges.append((name, start, stop))
+    if not ranges:
+        raise UsageError(f"{key}='{expression}': this part of {owner} holds no image; it has {have}")
+    return ranges
+
+
+def _bound(text: str | None, size: int, default: int) -> int:
+    if text is None:
+        return default
+    value = round(int(text[:-1]) * size / 100) if text.endswith("%") else int(text)
+    return min(max(value + size if value < 0 or text.startswith("-") else value, 0), size)

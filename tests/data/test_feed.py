@@ -1,0 +1,125 @@
+"""The same batches and the same run through both feeds, for any number of steps a call and of devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+import jaxvit
+from jaxvit.data.batches import TrainBatches, TrainOrder
+from jaxvit.data.feed import ResidentFeed, StreamFeed
+from jaxvit.data.sources import open_dataset
+from jaxvit.training.journal import read_jsonl
+
+
+@pytest.fixture(scope="module")
+def source(data_directory):
+    return open_dataset("digits", data_directory).read("train[:50]")
+
+
+def put(arrays):
+    return jax.tree.map(jax.numpy.asarray, dict(arrays))
+
+
+def feeds(source, steps_per_call, **options):
+    order = TrainOrder(len(source), 16, seed=3, repeats=options.pop("repeats", 1))
+    return (
+        ResidentFeed(source, order, 16, steps_per_call, put_split=put, put_call=put),
+        StreamFeed(source, order, 16, steps_per_call, 12, put_call=put, **options),
+    )
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_both_feeds_give_the_batches_of_the_steps(source, repeats):
+    expected = TrainBatches(source, 16, seed=3, repeats=repeats)
+    for feed in feeds(source, 3, repeats=repeats):
+        for step, count in [(0, 3), (3, 1), (4, 3), (2, 2)]:  # also back, as a resumed run starts anywhere
+            call = feed(step, count)
+            for i in range(count):
+                batch = feed.pick(feed.data, call, i)
+                for name, values in expected[step + i].items():
+                    np.testing.assert_array_equal(batch[name], values)
+
+
+def test_repeated_augmentation_puts_copies_side_by_side(source):
+    order = TrainOrder(50, 16, seed=3, repeats=4)
+    chosen = order[0]
+    assert len(set(chosen)) == 4 and (chosen.reshape(4, 4) == chosen[::4, None]).all()
+    assert order.steps_per_epoch == 4 and sum(len(order[i]) for i in range(4)) == 50
+
+
+def test_hosts_make_their_own_part(source):
+    whole = StreamFeed(source, TrainOrder(50, 16, seed=3), 16, 1, 12, put_call=put).host_batch(5)
+    parts = [
+        StreamFeed(source, TrainOrder(50, 16, seed=3), 16, 1, 12, put_call=put, shard=(i, 4)).host_batch(5)
+        for i in range(4)
+    ]
+    for name, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
+
+
+def run(workdir, **changes):
+    with jax.numpy_dtype_promotion("standard"):
+        result = jaxvit.train(tiny_config(checkpoint__every="3 steps", **changes), workdir)
+    return result["test"], read_jsonl(workdir / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, data_directory):
+    return run(tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"data__feed": "stream"}, {"train__steps_per_call": 3}, {"data__feed": "stream", "train__steps_per_call": 8}],
+    ids=["stream", "3 a call", "stream, 8 a call"],
+)
+def test_the_run_is_the_same_bit_for_bit(plain, tmp_path, changes):
+    assert run(tmp_path / "run", **changes) == plain
+
+
+def test_geometry_on_the_host_trains_the_same(tmp_path, plain):
+    test, metrics = run(tmp_path / "run", augment__where="host")
+    assert metrics == plain[1] and test == plain[0]
+
+
+_EIGHT = """
+import sys, json
+sys.path.insert(0, {tests!r})
+import jax
+from tiny import tiny_config
+from jaxvit.assembly import assemble
+from jaxvit.plan import dataset_of, resolve
+from jaxvit.train import _make_feed
+from jaxvit.training.sharding import make_mesh
+import hashlib, numpy as np
+out = []
+for devices in (1, 8):
+    for feed in ("resident", "stream"):
+        config = tiny_config(data__feed=feed, augment__flip=True, augment__mixup=0.8, augment__cutmix=1.0)
+        dataset = dataset_of(config)
+        plan = resolve(config, devices=devices, dataset=dataset)
+        assembly = assemble(plan)
+        made = _make_feed(plan, assembly, dataset.read(plan.data.train), make_mesh(devices), 1)
+        from jaxvit.data.augment import training_transform
+        transform = training_transform(plan.augment, 10)
+        step = jax.jit(lambda data, call: transform(jax.random.key(0), 5, made.pick(data, call, 0)))
+        images, targets = step(made.data, made(5, 1))
+        out.append([len(images.sharding.device_set), *(np.asarray(x).round(5).tolist() for x in (images, targets))])
+print(json.dumps([o[0] for o in out]))
+print(json.dumps([o[1:] == out[0][1:] for o in out]))
+"""
+
+
+def test_the_same_batch_on_one_device_and_on_eight():
+    code = _EIGHT.format(tests=os.path.join(os.path.dirname(__file__), ".."))
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    devices, same = map(json.loads, done.stdout.strip().splitlines()[-2:])
+    assert devices == [1, 1, 8, 8] and all(same)
