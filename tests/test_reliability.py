@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -126,3 +127,33 @@ def test_moving_to_eight_devices_in_the_middle(tmp_path):
     losses = [[r["loss"] for r in metrics(d) if r["split"] == "train"] for d in (one, moved)]
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
     assert read_json(moved / "environment.json")["starts"][-1]["devices"] == ["cpu"] * 8
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB; skipped by name where mounting is not allowed."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_last_good_checkpoint(small_disk, tmp_path):
+    from kill_harness import train_process
+
+    settings = {"model__dim": 64, "checkpoint__every": "1 epochs", "log__writers": ("jsonl",)}
+    process = train_process(small_disk / "run", settings, duration="30 epochs")
+    _, err = process.communicate()
+    assert process.returncode == 70, err
+    assert err.count("\n") == 1 and "the disk is full" in err, err
+    kept = max(int(p.name) for p in (small_disk / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    assert f"the checkpoint of step {kept} is kept" in err
+    # With room again, the same command goes on from there.
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    again = train_process(small_disk / "run", settings, duration="30 epochs")
+    out, err = again.communicate()
+    assert again.returncode == 0 and f"going on from step {kept}" in out, err
