@@ -56,9 +56,12 @@ installed() { [ -x "$venv/bin/python" ] && grep -qxF "$(wanted "$1")" "$stamp" 2
 
 install() {  # install EXTRAS, such as "" or "cuda12,test"
   local extras=$1 free log=$venv/install.log
-  free=$(df -Pk "$here" 2>/dev/null | awk 'NR == 2 {print int($4 / 1024)}')
-  if [ -n "$free" ] && [ "$free" -lt 1500 ]; then
-    fail "the disk is almost full: ${free} MB are free beside $here, the installation needs 1500 MB" 70
+  local parent needed=1500
+  parent=$(dirname "$venv")
+  case $extras in *cuda*) needed=8000 ;; *tpu*) needed=3000 ;; esac
+  free=$(df -Pk "$parent" 2>/dev/null | awk 'NR == 2 {print int($4 / 1024)}')
+  if [ -n "$free" ] && [ "$free" -lt "$needed" ]; then
+    fail "the disk is almost full: $free MB are free in $parent, the installation needs $needed MB" 70
   fi
   if [ ! -x "$venv/bin/python" ]; then
     local base; base=$(find_python) || exit 2
@@ -70,7 +73,7 @@ install() {  # install EXTRAS, such as "" or "cuda12,test"
   if ! "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -e "$here${extras:+[$extras]}" >"$log" 2>&1; then
     if grep -qi 'no space left' "$log"; then fail "the disk is full; make room and start again (details in $log)" 70; fi
     if grep -qiE 'name resolution|name or service not known|connection|network is unreachable|max retries|timed out|from versions: none' "$log"; then
-      fail "the packages cannot be fetched: no network, or the package index does not answer (details in $log)" 70
+      fail "the packages cannot be fetched: no network, or none that fits this Python (details in $log)" 70
     fi
     fail "the installation failed: $(grep -iE '^error' "$log" | tail -n 1) (details in $log)" 70
   fi

@@ -38,7 +38,10 @@ def get_config(variant: str = "vit") -> ConfigDict:
 
     config.augment.mean = (0.305,)  # of the training images
     config.augment.std = (0.376,)
-    config.augment.pad_crop = 1
+    if variant == "vit":
+        config.augment.mixup = 0.4
+    else:
+        config.augment.pad_crop = 1
 
     config.optim.peak_lr = 1e-3
     config.optim.weight_decay = 0.1
@@ -46,6 +49,7 @@ def get_config(variant: str = "vit") -> ConfigDict:
 
     config.train.duration = {"vit": "80 epochs", "token_learner": "60 epochs"}.get(variant, "40 epochs")
     config.train.batch_size = 32
+    config.train.steps_per_call = 20
     config.train.label_smoothing = 0.1
     config.train.monitor = "loss"  # finer than the accuracy on 180 images
     return config
