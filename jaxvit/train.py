@@ -155,8 +155,9 @@ def _make_job(
     # The state before a step must outlive it when a step may have to be looked into.
     donated = () if debug_nans else (0,)
     call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
-    program = jax.jit(make_train_call(assembly.train_step(), feed.pick, steps_per_call), donate_argnums=donated)
-    program = program.lower(state, feed.data, call, np.int32(1)).compile()
+    in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
+    program = _train_program(assembly.train_step(), feed.pick, steps_per_call if in_one_go else 1)
+    program = jax.jit(program, donate_argnums=donated).lower(state, feed.data, call, np.int32(0)).compile()
     eval_step = jax.jit(assembly.eval_step())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
@@ -164,7 +165,13 @@ def _make_job(
     position.seconds["compile"] += time.monotonic() - started
 
     def train_step(state: TrainState, call: Any, count: int) -> Any:
-        return program(state, feed.data, call, np.int32(count))
+        if in_one_go:
+            return program(state, feed.data, call, np.int32(count))
+        each = []
+        for i in range(count):
+            state, sums = program(state, feed.data, call, np.int32(i))
+            each.append(sums)
+        return state, {name: [sums[name] for sums in each] for name in each[0]}
 
     def validation() -> Any:
         return evaluation_stream(sources["validation"], t.eval_batch_size)
@@ -188,6 +195,13 @@ def _make_job(
         explain=explain if debug_nans else None,
         steps_per_call=steps_per_call,
     )
+
+
+def _train_program(step: Any, pick: Any, steps_per_call: int) -> Any:
+    """What is compiled: several steps, or the one of a given place in the call."""
+    if steps_per_call > 1:
+        return make_train_call(step, pick, steps_per_call)
+    return lambda state, data, call, i: step(state, pick(data, call, i))
 
 
 def _make_feed(
