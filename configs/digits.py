@@ -16,7 +16,7 @@ MODELS = {
     "vit": ("vit", {**_VIT, "patch": 4, "depth": 3, "pool": "flatten"}),
     "token_learner": (
         "token_learner_vit",
-        {**_VIT, "patch": 2, "depth": 3, "pool": "flatten", "learner_at": (1,), "learner_tokens": 4},
+        {**_VIT, "patch": 2, "depth": 3, "pool": "flatten", "learner_at": (2,), "learner_tokens": 8},
     ),
     "token_fuser": (
         "token_learner_vit",
@@ -44,7 +44,7 @@ def get_config(variant: str = "vit") -> ConfigDict:
     config.optim.weight_decay = 0.1
     config.optim.clip_norm = 1.0
 
-    config.train.duration = "80 epochs" if variant == "vit" else "40 epochs"
+    config.train.duration = {"vit": "80 epochs", "token_learner": "60 epochs"}.get(variant, "40 epochs")
     config.train.batch_size = 32
     config.train.label_smoothing = 0.1
     config.train.monitor = "loss"  # finer than the accuracy on 180 images

@@ -7,12 +7,14 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from jaxvit import errors
 from jaxvit._version import __version__
 from jaxvit.errors import UsageError, nearest
+from jaxvit.training.hardware import keep_compiled_programs
 
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
@@ -149,25 +151,36 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", 
 
 def _explain_value_error(overrides: Sequence[tuple[str, str, str]], types: dict[str, type], error: Exception) -> str:
     for key, value, token in overrides:
+        if not value and types[key] in (int, float):
+            return f"{token}: the value is missing; write --config.{key}={'0.1' if types[key] is float else '1'}"
         if f"config.{key}" in str(error):
             return f"{token}: expected {_TYPE_NAMES.get(types[key], types[key].__name__)}, got '{value}'"
     return str(error).splitlines()[0]
 
 
 def quieten_libraries() -> None:
-    """Keeps other libraries' chatter (missing OpenCV, TPU probing, checkpoint details) off the user's terminal."""
+    """Keeps other libraries' chatter off the user's terminal; with JAXVIT_VERBOSE set it is all shown.
+
+    Among it: a missing OpenCV, TPU probing, and the tracebacks that background writers print beside the error that they
+    raise in the main thread as well.
+    """
+    if os.environ.get("JAXVIT_VERBOSE"):
+        return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from absl import logging as absl_logging
 
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    for name in ("jax._src.xla_bridge", "orbax"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("jax._src.xla_bridge", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    threading.excepthook = lambda args: None
+    sys.unraisablehook = lambda unraisable: None
 
 
 def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code."""
     quieten_libraries()
+    keep_compiled_programs()
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it: a model of one's own lies in the working folder
     try:
@@ -179,14 +192,16 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     except errors.StoppedError as error:
         code = _complain(error, error.exit_code)
     except KeyboardInterrupt:
-        code = _complain(
-            "stopped at once; work since the last save is lost, the save itself is kept", errors.INTERRUPTED
-        )
+        code = _complain("stopped at once; what was saved before is kept", errors.INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = errors.SOME_INPUTS_FAILED
     sys.stdout.flush()
+    if code not in (errors.DONE, errors.USAGE):
+        # Background writers of a run that ended badly would hold the process up, and complain.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,17 +112,27 @@ KEYS: dict[str, Key] = {
     "augment.repeats": Key(1, "repeated augmentation: copies of each image in a batch, each augmented on its own"),
     "augment.where": Key("device", "where the geometry is done: on the 'device', or on the 'host' while the step runs"),
     # Optimisation.
+    "optim.name": Key("adamw", "optimizer: 'adamw', 'adam', 'sgd' (with momentum) or 'lion'"),
     "optim.peak_lr": Key(1e-3, "learning rate at the end of warm-up"),
     "optim.start_lr": Key(0.0, "learning rate at step 0, when there is a warm-up"),
     "optim.end_lr": Key(0.0, "learning rate at the end of the schedule and after it"),
     "optim.warmup": Key("10%", "length of the linear warm-up: epochs, steps or a share of the schedule"),
     "optim.schedule": Key("cosine", "from the peak to the end: 'cosine', 'linear' or 'constant'"),
     "optim.length": Key("100%", "length of the schedule, warm-up included: epochs, steps or a share of the training"),
-    "optim.weight_decay": Key(1e-4, "AdamW's decoupled decay, multiplied by the learning rate as in optax; 0 = off"),
+    "optim.cooldown": Key("0 steps", "stretch at the end of the schedule that stays at (or goes down to) end_lr"),
+    "optim.weight_decay": Key(1e-4, "decoupled weight decay; 0 = off. What the number means, optim.decay says"),
+    "optim.decay": Key(
+        "lr_scaled",
+        "what it means: 'lr_scaled' = times the learning rate (optax, Keras 3) or 'independent' (tensorflow-addons)",
+    ),
     "optim.decay_mask": Key("kernels", "what decays: 'kernels' (matrices only) or 'all' parameters"),
-    "optim.b1": Key(0.9, "AdamW's decay of the first moment"),
-    "optim.b2": Key(0.999, "AdamW's decay of the second moment"),
-    "optim.eps": Key(1e-8, "AdamW's epsilon, outside the root"),
+    "optim.layer_decay": Key(1.0, "factor of the learning rate from each layer to the one below; 1 = off"),
+    "optim.b1": Key(0.9, "decay of the first moment (adamw, adam, lion)"),
+    "optim.b2": Key(0.999, "decay of the second moment (adamw, adam), of the momentum (lion)"),
+    "optim.eps": Key(1e-8, "epsilon of adamw and adam, outside the root"),
+    "optim.momentum": Key(0.9, "momentum of sgd; 0 = none"),
+    "optim.ema_decay": Key(0.0, "decay of an average of the weights, which then is what is chosen and tested; 0 = off"),
+    "optim.ema_ramp": Key(True, "start the average faster: min(decay, (1 + step) / (10 + step))"),
     "optim.clip_norm": Key(0.0, "gradients are scaled down to this global L2 norm; 0 = off"),
     # Training.
     "train.duration": Key("10 epochs", "how long to train: epochs or steps"),
@@ -131,6 +141,9 @@ KEYS: dict[str, Key] = {
         1, "steps in one call of the device; saves, stops and evaluation fall between calls", changes_result=False
     ),
     "train.last_batch": Key("keep", "an epoch's last, smaller batch: 'keep' (every image counts once) or 'drop'"),
+    "train.accumulate": Key(1, "parts that a batch is cut into, one after the other, to save memory"),
+    "train.fsdp": Key(1, "devices that share one copy of parameters and optimizer state; 1 = each has its own"),
+    "train.deterministic": Key(False, "have XLA choose deterministic kernels on GPU, slower; other devices always do"),
     "train.label_smoothing": Key(0.0, "share of the target spread evenly over all classes, in training only"),
     "train.patience": Key("", "stop after this long (epochs) without a better validation result; '' = never"),
     "train.monitor": Key("top1", "validation metric that decides: 'top1', 'top5', 'loss', 'precision' or 'recall'"),
@@ -161,7 +174,7 @@ def base_config(model: str = "vit", **attributes: Any) -> ConfigDict:
             config[section] = ConfigDict()
         (config[section] if section else config)[leaf] = key.default
     config.model = model_config(model, **attributes)
-    return config
+    return config.lock()
 
 
 def model_config(name: str, **attributes: Any) -> ConfigDict:
@@ -230,8 +243,31 @@ def load_config_file(spec: str, model_name: str = "") -> ConfigDict:
     if not isinstance(config, ConfigDict) or "model" not in config:
         raise UsageError(f"--config={spec}: get_config() must return a ConfigDict made by jaxvit.config.base_config()")
     if model_name and model_name != config.model.name:
-        config.model = model_config(model_name)
+        with config.unlocked():
+            config.model = model_config(model_name)
+    check_keys(config)
     return config
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Every key there, none besides, each of its type.
+
+    Raises:
+      UsageError: names the key, and the nearest real one.
+    """
+    leaves = dict(flatten(config))
+    for path, value in leaves.items():
+        if path.startswith("model."):
+            continue
+        if path not in KEYS:
+            raise UsageError(f"config.{path}: there is no such key{nearest(path, KEYS)}")
+        wanted = type(KEYS[path].default)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            example = KEYS[path].default
+            raise UsageError(f"config.{path}={value!r}: must be of type {wanted.__name__}, such as {example!r}")
+    missing = [path for path in KEYS if path not in leaves]
+    if missing:
+        raise UsageError(f"config.{missing[0]}: this key is missing; make the config by jaxvit.config.base_config()")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -265,9 +301,15 @@ def changes_result(path: str) -> bool:
     return KEYS[path].changes_result if path in KEYS else True
 
 
-def config_hash(config: ConfigDict) -> str:
-    """16 hex digits over every key that can change the result: equal hashes mean the same experiment."""
+def config_hash(config: ConfigDict, extensions: Sequence[Mapping[str, Any]] = ()) -> str:
+    """16 hex digits over every key that can change the result: equal hashes mean the same experiment.
+
+    `extensions` are the changes made when a finished run was taken further: such a run is not the same as one that was
+    as long from the start.
+    """
     relevant = {path: value for path, value in flatten(config) if changes_result(path)}
+    if extensions:
+        relevant["extensions"] = list(extensions)
     text = json.dumps(relevant, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -33,7 +33,7 @@ def print_plan(plan: Plan, params: Any, learning_rate: Callable[[int], Any], con
         console.print(line, markup=False)
     for phrase in plan.without_effect:
         console.print(f"without effect: {phrase}", markup=False)
-    console.print("dry run: nothing was trained or written")
+    console.print("dry run: nothing was trained")
 
 
 def _plan_table(plan: Plan) -> Table:

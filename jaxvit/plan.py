@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import KEYS, config_hash, data_dir
+from jaxvit.config import KEYS, check_keys, config_hash, data_dir
 from jaxvit.data.augment import EVALUATION_SIZES, TRAIN_SIZES, Augmentation, without_effect
 from jaxvit.data.batches import steps_per_epoch
 from jaxvit.data.geometry import FILLS, INTERPOLATIONS
@@ -24,7 +24,7 @@ from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError, nearest
 from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import MONITORS
-from jaxvit.training.optimizer import OptimizerSettings
+from jaxvit.training.optimizer import OPTIMIZERS, OptimizerSettings
 
 RESIDENT_BYTES = 2 << 30  # training splits up to this size are kept on the devices
 
@@ -63,6 +63,9 @@ class TrainPlan:
     per_device_batch: int
     devices: int
     last_batch: str
+    accumulate: int
+    fsdp: int
+    deterministic: bool
     label_smoothing: float
     patience_epochs: int
     monitor: str
@@ -87,6 +90,8 @@ class Plan:
     augment: Augmentation
     model: ModelPlan
     optim: OptimizerSettings
+    ema_decay: float
+    ema_ramp: bool
     train: TrainPlan
     config_hash: str
     without_effect: tuple[str, ...] = ()
@@ -143,7 +148,8 @@ def parse_duration(text: str, *, key: str, steps_per_epoch: int, whole: int = 0)
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(epochs?|steps?|%)\s*", text)
     forms = "'30 epochs', '2000 steps'" + (" or '15%'" if whole else "")
     if not match:
-        raise UsageError(f"config.{key}='{text}': not a duration; write it as {forms}")
+        none = "; '0 steps' is none at all" if text.strip() == "0" else ""
+        raise UsageError(f"config.{key}='{text}': not a duration; write it as {forms}{none}")
     number, unit = float(match[1]), match[2]
     if unit == "%":
         if not whole:
@@ -166,6 +172,7 @@ def resolve(
     Raises:
       UsageError: a value is out of range, parts do not fit together, or an override has no effect.
     """
+    check_keys(config)
     get = _Reader(config)
     dataset = _open(get, dataset)
     data = _resolve_data(get, dataset)
@@ -177,6 +184,8 @@ def resolve(
         augment=augment,
         model=_resolve_model(get, config, data),
         optim=_resolve_optim(get, train),
+        ema_decay=(ema_decay := get.between("optim.ema_decay", 0.0, 1.0)),
+        ema_ramp=get("optim.ema_ramp") if ema_decay else False,
         train=train,
         config_hash=config_hash(config),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
@@ -355,6 +364,15 @@ def _resolve_train(get: _Reader, data: DataPlan, devices: int) -> TrainPlan:
         lower = batch - batch % devices
         fits = f"{lower} or {lower + devices}" if lower else f"{devices}"
         raise UsageError(f"config.train.batch_size={batch}: {devices} devices do not divide it; {fits} would do")
+    accumulate = get.at_least("train.accumulate", 1)
+    if batch % (devices * accumulate):
+        raise UsageError(
+            f"config.train.accumulate={accumulate}: a batch of {batch} on {devices} devices cannot be cut into as many "
+            f"parts; {accumulate} must divide {batch // devices}"
+        )
+    fsdp = get.at_least("train.fsdp", 1)
+    if devices % fsdp:
+        raise UsageError(f"config.train.fsdp={fsdp}: it must divide the {devices} devices that there are")
     last = get.one_of("train.last_batch", ("keep", "drop"))
     per_epoch = steps_per_epoch(data.train_count, batch, last)
     if per_epoch == 0:
@@ -387,6 +405,9 @@ def _resolve_train(get: _Reader, data: DataPlan, devices: int) -> TrainPlan:
         per_device_batch=batch // devices,
         devices=devices,
         last_batch=last,
+        accumulate=accumulate,
+        fsdp=fsdp,
+        deterministic=get("train.deterministic"),
         label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
         patience_epochs=patience,
         monitor=get.one_of("train.monitor", tuple(MONITORS)) if data.validation else "",
@@ -418,33 +439,56 @@ def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:
     def length(key: str, whole: int) -> int:
         return parse_duration(get(key), key=key, steps_per_epoch=train.steps_per_epoch, whole=whole)
 
+    name = get.one_of("optim.name", OPTIMIZERS)
     schedule = get.one_of("optim.schedule", ("cosine", "linear", "constant"))
-    total = length("optim.length", train.steps) if schedule != "constant" else train.steps
-    warmup = length("optim.warmup", total)
-    if warmup > total:
-        what = "the schedule" if schedule != "constant" else "training"
+    cooldown_text = get("optim.cooldown")
+    has_end = schedule != "constant" or not cooldown_text.strip().startswith("0")
+    total = length("optim.length", train.steps) if has_end else train.steps
+    warmup, cooldown = length("optim.warmup", total), length("optim.cooldown", total)
+    if warmup > train.steps:
+        long = (
+            f"warm-up of {warmup} steps is longer than training of {train.steps}; shorten it or lengthen train.duration"
+        )
+        raise UsageError(f"config.optim.warmup='{get('optim.warmup')}': {long}")
+    if warmup + cooldown > total:
+        key = "cooldown" if cooldown else "warmup"
         raise UsageError(
-            f"config.optim.warmup='{get('optim.warmup')}': warm-up of {warmup} steps is longer than {what} of {total}"
+            f"config.optim.{key}='{get(f'optim.{key}')}': warm-up of {warmup} steps"
+            f"{f' and cooldown of {cooldown}' if cooldown else ''} is longer than the schedule of {total}"
         )
     peak = get.at_least("optim.peak_lr", 0.0)
     start = get.at_least("optim.start_lr", 0.0) if warmup else 0.0
     if start > peak:
         raise UsageError(f"config.optim.start_lr={start}: must not be above optim.peak_lr={peak}")
-    weight_decay = get.at_least("optim.weight_decay", 0.0)
+    # Plain Adam has no decoupled decay: that is what the W in AdamW stands for.
+    weight_decay = get.at_least("optim.weight_decay", 0.0) if name != "adam" else 0.0
+    adam = name in ("adamw", "adam")
     return OptimizerSettings(
+        name=name,
+        cooldown_steps=cooldown,
         schedule=schedule,
         start_lr=start,
         peak_lr=peak,
-        end_lr=get.at_least("optim.end_lr", 0.0) if schedule != "constant" else peak,
+        end_lr=get.at_least("optim.end_lr", 0.0) if has_end else peak,
         warmup_steps=warmup,
         total_steps=total,
         weight_decay=weight_decay,
         decay_mask=get.one_of("optim.decay_mask", ("kernels", "all")) if weight_decay else "kernels",
-        b1=get.between("optim.b1", 0.0, 1.0),
-        b2=get.between("optim.b2", 0.0, 1.0),
-        eps=get.at_least("optim.eps", 0.0),
+        decay=get.one_of("optim.decay", ("lr_scaled", "independent")) if weight_decay else "lr_scaled",
+        layer_decay=_factor(get, "optim.layer_decay"),
+        b1=get.between("optim.b1", 0.0, 1.0) if name != "sgd" else 0.0,
+        b2=get.between("optim.b2", 0.0, 1.0) if name != "sgd" else 0.0,
+        eps=get.at_least("optim.eps", 0.0) if adam else 0.0,
+        momentum=get.between("optim.momentum", 0.0, 1.0) if name == "sgd" else 0.0,
         clip_norm=get.at_least("optim.clip_norm", 0.0),
     )
+
+
+def _factor(get: _Reader, path: str) -> float:
+    value = get(path)
+    if not 0.0 < value <= 1.0:
+        raise UsageError(f"config.{path}={value}: must be above 0 and at most 1")
+    return value
 
 
 def _why_unread(key: str, config: ConfigDict) -> str:
@@ -469,7 +513,12 @@ def _why_unread(key: str, config: ConfigDict) -> str:
         return f"the schedule is '{optim.schedule}'"
     if key == "optim.start_lr":
         return f"there is no warm-up (config.optim.warmup='{optim.warmup}')"
-    if key == "optim.decay_mask":
-        return f"config.optim.weight_decay={optim.weight_decay} decays nothing"
-    meaning = KEYS[key].meaning if key in KEYS else "it belongs to another part"
-    return meaning
+    if key == "optim.weight_decay":
+        return "config.optim.name='adam' has no weight decay; 'adamw' has"
+    if key in ("optim.decay_mask", "optim.decay"):
+        return f"config.optim.name='{optim.name}' with weight_decay={optim.weight_decay} decays nothing"
+    if key in ("optim.b1", "optim.b2", "optim.eps", "optim.momentum"):
+        return f"config.optim.name='{optim.name}' has none"
+    if key == "optim.ema_ramp":
+        return "config.optim.ema_decay=0.0 keeps no average"
+    return "other settings leave it without effect"

@@ -12,6 +12,7 @@ result.json        written last: its presence means that the run is finished
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -53,6 +54,7 @@ class RunDirectory:
         self.path = path
         self.config = config
         self.extended: dict[str, tuple[Any, Any]] = {}
+        self.extensions: list[dict[str, Any]] = []
         self._lock = self._take_lock()
         try:
             self._compare()
@@ -68,7 +70,10 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         except OSError as error:
-            raise UsageError(f"--workdir={self.path}: cannot be written: {error.strerror}") from None
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            reason = "it is a file" if self.path.is_file() else error.strerror
+            raise UsageError(f"--workdir={self.path}: cannot be written ({reason}); name another folder") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -82,13 +87,17 @@ class RunDirectory:
         existing = self.path / "config.json"
         if not existing.exists():
             return
+        self.extensions = read_json(existing).get("extensions", [])
         changed = differences(read_config(self.path), self.config)
         if not changed:
             return
         if set(changed) <= set(EXTENDABLE):
             self.extended = changed
             return
-        listing = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
+        if "model.name" in changed:
+            changed = {"model.name": changed["model.name"]}
+        shown = [f"{key}: {old!r} there, {new!r} here" for key, (old, new) in list(changed.items())[:3]]
+        listing = "; ".join(shown) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise UsageError(
             f"--workdir={self.path}: this folder holds a run of another config ({listing}); name a new one"
         )
@@ -98,21 +107,47 @@ class RunDirectory:
         """The finished run's result; None while it is not finished."""
         return read_json(self.path / "result.json") if (self.path / "result.json").exists() else None
 
-    def set_result_aside(self) -> None:
-        """Keeps the result of the shorter run under its number of steps when a finished run is taken further."""
+    def set_result_aside(self, step: int) -> None:
+        """When a run is taken further at `step`: notes it, and keeps the shorter run's result under its steps."""
+        if self.extended:
+            changes = {key: [old, new] for key, (old, new) in self.extended.items()}
+            self.extensions.append({"step": step, "changes": changes})
         if self.result is not None:
             os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
 
     def write_config(self) -> None:
         write_json(
             self.path / "config.json",
-            {"jaxvit": __version__, "config_hash": config_hash(self.config), "config": to_plain(self.config)},
+            {
+                "jaxvit": __version__,
+                "config_hash": self.config_hash,
+                "extensions": self.extensions,
+                "config": to_plain(self.config),
+            },
         )
 
+    @property
+    def config_hash(self) -> str:
+        return config_hash(self.config, self.extensions)
+
     def write_environment(self, data: Mapping[str, Any]) -> None:
-        """Adds this start to environment.json; `data` holds the splits' fingerprints."""
+        """Adds this start to environment.json; `data` holds the splits' fingerprints.
+
+        Raises:
+          UsageError: the data are not those that the run began with.
+        """
         file = self.path / "environment.json"
-        starts = read_json(file)["starts"] if file.exists() else []
+        starts = []
+        if file.exists():
+            before = read_json(file)
+            starts = before["starts"]
+            for part, now in data.items():
+                was = before["data"].get(part, now)
+                if was["sha256"] != now["sha256"]:
+                    raise UsageError(
+                        f"config.data.{part}: these are not the images that the run in {self.path} began with (hash "
+                        f"{was['sha256']} then, {now['sha256']} now); use the same data, or a new --workdir"
+                    )
         write_json(file, {"data": dict(data), "starts": [*starts, describe_environment()]})
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -120,6 +155,13 @@ class RunDirectory:
 
     def close(self) -> None:
         self._lock.close()
+
+
+def finished_result(path: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """The result, if `path` holds a finished run of this very config; else None."""
+    if not (path / "result.json").exists() or differences(read_config(path), config):
+        return None
+    return read_json(path / "result.json")
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -132,7 +174,8 @@ def read_config(path: Path) -> ConfigDict:
         return from_plain(read_json(path / "config.json")["config"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{path / 'config.json'} cannot be read ({type(error).__name__}: {error}); is this a run directory?"
+            f"{path / 'config.json'} cannot be read ({type(error).__name__}); it is damaged, or this is no run "
+            "directory: use a new --workdir"
         ) from None
 
 

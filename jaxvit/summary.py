@@ -94,8 +94,8 @@ def main(argv: list[str]) -> int:
             raise ValueError("--model is missing; name one, or see --list")
         model = create_model(known.model, **_overrides(known.model, rest))
         facts = summarize(model, _size(known.image_size, input_shape(known.model)), name=known.model)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UsageError(str(error).splitlines()[0]) from None
     if known.json:
         print(json.dumps(facts))
     else:

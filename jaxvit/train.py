@@ -6,10 +6,12 @@ As a function: ``jaxvit.train(config, workdir)``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import time
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,13 @@ from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.figures.history import draw_history
 from jaxvit.models.count import count_params
 from jaxvit.plan import Plan, dataset_of, resolve
-from jaxvit.run_directory import RunDirectory
-from jaxvit.training import nans
+from jaxvit.run_directory import RunDirectory, finished_result
+from jaxvit.training import hardware, nans
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
 from jaxvit.training.loop import Job, Position, evaluate, fit
 from jaxvit.training.progress import Progress
-from jaxvit.training.sharding import make_mesh, place_batch, place_call, replicated, split_batch
+from jaxvit.training.sharding import make_mesh, place_batch, place_call, replicated, shard_state, split_batch
 from jaxvit.training.state import TrainState
 from jaxvit.training.step import make_train_call
 from jaxvit.training.stopping import StopRequest
@@ -42,8 +44,8 @@ from jaxvit.training.stopping import StopRequest
 _EXAMPLES = """examples:
   jaxvit train --config=configs/digits.py --workdir=runs/digits
   jaxvit train --config=configs/digits.py --workdir=runs/digits            again: resumes, or shows the finished result
-  jaxvit train --config=configs/digits.py --workdir=runs/wide --config.model.dim=128 --config.optim.peak_lr=5e-4
-  jaxvit train --config=configs/digits.py --workdir=runs/digits --config.train.duration='80 epochs'    takes it on
+  jaxvit train --config=configs/digits.py --workdir=runs/wide --config.model.dim=192 --config.optim.peak_lr=5e-4
+  jaxvit train --config=configs/digits.py --workdir=runs/digits --config.train.duration='120 epochs'    takes it on
   jaxvit train --config=configs/digits.py --workdir=runs/digits --dry_run
 
 exit codes: 0 done, 2 a mistake in the command, 70 cannot go on, 75 stopped by SIGTERM, 130 by Ctrl-C (both saved)
@@ -53,7 +55,13 @@ config keys (with --config.key=value; besides, every attribute of the model as -
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, *, overrides: Iterable[str] = (), debug_nans: bool = False
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    debug_nans: bool = False,
+    fall_back: bool = False,
+    profile: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Trains as the config says, or goes on where the run in `workdir` stopped, and returns its result.
 
@@ -62,6 +70,8 @@ def train(
       workdir: the run's folder, made when missing.
       overrides: keys set by hand; each must matter in this run.
       debug_nans: check every step at once and name the module where a number stops being finite. Slower.
+      fall_back: when the newest checkpoint is damaged, set it aside and go on from the one before.
+      profile: first and last step of which a profile is written into ``workdir/profile``.
 
     Returns:
       What result.json holds.
@@ -69,42 +79,80 @@ def train(
     Raises:
       UsageError, RunFailedError, StoppedError: see `jaxvit.errors`.
     """
-    dataset = dataset_of(config)
-    plan = resolve(config, devices=jax.device_count(), overrides=overrides, dataset=dataset)
-    assembly = assemble(plan)
-    run = RunDirectory(Path(workdir), config)
+    path = Path(workdir)
+    finished = finished_result(path, config)
+    if finished is not None:
+        return _show_finished(finished, path)
+    if config.train.deterministic:
+        hardware.be_deterministic()
+    options = _Options(debug_nans, fall_back, profile)
+    with StopRequest() as stop, _device_and_disk_errors(config):
+        dataset = dataset_of(config)
+        plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
+        assembly = assemble(plan, overrides)
+        with contextlib.closing(RunDirectory(path, config)) as run:
+            result = run.result
+            if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
+                return _show_finished(result, path)
+            return _run(run, plan, assembly, dataset, options, stop)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a start can be asked for that changes no result."""
+
+    debug_nans: bool
+    fall_back: bool
+    profile: tuple[int, int] | None
+
+
+@contextlib.contextmanager
+def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
+    """Turns an exhausted device and a full disk into one line and exit code 70."""
     try:
-        if run.result is not None and not run.extended:
-            _report(run.result, run.path, "this run is finished; nothing was trained")
-            print("to take it further: the same command with a longer --config.train.duration")
-            return run.result
-        return _run(run, plan, assembly, dataset, debug_nans)
+        yield
     except jax.errors.JaxRuntimeError as error:
-        raise _explain_runtime_error(error, plan) from error
-    finally:
-        run.close()
+        if not hardware.is_out_of_memory(error):
+            raise RunFailedError(f"the device failed: {str(error).splitlines()[0][:200]}") from error
+        model = config.model
+        settings = {
+            "a smaller config.train.batch_size, now": config.train.batch_size,
+            "a larger config.train.accumulate, now": config.train.accumulate,
+            "config.model.remat, now": model.get("remat", "not there"),
+            "config.model.dtype=bfloat16, now": model.get("dtype", "not there"),
+            "a larger config.train.fsdp, now": config.train.fsdp,
+        }
+        raise RunFailedError(hardware.explain_out_of_memory(error, settings)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        what = f"the disk is full{where}; what was saved is kept"
+        raise RunFailedError(f"{what}. Make room and start the run again") from None
 
 
-def _run(run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, debug_nans: bool) -> dict[str, Any]:
-    mesh = make_mesh(plan.train.devices)
+def _run(
+    run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: _Options, stop: StopRequest
+) -> dict[str, Any]:
+    mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = {
         part: dataset.read(split) for part in ("train", "validation", "test") if (split := getattr(plan.data, part))
     }
-    with StopRequest() as stop, contextlib.closing(Checkpoints(run.path / "checkpoints")) as checkpoints:
-        state, position = _start(run, plan, assembly, checkpoints, mesh)
-        run.set_result_aside()
+    with contextlib.closing(Checkpoints(run.path / "checkpoints")) as checkpoints:
+        state, position = _start(run, plan, assembly, checkpoints, mesh, options.fall_back)
+        run.set_result_aside(position.step)
         run.write_config()
         run.write_environment({part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()})
         writers = open_writers(
             plan.train.writers,
             run.path,
             resume_step=position.step,
-            run_id=f"{run.path.name}-{plan.config_hash}",
+            name=run.path.name,
             config=run.config.to_dict(),
         )
-        job = _make_job(plan, assembly, sources, state, mesh, position, debug_nans)
+        _announce(plan, assembly, position)
+        job = _make_job(plan, assembly, sources, state, mesh, position, options, run.path)
         with contextlib.closing(Journal(writers)) as journal:
-            _announce(plan, assembly, position, stop)
             with Progress(plan.train.steps, plan.train.steps_per_epoch, position.step) as progress:
                 state = fit(
                     job, state, position, checkpoints=checkpoints, journal=journal, progress=progress, stop=stop
@@ -113,27 +161,40 @@ def _run(run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, de
 
 
 def _start(
-    run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any
+    run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any, fall_back: bool
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from: fresh, or the newest checkpoint's."""
     saved = checkpoints.latest_step()
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), assembly.abstract_state
-    )
+    shardings = shard_state(mesh, assembly.abstract_state)
     if saved is None:
-        return jax.jit(assembly.create_state, out_shardings=replicated(mesh))(), Position()
+        # Born where it will live: no device ever holds a full copy.
+        return jax.jit(assembly.create_state, out_shardings=shardings)(), Position()
     if saved > plan.train.steps:
         raise UsageError(
             f"config.train.duration: {plan.train.steps} steps are fewer than the {saved} that this run has done; "
             "it can only be made longer"
         )
-    state, values = checkpoints.restore(saved, shapes)
+    shapes = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        assembly.abstract_state,
+        shardings,
+    )
+    try:
+        state, values = checkpoints.restore(saved, shapes)
+    except UsageError as damage:
+        if not fall_back:
+            raise
+        print(f"{damage}; set aside")
+        if checkpoints.discard_newest() is None:
+            raise UsageError("there is no earlier checkpoint to fall back to; use a new --workdir") from None
+        return _start(run, plan, assembly, checkpoints, mesh, fall_back)
     position = Position.from_json(values)
-    if run.extended:
-        for key, (old, new) in run.extended.items():
-            print(
-                f"{key}: {old} before, {new} from here on; the learning rate follows the new schedule from step {saved}"
-            )
+    for key, (old, new) in run.extended.items():
+        print(f"{key}: {old or 'none'} before, {new or 'none'} from here on")
+        if key == "train.duration":
+            print(f"the learning rate follows the longer schedule from step {saved}")
+    if (position.last_step, position.patience_epochs) != (plan.train.steps, plan.train.patience_epochs):
+        # Taken further, now or by a start that was killed before it saved: patience begins anew.
         position.stopped_early, position.epochs_waited = False, 0
     return state, position
 
@@ -145,31 +206,37 @@ def _make_job(
     state: TrainState,
     mesh: Any,
     position: Position,
-    debug_nans: bool,
+    options: _Options,
+    workdir: Path,
 ) -> Job:
     """Compiles the two steps and ties them to the data."""
     started = time.monotonic()
     t = plan.train
-    steps_per_call = 1 if debug_nans else t.steps_per_call
+    steps_per_call = 1 if options.debug_nans else t.steps_per_call
     feed = _make_feed(plan, assembly, sources["train"], mesh, steps_per_call)
     # The state before a step must outlive it when a step may have to be looked into.
-    donated = () if debug_nans else (0,)
+    donated = () if options.debug_nans else (0,)
+    layout = jax.tree.map(lambda x: x.sharding, state)
     call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
     in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
     program = _train_program(assembly.train_step(), feed.pick, steps_per_call if in_one_go else 1)
-    program = jax.jit(program, donate_argnums=donated).lower(state, feed.data, call, np.int32(0)).compile()
+    program = jax.jit(program, donate_argnums=donated, out_shardings=(layout, None))
+    numbers = jax.device_put([np.int32(number) for number in range(steps_per_call + 1)], replicated(mesh))
+    program = program.lower(state, feed.data, call, numbers[0]).compile()
     eval_step = jax.jit(assembly.eval_step())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
         eval_step = eval_step.lower(state.variables, eval_batch).compile()
+    # All of them at once: a schedule asked step by step would queue behind the step that runs.
+    rates = jax.device_get(jax.jit(jax.vmap(assembly.schedule))(np.arange(t.steps))).tolist()
     position.seconds["compile"] += time.monotonic() - started
 
     def train_step(state: TrainState, call: Any, count: int) -> Any:
         if in_one_go:
-            return program(state, feed.data, call, np.int32(count))
+            return program(state, feed.data, call, numbers[count])
         each = []
         for i in range(count):
-            state, sums = program(state, feed.data, call, np.int32(i))
+            state, sums = program(state, feed.data, call, numbers[i])
             each.append(sums)
         return state, {name: [sums[name] for sums in each] for name in each[0]}
 
@@ -177,7 +244,7 @@ def _make_job(
         return evaluation_stream(sources["validation"], t.eval_batch_size)
 
     def explain(before: TrainState, failed: Any) -> str:
-        return nans.explain(assembly.loss(), before, feed.pick(feed.data, failed, 0))
+        return nans.explain(*assembly.loss(plainly=True), before, feed.pick(feed.data, failed, 0))
 
     return Job(
         train_step=train_step,
@@ -185,14 +252,16 @@ def _make_job(
         train_batch=feed,
         validation=validation if "validation" in sources else None,
         place=lambda host: place_batch(mesh, host),
-        learning_rate=assembly.schedule,
+        learning_rate=rates.__getitem__,
         steps=t.steps,
         steps_per_epoch=t.steps_per_epoch,
         checkpoint_every=t.checkpoint_every,
         log_every=t.log_every,
         patience_epochs=t.patience_epochs,
         monitor=t.monitor,
-        explain=explain if debug_nans else None,
+        explain=explain if options.debug_nans else None,
+        profile=options.profile,
+        profile_directory=workdir / "profile",
         steps_per_call=steps_per_call,
     )
 
@@ -255,25 +324,27 @@ def _finish(
     if "test" in sources:
         started = time.monotonic()
         batches = evaluation_stream(sources["test"], plan.train.eval_batch_size)
-        test = evaluate(job.eval_step, state.variables, batches, job.place).means()
+        test = evaluate(job.eval_step, state.chosen_variables, batches, job.place).means()
         position.seconds["eval"] += time.monotonic() - started
         journal.write(position.step, position.step / job.steps_per_epoch, "test", test)
     journal.flush()
     result = {
         "test": test,
         "validation": {plan.train.monitor: position.best_value} if plan.data.validation else {},
+        "weights": "ema" if state.ema else "model",
         "params": count_params(state.variables),
         "steps": position.step,
         "best_epoch": position.best_epoch,
         "stopped_early": position.stopped_early,
         "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
-        "config_hash": plan.config_hash,
+        "config_hash": run.config_hash,
+        **({"extensions": run.extensions} if run.extensions else {}),
     }
     records = read_jsonl(run.path / "metrics.jsonl")
     if records:
         best = position.best_epoch if plan.data.validation else 0
         title = f"{plan.model.name} on {plan.data.name}"
-        draw_history(records, run.path / "figures" / "history.png", best, title)
+        draw_history(records, run.path / "figures" / "history.png", best, title, plan.train.label_smoothing)
     run.write_result(result)
     _report(result, run.path)
     return result
@@ -290,10 +361,8 @@ def _abstract_batch(source: Source | StreamedSource, size: int, mesh: Any) -> An
     }
 
 
-def _announce(plan: Plan, assembly: Assembly, position: Position, stop: StopRequest) -> None:
+def _announce(plan: Plan, assembly: Assembly, position: Position) -> None:
     t = plan.train
-    if stop.exit_code:
-        return
     devices = f"{t.devices} {jax.devices()[0].device_kind} device{'s' if t.devices > 1 else ''}"
     print(
         f"{plan.model.name} with {count_params(assembly.abstract_state.variables):,} parameters on {plan.data.name}: "
@@ -301,7 +370,14 @@ def _announce(plan: Plan, assembly: Assembly, position: Position, stop: StopRequ
         f"{plan.data.test_count:,} to test; {t.steps:,} steps of {t.batch_size} on {devices}"
     )
     if position.step:
-        print(f"going on from step {position.step:,}", flush=True)
+        print(f"going on from step {position.step:,}")
+    print("compiling (the next start finds it done)", flush=True)
+
+
+def _show_finished(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    _report(result, path, "this run is finished; nothing was trained")
+    print("to take it further: the same command with a longer --config.train.duration")
+    return result
 
 
 def _report(result: dict[str, Any], path: Path, remark: str = "") -> None:
@@ -323,15 +399,6 @@ def _report(result: dict[str, Any], path: Path, remark: str = "") -> None:
     print(f"run: {path}", flush=True)
 
 
-def _explain_runtime_error(error: Exception, plan: Plan) -> RunFailedError:
-    line = str(error).splitlines()[0][:200]
-    if "RESOURCE_EXHAUSTED" in line or "out of memory" in line.lower():
-        return RunFailedError(
-            f"out of device memory ({line}); lower config.train.batch_size={plan.train.batch_size} or the model's size"
-        )
-    return RunFailedError(f"the device failed: {line}")
-
-
 def _parser() -> command_line.Parser:
     keys = "\n".join(f"  {path:<22} {key.default!r:<26} {key.meaning}" for path, key in KEYS.items())
     parser = command_line.Parser("train", "Trains a model as a config says, into a run directory.", _EXAMPLES + keys)
@@ -341,7 +408,21 @@ def _parser() -> command_line.Parser:
         "--dry_run", action="store_true", help="print the plan, the parameters and the learning rate; stop"
     )
     parser.add_argument("--debug_nans", action="store_true", help="name the module where a number stops being finite")
+    parser.add_argument(
+        "--fall_back", action="store_true", help="set a damaged newest checkpoint aside; use the one before"
+    )
+    parser.add_argument("--profile", metavar="FIRST:LAST", help="write a profile of these steps into the run's folder")
     return parser
+
+
+def _profile_steps(text: str | None) -> tuple[int, int] | None:
+    """(first, last) of 'first:last'."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise UsageError(f"--profile={text}: write the first and the last step, such as --profile=20:25")
+    return int(first), int(last)
 
 
 def main(argv: list[str]) -> int:
@@ -352,14 +433,22 @@ def main(argv: list[str]) -> int:
         raise UsageError("--config is missing; such as --config=configs/digits.py")
     config, overrides, unknown = command_line.parse_config_arguments(options.config, rest)
     parser.refuse_unknown(unknown)
+    profile = _profile_steps(options.profile)
     if options.dry_run:
-        plan = resolve(config, devices=jax.device_count(), overrides=overrides)
-        assembly = assemble(plan)
+        plan = resolve(config, devices=hardware.device_count(), overrides=overrides)
+        assembly = assemble(plan, overrides)
         print_plan(plan, assembly.abstract_state.params, assembly.schedule)
         return 0
     if not options.workdir:
         raise UsageError("--workdir is missing; name the run's folder, such as --workdir=runs/digits")
-    train(config, options.workdir, overrides=overrides, debug_nans=options.debug_nans)
+    train(
+        config,
+        options.workdir,
+        overrides=overrides,
+        debug_nans=options.debug_nans,
+        fall_back=options.fall_back,
+        profile=profile,
+    )
     return 0
 
 

@@ -57,10 +57,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, words, says):
     ("error", "code"),
     [(UsageError("x"), 2), (RunFailedError("x"), 70), (StoppedError("x", 75), 75), (KeyboardInterrupt(), 130)],
 )
-def test_exit_codes(capsys, error, code):
+def test_exit_codes(capsys, monkeypatch, error, code):
     def verb(argv):
         raise error
 
+    # The real exit cannot be undone; what it is called with is what counts here.
+    monkeypatch.setattr(command_line.os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as left:
         command_line.run(verb, [])
     assert left.value.code == code and capsys.readouterr().err.count("\n") == 1

@@ -110,6 +110,24 @@ def test_a_bad_config_file_is_one_line(tmp_path, spec, text, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("config.optim.peaklr = 1.0", "peaklr"),
+        ("config.train.batch_size = '32'", "batch_size"),
+        ("config.augment.flip = None", "config.augment.flip=None: must be of type bool"),
+        ("del config.optim['eps']", "locked"),
+    ],
+)
+def test_a_mistake_inside_a_config_file_is_not_silence(tmp_path, line, says):
+    body = f"def get_config():\n    config = base_config()\n    {line}\n    return config\n"
+    text = f"from jaxvit.config import base_config\n{body}"
+    (tmp_path / "experiment.py").write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_config_file(str(tmp_path / "experiment.py"))
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_model_attribute_that_does_not_exist():
     with pytest.raises(UsageError, match="did you mean 'depth'"):
         model_config("vit", dept=3)

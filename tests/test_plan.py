@@ -61,8 +61,15 @@ def test_dropping_the_last_batch():
         ({"train__patience": "2 epochs", "data__validation": ""}, "early stopping needs config.data.validation"),
         ({"train__monitor": "acuracy"}, "must be one of top1"),
         ({"train__label_smoothing": 1.0}, "config.train.label_smoothing=1.0"),
-        ({"optim__warmup": "13 steps"}, "warm-up of 13 steps is longer than the schedule of 12"),
+        ({"optim__warmup": "13 steps"}, "warm-up of 13 steps is longer than training of 12"),
         ({"optim__schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"optim__length": "200%", "optim__warmup": "60%"}, "warm-up of 14 steps is longer than training of 12"),
+        ({"optim__length": "6 steps", "optim__warmup": "7 steps"}, "is longer than the schedule of 6"),
+        ({"optim__cooldown": "12 steps"}, "and cooldown of 12 is longer than the schedule of 12"),
+        ({"optim__layer_decay": 0.0}, "must be above 0 and at most 1"),
+        ({"optim__name": "adamm"}, "did you mean 'adam"),
+        ({"train__accumulate": 3}, "config.train.accumulate=3: a batch of 16 on 4 devices"),
+        ({"train__fsdp": 3}, "it must divide the 4 devices"),
         ({"optim__start_lr": 1.0}, "must not be above optim.peak_lr"),
         ({"optim__b1": 1.0}, "config.optim.b1=1.0"),
         ({"optim__clip_norm": -1.0}, "config.optim.clip_norm=-1.0"),
@@ -88,6 +95,12 @@ def test_what_does_not_fit_is_refused_in_one_line(changes, says):
         ({"optim__schedule": "constant"}, "optim.length", "the schedule is 'constant'"),
         ({"optim__warmup": "0 steps"}, "optim.start_lr", "no warm-up"),
         ({"optim__weight_decay": 0.0}, "optim.decay_mask", "decays nothing"),
+        ({"optim__weight_decay": 0.0}, "optim.decay", "decays nothing"),
+        ({"optim__name": "adam"}, "optim.weight_decay", "'adamw' has"),
+        ({"optim__name": "sgd"}, "optim.b2", "optim.name='sgd' has none"),
+        ({"optim__name": "lion"}, "optim.eps", "optim.name='lion' has none"),
+        ({"optim__name": "adamw"}, "optim.momentum", "optim.name='adamw' has none"),
+        ({}, "optim.ema_ramp", "keeps no average"),
     ],
 )
 def test_an_override_that_nothing_reads_is_an_error(changes, key, says):
@@ -100,14 +113,18 @@ def test_an_override_that_nothing_reads_is_an_error(changes, key, says):
 def test_every_key_is_read_when_everything_is_on():
     from jaxvit.config import KEYS
 
-    config = tiny_config(train__patience="2 epochs")
+    config = tiny_config(train__patience="2 epochs", optim__ema_decay=0.9)
     config.augment.update(train="resize_crop", evaluation="centre_crop", resize=10, rotation=0.1, mixup=0.8, cutmix=1.0)
     config.augment.update(erase=0.25, mix_until="50%")
-    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction"}
+    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum"}
     resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])
     config.augment.update(train="random_resized_crop", evaluation="crop_fraction")
-    resolve(config, overrides=[*(key for key in KEYS if key not in ("augment.resize", "augment.crop_position"))])
+    resolve(
+        config,
+        overrides=[*(key for key in KEYS if key not in ("augment.resize", "augment.crop_position", "optim.momentum"))],
+    )
     resolve(config, overrides=[*(f"model.{key}" for key in config.model)])
+    resolve(tiny_config(optim__name="sgd"), overrides=["optim.momentum"])
 
 
 @pytest.mark.parametrize(
@@ -141,3 +158,41 @@ def test_sizes_constants_and_the_end_of_mixing():
     assert resolve(tiny_config(augment__train="resize_crop")).without_effect == (
         "augment.train='resize_crop' cuts 8 of 8 pixels: every crop is the whole image",
     )
+
+
+def test_the_keys_of_the_data_set(tmp_path):
+    plan = resolve(tiny_config(data__classes=(3, 8), data__train="train[:40]", data__validation="train[40:]"))
+    assert plan.data.class_names == ("3", "8") and plan.data.train_count == 40
+    assert dict(plan.model.attributes)["num_classes"] == 2
+    assert resolve(tiny_config(data__side=6)).data.image_shape == (6, 6, 1)
+    assert resolve(tiny_config(data__on_error="skip")).data.train_count == 60
+    with pytest.raises(UsageError, match="did you mean 'skip'"):
+        resolve(tiny_config(data__on_error="skipp"))
+
+
+def test_where_the_batches_come_from(monkeypatch):
+    assert resolve(tiny_config()).train.feed == "resident"
+    assert resolve(tiny_config(data__feed="stream")).train.feed == "stream"
+    assert resolve(tiny_config(augment__where="host")).train.feed == "stream"
+    with pytest.raises(UsageError, match="the batches come from the host"):
+        resolve(tiny_config(augment__where="host", data__feed="resident"))
+    monkeypatch.setattr("jaxvit.plan.RESIDENT_BYTES", 100)
+    assert resolve(tiny_config()).train.feed == "stream"
+    assert resolve(tiny_config(train__steps_per_call=7)).train.steps_per_call == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({}, "augment.resize", "to resize to before"),
+        ({}, "augment.scale", "config.augment.train='whole'"),
+        ({}, "augment.interpolation", "no image is resized"),
+        ({}, "augment.fill", "neither rotation nor zoom"),
+        ({}, "augment.erase_mode", "erases nothing"),
+        ({"augment__mixup": 0.8}, "augment.switch", "are not both on"),
+        ({}, "augment.mix_until", "neither config.augment.mixup nor"),
+    ],
+)
+def test_an_augmentation_key_that_nothing_reads(changes, key, says):
+    with pytest.raises(UsageError, match=says):
+        resolve(tiny_config(**changes), overrides=[key])

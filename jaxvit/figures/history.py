@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 TRAIN, VALIDATION, BEST = "#0072B2", "#D55E00", "#009E73"
@@ -22,7 +20,9 @@ PANELS = (
 )
 
 
-def draw_history(records: Sequence[dict[str, Any]], file: Path, best_epoch: int = 0, title: str = "") -> None:
+def draw_history(
+    records: Sequence[dict[str, Any]], file: Path, best_epoch: int = 0, title: str = "", smoothing: float = 0.0
+) -> None:
     """Draws the metrics of a run.
 
     Args:
@@ -30,15 +30,21 @@ def draw_history(records: Sequence[dict[str, Any]], file: Path, best_epoch: int 
       file: PNG to write.
       best_epoch: marked by a vertical line; 0 = none.
       title: over the figure.
+      smoothing: of the labels in the training loss, said on its panel: the validation loss has none.
     """
     by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "validation", "steps")}
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
+    # Not pyplot: that would choose a backend for the whole process, a notebook's too.
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3)
     for axis, (name, label) in zip(axes.flat, PANELS, strict=False):
         for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
             points = [(r["epoch"], r[name]) for r in by_split[split] if r.get(name) is not None]
             if points:
                 marker = "o" if len(points) == 1 else None
                 axis.plot(*zip(*points, strict=True), color=colour, label=split, linewidth=1.8, marker=marker)
+        if name == "loss" and smoothing:
+            label = f"loss (train: labels smoothed by {smoothing:g})"
         axis.set(title=label, xlabel="epoch")
         if best_epoch and by_split["validation"]:
             axis.axvline(best_epoch, color=BEST, linestyle="--", linewidth=1.2, label=f"best: epoch {best_epoch}")
@@ -46,7 +52,8 @@ def draw_history(records: Sequence[dict[str, Any]], file: Path, best_epoch: int 
     rate = axes.flat[-1]
     points = [(r["epoch"], r["learning_rate"]) for r in by_split["steps"]]
     if points:
-        rate.plot(*zip(*points, strict=True), color="#555555", linewidth=1.8)
+        marker = "o" if len(points) == 1 else None
+        rate.plot(*zip(*points, strict=True), color="#555555", linewidth=1.8, marker=marker)
     rate.set(title="learning rate", xlabel="epoch")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rate.grid(alpha=0.3)
@@ -56,4 +63,3 @@ def draw_history(records: Sequence[dict[str, Any]], file: Path, best_epoch: int 
         figure.suptitle(title)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
-    plt.close(figure)

@@ -82,7 +82,7 @@ class Pool(nn.Module):
 
     Attributes:
       kind: 'cls' = the first token; 'mean' = the mean of the tokens after the prefix; 'sequence' =
-        `SequencePool` of the same; 'attention' = `AttentionPool` over all tokens;
+        `SequencePool` of the same; 'attention' = `AttentionPool` over the tokens after the prefix;
         'flatten' = the tokens after the prefix, side by side.
       prefix: leading tokens that have no place in the image.
       heads, mlp_dim, activation, norm_eps, initialiser, dtype: of the attention pooling.
@@ -117,7 +117,7 @@ class Pool(nn.Module):
                 initialiser=self.initialiser,
                 dtype=self.dtype,
                 name="attention_pool",
-            )(x_BNC, train=train)
+            )(x_BNC[:, self.prefix :], train=train)
         raise ValueError(f"pool={self.kind!r} is not one of {', '.join(POOLS)}")
 
 

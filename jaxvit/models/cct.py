@@ -38,6 +38,7 @@ from jaxvit.layers.embed import POSITIONS, ConvTokenizer, PatchEmbed, PositionEm
 from jaxvit.layers.encoder import Encoder, EncoderBlock
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import POOLS, Classifier, Pool
+from jaxvit.models.attributes import check_attributes
 from jaxvit.ops.stochastic import dropout
 
 
@@ -113,6 +114,7 @@ class CCT(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
+        check_attributes(self)
         if not self.head_dim and self.dim % self.heads:
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or set head_dim")
         if self.tokenizer not in ("conv", "patch"):
@@ -123,6 +125,20 @@ class CCT(nn.Module):
             raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if self.frozen_positions and self.positions != "learned":
             raise ValueError(f"frozen_positions freezes a learned table, and positions={self.positions!r} has none")
+
+    def idle_attributes(self) -> dict[str, str]:
+        """Attributes without effect beside the others' values, each with the one that makes it so."""
+        idle = {}
+        if self.tokenizer == "conv":
+            idle |= dict.fromkeys(("patch", "crop_to_patches"), "tokenizer='conv'")
+        else:
+            convolutional = ("conv_layers", "conv_width", "kernel", "stride", "pad_after_conv", "same_pooling")
+            idle |= dict.fromkeys(convolutional, "tokenizer='patch'")
+        if self.tokenizer == "conv" and self.conv_layers == 1:
+            idle["conv_width"] = "conv_layers=1"
+        if self.positions != "learned":
+            idle["frozen_positions"] = f"positions={self.positions!r}"
+        return idle
 
     @property
     def prefix(self) -> int:

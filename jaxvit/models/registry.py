@@ -67,7 +67,9 @@ def _load_class(name: str) -> type[nn.Module]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"model {name!r} cannot be imported: {error} (looked for in the working folder and on the Python path)"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"model {name!r} is not a flax.linen Module class")
     return found

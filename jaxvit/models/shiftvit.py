@@ -29,6 +29,7 @@ from jaxvit.layers.embed import PatchEmbed
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import Classifier
 from jaxvit.layers.shift import Downsample, ShiftBlock, ShiftStage
+from jaxvit.models.attributes import check_attributes
 from jaxvit.ops.stochastic import drop_path_rates, dropout
 
 
@@ -93,12 +94,22 @@ class ShiftViT(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
+        check_attributes(self)
         if not self.depths or min(self.depths) < 1:
             raise ValueError(f"depths={self.depths} needs at least one stage, and one block in each")
         if self.drop_path_ramp not in ("all", "stage"):
             raise ValueError(f"drop_path_ramp={self.drop_path_ramp!r} is neither 'all' nor 'stage'")
         if self.shift != "none" and self.groups == "count" and not 4 <= self.divisions <= self.dim:
             raise ValueError(f"divisions={self.divisions} does not lie between 4 and dim={self.dim}")
+
+    def idle_attributes(self) -> dict[str, str]:
+        """Attributes without effect beside the others' values, each with the one that makes it so."""
+        idle = {}
+        if self.shift == "none":
+            idle |= dict.fromkeys(("groups", "divisions", "pixels"), "shift='none'")
+        if not self.drop_path:
+            idle |= dict.fromkeys(("drop_path_ramp", "shared_drop_path"), "drop_path=0.0")
+        return idle
 
     def drop_path_table(self) -> tuple[tuple[float, ...], ...]:
         """The drop-path rate of each block, stage by stage."""

@@ -42,6 +42,7 @@ from jaxvit.layers.encoder import Encoder, EncoderBlock, check_learner_at
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import POOLS, Classifier, Pool
 from jaxvit.layers.token_learner import LEARNERS, TokenFuser, TokenLearner
+from jaxvit.models.attributes import check_attributes
 from jaxvit.ops.stochastic import dropout
 
 NO_WEIGHT_DECAY = ("bias", "scale", "table", "probe", "scale_attention", "scale_mlp")
@@ -148,6 +149,7 @@ class ViT(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
+        check_attributes(self)
         if not self.head_dim and self.dim % self.heads:
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or set head_dim")
         if self.pool not in POOLS:
@@ -285,6 +287,22 @@ class ViT(nn.Module):
         if self.rep_size:
             x_BC = jnp.tanh(self.representation(x_BC))
         return self.head(x_BC, train=train)
+
+    def idle_attributes(self) -> dict[str, str]:
+        """Attributes without effect beside the others' values, each with the one that makes it so."""
+        idle = {}
+        if self.learner == "none":
+            learner = ("tokens", "reduce", "convs", "groups", "hidden", "norm", "activation")
+            idle |= {f"learner_{name}": "learner='none'" for name in learner}
+        else:
+            used = {"v1": ("convs",), "v11_mlp": ("hidden",), "v11_conv": ("groups",)}[self.learner]
+            every = ("convs", "groups", "hidden")
+            idle |= {f"learner_{name}": f"learner={self.learner!r}" for name in every if name not in used}
+        if self.mlp_dim:
+            idle["mlp_ratio"] = f"mlp_dim={self.mlp_dim}"
+        if not self.head_hidden:
+            idle |= {"head_activation": "head_hidden=()", "head_dropout": "head_hidden=()"}
+        return idle
 
     def no_weight_decay(self) -> tuple[str, ...]:
         """Last names of the parameters that are not decayed: biases, norms, tables, learned scales."""

@@ -20,7 +20,8 @@ def _random_uint16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes elements with probability `rate` and divides the others by the share kept.
 
-    The rate is rounded to a multiple of 2**-16, and the division uses the rounded rate, so the mean is exact.
+    The rate is rounded to a multiple of 2**-16, and the division uses the rounded rate, so the mean is exact up to
+    the rounding of x's dtype.
 
     Args:
       x: any shape.

@@ -72,6 +72,8 @@ def pool_tokens(
     elif reduce == "mean":
         count = jnp.maximum(jnp.sum(mask_BN.astype(jnp.float32), axis=1), 1.0)
         weights_BSN = weights_BSN / count[:, None, None]
+    if mask_BN is not None:  # a weight of zero does not silence what is not finite
+        x_BNC = jnp.where(mask_BN[..., None].astype(bool), x_BNC, jnp.zeros_like(x_BNC))
     return jnp.einsum("bsn,bnc->bsc", weights_BSN.astype(x_BNC.dtype), x_BNC)
 
 

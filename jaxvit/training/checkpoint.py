@@ -1,13 +1,15 @@
-"""Checkpoints: the newest and the best, through Orbax, each a folder named by its step.
+"""Checkpoints: the newest two and the best, through Orbax, each a folder named by its step.
 
 Which one is best stands in the newest checkpoint, so that both move in one atomic rename: whatever instant a run is
 killed at, the newest finished checkpoint and the best that it names are there. (Orbax's own keep-the-best option
-deletes the newest one when it is not among the best, and a run could then not continue.)
+deletes the newest one when it is not among the best, and a run could then not continue.) The last but one is kept, with
+the best that it names, for the day when the newest turns out to be damaged.
 """
 
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,13 @@ from jaxvit.training.state import TrainState
 
 
 class _NewestAndBest:
-    """Orbax preservation policy: the newest checkpoint, and the one that it names as the best."""
+    """Orbax preservation policy: the newest two checkpoints, and those that they name as the best."""
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        best = (checkpoints[-1].metrics or {}).get("best_step", -1) if checkpoints else -1
-        return [info.step == best or info is checkpoints[-1] for info in checkpoints]
+        kept = {info.step for info in checkpoints[-2:]}
+        kept |= {(info.metrics or {}).get("best_step", -1) for info in checkpoints[-2:]}
+        return [info.step in kept for info in checkpoints]
 
 
 class Checkpoints:
@@ -50,6 +53,15 @@ class Checkpoints:
         """Step of the newest finished checkpoint."""
         return self._manager.latest_step()
 
+    def discard_newest(self) -> int | None:
+        """Moves a damaged newest checkpoint out of the way, to ``STEP.damaged``; returns the newest that is left."""
+        newest = self._manager.latest_step()
+        folder = self._directory / str(newest)
+        shutil.rmtree(f"{folder}.damaged", ignore_errors=True)
+        folder.rename(f"{folder}.damaged")
+        self._manager.reload()
+        return self.latest_step()
+
     def save(self, state: TrainState, progress: dict[str, Any], step: int, best_step: int) -> None:
         """Starts to save; nothing happens when this step is saved already.
 
@@ -73,12 +85,16 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UsageError(
-                f"checkpoint {self._directory / str(step)} cannot be read: {reason}; damaged, or of another model. "
-                "Delete this folder to go back to an earlier checkpoint, or use a new --workdir"
-            ) from error
+            other = "Structure mismatch" in str(error) or "not compatible with the stored shape" in str(error)
+            reason = "it is of another model" if other else "its files are damaged"
+            earlier = [s for s in self._on_disk() if s < step]
+            remedy = f"--fall_back goes on from step {earlier[-1]}" if earlier and not other else "use a new --workdir"
+            raise UsageError(f"checkpoint {self._directory / str(step)} cannot be read: {reason}; {remedy}") from error
         return restored.state, restored.progress
+
+    def _on_disk(self) -> list[int]:
+        """Steps of the finished checkpoints, oldest first: an unfinished one has another name."""
+        return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""
@@ -104,8 +120,11 @@ class _SavingErrors:
             return
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else str(error).splitlines()[0][:200]
-        kept = self._checkpoints.latest_step()
-        state = f"the checkpoint of step {kept} is kept" if kept is not None else "there is no checkpoint yet"
+        directory = self._checkpoints._directory
+        for unfinished in directory.glob("*.orbax-checkpoint-tmp*") if directory.is_dir() else ():
+            shutil.rmtree(unfinished, ignore_errors=True)  # it takes up the room that is missing
+        steps = self._checkpoints._on_disk() if directory.is_dir() else []
+        state = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
         raise RunFailedError(
-            f"cannot save into {self._checkpoints._directory}: {reason}; {state}. Make room and start the run again"
+            f"cannot save into {directory}: {reason}; {state}. Make room and start the run again"
         ) from error

@@ -33,7 +33,12 @@ class JsonLines:
     """metrics.jsonl: one JSON object a line. Reopened at a step, it drops what came after: that is written again."""
 
     def __init__(self, path: Path, resume_step: int):
-        kept = [record for record in read_jsonl(path) if record["step"] <= resume_step]
+        # The test is measured after the last checkpoint: a record of it at that very step is written again, too.
+        kept = [
+            record
+            for record in read_jsonl(path)
+            if record["step"] < resume_step or (record["step"] == resume_step and record["split"] != "test")
+        ]
         replacement = path.with_suffix(".tmp")
         replacement.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(replacement, path)
@@ -59,7 +64,7 @@ class TensorBoard:
     def __init__(self, directory: Path, resume_step: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1 if resume_step else None)
+        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def write(self, record: Record) -> None:
         for name, value in _numbers(record).items():
@@ -75,10 +80,13 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the installed `wandb`; its own environment variables (WANDB_PROJECT, WANDB_MODE) apply."""
 
-    def __init__(self, directory: Path, run_id: str, config: dict[str, Any]):
+    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
         import wandb
 
-        self._run = wandb.init(dir=str(directory), id=run_id, resume="allow", config=config)
+        stored = directory / "wandb_run_id"
+        previous = stored.read_text().strip() if stored.exists() else None
+        self._run = wandb.init(dir=str(directory), id=previous, name=name, resume="allow", config=config)
+        stored.write_text(self._run.id)
         # Evaluation and training of one step come as two records; W&B's own step could not go back for the second.
         self._run.define_metric("*", step_metric="step")
 
@@ -96,13 +104,13 @@ class WeightsAndBiases:
 class MLflow:
     """A run of the installed `mlflow`; its own environment variables (MLFLOW_TRACKING_URI, …) apply."""
 
-    def __init__(self, directory: Path, run_id: str, config: dict[str, Any]):
+    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
         import mlflow
 
         self._mlflow = mlflow
         stored = directory / "mlflow_run_id"
         previous = stored.read_text().strip() if stored.exists() else None
-        run = mlflow.start_run(run_id=previous, run_name=None if previous else run_id)
+        run = mlflow.start_run(run_id=previous, run_name=None if previous else name)
         stored.write_text(run.info.run_id)
         if not previous:
             mlflow.log_dict(config, "config.json")
@@ -152,16 +160,16 @@ def check_writers(names: Sequence[str]) -> None:
 
 
 def open_writers(
-    names: Sequence[str], workdir: Path, *, resume_step: int, run_id: str, config: dict[str, Any]
+    names: Sequence[str], workdir: Path, *, resume_step: int, name: str, config: dict[str, Any]
 ) -> list[Writer]:
     """The writers named in ``config.log.writers``; `check_writers` has passed them."""
     makers = {
         "jsonl": lambda: JsonLines(workdir / "metrics.jsonl", resume_step),
         "tensorboard": lambda: TensorBoard(workdir / "tensorboard", resume_step),
-        "wandb": lambda: WeightsAndBiases(workdir, run_id, config),
-        "mlflow": lambda: MLflow(workdir, run_id, config),
+        "wandb": lambda: WeightsAndBiases(workdir, name, config),
+        "mlflow": lambda: MLflow(workdir, name, config),
     }
-    return [makers[name]() for name in names]
+    return [makers[writer]() for writer in names]
 
 
 def read_jsonl(path: Path) -> list[Record]:

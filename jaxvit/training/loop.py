@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +37,8 @@ class Job:
       train_batch: (step, count) -> the input, on the devices, of a call of `count` steps from `step` on.
       validation: fresh iterator over the validation batches; None = no validation.
       place: puts a host batch of the validation on the devices.
-      learning_rate: of a step.
+      learning_rate: of a step, as a number on the host.
+      profile: first and last step of which a profile goes into `profile_directory`.
       explain: for a step that is not finite, names the module at fault, from the state before it and its batch.
     """
 
@@ -45,7 +47,7 @@ class Job:
     train_batch: Callable[[int, int], Batch]
     validation: Callable[[], Iterator[Batch]] | None
     place: Callable[[Batch], Batch]
-    learning_rate: Callable[[int], Any]
+    learning_rate: Callable[[int], float]
     steps: int
     steps_per_epoch: int
     checkpoint_every: int
@@ -53,6 +55,8 @@ class Job:
     patience_epochs: int = 0
     monitor: str = "top1"
     explain: Callable[[TrainState, Batch], str] | None = None
+    profile: tuple[int, int] | None = None
+    profile_directory: Path | None = None
     steps_per_call: int = 1
 
     def call_length(self, step: int) -> int:
@@ -74,6 +78,8 @@ class Position:
     best_value: float = math.nan
     epochs_waited: int = 0
     stopped_early: bool = False
+    last_step: int = 0  # of the run as it was planned when this was saved
+    patience_epochs: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "train": 0.0, "eval": 0.0, "save": 0.0})
 
     def to_json(self) -> dict[str, Any]:
@@ -127,33 +133,47 @@ def fit(
         progress.step(step, values, epoch_totals.means(), clock.lap("train"))
 
     pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
+    tracing = False
     while position.step < job.steps and not position.stopped_early:
         count = job.call_length(position.step)
         batch = job.train_batch(position.step, count)
         before = state if job.explain else None
-        state, sums = job.train_step(state, batch, count)
+        profiled = job.profile and position.step < job.profile[1]
+        if profiled and position.step + count >= job.profile[0] and not tracing:
+            jax.profiler.start_trace(job.profile_directory)
+            tracing = True
+        with jax.transfer_guard("disallow"):  # a step that moves data on the sly would wait for it
+            state, sums = job.train_step(state, batch, count)
         pending.append((position.step, count, sums, before, batch))
         position.step += count
+        if tracing and position.step >= job.profile[1]:
+            jax.block_until_ready(sums)
+            jax.profiler.stop_trace()
+            tracing = False
         epoch_end = position.step % job.steps_per_epoch == 0 or position.step == job.steps
         save = position.step % job.checkpoint_every == 0 or position.step == job.steps
-        pause = epoch_end or save or stop.exit_code or job.explain
+        # Read once: a signal between two looks would save a state without the metrics of its last step.
+        stopping = stop.exit_code
+        pause = epoch_end or save or stopping or job.explain
         for entry in pending if pause else pending[:-1]:
             settle(*entry)
         pending = [] if pause else pending[-1:]
         if epoch_end:
             save |= _end_of_epoch(job, state, position, epoch_totals, journal, progress, clock)
-            epoch_totals.values.clear()
-        if save or stop.exit_code or position.stopped_early:
+            if position.step % job.steps_per_epoch == 0:  # a run that ends inside an epoch may be taken further
+                epoch_totals.values.clear()
+        if save or stopping or position.stopped_early:
+            position.last_step, position.patience_epochs = job.steps, job.patience_epochs
             position.epoch_totals, position.log_totals = dict(epoch_totals.values), dict(log_totals.values)
             journal.flush()
             clock.lap("train")
             checkpoints.save(state, position.to_json(), position.step, position.best_step)
             clock.lap("save")
-        if stop.exit_code:
+        if stopping:
             checkpoints.wait()
             raise StoppedError(
                 f"stopped at step {position.step} of {job.steps}; saved. The same command goes on from here",
-                stop.exit_code,
+                stopping,
             )
     checkpoints.wait()
     clock.lap("save")
@@ -169,7 +189,10 @@ def _end_of_epoch(
     progress: Progress,
     clock: _Clock,
 ) -> bool:
-    """Writes the epoch's metrics, evaluates, keeps track of the best; returns whether this state must be saved."""
+    """Writes the epoch's metrics, evaluates, keeps track of the best; returns whether this state must be saved.
+
+    Where an average of the weights is kept, both are evaluated and the average decides.
+    """
     step, epoch = position.step, position.step / job.steps_per_epoch
     train = totals.means()
     journal.write(step, epoch, "train", train)
@@ -179,8 +202,11 @@ def _end_of_epoch(
         progress.epoch(step, train, {})
         return False
     validation = evaluate(job.eval_step, state.variables, job.validation(), job.place).means()
-    clock.lap("eval")
     journal.write(step, epoch, "validation", validation)
+    if state.ema:
+        validation = evaluate(job.eval_step, state.ema_variables, job.validation(), job.place).means()
+        journal.write(step, epoch, "validation_ema", validation)
+    clock.lap("eval")
     value = validation[job.monitor]
     is_best = math.isnan(position.best_value) or (
         value != position.best_value and MONITORS[job.monitor](value, position.best_value) == value

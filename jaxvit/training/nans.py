@@ -12,15 +12,16 @@ import jax.numpy as jnp
 from jaxvit.training.state import TrainState
 
 
-def explain(loss: Callable[..., Any], state: TrainState, batch: Mapping[str, Any]) -> str:
+def explain(prepare: Callable[..., Any], loss: Callable[..., Any], state: TrainState, batch: Mapping[str, Any]) -> str:
     """A phrase that names the first module whose output, or else the first parameter whose gradient, is not finite.
 
     Args:
-      loss: the run's loss, see `jaxvit.training.step.make_loss`.
+      prepare, loss: the run's, see `jaxvit.training.step.make_loss`.
       state: before the step that went wrong.
       batch: of that step.
     """
     culprits: list[str] = []
+    examples = prepare(state.step, batch)
 
     def watch(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         inputs_fine = _finite((args, kwargs))
@@ -30,11 +31,11 @@ def explain(loss: Callable[..., Any], state: TrainState, batch: Mapping[str, Any
         return outputs
 
     with nn.intercept_methods(watch):
-        loss(state.params, state.constants, state.step, batch)
+        loss(state.params, state.constants, examples)
     # Inner modules finish before the outer ones that contain them: the first entry is the innermost.
     if culprits:
         return f"the output of module {culprits[0]} is the first that is not finite"
-    gradients, _ = jax.grad(loss, has_aux=True)(state.params, state.constants, state.step, batch)
+    gradients, _ = jax.grad(loss, has_aux=True)(state.params, state.constants, examples)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         if not _finite(gradient):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -43,5 +44,10 @@ def explain(loss: Callable[..., Any], state: TrainState, batch: Mapping[str, Any
 
 
 def _finite(tree: Any) -> bool:
-    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact)]
+    arrays = [
+        x
+        for x in jax.tree.leaves(tree)
+        # A module of somebody's own may trace a part of itself; a tracer has no values to look at.
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
     return all(bool(jnp.isfinite(x).all()) for x in arrays)

@@ -1,48 +1,68 @@
-"""Learning-rate schedule and optimizer, made of optax parts.
+"""Learning-rate schedule, optimizer and averaged weights, made of optax parts.
 
-AdamW (Loshchilov and Hutter, 2019) as optax and Keras 3 define it: the decay is multiplied by the learning rate.
+Two meanings of weight decay are in use, and published numbers were made with both:
+
+- `lr_scaled`: ``w -= lr(t) · decay · w``, Loshchilov and Hutter (2019) as optax, PyTorch and Keras 3 write it;
+- `independent`: ``w -= decay · w``, whatever the learning rate, as tensorflow-addons' AdamW does, which most of the
+  tutorials used. At a learning rate of 1e-3 the same number decays a thousand times faster than the other way.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 Schedule = Callable[[jax.Array | int], jax.Array]
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
+# Parts of a model that come before its first block, for the layer-wise learning rate.
+_NUMBERED = re.compile(r"^(?:stage|block|token_learner|token_fuser)_(\d+)$")
+_FIRST_LAYER = ("embed", "class_token", "position_embed", "register_tokens", "norm_stem")
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
     """What `make_optimizer` needs; lengths in steps, meanings as in the config keys of the same names."""
 
+    name: str = "adamw"
     schedule: str = "cosine"
     start_lr: float = 0.0
     peak_lr: float = 1e-3
     end_lr: float = 0.0
     warmup_steps: int = 0
     total_steps: int = 1
+    cooldown_steps: int = 0
     weight_decay: float = 0.0
+    decay: str = "lr_scaled"
     decay_mask: str = "kernels"
+    layer_decay: float = 1.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    momentum: float = 0.9
     clip_norm: float = 0.0
 
 
 def make_schedule(settings: OptimizerSettings) -> Schedule:
     """Learning rate of a step.
 
-    Linear from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`; from there to `end_lr` at `total_steps` by
-    half a cosine or a straight line; `end_lr` after it. 'constant' stays at `peak_lr` after the warm-up.
+    Linear from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`; from there to `end_lr`, by half a cosine or a
+    straight line, at `total_steps - cooldown_steps`; `end_lr` after it. 'constant' stays at `peak_lr` until the
+    cooldown, and goes down to `end_lr` in a straight line through it.
     """
     s = settings
-    length = s.total_steps - s.warmup_steps
-    if s.schedule == "constant" or length == 0:
-        after = optax.constant_schedule(s.peak_lr if s.schedule == "constant" else s.end_lr)
+    length = s.total_steps - s.warmup_steps - s.cooldown_steps
+    if s.schedule == "constant":
+        parts = [optax.constant_schedule(s.peak_lr), optax.linear_schedule(s.peak_lr, s.end_lr, s.cooldown_steps)]
+        after = optax.join_schedules(parts, [length]) if s.cooldown_steps else parts[0]
+    elif length == 0:
+        after = optax.constant_schedule(s.end_lr)
     elif s.schedule == "linear":
         after = optax.linear_schedule(s.peak_lr, s.end_lr, length)
     else:
@@ -59,28 +79,84 @@ def decay_mask(params: Any, which: str, excluded: tuple[str, ...] = ()) -> Any:
     Args:
       params: parameter tree.
       which: 'all', or 'kernels' = matrices and convolution kernels: whatever is named ``kernel``.
-      excluded: path endings that never decay under 'kernels' (a model's ``no_weight_decay()``).
+      excluded: last names that never decay under 'kernels' (a model's ``no_weight_decay()``).
     """
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        if which == "all":
-            return True
-        name = "/".join(str(getattr(part, "key", part)) for part in path)
-        return name.endswith("kernel") and not name.endswith(excluded or ("\0",))
+        last = _names(path)[-1]
+        return which == "all" or (last == "kernel" and last not in excluded)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def layer_factors(params: Any, decay: float) -> Any:
+    """Factor of the learning rate for each parameter: ``decay ** (layers above it)`` (Clark et al., 2020; BEiT).
+
+    Patch embedding, positions and class token are layer 0; then come the blocks in their order, by the numbers in
+    their names; final norm, pooling and head are the last layer, with factor 1.
+    """
+    places = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        names = _names(path)
+        if names[0] in _FIRST_LAYER:
+            places[names] = (0,)
+            continue
+        numbers = [tuple(map(int, _NUMBERED.findall(name))) for name in names[:2]]
+        found = sum(numbers, ())
+        # A stage's own parts (its downsampling) come after the stage's blocks.
+        inside_stage = numbers[0] and len(numbers) > 1 and not numbers[1]
+        places[names] = (1, *found, *((10**6,) if inside_stage else ())) if found else (2,)
+    order = {place: i for i, place in enumerate(sorted(set(places.values()) | {(0,), (2,)}))}
+    top = order[(2,)]
+    return jax.tree_util.tree_map_with_path(lambda path, _: decay ** (top - order[places[_names(path)]]), params)
+
+
 def make_optimizer(settings: OptimizerSettings, no_decay: tuple[str, ...] = ()) -> optax.GradientTransformation:
-    """Clipping by the global norm, Adam moments, decoupled weight decay, learning rate: in this order."""
+    """Clipping by the global norm, moments, weight decay, layer-wise factors, learning rate: in this order."""
     s = settings
-    parts = []
-    if s.clip_norm:
-        parts.append(optax.clip_by_global_norm(s.clip_norm))
-    parts.append(optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps))
-    if s.weight_decay:
-        parts.append(
-            optax.add_decayed_weights(s.weight_decay, mask=lambda params: decay_mask(params, s.decay_mask, no_decay))
-        )
+    parts = [optax.clip_by_global_norm(s.clip_norm)] if s.clip_norm else []
+    if s.name in ("adamw", "adam"):
+        parts.append(optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps))
+    elif s.name == "lion":
+        parts.append(optax.scale_by_lion(b1=s.b1, b2=s.b2))
+    elif s.momentum:
+        parts.append(optax.trace(decay=s.momentum))
+
+    def mask(params: Any) -> Any:
+        return decay_mask(params, s.decay_mask, no_decay)
+
+    if s.weight_decay and s.decay == "lr_scaled":
+        parts.append(optax.add_decayed_weights(s.weight_decay, mask=mask))
+    if s.layer_decay != 1.0:
+        parts.append(_scale_by_layer(s.layer_decay))
     parts.append(optax.scale_by_learning_rate(make_schedule(s)))
+    if s.weight_decay and s.decay == "independent":
+        parts.append(optax.add_decayed_weights(-s.weight_decay, mask=mask))
     return optax.chain(*parts)
+
+
+def average_weights(ema: Any, params: Any, step: jax.Array, decay: float, ramp: bool) -> Any:
+    """Exponential moving average of the weights after an update.
+
+    Args:
+      ema: average before; at step 0 the initial weights.
+      params: weights after the update.
+      step: int32, number of updates made before this one.
+      decay: of the average.
+      ramp: use ``min(decay, (1 + step) / (10 + step))``, so that short runs leave their start behind.
+    """
+    rate = jnp.float32(decay)
+    if ramp:
+        count = step.astype(jnp.float32)
+        rate = jnp.minimum(rate, (1.0 + count) / (10.0 + count))
+    return jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, ema, params)
+
+
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, f: u * f, updates, layer_factors(updates, decay))
+    )
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(str(getattr(part, "key", part)) for part in path)

@@ -21,26 +21,40 @@ class TrainState:
       params: parameter tree, float32.
       constants: the model's other collections: stored with it, never trained.
       opt_state: optax state.
+      ema: average of the parameters; an empty dict when none is kept.
     """
 
     step: jax.Array
     params: Any
     constants: Any
     opt_state: Any
+    ema: Any = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """What the model's `apply` takes."""
         return {"params": self.params, **self.constants}
 
+    @property
+    def chosen_variables(self) -> dict[str, Any]:
+        """Those that are judged and tested: the averaged ones where an average is kept."""
+        return self.ema_variables if self.ema else self.variables
+
+    @property
+    def ema_variables(self) -> dict[str, Any]:
+        """The same with the averaged parameters."""
+        return {"params": self.ema, **self.constants}
+
 
 def create_state(
-    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array
+    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array, *, ema: bool = False
 ) -> TrainState:
     """The state before the first step; `init(key)` makes the variables, 'params' and any others."""
     constants = dict(init(key))
     params = constants.pop("params")
-    return TrainState(step=jnp.int32(0), params=params, constants=constants, opt_state=optimizer.init(params))
+    # A copy: the two must not share a buffer that a step gives away.
+    average = jax.tree.map(jnp.copy, params) if ema else {}
+    return TrainState(jnp.int32(0), params, constants, optimizer.init(params), average)
 
 
 def derive_key(seed: int, name: str) -> jax.Array:

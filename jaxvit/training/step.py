@@ -26,8 +26,8 @@ def make_loss(
     key: jax.Array,
     *,
     axis_name: str | None = None,
-) -> Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
-    """Builds ``loss(params, constants, step, batch) -> (mean loss, (logits [B, K], loss of each image [B]))``.
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Builds the two halves of a training step's forward pass.
 
     Args:
       apply: the model.
@@ -36,20 +36,34 @@ def make_loss(
       key: root of the step's randomness.
       axis_name: name of pmap's axis; None everywhere else.
 
-    Under pmap the mean is this device's share of the mean over all devices: the shares, and their gradients, add up.
+    Returns:
+      prepare: ``(step, batch) -> examples``, augmented images and all that the loss needs, on whole batches.
+      loss: ``(params, constants, examples) -> (loss, (logits [B, K], loss of each image [B]))``. Summed over the parts
+        of a batch (micro-batches, or devices under pmap) it is the batch's mean; so are its gradients.
     """
 
-    def loss(
-        params: Any, constants: Any, step: jax.Array, batch: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def prepare(step: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         augment_key, model_key = step_keys(key, step, axis_name)
         images_BHWC, targets_BK = transform(augment_key, step, batch)
-        logits_BK = apply({"params": params, **constants}, images_BHWC, train=True, key=model_key)
-        loss_B = cross_entropy(logits_BK, targets_BK)
-        count = jnp.maximum(_sum_over_devices(jnp.sum(batch["mask"]), axis_name), 1.0)
-        return jnp.sum(jnp.where(batch["mask"] > 0, loss_B, 0.0)) / count, (logits_BK, loss_B)
+        return {
+            "image": images_BHWC,
+            "target": targets_BK,
+            "label": batch["label"],
+            "mask": batch["mask"],
+            "count": jnp.maximum(_sum_over_devices(jnp.sum(batch["mask"]), axis_name), 1.0),
+            "key": model_key,
+        }
 
-    return loss
+    def loss(
+        params: Any, constants: Any, examples: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        variables = {"params": params, **constants}
+        logits_BK = apply(variables, examples["image"], train=True, key=examples["key"])
+        loss_B = cross_entropy(logits_BK, examples["target"])
+        total = jnp.sum(jnp.where(examples["mask"] > 0, loss_B, 0.0))
+        return total / examples["count"], (logits_BK, loss_B)
+
+    return prepare, loss
 
 
 def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
@@ -62,34 +76,67 @@ def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> 
 
 
 def make_train_step(
-    loss: Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]],
+    prepare: Callable[..., Any],
+    loss: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     *,
+    accumulate: int = 1,
+    ema: Callable[[Any, Any, jax.Array], Any] | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Sums]]:
     """Builds ``train_step(state, batch) -> (state, sums)``.
 
     Args:
-      loss: made by `make_loss`, with the same axis_name.
+      prepare, loss: made by `make_loss`, with the same axis_name.
       optimizer: optax transformation.
+      accumulate: parts that the batch is cut into; their gradients are added up one after the other.
+      ema: ``(average, new params, step) -> average``; None = no average is kept.
       axis_name: name of pmap's axis; None everywhere else.
     """
 
+    def gradients_and_sums(params: Any, constants: Any, examples: Mapping[str, jax.Array]) -> tuple[Any, Sums]:
+        gradients, (logits_BK, loss_B) = jax.grad(loss, has_aux=True)(params, constants, examples)
+        return gradients, classification_sums(logits_BK, examples["label"], loss_B, examples["mask"])
+
+    def accumulated(params: Any, constants: Any, examples: Mapping[str, jax.Array]) -> tuple[Any, Sums]:
+        parts = {name: _cut(x, accumulate) for name, x in examples.items() if name not in ("count", "key")}
+        parts["key"] = jax.random.split(examples["key"], accumulate)
+
+        def run(part: Mapping[str, jax.Array]) -> tuple[Any, Sums]:
+            return gradients_and_sums(params, constants, {"count": examples["count"], **part})
+
+        def add(total: Any, part: Mapping[str, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, run(part)), None
+
+        shapes = jax.eval_shape(run, jax.tree.map(lambda x: x[0], parts))
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+        return total
+
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Sums]:
-        gradients, (logits_BK, loss_B) = jax.grad(loss, has_aux=True)(state.params, state.constants, state.step, batch)
-        gradients = _sum_over_devices(gradients, axis_name)
+        examples = prepare(state.step, batch)
+        if accumulate == 1:
+            gradients, sums = gradients_and_sums(state.params, state.constants, examples)
+        else:
+            gradients, sums = accumulated(state.params, state.constants, examples)
+        gradients, sums = _sum_over_devices((gradients, sums), axis_name)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"])
-        sums = _sum_over_devices(sums, axis_name) | {
+        sums = sums | {
             "steps": jnp.float32(1.0),
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), sums
+        average = ema(state.ema, params, state.step) if ema else state.ema
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
+        return state, sums
 
     return train_step
+
+
+def _cut(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] to [parts, B / parts, ...]. A part takes from all over the batch, so each device keeps its images."""
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 
 def make_train_call(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -34,4 +35,7 @@ class StopRequest:
         del frame
         if number == signal.SIGINT and self.exit_code == INTERRUPTED:
             raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            # Straight to the descriptor: the signal may have come in the middle of somebody's print.
+            os.write(2, b"stopping after this step, to save it; Ctrl-C again stops at once\n")
         self.exit_code = INTERRUPTED if number == signal.SIGINT else STOPPED

@@ -150,3 +150,16 @@ def test_initialisers_have_the_scale_of_their_source():
     assert abs(float(conv.std()) - (2 / 576) ** 0.5) < 1e-3
     assert abs(float(SCHEMES["cct"].positions(key, (256, 64)).std()) - 0.2) < 0.01
     assert not SCHEMES["vit"].head(key, (4, 4)).any()
+
+
+@pytest.mark.parametrize("kind", ["mean", "attention", "sequence", "flatten"])
+def test_no_pool_reads_the_prefix(kind, draw):
+    from jaxvit.layers.pool import Pool
+
+    pool = Pool(kind=kind, prefix=2, heads=2)
+    x_BNC = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
+    variables = draw(pool, jnp.asarray(x_BNC), train=False)
+    other = x_BNC.copy()
+    other[:, :2] = 100.0
+    want, got = (pool.apply(variables, jnp.asarray(x), train=False) for x in (x_BNC, other))
+    np.testing.assert_array_equal(want, got)

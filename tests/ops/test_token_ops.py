@@ -76,3 +76,10 @@ def test_bad_input_is_refused(kwargs):
         token_weights(LOGITS, weighting="softmax", mask_BN=MASK[:, :3])
     with pytest.raises(ValueError):
         fuse_tokens(X, LOGITS[:, :, :2])
+
+
+def test_what_is_masked_has_no_influence_even_when_it_is_not_finite():
+    x_BNC = jnp.ones((1, 3, 2)).at[0, 2].set(jnp.nan)
+    mask_BN = jnp.array([[True, True, False]])
+    got = pool_tokens(x_BNC, jnp.zeros((1, 1, 3)), weighting="softmax", reduce="sum", mask_BN=mask_BN)
+    np.testing.assert_allclose(got, np.ones((1, 1, 2)), rtol=1e-6)

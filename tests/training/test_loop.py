@@ -39,9 +39,9 @@ def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0
     return Job(
         train_step=jax.jit(train_step),
         eval_step=jax.jit(eval_step),
-        train_batch=lambda step, count: {"value": np.float32(step)},
+        train_batch=lambda step, count: jax.device_put({"value": np.float32(step)}),
         validation=lambda: iter([{}]),
-        place=lambda batch: batch,
+        place=jax.device_put,
         learning_rate=lambda step: 0.1,
         steps=steps_per_epoch * (epochs or len(validation_losses)),
         steps_per_epoch=steps_per_epoch,
@@ -52,7 +52,7 @@ def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0
     )
 
 
-def run(job, directory, position=None):
+def run(job, directory, position=None, stop=None):
     state = create_state(lambda key: {"params": {"w": jnp.float32(0)}}, optax.sgd(1.0), jax.random.key(0))
     position = position or Position()
     checkpoints = Checkpoints(directory / "checkpoints")
@@ -60,7 +60,15 @@ def run(job, directory, position=None):
     screen = io.StringIO()
     try:
         with Progress(job.steps, job.steps_per_epoch, console=Console(file=screen, width=200)) as progress:
-            fit(job, state, position, checkpoints=checkpoints, journal=journal, progress=progress, stop=StopRequest())
+            fit(
+                job,
+                state,
+                position,
+                checkpoints=checkpoints,
+                journal=journal,
+                progress=progress,
+                stop=stop or StopRequest(),
+            )
     finally:
         journal.close()
         checkpoints.close()
@@ -104,6 +112,18 @@ def test_not_finite_names_the_very_step_and_saves_nothing_of_it(tmp_path):
     with pytest.raises(RunFailedError, match=r"loss is not finite at step 5; the checkpoint of step 4 is kept"):
         run(make_job([3.0, 2.0, 1.0], bad_step=5), tmp_path)
     assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["step"] == 4
+
+
+def test_not_finite_wins_over_a_stop_at_the_same_step(tmp_path):
+    class AlreadyAsked(StopRequest):
+        exit_code = 75
+
+        def __init__(self):
+            pass
+
+    with pytest.raises(RunFailedError, match="loss is not finite at step 1; nothing was saved yet"):
+        run(make_job([3.0, 2.0], bad_step=1), tmp_path, stop=AlreadyAsked())
+    assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
 def test_evaluate_adds_all_batches_up():

@@ -8,7 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvit.training.optimizer import OptimizerSettings, decay_mask, make_optimizer, make_schedule
+from jaxvit.training.optimizer import (
+    OptimizerSettings,
+    average_weights,
+    decay_mask,
+    layer_factors,
+    make_optimizer,
+    make_schedule,
+)
 
 SETTINGS = OptimizerSettings(start_lr=1e-5, peak_lr=1e-3, end_lr=1e-6, warmup_steps=10, total_steps=110)
 
@@ -45,7 +52,7 @@ PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "norm": {"
 def test_masks():
     assert decay_mask(PARAMS, "all") == {"dense": {"kernel": True, "bias": True}, "norm": {"scale": True}}
     assert decay_mask(PARAMS, "kernels") == {"dense": {"kernel": True, "bias": False}, "norm": {"scale": False}}
-    assert not decay_mask(PARAMS, "kernels", ("dense/kernel",))["dense"]["kernel"]
+    assert not decay_mask(PARAMS, "kernels", ("kernel",))["dense"]["kernel"]
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +98,100 @@ def test_clipping_bounds_the_global_norm_before_adam():
     _, state = optimizer.update(gradients, state, gradients)
     first_moment = next(s.mu for s in state if hasattr(s, "mu"))
     assert float(optax.tree.norm(first_moment)) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion"])
+def test_independent_decay_does_not_know_the_learning_rate(name):
+    """100 steps at zero gradient shrink by (1 - decay)^100, whatever the schedule: tensorflow-addons' AdamW."""
+    settings = OptimizerSettings(**{**SETTINGS.__dict__, "name": name, "weight_decay": 1e-2, "decay": "independent"})
+    params = run(settings, jax.tree.map(jnp.zeros_like, PARAMS), PARAMS, 100)
+    np.testing.assert_allclose(params["dense"]["kernel"], 0.99**100, rtol=1e-4)
+    np.testing.assert_array_equal(params["norm"]["scale"], 1.0)
+
+
+def test_the_two_decays_agree_at_a_constant_rate():
+    constant = {"schedule": "constant", "peak_lr": 1e-3, "decay_mask": "all"}
+    gradients = jax.tree.map(lambda x: 0.1 * x, PARAMS)
+    ours = run(OptimizerSettings(**constant, weight_decay=0.1), gradients, PARAMS, 20)
+    theirs = run(OptimizerSettings(**constant, weight_decay=1e-4, decay="independent"), gradients, PARAMS, 20)
+    np.testing.assert_allclose(ours["dense"]["kernel"], theirs["dense"]["kernel"], rtol=1e-6)
+
+
+def test_sgd_with_momentum_against_numpy():
+    settings = OptimizerSettings(name="sgd", schedule="constant", peak_lr=0.1, momentum=0.9)
+    params = run(settings, {"kernel": jnp.float32([1.0, -2.0])}, {"kernel": jnp.float32([3.0, 4.0])}, 5)
+    value, velocity = np.array([3.0, 4.0]), 0.0
+    for _ in range(5):
+        velocity = 0.9 * velocity + np.array([1.0, -2.0])
+        value = value - 0.1 * velocity
+    np.testing.assert_allclose(params["kernel"], value, rtol=1e-5)
+
+
+def test_lion_steps_have_the_size_of_the_rate():
+    settings = OptimizerSettings(name="lion", schedule="constant", peak_lr=0.1)
+    params = run(settings, {"kernel": jnp.float32([5.0, -0.01])}, {"kernel": jnp.float32([0.0, 0.0])}, 3)
+    np.testing.assert_allclose(params["kernel"], [-0.3, 0.3], rtol=1e-5)
+
+
+def test_adam_is_adamw_without_decay():
+    gradients, params = {"kernel": jnp.float32([0.5])}, {"kernel": jnp.float32([1.0])}
+    adam, adamw = (run(OptimizerSettings(name=n, schedule="constant"), gradients, params, 5) for n in ("adam", "adamw"))
+    np.testing.assert_array_equal(adam["kernel"], adamw["kernel"])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_cooldown(name):
+    settings = OptimizerSettings(**{**SETTINGS.__dict__, "schedule": name, "cooldown_steps": 20})
+    schedule = make_schedule(settings)
+    assert float(schedule(110)) == pytest.approx(1e-6, rel=1e-3)
+    if name == "constant":
+        assert float(schedule(89)) == pytest.approx(1e-3)
+        assert float(schedule(100)) == pytest.approx((1e-3 + 1e-6) / 2, rel=1e-4)
+    else:
+        assert float(schedule(90)) == pytest.approx(1e-6, rel=1e-3)
+        shorter = make_schedule(OptimizerSettings(**{**settings.__dict__, "total_steps": 90, "cooldown_steps": 0}))
+        assert float(schedule(50)) == pytest.approx(float(shorter(50)))
+
+
+TREE = {
+    "embed": {"projection": {"kernel": 0}},
+    "position_embed": {"table": 0},
+    "encoder": {f"block_{i}": {"mlp": {"dense_0": {"kernel": 0}}} for i in (0, 1, 10)},
+    "norm": {"scale": 0},
+    "head": {"hidden_0": {"kernel": 0}, "logits": {"kernel": 0}},
+}
+
+
+def test_layer_factors_of_a_vit():
+    factors = layer_factors(TREE, 0.5)
+    assert factors["head"]["hidden_0"]["kernel"] == factors["norm"]["scale"] == 1.0
+    blocks = [factors["encoder"][f"block_{i}"]["mlp"]["dense_0"]["kernel"] for i in (0, 1, 10)]
+    assert blocks == [0.125, 0.25, 0.5]
+    assert factors["embed"]["projection"]["kernel"] == factors["position_embed"]["table"] == 0.0625
+
+
+def test_layer_factors_of_a_pyramid():
+    stages = {
+        f"stage_{i}": {"block_0": {"kernel": 0}, "block_1": {"kernel": 0}, "downsample": {"kernel": 0}} for i in (0, 1)
+    }
+    factors = layer_factors({"embed": {"kernel": 0}, **stages, "head": {"kernel": 0}}, 0.5)
+    order = [factors[f"stage_{i}"][part]["kernel"] for i in (0, 1) for part in ("block_0", "block_1", "downsample")]
+    assert order == [2.0**-n for n in (6, 5, 4, 3, 2, 1)] and factors["embed"]["kernel"] == 2.0**-7
+
+
+def test_layer_decay_scales_the_updates():
+    params = jax.tree.map(lambda _: jnp.zeros(2), TREE)
+    settings = OptimizerSettings(name="sgd", momentum=0.0, schedule="constant", peak_lr=1.0, layer_decay=0.5)
+    after = run(settings, jax.tree.map(jnp.ones_like, params), params, 1)
+    jax.tree.map(lambda a, f: np.testing.assert_allclose(a, -f), after, layer_factors(TREE, 0.5))
+
+
+@pytest.mark.parametrize("ramp", [False, True])
+def test_average_of_weights(ramp):
+    average, expected = {"w": jnp.float32(1.0)}, 1.0
+    for step in range(30):
+        new = float(step)
+        average = average_weights(average, {"w": jnp.float32(new)}, jnp.int32(step), 0.7, ramp)
+        rate = min(0.7, (1 + step) / (10 + step)) if ramp else 0.7
+        expected = rate * expected + (1 - rate) * new
+    assert float(average["w"]) == pytest.approx(expected, rel=1e-5)

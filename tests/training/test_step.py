@@ -31,9 +31,9 @@ def transform_with(smoothing):
     return lambda key, step, batch: (scale(batch["image"]), one_hot(batch["label"], 3, smoothing))
 
 
-def build(axis_name=None, smoothing=0.0):
-    loss = make_loss(apply, transform_with(smoothing), jax.random.key(0), axis_name=axis_name)
-    return make_train_step(loss, optax.sgd(0.5), axis_name=axis_name)
+def build(axis_name=None, smoothing=0.0, accumulate=1):
+    halves = make_loss(apply, transform_with(smoothing), jax.random.key(0), axis_name=axis_name)
+    return make_train_step(*halves, optax.sgd(0.5), accumulate=accumulate, axis_name=axis_name)
 
 
 def fresh_state():
@@ -76,6 +76,16 @@ def test_padding_changes_nothing():
     assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5) and int(sums["count"]) == 5
 
 
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulation_takes_the_same_step_with_padding_in_some_parts_only(parts):
+    mask = (np.arange(8) < 5).astype(np.float32)
+    expected, expected_sums = jax.jit(build())(fresh_state(), batch(mask))
+    after, sums = jax.jit(build(accumulate=parts))(fresh_state(), batch(mask))
+    np.testing.assert_allclose(after.params["kernel"], expected.params["kernel"], rtol=1e-5)
+    for name, value in expected_sums.items():
+        assert float(sums[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
 def test_pmap_takes_the_same_step():
     """One device suffices: the axis name, the sums over it and the division by the whole count are the same code."""
     state = fresh_state()
@@ -94,9 +104,9 @@ def test_randomness_follows_the_step_and_nothing_else():
         images, targets = transform_with(0.0)(key, step, batch)
         return images + jax.random.normal(key, images.shape), targets
 
-    loss = make_loss(apply, noisy, jax.random.key(7))
+    prepare, loss = make_loss(apply, noisy, jax.random.key(7))
     params = init(jax.random.key(0))["params"]
-    values = [float(loss(params, {}, jnp.int32(step), batch())[0]) for step in (0, 1, 0)]
+    values = [float(loss(params, {}, prepare(jnp.int32(step), batch()))[0]) for step in (0, 1, 0)]
     assert values[0] == values[2] != values[1]
 
 

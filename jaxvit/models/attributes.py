@@ -1,0 +1,35 @@
+"""What the values of a model's attributes must be, whatever the family, checked at construction by their names."""
+
+import dataclasses
+from typing import Any
+
+# At least one.
+COUNTS = ("num_classes", "patch", "dim", "depth", "heads", "kernel", "conv_layers", "conv_width", "divisions",
+          "learner_tokens", "learner_convs", "learner_groups", "learner_hidden")  # fmt: skip
+# At least zero; zero has a meaning of its own.
+AMOUNTS = ("head_dim", "mlp_dim", "registers", "rep_size", "stride", "pixels", "layer_scale")
+# Shares of what is dropped. Those that may inherit another one's value do so at -1.
+RATES = ("dropout", "attention_dropout", "drop_path", "head_dropout", "head_input_dropout")
+INHERITED_RATES = ("embed_dropout", "projection_dropout")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_attributes(model: Any) -> None:
+    """Raises ValueError, in one sentence that names the attribute, for a value that no model can have."""
+    names = {field.name for field in dataclasses.fields(model)}
+
+    def check(name: str, fine: bool, range_: str) -> None:
+        if not fine:
+            raise ValueError(f"{name}={getattr(model, name)!r} must be {range_}")
+
+    for name in names & {*COUNTS}:
+        check(name, getattr(model, name) >= 1, "1 or more")
+    for name in names & {*AMOUNTS}:
+        check(name, getattr(model, name) >= 0, "0 or more")
+    for name in names & {*RATES}:
+        check(name, 0 <= getattr(model, name) < 1, "at least 0 and below 1")
+    for name in names & {*INHERITED_RATES}:
+        check(name, getattr(model, name) == -1 or 0 <= getattr(model, name) < 1, "-1, or at least 0 and below 1")
+    for name in names & {"mlp_ratio", "norm_eps"}:
+        check(name, getattr(model, name) > 0, "above 0")
+    check("dtype", model.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
