@@ -218,10 +218,11 @@ def _make_job(
     donated = () if options.debug_nans else (0,)
     layout = jax.tree.map(lambda x: x.sharding, state)
     call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
-    train_call = make_train_call(assembly.train_step(), feed.pick, steps_per_call)
-    program = jax.jit(train_call, donate_argnums=donated, out_shardings=(layout, None))
-    counts = jax.device_put([np.int32(count) for count in range(steps_per_call + 1)], replicated(mesh))
-    program = program.lower(state, feed.data, call, counts[1]).compile()
+    in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
+    program = _train_program(assembly.train_step(), feed.pick, steps_per_call if in_one_go else 1)
+    program = jax.jit(program, donate_argnums=donated, out_shardings=(layout, None))
+    numbers = jax.device_put([np.int32(number) for number in range(steps_per_call + 1)], replicated(mesh))
+    program = program.lower(state, feed.data, call, numbers[0]).compile()
     eval_step = jax.jit(assembly.eval_step())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
@@ -231,7 +232,13 @@ def _make_job(
     position.seconds["compile"] += time.monotonic() - started
 
     def train_step(state: TrainState, call: Any, count: int) -> Any:
-        return program(state, feed.data, call, counts[count])
+        if in_one_go:
+            return program(state, feed.data, call, numbers[count])
+        each = []
+        for i in range(count):
+            state, sums = program(state, feed.data, call, numbers[i])
+            each.append(sums)
+        return state, {name: [sums[name] for sums in each] for name in each[0]}
 
     def validation() -> Any:
         return evaluation_stream(sources["validation"], t.eval_batch_size)
@@ -257,6 +264,13 @@ def _make_job(
         profile_directory=workdir / "profile",
         steps_per_call=steps_per_call,
     )
+
+
+def _train_program(step: Any, pick: Any, steps_per_call: int) -> Any:
+    """What is compiled: several steps, or the one of a given place in the call."""
+    if steps_per_call > 1:
+        return make_train_call(step, pick, steps_per_call)
+    return lambda state, data, call, i: step(state, pick(data, call, i))
 
 
 def _make_feed(

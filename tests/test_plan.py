@@ -158,3 +158,41 @@ def test_sizes_constants_and_the_end_of_mixing():
     assert resolve(tiny_config(augment__train="resize_crop")).without_effect == (
         "augment.train='resize_crop' cuts 8 of 8 pixels: every crop is the whole image",
     )
+
+
+def test_the_keys_of_the_data_set(tmp_path):
+    plan = resolve(tiny_config(data__classes=(3, 8), data__train="train[:40]", data__validation="train[40:]"))
+    assert plan.data.class_names == ("3", "8") and plan.data.train_count == 40
+    assert dict(plan.model.attributes)["num_classes"] == 2
+    assert resolve(tiny_config(data__side=6)).data.image_shape == (6, 6, 1)
+    assert resolve(tiny_config(data__on_error="skip")).data.train_count == 60
+    with pytest.raises(UsageError, match="did you mean 'skip'"):
+        resolve(tiny_config(data__on_error="skipp"))
+
+
+def test_where_the_batches_come_from(monkeypatch):
+    assert resolve(tiny_config()).train.feed == "resident"
+    assert resolve(tiny_config(data__feed="stream")).train.feed == "stream"
+    assert resolve(tiny_config(augment__where="host")).train.feed == "stream"
+    with pytest.raises(UsageError, match="the batches come from the host"):
+        resolve(tiny_config(augment__where="host", data__feed="resident"))
+    monkeypatch.setattr("jaxvit.plan.RESIDENT_BYTES", 100)
+    assert resolve(tiny_config()).train.feed == "stream"
+    assert resolve(tiny_config(train__steps_per_call=7)).train.steps_per_call == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({}, "augment.resize", "to resize to before"),
+        ({}, "augment.scale", "config.augment.train='whole'"),
+        ({}, "augment.interpolation", "no image is resized"),
+        ({}, "augment.fill", "neither rotation nor zoom"),
+        ({}, "augment.erase_mode", "erases nothing"),
+        ({"augment__mixup": 0.8}, "augment.switch", "are not both on"),
+        ({}, "augment.mix_until", "neither config.augment.mixup nor"),
+    ],
+)
+def test_an_augmentation_key_that_nothing_reads(changes, key, says):
+    with pytest.raises(UsageError, match=says):
+        resolve(tiny_config(**changes), overrides=[key])

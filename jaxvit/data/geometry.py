@@ -252,9 +252,9 @@ def warp(
 
 
 def _reflect(position_N: jax.Array, extent: int) -> jax.Array:
-    """Folds positions into [0, extent): …c b a | a b c | c b a…"""
-    period = jnp.mod(position_N, 2.0 * extent)
-    return jnp.minimum(jnp.where(period >= extent, 2.0 * extent - period, period), extent - 1e-4)
+    """Folds positions in [-extent, 2 extent) into [0, extent): …c b a | a b c | c b a…"""
+    folded = jnp.abs(position_N)  # a remainder would hold for any position, and costs several times the rest
+    return jnp.clip(extent - jnp.abs(extent - folded), 0.0, extent - 1e-4)
 
 
 def _pixels(count: int) -> jax.Array:

@@ -142,9 +142,12 @@ def _cut(x: jax.Array, parts: int) -> jax.Array:
 def make_train_call(
     train_step: Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Sums]],
     pick: Callable[[Any, Any, jax.Array | int], Mapping[str, jax.Array]],
-    steps_per_call: int = 1,
+    steps_per_call: int,
 ) -> Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Sums]]:
     """Builds ``train_call(state, data, call, count) -> (state, sums)``: several steps in one go of the device.
+
+    XLA's CPU backend runs the body of a loop several times slower than the same step by itself, and rounds differently
+    there: on a CPU, call the step from Python.
 
     Args:
       train_step: made by `make_train_step`.
@@ -153,16 +156,16 @@ def make_train_call(
         them together. A `while` loop rather than `scan`, so that one program serves every count: an epoch need not be
         a whole number of calls.
     """
-    if steps_per_call == 1:
-        return lambda state, data, call, count: train_step(state, pick(data, call, 0))
 
     def train_call(state: TrainState, data: Any, call: Any, count: jax.Array) -> tuple[TrainState, Sums]:
-        shapes = jax.eval_shape(lambda s: train_step(s, pick(data, call, 0))[1], state)
+        # Gathered before the loop: a loop that reads from the whole split carries a copy of it around.
+        batches = jax.vmap(lambda i: pick(data, call, i))(jnp.arange(steps_per_call))
+        shapes = jax.eval_shape(lambda s: train_step(s, jax.tree.map(lambda x_K: x_K[0], batches))[1], state)
         empty = jax.tree.map(lambda x: jnp.zeros((steps_per_call, *x.shape), x.dtype), shapes)
 
         def one(i: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
             state, stacked = carry
-            state, sums = train_step(state, pick(data, call, i))
+            state, sums = train_step(state, jax.tree.map(lambda x_K: x_K[i], batches))
             return state, jax.tree.map(lambda all_K, one: all_K.at[i].set(one), stacked, sums)
 
         return jax.lax.fori_loop(0, count, one, (state, empty))

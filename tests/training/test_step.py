@@ -8,7 +8,7 @@ import pytest
 
 from jaxvit.training.loss import one_hot
 from jaxvit.training.state import create_state, derive_key
-from jaxvit.training.step import make_eval_step, make_loss, make_train_step
+from jaxvit.training.step import make_eval_step, make_loss, make_train_call, make_train_step
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (8, 2, 2, 1), dtype=np.uint8)
@@ -120,3 +120,23 @@ def test_evaluation_has_no_smoothing_and_counts():
     assert int(sums["count"]) == 8
     _, loss = numpy_step(init(jax.random.key(0))["params"], IMAGES, LABELS)
     assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
+
+
+def test_several_steps_in_one_go_are_the_same_steps():
+    step, masks = build(), np.ones((4, 8), np.float32)
+    masks[2, 5:] = 0
+    data, call = {"image": IMAGES, "label": LABELS}, {"mask": masks}
+
+    def pick(data, call, i):
+        return {**data, "mask": call["mask"][i]}
+
+    go = jax.jit(make_train_call(step, pick, 4))
+    state, sums = go(fresh_state(), data, call, np.int32(3))
+    one_by_one, each = fresh_state(), []
+    for i in range(3):
+        one_by_one, one = jax.jit(step)(one_by_one, batch(masks[i]))
+        each.append(one)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, one_by_one)
+    for name, stacked in sums.items():
+        np.testing.assert_allclose(stacked[:3], [one[name] for one in each], rtol=1e-5)
+        assert stacked.shape == (4,) and stacked[3] == 0

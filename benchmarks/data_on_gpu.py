@@ -1,0 +1,67 @@
+"""What the input costs on a GPU: resident crop and flip, and the full recipe of CCT against its training step.
+
+NOT RUN ON A GPU so far: no number in the documentation comes from this script. It runs on any backend.
+
+    python benchmarks/data_on_gpu.py [--data=cifar10] [--batch=1024]
+
+Goals: crop + flip of images that lie on the device at 300,000 CIFAR images a second or more; RandAugment + mixup +
+CutMix at no more than 10 % of a training step of CCT-7/3x1 with a batch of 128.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import jax
+
+from jaxvit.assembly import assemble
+from jaxvit.config import base_config, data_dir
+from jaxvit.data import speed
+from jaxvit.data.augment import Augmentation, training_transform
+from jaxvit.data.batches import TrainBatches
+from jaxvit.data.sources import open_dataset
+from jaxvit.plan import dataset_of, resolve
+
+
+def crop_and_flip(name: str, batch_size: int) -> float:
+    """Images a second."""
+    source = open_dataset(name, data_dir("")).read("train")
+    transform = training_transform(Augmentation(pad_crop=4, flip=True), len(source.class_names))
+    return batch_size / speed.resident_seconds(source, batch_size, transform, steps=20)
+
+
+def recipe_against_step(name: str, batch_size: int = 128) -> dict[str, float]:
+    """Milliseconds of the augmentation and of a whole step without it, and their ratio."""
+    config = base_config("cct_7_3x1_32")
+    config.data.name, config.data.validation = name, ""
+    config.train.batch_size = batch_size
+    config.augment.pad_crop, config.augment.flip = 4, True
+    dataset = dataset_of(config)
+    plain = assemble(resolve(config, dataset=dataset))
+    config.augment.policy, config.augment.mixup, config.augment.cutmix = "rand-m9-n2-mstd0.5-inc1", 0.8, 1.0
+    plan = resolve(config, dataset=dataset)
+    source = dataset.read(plan.data.train)
+    transform = training_transform(plan.augment, plain.classes)
+    augment = speed.resident_seconds(source, batch_size, transform, steps=20)
+    base = speed.resident_seconds(source, batch_size, training_transform(plain.plan.augment, plain.classes), steps=20)
+    batch = jax.device_put(dict(TrainBatches(source, batch_size, 0)[0]))
+    step, state = jax.jit(plain.train_step()), jax.jit(plain.create_state)()
+    whole = speed.seconds_each(lambda: step(state, batch))
+    return {"recipe_ms": 1e3 * (augment - base), "step_ms": 1e3 * whole, "share": (augment - base) / whole}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="a prepared set of 32×32 RGB images")
+    parser.add_argument("--batch", type=int, default=1024, help="images a batch, for crop and flip")
+    options = parser.parse_args()
+    found = {
+        "device": jax.devices()[0].device_kind,
+        "crop_flip_images_per_s": crop_and_flip(options.data, options.batch),
+    }
+    print(json.dumps({**found, **recipe_against_step(options.data)}))
+
+
+if __name__ == "__main__":
+    main()
