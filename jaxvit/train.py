@@ -338,6 +338,7 @@ def _finish(
         "stopped_early": position.stopped_early,
         "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
         "config_hash": run.config_hash,
+        "data": {part: {"split": s.name, "sha256": s.fingerprint["sha256"]} for part, s in sources.items()},
         **({"extensions": run.extensions} if run.extensions else {}),
     }
     records = read_jsonl(run.path / "metrics.jsonl")

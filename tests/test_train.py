@@ -64,6 +64,7 @@ def test_the_run_directory_explains_itself(finished):
     assert set(result["seconds"]) == {"compile", "train", "eval", "save"}
     environment = read_json(workdir / "environment.json")
     assert environment["data"]["train"]["count"] == 60
+    assert result["data"]["test"]["sha256"] == environment["data"]["test"]["sha256"]
     assert environment["starts"][0]["packages"]["jax"] == jax.__version__
 
 
