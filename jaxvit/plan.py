@@ -7,7 +7,6 @@ effect in this run, and that is an error.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxvit.config import KEYS, check_keys, config_hash, data_dir
-from jaxvit.data.augment import EVALUATION_SIZES, TRAIN_SIZES, Augmentation, without_effect
+from jaxvit.config_reader import ConfigReader, parse_duration
+from jaxvit.data.augment import Augmentation, without_effect
 from jaxvit.data.batches import steps_per_epoch
-from jaxvit.data.geometry import FILLS, INTERPOLATIONS
-from jaxvit.data.mixing import ERASE_MODES
-from jaxvit.data.policies import make_policy
 from jaxvit.data.sources import Dataset, open_dataset
-from jaxvit.errors import UsageError, nearest
+from jaxvit.errors import UsageError
+from jaxvit.plan_augment import resolve_augment
 from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import MONITORS
 from jaxvit.training.optimizer import OPTIMIZERS, OptimizerSettings
@@ -102,62 +100,6 @@ class Plan:
         return self.augment.output_shape(self.data.image_shape)
 
 
-class _Reader:
-    """Reads config values and remembers which."""
-
-    def __init__(self, config: ConfigDict):
-        self._config = config
-        self.read: set[str] = set()
-
-    def __call__(self, path: str) -> Any:
-        self.read.add(path)
-        value: Any = self._config
-        for part in path.split("."):
-            value = value[part]
-        return value
-
-    def at_least(self, path: str, low: float) -> Any:
-        value = self(path)
-        if not value >= low:
-            raise UsageError(f"config.{path}={value}: must be {low} or more")
-        return value
-
-    def between(self, path: str, low: float, high: float) -> Any:
-        """A value in [low, high)."""
-        value = self(path)
-        if not low <= value < high:
-            raise UsageError(f"config.{path}={value}: must be at least {low} and below {high}")
-        return value
-
-    def one_of(self, path: str, choices: Iterable[str]) -> str:
-        value = self(path)
-        if value not in choices:
-            raise UsageError(f"config.{path}='{value}': must be one of {', '.join(choices)}{nearest(value, choices)}")
-        return value
-
-
-def parse_duration(text: str, *, key: str, steps_per_epoch: int, whole: int = 0) -> int:
-    """Steps that a duration stands for, rounded down.
-
-    Args:
-      text: such as '30 epochs', '0.5 epochs', '2000 steps' or, where `whole` is given, '15%'.
-      key: config key, for the error.
-      steps_per_epoch: steps of one pass over the training images.
-      whole: steps that 100 % means; 0 = a share makes no sense for this key.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(epochs?|steps?|%)\s*", text)
-    forms = "'30 epochs', '2000 steps'" + (" or '15%'" if whole else "")
-    if not match:
-        none = "; '0 steps' is none at all" if text.strip() == "0" else ""
-        raise UsageError(f"config.{key}='{text}': not a duration; write it as {forms}{none}")
-    number, unit = float(match[1]), match[2]
-    if unit == "%":
-        if not whole:
-            raise UsageError(f"config.{key}='{text}': a share has no meaning here; write it as {forms}")
-        return int(number * whole / 100)
-    return int(number * steps_per_epoch) if unit.startswith("epoch") else int(number)
-
-
 def resolve(
     config: ConfigDict, *, devices: int = 1, overrides: Iterable[str] = (), dataset: Dataset | None = None
 ) -> Plan:
@@ -173,11 +115,11 @@ def resolve(
       UsageError: a value is out of range, parts do not fit together, or an override has no effect.
     """
     check_keys(config)
-    get = _Reader(config)
+    get = ConfigReader(config)
     dataset = _open(get, dataset)
     data = _resolve_data(get, dataset)
     train = _resolve_train(get, data, devices)
-    augment = _resolve_augment(get, data, train, dataset)
+    augment = resolve_augment(get, data, train, dataset)
     plan = Plan(
         seed=get.at_least("seed", 0),
         data=data,
@@ -198,10 +140,10 @@ def resolve(
 
 def dataset_of(config: ConfigDict) -> Dataset:
     """Opens the data set that a config names."""
-    return _open(_Reader(config), None)
+    return _open(ConfigReader(config), None)
 
 
-def _open(get: _Reader, opened: Dataset | None) -> Dataset:
+def _open(get: ConfigReader, opened: Dataset | None) -> Dataset:
     options = {
         "classes": tuple(get("data.classes")),
         "on_error": get.one_of("data.on_error", ("stop", "skip")),
@@ -210,7 +152,7 @@ def _open(get: _Reader, opened: Dataset | None) -> Dataset:
     return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
 
 
-def _resolve_data(get: _Reader, dataset: Dataset) -> DataPlan:
+def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
     directory = data_dir(get("data.dir"))
     name = get("data.name")
     splits = {part: get(f"data.{part}") for part in ("train", "validation", "test")}
@@ -227,126 +169,7 @@ def _resolve_data(get: _Reader, dataset: Dataset) -> DataPlan:
     )
 
 
-def _resolve_augment(get: _Reader, data: DataPlan, train: TrainPlan, dataset: Dataset) -> Augmentation:
-    channels = data.image_shape[-1]
-    sizing = _resolve_sizes(get, data)
-    side = sizing["size"] or _side(data)
-    pad = get.at_least("augment.pad_crop", 0)
-    if side and pad >= side:
-        raise UsageError(f"config.augment.pad_crop={pad}: must be smaller than the image's side of {side} pixels")
-    rotation, zoom = get.at_least("augment.rotation", 0.0), get.between("augment.zoom", 0.0, 1.0)
-    policy = get("augment.policy")
-    if policy:
-        make_policy(policy, side or 1)
-        if channels not in (1, 3):
-            raise UsageError(f"config.augment.policy='{policy}': needs images of 1 or 3 channels, not {channels}")
-    jitter = tuple(get("augment.jitter"))
-    if jitter and (len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5):
-        raise UsageError(
-            f"config.augment.jitter={jitter}: must be four numbers of 0 or more for brightness, contrast, saturation "
-            "and hue (at most 0.5)"
-        )
-    erase = _share(get, "augment.erase")
-    mixup, cutmix = get.at_least("augment.mixup", 0.0), get.at_least("augment.cutmix", 0.0)
-    mixing = {}
-    if mixup or cutmix:
-        until = get("augment.mix_until")
-        mixing = {
-            "switch": _share(get, "augment.switch") if mixup and cutmix else 0.5,
-            "mix_probability": _share(get, "augment.mix_probability"),
-            "mix_until": until
-            and parse_duration(
-                until, key="augment.mix_until", steps_per_epoch=train.steps_per_epoch, whole=train.steps
-            ),
-        }
-        if until and not mixing["mix_until"]:
-            raise UsageError(f"config.augment.mix_until='{until}': less than one step; to mix nothing, set mixup=0")
-        mixing["mix_until"] = mixing["mix_until"] or 0
-    repeats = get.at_least("augment.repeats", 1)
-    if train.batch_size % repeats:
-        raise UsageError(
-            f"config.augment.repeats={repeats}: does not divide config.train.batch_size={train.batch_size}"
-        )
-    return Augmentation(
-        mean=_constants(get, "mean", data, dataset),
-        std=_constants(get, "std", data, dataset),
-        **sizing,
-        pad_crop=pad,
-        flip=get("augment.flip"),
-        rotation=rotation,
-        zoom=zoom,
-        fill=get.one_of("augment.fill", FILLS) if rotation or zoom else "reflect",
-        policy=policy,
-        jitter=jitter,
-        erase=erase,
-        erase_mode=get.one_of("augment.erase_mode", ERASE_MODES) if erase else "noise",
-        mixup=mixup,
-        cutmix=cutmix,
-        **mixing,
-        repeats=repeats,
-        where=get.one_of("augment.where", ("device", "host")),
-    )
-
-
-def _resolve_sizes(get: _Reader, data: DataPlan) -> dict[str, Any]:
-    """The fields of Augmentation that give training and evaluation images their size."""
-    own = _side(data)
-    train = get.one_of("augment.train", TRAIN_SIZES)
-    evaluation = get.one_of("augment.evaluation", EVALUATION_SIZES)
-    sizes: dict[str, Any] = {"train": train, "evaluation": evaluation, "size": get.at_least("augment.size", 0)}
-    size = sizes["size"] or own
-    if train == "resize_crop" or evaluation == "centre_crop":
-        sizes["resize"] = resize = get.at_least("augment.resize", 0)
-        if (resize or own) < size:
-            raise UsageError(
-                f"config.augment.size={size}: a crop of {size} pixels cannot come out of {resize or own}; "
-                "set augment.resize to at least that"
-            )
-    if train == "resize_crop":
-        sizes["crop_position"] = get.one_of("augment.crop_position", ("image", "batch"))
-    if evaluation == "crop_fraction":
-        fraction = get("augment.crop_fraction")
-        if not 0 < fraction <= 1:
-            raise UsageError(f"config.augment.crop_fraction={fraction}: must be above 0 and at most 1")
-        sizes["crop_fraction"] = fraction
-    if train == "random_resized_crop":
-        for name in ("scale", "ratio"):
-            low_high = sizes[name] = tuple(get(f"augment.{name}"))
-            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] or (name == "scale" and low_high[1] > 1):
-                raise UsageError(f"config.augment.{name}={low_high}: must be (low, high) with 0 < low <= high")
-    resized = sizes["size"] not in (0, own) or sizes.get("resize", 0) not in (0, own)
-    if resized or train == "random_resized_crop" or evaluation == "crop_fraction":
-        sizes["interpolation"] = get.one_of("augment.interpolation", tuple(INTERPOLATIONS))
-    return sizes
-
-
-def _side(data: DataPlan) -> int:
-    """The shorter side of the images, 0 where they vary in size."""
-    return min(side or 0 for side in data.image_shape[:2])
-
-
-def _constants(get: _Reader, name: str, data: DataPlan, dataset: Dataset) -> tuple[float, ...]:
-    """The normalisation's mean or std, as given or as measured on the training split."""
-    value = tuple(get(f"augment.{name}"))
-    if not value:
-        return tuple(dataset.read(data.train).fingerprint[name])
-    channels = data.image_shape[-1]
-    if len(value) not in (1, channels) or not all(isinstance(v, int | float) for v in value):
-        many = f"{channels} numbers, one for each channel, or one number for all" if channels != 1 else "one number"
-        raise UsageError(f"config.augment.{name}={value}: must be {many}, or () to measure it")
-    if name == "std" and min(value) <= 0:
-        raise UsageError(f"config.augment.std={value}: must be above 0")
-    return value
-
-
-def _share(get: _Reader, path: str) -> float:
-    value = get(path)
-    if not 0 <= value <= 1:
-        raise UsageError(f"config.{path}={value}: must be from 0 to 1")
-    return value
-
-
-def _resolve_model(get: _Reader, config: ConfigDict, data: DataPlan) -> ModelPlan:
+def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> ModelPlan:
     name = get("model.name")
     attributes = {key: get(f"model.{key}") for key in config.model if key != "name"}
     classes = len(data.class_names)
@@ -358,7 +181,7 @@ def _resolve_model(get: _Reader, config: ConfigDict, data: DataPlan) -> ModelPla
     return ModelPlan(name, tuple(attributes.items()))
 
 
-def _resolve_train(get: _Reader, data: DataPlan, devices: int) -> TrainPlan:
+def _resolve_train(get: ConfigReader, data: DataPlan, devices: int) -> TrainPlan:
     batch = get.at_least("train.batch_size", 1)
     if batch % devices:
         lower = batch - batch % devices
@@ -420,7 +243,7 @@ def _resolve_train(get: _Reader, data: DataPlan, devices: int) -> TrainPlan:
     )
 
 
-def _resolve_feed(get: _Reader, data: DataPlan) -> str:
+def _resolve_feed(get: ConfigReader, data: DataPlan) -> str:
     """'resident' or 'stream'."""
     feed = get.one_of("data.feed", ("auto", "resident", "stream"))
     on_host = get("augment.where") == "host"
@@ -435,7 +258,7 @@ def _resolve_feed(get: _Reader, data: DataPlan) -> str:
     return "stream" if on_host or size > RESIDENT_BYTES else "resident"
 
 
-def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:
+def _resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
     def length(key: str, whole: int) -> int:
         return parse_duration(get(key), key=key, steps_per_epoch=train.steps_per_epoch, whole=whole)
 
@@ -475,20 +298,13 @@ def _resolve_optim(get: _Reader, train: TrainPlan) -> OptimizerSettings:
         weight_decay=weight_decay,
         decay_mask=get.one_of("optim.decay_mask", ("kernels", "all")) if weight_decay else "kernels",
         decay=get.one_of("optim.decay", ("lr_scaled", "independent")) if weight_decay else "lr_scaled",
-        layer_decay=_factor(get, "optim.layer_decay"),
+        layer_decay=get.factor("optim.layer_decay"),
         b1=get.between("optim.b1", 0.0, 1.0) if name != "sgd" else 0.0,
         b2=get.between("optim.b2", 0.0, 1.0) if name != "sgd" else 0.0,
         eps=get.at_least("optim.eps", 0.0) if adam else 0.0,
         momentum=get.between("optim.momentum", 0.0, 1.0) if name == "sgd" else 0.0,
         clip_norm=get.at_least("optim.clip_norm", 0.0),
     )
-
-
-def _factor(get: _Reader, path: str) -> float:
-    value = get(path)
-    if not 0.0 < value <= 1.0:
-        raise UsageError(f"config.{path}={value}: must be above 0 and at most 1")
-    return value
 
 
 def _why_unread(key: str, config: ConfigDict) -> str:

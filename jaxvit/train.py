@@ -11,34 +11,31 @@ import sys
 import time
 import types
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit import command_line
 from jaxvit.assembly import Assembly, assemble
 from jaxvit.config import KEYS
-from jaxvit.data.batches import TrainOrder
-from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
+from jaxvit.data.feed import evaluation_stream
 from jaxvit.data.sources import Dataset, Source, StreamedSource
 from jaxvit.dry_run import print_plan
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.figures.history import draw_history
+from jaxvit.job import StartOptions, make_job
 from jaxvit.models.count import count_params
 from jaxvit.plan import Plan, dataset_of, resolve
 from jaxvit.run_directory import RunDirectory, finished_result
-from jaxvit.training import hardware, nans
+from jaxvit.training import hardware
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
 from jaxvit.training.loop import Job, Position, evaluate, fit
 from jaxvit.training.progress import Progress
-from jaxvit.training.sharding import make_mesh, place_batch, place_call, replicated, shard_state, split_batch
+from jaxvit.training.sharding import make_mesh, shard_state
 from jaxvit.training.state import TrainState
-from jaxvit.training.step import make_train_call
 from jaxvit.training.stopping import StopRequest
 
 _EXAMPLES = """examples:
@@ -85,7 +82,7 @@ def train(
         return _show_finished(finished, path)
     if config.train.deterministic:
         hardware.be_deterministic()
-    options = _Options(debug_nans, fall_back, profile)
+    options = StartOptions(debug_nans, fall_back, profile)
     with StopRequest() as stop, _device_and_disk_errors(config):
         dataset = dataset_of(config)
         plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
@@ -95,15 +92,6 @@ def train(
             if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
                 return _show_finished(result, path)
             return _run(run, plan, assembly, dataset, options, stop)
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What a start can be asked for that changes no result."""
-
-    debug_nans: bool
-    fall_back: bool
-    profile: tuple[int, int] | None
 
 
 @contextlib.contextmanager
@@ -132,7 +120,7 @@ def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
 
 
 def _run(
-    run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: _Options, stop: StopRequest
+    run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: StartOptions, stop: StopRequest
 ) -> dict[str, Any]:
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = {
@@ -151,7 +139,7 @@ def _run(
             config=run.config.to_dict(),
         )
         _announce(plan, assembly, position)
-        job = _make_job(plan, assembly, sources, state, mesh, position, options, run.path)
+        job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
         with contextlib.closing(Journal(writers)) as journal:
             with Progress(plan.train.steps, plan.train.steps_per_epoch, position.step) as progress:
                 state = fit(
@@ -199,114 +187,6 @@ def _start(
     return state, position
 
 
-def _make_job(
-    plan: Plan,
-    assembly: Assembly,
-    sources: dict[str, Source | StreamedSource],
-    state: TrainState,
-    mesh: Any,
-    position: Position,
-    options: _Options,
-    workdir: Path,
-) -> Job:
-    """Compiles the two steps and ties them to the data."""
-    started = time.monotonic()
-    t = plan.train
-    steps_per_call = 1 if options.debug_nans else t.steps_per_call
-    feed = _make_feed(plan, assembly, sources["train"], mesh, steps_per_call)
-    # The state before a step must outlive it when a step may have to be looked into.
-    donated = () if options.debug_nans else (0,)
-    layout = jax.tree.map(lambda x: x.sharding, state)
-    call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
-    in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
-    program = _train_program(assembly.train_step(), feed.pick, steps_per_call if in_one_go else 1)
-    program = jax.jit(program, donate_argnums=donated, out_shardings=(layout, None))
-    numbers = jax.device_put([np.int32(number) for number in range(steps_per_call + 1)], replicated(mesh))
-    program = program.lower(state, feed.data, call, numbers[0]).compile()
-    eval_step = jax.jit(assembly.eval_step())
-    if "validation" in sources or "test" in sources:
-        eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
-        eval_step = eval_step.lower(state.variables, eval_batch).compile()
-    # All of them at once: a schedule asked step by step would queue behind the step that runs.
-    rates = jax.device_get(jax.jit(jax.vmap(assembly.schedule))(np.arange(t.steps))).tolist()
-    position.seconds["compile"] += time.monotonic() - started
-
-    def train_step(state: TrainState, call: Any, count: int) -> Any:
-        if in_one_go:
-            return program(state, feed.data, call, numbers[count])
-        each = []
-        for i in range(count):
-            state, sums = program(state, feed.data, call, numbers[i])
-            each.append(sums)
-        return state, {name: [sums[name] for sums in each] for name in each[0]}
-
-    def validation() -> Any:
-        return evaluation_stream(sources["validation"], t.eval_batch_size)
-
-    def explain(before: TrainState, failed: Any) -> str:
-        return nans.explain(*assembly.loss(plainly=True), before, feed.pick(feed.data, failed, 0))
-
-    return Job(
-        train_step=train_step,
-        eval_step=eval_step,
-        train_batch=feed,
-        validation=validation if "validation" in sources else None,
-        place=lambda host: place_batch(mesh, host),
-        learning_rate=rates.__getitem__,
-        steps=t.steps,
-        steps_per_epoch=t.steps_per_epoch,
-        checkpoint_every=t.checkpoint_every,
-        log_every=t.log_every,
-        patience_epochs=t.patience_epochs,
-        monitor=t.monitor,
-        explain=explain if options.debug_nans else None,
-        profile=options.profile,
-        profile_directory=workdir / "profile",
-        steps_per_call=steps_per_call,
-    )
-
-
-def _train_program(step: Any, pick: Any, steps_per_call: int) -> Any:
-    """What is compiled: several steps, or the one of a given place in the call."""
-    if steps_per_call > 1:
-        return make_train_call(step, pick, steps_per_call)
-    return lambda state, data, call, i: step(state, pick(data, call, i))
-
-
-def _make_feed(
-    plan: Plan, assembly: Assembly, source: Source | StreamedSource, mesh: Any, steps_per_call: int
-) -> ResidentFeed | StreamFeed:
-    t = plan.train
-    order = TrainOrder(len(source), t.batch_size, plan.seed, t.last_batch, plan.augment.repeats)
-
-    def put_call(call: Any) -> Any:
-        return place_call(mesh, call)
-
-    if t.feed == "resident":
-        if not isinstance(source, Source):
-            raise UsageError(
-                f"config.data.feed='resident': {source.name} is too large to be kept decoded; set it to 'stream'"
-            )
-        return ResidentFeed(
-            source,
-            order,
-            t.batch_size,
-            steps_per_call,
-            put_split=lambda arrays: jax.device_put(dict(arrays), replicated(mesh)),
-            put_call=put_call,
-        )
-    return StreamFeed(
-        source,
-        order,
-        t.batch_size,
-        steps_per_call,
-        t.steps,
-        put_call=put_call,
-        host_transform=assembly.host_transform(),
-        shard=(jax.process_index(), jax.process_count()),
-    )
-
-
 def _finish(
     run: RunDirectory,
     plan: Plan,
@@ -349,17 +229,6 @@ def _finish(
     run.write_result(result)
     _report(result, run.path)
     return result
-
-
-def _abstract_batch(source: Source | StreamedSource, size: int, mesh: Any) -> Any:
-    shapes = {
-        "image": ((size, *source.image_shape), np.uint8),
-        "label": ((size,), np.int32),
-        "mask": ((size,), np.float32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split_batch(mesh)) for name, (shape, dtype) in shapes.items()
-    }
 
 
 def _announce(plan: Plan, assembly: Assembly, position: Position) -> None:

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 from tiny import tiny_config
 
+from jaxvit.config_reader import parse_duration
 from jaxvit.errors import UsageError
-from jaxvit.plan import parse_duration, resolve
+from jaxvit.plan import resolve
 
 
 @pytest.mark.parametrize(
