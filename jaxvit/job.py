@@ -46,7 +46,7 @@ def make_job(
     started = time.monotonic()
     t = plan.train
     steps_per_call = 1 if options.debug_nans else t.steps_per_call
-    feed = _make_feed(plan, assembly, sources["train"], mesh, steps_per_call)
+    feed = make_feed(plan, assembly, sources["train"], mesh, steps_per_call)
     # The state before a step must outlive it when a step may have to be looked into.
     donated = () if options.debug_nans else (0,)
     layout = jax.tree.map(lambda x: x.sharding, state)
@@ -106,7 +106,7 @@ def _train_program(step: Any, pick: Any, steps_per_call: int) -> Any:
     return lambda state, data, call, i: step(state, pick(data, call, i))
 
 
-def _make_feed(
+def make_feed(
     plan: Plan, assembly: Assembly, source: Source | StreamedSource, mesh: Any, steps_per_call: int
 ) -> ResidentFeed | StreamFeed:
     t = plan.train

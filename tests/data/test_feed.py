@@ -95,7 +95,7 @@ import jax
 from tiny import tiny_config
 from jaxvit.assembly import assemble
 from jaxvit.plan import dataset_of, resolve
-from jaxvit.train import _make_feed
+from jaxvit.job import make_feed
 from jaxvit.training.sharding import make_mesh
 import hashlib, numpy as np
 out = []
@@ -105,7 +105,7 @@ for devices in (1, 8):
         dataset = dataset_of(config)
         plan = resolve(config, devices=devices, dataset=dataset)
         assembly = assemble(plan)
-        made = _make_feed(plan, assembly, dataset.read(plan.data.train), make_mesh(devices), 1)
+        made = make_feed(plan, assembly, dataset.read(plan.data.train), make_mesh(devices), 1)
         from jaxvit.data.augment import training_transform
         transform = training_transform(plan.augment, 10)
         step = jax.jit(lambda data, call: transform(jax.random.key(0), 5, made.pick(data, call, 0)))
