@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from jaxvit.errors import RunFailedError
 
@@ -75,7 +75,9 @@ class Damage:
         Raises:
           RunFailedError: unless bad records are to be skipped.
         """
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Pillow's own sentence for a file of no known format names an object in memory.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is no image" if unknown else (str(error).splitlines() or [type(error).__name__])[0]
         if self.on_error != "skip":
             raise RunFailedError(
                 f"{self.owner}: {name} cannot be decoded ({reason[:120]}); repair it, or leave such images out with "
