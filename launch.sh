@@ -110,6 +110,9 @@ while :; do
   child=$!
   # wait returns early when a trapped signal comes; go on until the run has really ended.
   while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || break; done
+  if [ "$code" -eq 134 ]; then
+    fail "the run was aborted; if it is one of several processes, another one has ended (its output says why)" 70
+  fi
   if [ "$code" -ne 75 ] || [ -n "$terminated" ]; then exit "$code"; fi
   echo "launch.sh: the run was stopped and is saved; starting it again" >&2
 done

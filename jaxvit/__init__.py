@@ -12,12 +12,14 @@ from jaxvit._version import __version__
 
 # name -> module that holds it
 _LAZY = {
+    "History": "jaxvit.history",
     "create_model": "jaxvit.models.registry",
     "list_models": "jaxvit.models.registry",
+    "load": "jaxvit.loading",
 }
 _MODULES = ("layers", "models", "ops", "train")
 
-__all__ = ["__version__", "create_model", "layers", "list_models", "models", "ops", "train"]
+__all__ = ["History", "__version__", "create_model", "layers", "list_models", "load", "models", "ops", "train"]
 
 
 def __getattr__(name: str) -> Any:

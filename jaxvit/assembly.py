@@ -15,10 +15,18 @@ import optax
 from flax.errors import FlaxError
 
 from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, first_line
+from jaxvit.layers.stack import plainly
 from jaxvit.models.registry import create_model
 from jaxvit.plan import Plan
-from jaxvit.training.optimizer import Schedule, average_weights, make_optimizer, make_schedule
+from jaxvit.training.optimizer import (
+    Schedule,
+    average_weights,
+    decay_mask,
+    layer_factors,
+    make_optimizer,
+    make_schedule,
+)
 from jaxvit.training.state import TrainState, create_state, derive_key
 from jaxvit.training.step import make_eval_step, make_loss, make_train_step, step_keys
 
@@ -47,41 +55,52 @@ class Assembly:
     abstract_state: TrainState
     classes: int
 
-    def create_state(self) -> TrainState:
-        """The state before the first step; to be jitted."""
-        key = derive_key(self.plan.seed, "init")
+    def init_key(self) -> jax.Array:
+        """The root of the randomness of the parameters."""
+        return derive_key(self.plan.seed, "init")
+
+    def create_state(self, key: jax.Array | None = None) -> TrainState:
+        """The state before the first step; to be jitted, best with `init_key`: then one program serves all seeds."""
+        key = self.init_key() if key is None else key
         return create_state(self.init, self.optimizer, key, ema=self.plan.ema_decay > 0)
 
+    def step_key(self, seed: int | None = None) -> jax.Array:
+        """The root of the randomness of all steps, of the plan's seed or another."""
+        return derive_key(self.plan.seed if seed is None else seed, "step")
+
     def loss(
-        self, axis_name: str | None = None, *, plainly: bool = False
+        self, axis_name: str | None = None, *, plainly: bool = False, key: jax.Array | None = None
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The two halves of this run's forward pass, see `jaxvit.training.step.make_loss`."""
+        """The two halves of this run's forward pass, see `jaxvit.training.step.make_loss`; `key` as `step_key`."""
         return make_loss(
             self.apply_plainly if plainly else self.apply,
             training_transform(self.plan.augment, self.classes, self.plan.train.label_smoothing),
-            derive_key(self.plan.seed, "step"),
+            self.step_key() if key is None else key,
             axis_name=axis_name,
         )
 
-    def train_step(self, axis_name: str | None = None) -> Callable[..., Any]:
-        """The pure training step of this run."""
+    def train_step(self, axis_name: str | None = None, *, key: jax.Array | None = None) -> Callable[..., Any]:
+        """The pure training step of this run; `key` as `step_key`."""
         plan = self.plan
         average = partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None
-        prepare, loss = self.loss(axis_name)
+        prepare, loss = self.loss(axis_name, key=key)
         return make_train_step(
             prepare, loss, self.optimizer, accumulate=plan.train.accumulate, ema=average, axis_name=axis_name
         )
 
-    def host_transform(self) -> Callable[[int, Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
-        """(step, batch) -> batch with the geometry done by the host's processor; None where the device does it."""
+    def host_transform(self, before: int = 0) -> Callable[[int, Mapping[str, Any]], dict[str, np.ndarray]] | None:
+        """(step, batch) -> batch with the geometry done by the host's processor; None where the device does it.
+
+        `before` is how many images of the whole batch come before those of this process.
+        """
         if self.plan.augment.where != "host":
             return None
-        root, geometric = derive_key(self.plan.seed, "step"), geometric_transform(self.plan.augment)
-        transform = jax.jit(lambda step, images: geometric(step_keys(root, step)[0], images))
+        root, geometric = self.step_key(), geometric_transform(self.plan.augment, before)
+        transform = jax.jit(lambda root, step, images: geometric(step_keys(root, step)[0], images))
 
         def apply(step: int, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             with jax.default_device(jax.local_devices(backend="cpu")[0]):
-                return {**batch, "image": np.asarray(transform(np.int32(step), batch["image"]))}
+                return {**batch, "image": np.asarray(transform(root, np.int32(step), batch["image"]))}
 
         return apply
 
@@ -101,14 +120,10 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
       UsageError: the model's attributes do not fit together or do not fit the images.
     """
     shape = plan.input_shape
-    if not all(shape):
-        raise UsageError(
-            f"config.data.name: the images of {plan.data.name} vary in size; only sets of one size can be used"
-        )
     try:
         model = create_model(plan.model.name, **dict(plan.model.attributes))
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise UsageError(f"config.model: {error}") from None
+        raise UsageError(f"config.model: {first_line(error)}") from None
 
     idle = model.idle_attributes() if hasattr(model, "idle_attributes") else {}
     for key in overrides:
@@ -125,12 +140,9 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
         return apply
 
     apply = applying(model)
-    # The same numbers, module by module: remat and scan hide the modules from whoever wants to look at their outputs.
-    plain = {name: False for name in ("remat", "scan") if getattr(model, name, False) is True}
-    apply_plainly = applying(model.clone(**plain)) if plain else apply
+    apply_plainly = applying(plainly(model))
 
-    no_decay = tuple(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else ()
-    optimizer = make_optimizer(plan.optim, no_decay)
+    optimizer = make_optimizer(plan.optim)
     try:
         abstract = jax.eval_shape(
             lambda: create_state(init, optimizer, derive_key(plan.seed, "init"), ema=plan.ema_decay > 0)
@@ -141,8 +153,9 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
         key = jax.eval_shape(lambda: jax.random.key(0))
         jax.eval_shape(lambda v, x, k: apply(v, x, train=True, key=k), abstract.variables, images, key)
     except (ValueError, TypeError, ArithmeticError, FlaxError) as error:
-        size, reason = "×".join(map(str, shape)), str(error).splitlines()[0]
+        size, reason = "×".join(map(str, shape)), first_line(error)
         raise UsageError(f"config.model: {plan.model.name} does not work on images of {size}: {reason}") from None
+    _check_optimizer_fits(plan, abstract.params)
     classes = len(plan.data.class_names)
     if logits.ndim != 2 or logits.shape[-1] < classes:
         raise UsageError(
@@ -152,3 +165,15 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     return Assembly(
         plan, model, init, apply, apply_plainly, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1]
     )
+
+
+def _check_optimizer_fits(plan: Plan, params: Any) -> None:
+    """Raises UsageError where the optimizer goes by names that this model's parameters do not have."""
+    optim = plan.optim
+    if optim.layer_decay != 1.0:
+        layer_factors(params, optim.layer_decay)
+    if optim.weight_decay and not any(jax.tree.leaves(decay_mask(params, optim.decay_mask))):
+        raise UsageError(
+            f"config.optim.decay_mask='{optim.decay_mask}': no parameter of {plan.model.name} is named 'kernel', so "
+            "nothing decays; set it to 'all', or config.optim.weight_decay to 0"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -13,11 +14,12 @@ from typing import Any, NoReturn
 
 from jaxvit import errors
 from jaxvit._version import __version__
-from jaxvit.errors import UsageError, nearest
+from jaxvit.errors import UsageError, first_line, nearest
 from jaxvit.training.hardware import keep_compiled_programs
 
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
+    "sweep": "train a grid of runs over values of config keys; one table and one figure",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
     "data": "prepare a data set, show what training sees of it, export images, measure the input",
 }
@@ -55,7 +57,10 @@ class Parser(argparse.ArgumentParser):
         if tokens:
             flag = tokens[0].partition("=")[0]
             known = [o for action in self._actions for o in action.option_strings]
-            raise UsageError(f"unknown argument '{tokens[0]}'{nearest(flag, known)}; see {self.prog} --help")
+            near = nearest(flag, known)
+            if "--config" in known and flag.lstrip("-") in _ELSEWHERE:
+                near = f" (did you mean '--config.{_ELSEWHERE[flag.lstrip('-')]}'?)"
+            raise UsageError(f"unknown argument '{tokens[0]}'{near}; see {self.prog} --help")
 
 
 def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
@@ -112,7 +117,13 @@ def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, 
 
 
 def split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Sorts words into overrides (key, value, as written) and the rest; takes `--config.k=v`, `--config.k v`."""
+    """Sorts words into overrides (key, value, as written) and the rest; takes `--config.k=v`, `--config.k v`.
+
+    A switch takes the next word only if that is true or false: `--config.augment.flip DIR` is a flag and a word.
+    """
+    from jaxvit.config import KEYS
+
+    switches = {path for path, key in KEYS.items() if isinstance(key.default, bool)}
     overrides, rest = [], []
     words = list(tokens)
     while words:
@@ -122,7 +133,10 @@ def split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], 
             continue
         name, equals, value = word.partition("=")
         key = name.removeprefix("--no").removeprefix("--").removeprefix("config.")
-        if not equals and not word.startswith("--no") and words and not words[0].startswith("--"):
+        takes_next = words and not words[0].startswith("--")
+        if key in switches:
+            takes_next = takes_next and words[0].lower() in ("true", "false", "0", "1", "t", "f")
+        if not equals and not word.startswith("--no") and takes_next:
             value = words.pop(0)
             word = f"{name}={value}"
         overrides.append((key, value, word))
@@ -137,7 +151,26 @@ def _lookup(config: Any, path: str) -> Any:
     return config
 
 
+# What other trainers call it.
+_ELSEWHERE = {
+    "epochs": "train.duration",
+    "num_epochs": "train.duration",
+    "steps": "train.duration",
+    "lr": "optim.peak_lr",
+    "learning_rate": "optim.peak_lr",
+    "wd": "optim.weight_decay",
+    "batch": "train.batch_size",
+    "batch_size": "train.batch_size",
+    "dataset": "data.name",
+    "data": "data.name",
+    "optimizer": "optim.name",
+}
+
+
 def _suggest(key: str, known: Sequence[str] | dict) -> str:
+    elsewhere = _ELSEWHERE.get(key.rpartition(".")[2])
+    if elsewhere in known:
+        return f" (did you mean '{elsewhere}'?)"
     leaves = {path.rpartition(".")[2]: path for path in known}
     direct = nearest(key, known)
     if direct:
@@ -155,7 +188,7 @@ def _explain_value_error(overrides: Sequence[tuple[str, str, str]], types: dict[
             return f"{token}: the value is missing; write --config.{key}={'0.1' if types[key] is float else '1'}"
         if f"config.{key}" in str(error):
             return f"{token}: expected {_TYPE_NAMES.get(types[key], types[key].__name__)}, got '{value}'"
-    return str(error).splitlines()[0]
+    return first_line(error)
 
 
 def quieten_libraries() -> None:
@@ -197,7 +230,13 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
         # The reader of our output (`| head`) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = errors.SOME_INPUTS_FAILED
+    except OSError as error:
+        if not errors.is_disk_full(error):
+            raise
+        code = _complain(errors.disk_full(error), errors.CANNOT_GO_ON)
     sys.stdout.flush()
+    if code != errors.CANNOT_GO_ON and "jaxvit.training.processes" in sys.modules:
+        sys.modules["jaxvit.training.processes"].leave()
     if code not in (errors.DONE, errors.USAGE):
         # Background writers of a run that ended badly would hold the process up, and complain.
         sys.stderr.flush()
@@ -206,8 +245,9 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
 
 
 def _complain(message: object, code: int) -> int:
-    sys.stdout.flush()
-    print(f"jaxvit: {message}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code says it too
+        sys.stdout.flush()
+        print(f"jaxvit: {message}", file=sys.stderr)
     return code
 
 

@@ -5,7 +5,7 @@ A config holds inputs only. Nothing in it is derived: steps, splits and per-devi
 sentinels ('', 0, ()), never None, because the command line can override those.
 
 A config file defines ``get_config(variant='...') -> ConfigDict`` and, if it knows more than one experiment, a tuple
-``VARIANTS`` of their names.
+``VARIANTS`` of their names; for `jaxvit sweep` it may define ``get_grid(variant='...')``, values for some keys.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -43,8 +44,9 @@ class Key:
 
 KEYS: dict[str, Key] = {
     "seed": Key(0, "root of every random number of the run: parameters, order, augmentation, dropout"),
+    "seeds": Key((), "one run for each of these seeds, and their mean and spread; () = one run, of `seed`"),
     # Data.
-    "data.name": Key("digits", "TFDS name of the data set, or 'image_folder:PATH'"),
+    "data.name": Key("digits", "TFDS name of the data set, 'image_folder:PATH', or 'package.module:function'"),
     "data.dir": Key(
         "", "TFDS directory; '' = the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets", changes_result=False
     ),
@@ -100,6 +102,10 @@ KEYS: dict[str, Key] = {
     "augment.jitter": Key(
         (), "strengths of (brightness, contrast, saturation, hue) jitter, such as (0.4, 0.4, 0.4, 0.1)"
     ),
+    "augment.own": Key(
+        "",
+        "'package.module:function', (key, image float32 [H, W, C] in 0..1) -> image, before normalising; '' = none",
+    ),
     "augment.erase": Key(0.0, "probability of overwriting a random rectangle; 0 = off"),
     "augment.erase_mode": Key(
         "noise", "what random erasing writes: 'noise' (standard normal) or 'zero' (the mean colour)"
@@ -145,6 +151,11 @@ KEYS: dict[str, Key] = {
     "train.fsdp": Key(1, "devices that share one copy of parameters and optimizer state; 1 = each has its own"),
     "train.deterministic": Key(False, "have XLA choose deterministic kernels on GPU, slower; other devices always do"),
     "train.label_smoothing": Key(0.0, "share of the target spread evenly over all classes, in training only"),
+    "train.seeds": Key(
+        "auto",
+        "several seeds 'together' in one program, 'in_turn', or 'auto': together on an accelerator that has room",
+        changes_result=False,
+    ),
     "train.patience": Key("", "stop after this long (epochs) without a better validation result; '' = never"),
     "train.monitor": Key("top1", "validation metric that decides: 'top1', 'top5', 'loss', 'precision' or 'recall'"),
     # Evaluation, saving, logging.
@@ -208,22 +219,8 @@ def load_config_file(spec: str, model_name: str = "") -> ConfigDict:
     Raises:
       UsageError: there is no such file or variant, or the file is no config file.
     """
-    # A config file is a program of the user's own, run on the user's request, as `python FILE` would be.
     path, _, variant = spec.partition(":")
-    file = Path(path).expanduser()
-    if not file.is_file():
-        siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        raise UsageError(f"--config={spec}: there is no file '{path}'{nearest(path, siblings)}")
-    module_spec = importlib.util.spec_from_file_location(f"jaxvit_config_{file.stem}", file)
-    if module_spec is None or module_spec.loader is None:
-        raise UsageError(f"--config={spec}: '{path}' is not a Python file; a config file ends in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"--config={spec}: the file does not run: {type(error).__name__}: {error}") from error
+    module = _run_config_file(spec)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise UsageError(f"--config={spec}: the file defines no function get_config()")
@@ -247,6 +244,34 @@ def load_config_file(spec: str, model_name: str = "") -> ConfigDict:
             config.model = model_config(model_name)
     check_keys(config)
     return config
+
+
+def load_grid(spec: str) -> dict[str, Sequence[Any]]:
+    """The grid, {key: values}, that a config file brings for `jaxvit sweep`: its ``get_grid``'s; {} if it has none."""
+    get_grid, variant = getattr(_run_config_file(spec), "get_grid", None), spec.partition(":")[2]
+    if get_grid is None:
+        return {}
+    return dict(get_grid(variant) if variant else get_grid())
+
+
+def _run_config_file(spec: str) -> ModuleType:
+    # A config file is a program of the user's own, run on the user's request, as `python FILE` would be.
+    path = spec.partition(":")[0]
+    file = Path(path).expanduser()
+    if not file.is_file():
+        siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise UsageError(f"--config={spec}: there is no file '{path}'{nearest(path, siblings)}")
+    module_spec = importlib.util.spec_from_file_location(f"jaxvit_config_{file.stem}", file)
+    if module_spec is None or module_spec.loader is None:
+        raise UsageError(f"--config={spec}: '{path}' is not a Python file; a config file ends in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"--config={spec}: the file does not run: {type(error).__name__}: {error}") from error
+    return module
 
 
 def check_keys(config: ConfigDict) -> None:

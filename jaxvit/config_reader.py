@@ -25,6 +25,14 @@ class ConfigReader:
             value = value[part]
         return value
 
+    def peek(self, path: str) -> Any:
+        """A value that is looked at to find out whether this run reads it."""
+        unread = path not in self.read
+        value = self(path)
+        if unread:
+            self.read.discard(path)
+        return value
+
     def at_least(self, path: str, low: float) -> Any:
         value = self(path)
         if not value >= low:

@@ -31,6 +31,8 @@ def print_plan(plan: Plan, params: Any, learning_rate: Callable[[int], Any], con
     console.print(parameter_table(params))
     for line in curve([float(learning_rate(step)) for step in _samples(plan.train.steps)], plan.train.steps):
         console.print(line, markup=False)
+    for phrase in plan.warnings:
+        console.print(f"warning: {phrase}", markup=False)
     for phrase in plan.without_effect:
         console.print(f"without effect: {phrase}", markup=False)
     console.print("dry run: nothing was trained")
@@ -48,8 +50,9 @@ def _plan_table(plan: Plan) -> Table:
 
 
 def _sections(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
+    seeds = {"seeds": str(plan.seeds), "train.seeds": plan.seeds_run} if plan.seeds else {"seed": plan.seed}
     sections: list[tuple[str, dict[str, Any]]] = [
-        ("", {"seed": plan.seed, "config hash": plan.config_hash, "model": plan.model.name})
+        ("", {**seeds, "config hash": plan.config_hash, "model": plan.model.name})
     ]
     sections.append(("model.", dict(plan.model.attributes)))
     for name in ("data", "augment", "train", "optim"):

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxvit.assembly import Assembly
 from jaxvit.data.batches import TrainOrder
 from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
 from jaxvit.data.sources import Source, StreamedSource
-from jaxvit.errors import UsageError
 from jaxvit.plan import Plan
-from jaxvit.training import nans
+from jaxvit.training import hardware, nans
 from jaxvit.training.loop import Job, Position
-from jaxvit.training.sharding import place_batch, place_call, replicated, split_batch
+from jaxvit.training.sharding import own_rows, place_batch, place_call, replicate, split_batch
 from jaxvit.training.state import TrainState
 from jaxvit.training.step import make_train_call
 
@@ -41,22 +42,29 @@ def make_job(
     position: Position,
     options: StartOptions,
     workdir: Path,
+    seeds: Sequence[int] = (),
 ) -> Job:
-    """Compiles the two steps and ties them to the data."""
+    """Compiles the two steps and ties them to the data.
+
+    With `seeds`, `state` is that of as many runs, stacked, which are trained together; else the plan's seed counts.
+    """
     started = time.monotonic()
     t = plan.train
     steps_per_call = 1 if options.debug_nans else t.steps_per_call
-    feed = make_feed(plan, assembly, sources["train"], mesh, steps_per_call)
+    feed = make_feed(plan, assembly, sources["train"], mesh, steps_per_call, seeds)
     # The state before a step must outlive it when a step may have to be looked into.
     donated = () if options.debug_nans else (0,)
     layout = jax.tree.map(lambda x: x.sharding, state)
     call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
     in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
-    program = _train_program(assembly.train_step(), feed.pick, steps_per_call if in_one_go else 1)
+    program = _train_program(assembly, feed.pick, steps_per_call if in_one_go else 1, bool(seeds))
     program = jax.jit(program, donate_argnums=donated, out_shardings=(layout, None))
-    numbers = jax.device_put([np.int32(number) for number in range(steps_per_call + 1)], replicated(mesh))
-    program = program.lower(state, feed.data, call, numbers[0]).compile()
-    eval_step = jax.jit(assembly.eval_step())
+    numbers = replicate(mesh, [np.int32(number) for number in range(steps_per_call + 1)])
+    # An argument, not a constant: so one compiled program serves all seeds.
+    root = replicate(mesh, _key_data([assembly.step_key(seed) for seed in seeds] or assembly.step_key()))
+    if position.step < t.steps and not position.stopped_early:  # else only the test is left to be done
+        program = program.lower(state, feed.data, call, numbers[0], root).compile()
+    eval_step = jax.jit(jax.vmap(assembly.eval_step(), in_axes=(0, None)) if seeds else assembly.eval_step())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
         eval_step = eval_step.lower(state.variables, eval_batch).compile()
@@ -66,67 +74,104 @@ def make_job(
 
     def train_step(state: TrainState, call: Any, count: int) -> Any:
         if in_one_go:
-            return program(state, feed.data, call, numbers[count])
+            return program(state, feed.data, call, numbers[count], root)
         each = []
         for i in range(count):
-            state, sums = program(state, feed.data, call, numbers[i])
+            state, sums = program(state, feed.data, call, numbers[i], root)
             each.append(sums)
         return state, {name: [sums[name] for sums in each] for name in each[0]}
 
-    def validation() -> Any:
-        return evaluation_stream(sources["validation"], t.eval_batch_size)
+    def batches_of(part: str) -> Any:
+        if part not in sources:
+            return None
+        return lambda: evaluation_stream(sources[part], t.eval_batch_size, own_rows(mesh, t.eval_batch_size))
+
+    indices = replicate(mesh, [np.int32(i) for i in range(len(seeds))])
+    cut = jax.jit(lambda state, i: jax.tree.map(lambda x: x[i], state))
+
+    def part(state: TrainState, i: int) -> TrainState:
+        return cut(state, indices[i]) if seeds else state
 
     def explain(before: TrainState, failed: Any) -> str:
-        return nans.explain(*assembly.loss(plainly=True), before, feed.pick(feed.data, failed, 0))
+        batch = feed.pick(feed.data, failed, 0)
+        return nans.explain(*assembly.loss(plainly=True), before, batch, t.accumulate)
 
     return Job(
         train_step=train_step,
         eval_step=eval_step,
         train_batch=feed,
-        validation=validation if "validation" in sources else None,
+        validation=batches_of("validation"),
+        test=batches_of("test"),
         place=lambda host: place_batch(mesh, host),
         learning_rate=rates.__getitem__,
         steps=t.steps,
         steps_per_epoch=t.steps_per_epoch,
         checkpoint_every=t.checkpoint_every,
+        part=part,
         log_every=t.log_every,
         patience_epochs=t.patience_epochs,
         monitor=t.monitor,
         explain=explain if options.debug_nans else None,
-        profile=options.profile,
-        profile_directory=workdir / "profile",
+        profiler=hardware.Profiler(options.profile, workdir / "profile") if options.profile else None,
         steps_per_call=steps_per_call,
     )
 
 
-def _train_program(step: Any, pick: Any, steps_per_call: int) -> Any:
-    """What is compiled: several steps, or the one of a given place in the call."""
-    if steps_per_call > 1:
-        return make_train_call(step, pick, steps_per_call)
-    return lambda state, data, call, i: step(state, pick(data, call, i))
+def _key_data(keys: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(jnp.stack(keys) if isinstance(keys, list) else keys))
+
+
+def _train_program(assembly: Assembly, pick: Any, steps_per_call: int, several: bool) -> Any:
+    """What is compiled, (state, data, call, i or count, root key's data) -> (state, sums).
+
+    It is several steps, or the one of a given place in the call; of one run, or of several that are trained together:
+    each of these has its own parameters, images and random numbers.
+    """
+
+    def step_with(root: jax.Array) -> Any:
+        keys = jax.random.wrap_key_data(root)
+        if not several:
+            return assembly.train_step(key=keys)
+        step = jax.vmap(lambda state, batch, key: assembly.train_step(key=key)(state, batch))
+        return lambda state, batch: step(state, batch, keys)
+
+    def program(state: TrainState, data: Any, call: Any, i: jax.Array, root: jax.Array) -> Any:
+        if steps_per_call > 1:
+            return make_train_call(step_with(root), pick, steps_per_call)(state, data, call, i)
+        return step_with(root)(state, pick(data, call, i))
+
+    return program
 
 
 def make_feed(
-    plan: Plan, assembly: Assembly, source: Source | StreamedSource, mesh: Any, steps_per_call: int
+    plan: Plan,
+    assembly: Assembly,
+    source: Source | StreamedSource,
+    mesh: Any,
+    steps_per_call: int,
+    seeds: Sequence[int] = (),
 ) -> ResidentFeed | StreamFeed:
     t = plan.train
-    order = TrainOrder(len(source), t.batch_size, plan.seed, t.last_batch, plan.augment.repeats)
+    order, *others = [
+        TrainOrder(len(source), t.batch_size, seed, t.last_batch, plan.augment.repeats)
+        for seed in (seeds or (plan.seed,))
+    ]
+
+    own = own_rows(mesh, t.batch_size)
 
     def put_call(call: Any) -> Any:
-        return place_call(mesh, call)
+        return place_call(mesh, call, axis=2 if seeds else 1)
 
     if t.feed == "resident":
-        if not isinstance(source, Source):
-            raise UsageError(
-                f"config.data.feed='resident': {source.name} is too large to be kept decoded; set it to 'stream'"
-            )
+        assert isinstance(source, Source)  # the plan has seen to it
         return ResidentFeed(
             source,
-            order,
+            [order, *others] if seeds else order,
             t.batch_size,
             steps_per_call,
-            put_split=lambda arrays: jax.device_put(dict(arrays), replicated(mesh)),
+            put_split=lambda arrays: replicate(mesh, dict(arrays)),
             put_call=put_call,
+            own=own,
         )
     return StreamFeed(
         source,
@@ -135,8 +180,8 @@ def make_feed(
         steps_per_call,
         t.steps,
         put_call=put_call,
-        host_transform=assembly.host_transform(),
-        shard=(jax.process_index(), jax.process_count()),
+        host_transform=assembly.host_transform(own.start),
+        own=own,
     )
 
 

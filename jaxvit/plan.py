@@ -33,7 +33,7 @@ class DataPlan:
 
     name: str
     directory: str
-    image_shape: tuple[int | None, ...]
+    image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     train: str
     validation: str
@@ -84,6 +84,8 @@ class Plan:
     """All that a run needs to know, derived from its config, its data set and its devices."""
 
     seed: int
+    seeds: tuple[int, ...]
+    seeds_run: str
     data: DataPlan
     augment: Augmentation
     model: ModelPlan
@@ -93,6 +95,7 @@ class Plan:
     train: TrainPlan
     config_hash: str
     without_effect: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -118,10 +121,13 @@ def resolve(
     get = ConfigReader(config)
     dataset = _open(get, dataset)
     data = _resolve_data(get, dataset)
-    train = _resolve_train(get, data, devices)
+    train = _resolve_train(get, data, dataset, devices)
     augment = resolve_augment(get, data, train, dataset)
+    seeds = _resolve_seeds(get)
     plan = Plan(
-        seed=get.at_least("seed", 0),
+        seed=seeds[0] if seeds else get.at_least("seed", 0),
+        seeds=seeds,
+        seeds_run=get.one_of("train.seeds", ("auto", "together", "in_turn")) if seeds else "",
         data=data,
         augment=augment,
         model=_resolve_model(get, config, data),
@@ -131,6 +137,7 @@ def resolve(
         train=train,
         config_hash=config_hash(config),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
+        warnings=_overlaps(dataset, data),
     )
     for key in overrides:
         if key not in get.read:
@@ -150,6 +157,27 @@ def _open(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "side": get.at_least("data.side", 0),
     }
     return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
+
+
+def _overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
+    """Images that are trained on and judged by as well: allowed, for whoever wants to see a model fit them."""
+    found = []
+    for part in ("validation", "test"):
+        split = getattr(data, part)
+        shared = dataset.shared(data.train, split) if split else 0
+        if shared:
+            found.append(
+                f"{shared:,} of the {getattr(data, f'{part}_count'):,} images of config.data.{part}='{split}' are "
+                f"trained on as well (config.data.train='{data.train}')"
+            )
+    return tuple(found)
+
+
+def _resolve_seeds(get: ConfigReader) -> tuple[int, ...]:
+    seeds = tuple(get("seeds"))
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) != len(seeds):
+        raise UsageError(f"config.seeds={seeds}: must be different whole numbers from 0, such as (0, 1, 2)")
+    return seeds
 
 
 def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
@@ -181,7 +209,7 @@ def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> Mod
     return ModelPlan(name, tuple(attributes.items()))
 
 
-def _resolve_train(get: ConfigReader, data: DataPlan, devices: int) -> TrainPlan:
+def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices: int) -> TrainPlan:
     batch = get.at_least("train.batch_size", 1)
     if batch % devices:
         lower = batch - batch % devices
@@ -238,12 +266,12 @@ def _resolve_train(get: ConfigReader, data: DataPlan, devices: int) -> TrainPlan
         checkpoint_every=max(1, length("checkpoint.every")),
         log_every=max(1, length("log.every")),
         writers=writers,
-        feed=_resolve_feed(get, data),
+        feed=_resolve_feed(get, data, dataset),
         steps_per_call=get.at_least("train.steps_per_call", 1),
     )
 
 
-def _resolve_feed(get: ConfigReader, data: DataPlan) -> str:
+def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
     """'resident' or 'stream'."""
     feed = get.one_of("data.feed", ("auto", "resident", "stream"))
     on_host = get("augment.where") == "host"
@@ -252,10 +280,16 @@ def _resolve_feed(get: ConfigReader, data: DataPlan) -> str:
             "config.data.feed='resident': with config.augment.where='host' the batches come from the host; "
             "set data.feed to 'stream' or 'auto'"
         )
+    kept = dataset.is_kept(data.train)
+    if feed == "resident" and not kept:
+        raise UsageError(
+            f"config.data.feed='resident': {data.name} is too large to be kept decoded, and so are parts of it; set "
+            "data.feed to 'stream' or 'auto'"
+        )
     if feed != "auto":
         return feed
-    size = data.train_count * math.prod(side or 1 for side in data.image_shape)
-    return "stream" if on_host or size > RESIDENT_BYTES else "resident"
+    size = data.train_count * math.prod(data.image_shape)
+    return "stream" if on_host or not kept or size > RESIDENT_BYTES else "resident"
 
 
 def _resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
@@ -264,10 +298,14 @@ def _resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
 
     name = get.one_of("optim.name", OPTIMIZERS)
     schedule = get.one_of("optim.schedule", ("cosine", "linear", "constant"))
-    cooldown_text = get("optim.cooldown")
-    has_end = schedule != "constant" or not cooldown_text.strip().startswith("0")
+    # Without a cooldown a constant rate has no end; and a cooldown may be a share of the length.
+    longest = parse_duration(
+        get.peek("optim.length"), key="optim.length", steps_per_epoch=train.steps_per_epoch, whole=train.steps
+    )
+    cooldown = length("optim.cooldown", longest)
+    has_end = schedule != "constant" or cooldown > 0
     total = length("optim.length", train.steps) if has_end else train.steps
-    warmup, cooldown = length("optim.warmup", total), length("optim.cooldown", total)
+    warmup = length("optim.warmup", total)
     if warmup > train.steps:
         long = (
             f"warm-up of {warmup} steps is longer than training of {train.steps}; shorten it or lengthen train.duration"
@@ -309,6 +347,10 @@ def _resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
 
 def _why_unread(key: str, config: ConfigDict) -> str:
     """Names the setting that makes a key idle."""
+    if key == "seed":
+        return f"config.seeds={config.seeds} are trained"
+    if key == "train.seeds":
+        return "config.seeds=() asks for one run only"
     optim, augment = config.optim, config.augment
     sizing = f"config.augment.train='{augment.train}', config.augment.evaluation='{augment.evaluation}'"
     if key in ("augment.resize", "augment.crop_position", "augment.crop_fraction", "augment.scale", "augment.ratio"):
@@ -326,7 +368,7 @@ def _why_unread(key: str, config: ConfigDict) -> str:
     if key == "train.monitor":
         return "there is no config.data.validation to watch"
     if key in ("optim.length", "optim.end_lr"):
-        return f"the schedule is '{optim.schedule}'"
+        return f"the schedule is '{optim.schedule}', with optim.cooldown='{optim.cooldown}'"
     if key == "optim.start_lr":
         return f"there is no warm-up (config.optim.warmup='{optim.warmup}')"
     if key == "optim.weight_decay":

@@ -8,6 +8,7 @@ from jaxvit.config_reader import ConfigReader, parse_duration
 from jaxvit.data.augment import EVALUATION_SIZES, TRAIN_SIZES, Augmentation
 from jaxvit.data.geometry import FILLS, INTERPOLATIONS
 from jaxvit.data.mixing import ERASE_MODES
+from jaxvit.data.own import load_function
 from jaxvit.data.policies import make_policy
 from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
 
 
 def resolve_augment(get: ConfigReader, data: DataPlan, train: TrainPlan, dataset: Dataset) -> Augmentation:
-    channels = data.image_shape[-1]
     sizing = _resolve_sizes(get, data)
-    side = sizing["size"] or _side(data)
+    height, width, channels = data.image_shape
+    if sizing["size"]:
+        height = width = sizing["size"]
+    side = min(height, width)
     pad = get.at_least("augment.pad_crop", 0)
-    if side and pad >= side:
+    if pad >= side:
         raise UsageError(f"config.augment.pad_crop={pad}: must be smaller than the image's side of {side} pixels")
     rotation, zoom = get.at_least("augment.rotation", 0.0), get.between("augment.zoom", 0.0, 1.0)
     policy = get("augment.policy")
     if policy:
-        make_policy(policy, side or 1)
+        make_policy(policy, height, width)
         if channels not in (1, 3):
             raise UsageError(f"config.augment.policy='{policy}': needs images of 1 or 3 channels, not {channels}")
     jitter = tuple(get("augment.jitter"))
@@ -35,6 +38,16 @@ def resolve_augment(get: ConfigReader, data: DataPlan, train: TrainPlan, dataset
             f"config.augment.jitter={jitter}: must be four numbers of 0 or more for brightness, contrast, saturation "
             "and hue (at most 0.5)"
         )
+    resized = sizing["train"] != "whole" or sizing["size"] not in (0, min(data.image_shape[:2]))
+    geometry = (resized, pad, rotation, zoom)
+    if get("augment.where") == "host" and not (any(geometry) or get("augment.flip")):
+        raise UsageError(
+            "config.augment.where='host': moves the geometry (size, crop, flip, rotation, zoom) to the host, and there "
+            "is none; leave it at 'device'"
+        )
+    own = get("augment.own")
+    if own:
+        load_function(own, "augment.own")
     erase = get.share("augment.erase")
     mixup, cutmix = get.at_least("augment.mixup", 0.0), get.at_least("augment.cutmix", 0.0)
     mixing = {}
@@ -67,6 +80,7 @@ def resolve_augment(get: ConfigReader, data: DataPlan, train: TrainPlan, dataset
         fill=get.one_of("augment.fill", FILLS) if rotation or zoom else "reflect",
         policy=policy,
         jitter=jitter,
+        own=own,
         erase=erase,
         erase_mode=get.one_of("augment.erase_mode", ERASE_MODES) if erase else "noise",
         mixup=mixup,
@@ -79,17 +93,19 @@ def resolve_augment(get: ConfigReader, data: DataPlan, train: TrainPlan, dataset
 
 def _resolve_sizes(get: ConfigReader, data: DataPlan) -> dict[str, Any]:
     """The fields of Augmentation that give training and evaluation images their size."""
-    own = _side(data)
+    height, width, _ = data.image_shape
     train = get.one_of("augment.train", TRAIN_SIZES)
     evaluation = get.one_of("augment.evaluation", EVALUATION_SIZES)
     sizes: dict[str, Any] = {"train": train, "evaluation": evaluation, "size": get.at_least("augment.size", 0)}
-    size = sizes["size"] or own
+    target = (sizes["size"],) * 2 if sizes["size"] else (height, width)
     if train == "resize_crop" or evaluation == "centre_crop":
-        sizes["resize"] = resize = get.at_least("augment.resize", 0)
-        if (resize or own) < size:
+        resize = sizes["resize"] = get.at_least("augment.resize", 0)
+        before = (resize, resize) if resize else (height, width)
+        if target[0] > before[0] or target[1] > before[1]:
+            many, few = (x[0] if x[0] == x[1] else f"{x[0]}×{x[1]}" for x in (target, before))
+            remedy = "set augment.resize to at least that" if sizes["size"] else "set augment.size to the crop's side"
             raise UsageError(
-                f"config.augment.size={size}: a crop of {size} pixels cannot come out of {resize or own}; "
-                "set augment.resize to at least that"
+                f"config.augment.size={sizes['size']}: a crop of {many} pixels cannot come out of {few}; {remedy}"
             )
     if train == "resize_crop":
         sizes["crop_position"] = get.one_of("augment.crop_position", ("image", "batch"))
@@ -99,19 +115,20 @@ def _resolve_sizes(get: ConfigReader, data: DataPlan) -> dict[str, Any]:
             raise UsageError(f"config.augment.crop_fraction={fraction}: must be above 0 and at most 1")
         sizes["crop_fraction"] = fraction
     if train == "random_resized_crop":
+        if target[0] != target[1]:
+            raise UsageError(
+                f"config.augment.size=0: augment.train='random_resized_crop' gives squares, and the images are "
+                f"{height}×{width}; set augment.size to the squares' side"
+            )
         for name in ("scale", "ratio"):
             low_high = sizes[name] = tuple(get(f"augment.{name}"))
             if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] or (name == "scale" and low_high[1] > 1):
                 raise UsageError(f"config.augment.{name}={low_high}: must be (low, high) with 0 < low <= high")
-    resized = sizes["size"] not in (0, own) or sizes.get("resize", 0) not in (0, own)
+    resize = sizes.get("resize", 0)
+    resized = target != (height, width) or (resize and (resize, resize) != (height, width))
     if resized or train == "random_resized_crop" or evaluation == "crop_fraction":
         sizes["interpolation"] = get.one_of("augment.interpolation", tuple(INTERPOLATIONS))
     return sizes
-
-
-def _side(data: DataPlan) -> int:
-    """The shorter side of the images, 0 where they vary in size."""
-    return min(side or 0 for side in data.image_shape[:2])
 
 
 def _constants(get: ConfigReader, name: str, data: DataPlan, dataset: Dataset) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """A run's folder, which explains itself: what was asked for, where it ran, what came out.
 
 config.json        every key, expanded, and the config hash
+model.json         what it takes to use the trained model without its data: attributes, class names, preprocessing
 environment.json   versions, devices, data fingerprints, one entry a start
 metrics.jsonl      one JSON object a line
 tensorboard/       event files
@@ -11,6 +12,8 @@ result.json        written last: its presence means that the run is finished
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import errno
 import fcntl
@@ -21,7 +24,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -29,6 +32,7 @@ from ml_collections import ConfigDict
 from jaxvit._version import __version__
 from jaxvit.config import EXTENDABLE, config_hash, differences, from_plain, to_plain
 from jaxvit.errors import UsageError
+from jaxvit.plan import Plan
 
 PACKAGES = (
     "jax",
@@ -44,25 +48,36 @@ PACKAGES = (
 
 
 class RunDirectory:
-    """Opens a folder for one config, and keeps other processes out of it until `close`.
+    """Opens a folder for one config, and keeps other runs out of it until `close`.
+
+    Args:
+      path: made when missing.
+      config: what is to be run in it.
+      writes: whether this process writes. The others of its run, to be opened after it, only read.
 
     Raises:
       UsageError: the folder belongs to another config, to another process, or holds something else.
     """
 
-    def __init__(self, path: Path, config: ConfigDict):
+    def __init__(self, path: Path, config: ConfigDict, *, writes: bool = True):
         self.path = path
         self.config = config
+        self.writes = writes
         self.extended: dict[str, tuple[Any, Any]] = {}
         self.extensions: list[dict[str, Any]] = []
-        self._lock = self._take_lock()
+        if not writes and not (path / ".lock").exists():
+            raise UsageError(
+                f"--workdir={path}: this process does not see the folder that the first one has opened; the processes "
+                "of a run must share a file system"
+            )
+        self._lock = self._take_lock() if writes else contextlib.nullcontext()
         try:
             self._compare()
         except BaseException:
             self.close()
             raise
 
-    def _take_lock(self) -> IO[str]:
+    def _take_lock(self) -> contextlib.AbstractContextManager[Any]:
         foreign = self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.json").exists()
         if foreign and not (self.path / ".lock").exists():
             raise UsageError(f"--workdir={self.path}: this folder holds other files; name a new one for the run")
@@ -94,6 +109,7 @@ class RunDirectory:
         if set(changed) <= set(EXTENDABLE):
             self.extended = changed
             return
+        changed = {key: values for key, values in changed.items() if key not in EXTENDABLE}
         if "model.name" in changed:
             changed = {"model.name": changed["model.name"]}
         shown = [f"{key}: {old!r} there, {new!r} here" for key, (old, new) in list(changed.items())[:3]]
@@ -112,12 +128,12 @@ class RunDirectory:
         if self.extended:
             changes = {key: [old, new] for key, (old, new) in self.extended.items()}
             self.extensions.append({"step": step, "changes": changes})
-        if self.result is not None:
+        if self.writes and self.result is not None:
             os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
 
     def write_config(self) -> None:
-        write_json(
-            self.path / "config.json",
+        self._write(
+            "config.json",
             {
                 "jaxvit": __version__,
                 "config_hash": self.config_hash,
@@ -126,35 +142,51 @@ class RunDirectory:
             },
         )
 
+    def write_model(self, plan: Plan) -> None:
+        facts = {
+            "name": plan.model.name,
+            "attributes": dict(plan.model.attributes),
+            "class_names": plan.data.class_names,
+            "image_shape": plan.data.image_shape,
+            "augmentation": dataclasses.asdict(plan.augment),
+        }
+        self._write("model.json", facts)
+
     @property
     def config_hash(self) -> str:
         return config_hash(self.config, self.extensions)
 
-    def write_environment(self, data: Mapping[str, Any]) -> None:
-        """Adds this start to environment.json; `data` holds the splits' fingerprints.
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Compares the splits' fingerprints with those that the run began with; nothing is written.
 
         Raises:
-          UsageError: the data are not those that the run began with.
+          UsageError: they differ.
         """
         file = self.path / "environment.json"
-        starts = []
-        if file.exists():
-            before = read_json(file)
-            starts = before["starts"]
-            for part, now in data.items():
-                was = before["data"].get(part, now)
-                if was["sha256"] != now["sha256"]:
-                    raise UsageError(
-                        f"config.data.{part}: these are not the images that the run in {self.path} began with (hash "
-                        f"{was['sha256']} then, {now['sha256']} now); use the same data, or a new --workdir"
-                    )
-        write_json(file, {"data": dict(data), "starts": [*starts, describe_environment()]})
+        before = read_json(file)["data"] if file.exists() else {}
+        for part, now in data.items():
+            was = before.get(part, now)
+            if was["sha256"] != now["sha256"]:
+                raise UsageError(
+                    f"config.data.{part}: these are not the images that the run in {self.path} began with (hash "
+                    f"{was['sha256']} then, {now['sha256']} now); use the same data, or a new --workdir"
+                )
+
+    def write_environment(self, data: Mapping[str, Any]) -> None:
+        """Adds this start to environment.json; `data` holds the splits' fingerprints, which `check_data` has passed."""
+        file = self.path / "environment.json"
+        starts = read_json(file)["starts"] if file.exists() else []
+        self._write(file.name, {"data": dict(data), "starts": [*starts, describe_environment()]})
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_json(self.path / "result.json", result)
+        self._write("result.json", result)
+
+    def _write(self, name: str, value: Any) -> None:
+        if self.writes:
+            write_json(self.path / name, value)
 
     def close(self) -> None:
-        self._lock.close()
+        self._lock.__exit__(None, None, None)
 
 
 def finished_result(path: Path, config: ConfigDict) -> dict[str, Any] | None:

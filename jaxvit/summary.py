@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvit import command_line
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, first_line
 from jaxvit.layers import EncoderBlock, ShiftBlock
+from jaxvit.layers.stack import plainly
 from jaxvit.models.count import abstract_variables, count_macs, count_params
 from jaxvit.models.registry import create_model, input_shape, list_models, model_defaults
 
@@ -34,8 +35,7 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "")
       name; params; macs, one number for each convention of `jaxvit.models.count`; input; tokens, the number that each
       transformer or shift block sees; layers, a row for each module: path, type, output shape, params.
     """
-    plain = {key: False for key in ("remat", "scan") if getattr(model, key, False)}
-    model = model.clone(**plain) if plain else model  # ways to run that hide modules, and change no number
+    model = plainly(model)
     variables = abstract_variables(model, input_shape)
     rows: dict[str, dict] = {}
     tokens = []
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
         model = create_model(known.model, **_overrides(known.model, rest))
         facts = summarize(model, _size(known.image_size, input_shape(known.model)), name=known.model)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise UsageError(str(error).splitlines()[0]) from None
+        raise UsageError(first_line(error)) from None
     if known.json:
         print(json.dumps(facts))
     else:

@@ -5,10 +5,9 @@ As a function: ``jaxvit.train(config, workdir)``.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import errno
 import sys
-import time
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,22 +19,22 @@ from ml_collections import ConfigDict
 from jaxvit import command_line
 from jaxvit.assembly import Assembly, assemble
 from jaxvit.config import KEYS
-from jaxvit.data.feed import evaluation_stream
-from jaxvit.data.sources import Dataset, Source, StreamedSource
+from jaxvit.data.sources import Dataset
 from jaxvit.dry_run import print_plan
-from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.figures.history import draw_history
-from jaxvit.job import StartOptions, make_job
-from jaxvit.models.count import count_params
+from jaxvit.errors import (
+    RunFailedError,
+    UsageError,
+    disk_full,
+    first_line,
+    is_disk_full,
+)
+from jaxvit.execution import execute, show_finished
+from jaxvit.job import StartOptions
 from jaxvit.plan import Plan, dataset_of, resolve
 from jaxvit.run_directory import RunDirectory, finished_result
-from jaxvit.training import hardware
-from jaxvit.training.checkpoint import Checkpoints
-from jaxvit.training.journal import Journal, open_writers, read_jsonl
-from jaxvit.training.loop import Job, Position, evaluate, fit
-from jaxvit.training.progress import Progress
-from jaxvit.training.sharding import make_mesh, shard_state
-from jaxvit.training.state import TrainState
+from jaxvit.seeds import train_seeds
+from jaxvit.training import hardware, processes
+from jaxvit.training.progress import nobody_need_listen
 from jaxvit.training.stopping import StopRequest
 
 _EXAMPLES = """examples:
@@ -45,7 +44,8 @@ _EXAMPLES = """examples:
   jaxvit train --config=configs/digits.py --workdir=runs/digits --config.train.duration='120 epochs'    takes it on
   jaxvit train --config=configs/digits.py --workdir=runs/digits --dry_run
 
-exit codes: 0 done, 2 a mistake in the command, 70 cannot go on, 75 stopped by SIGTERM, 130 by Ctrl-C (both saved)
+exit codes: 0 done, 2 a mistake in the command, 70 cannot go on, 75 stopped by SIGTERM or a closed terminal, 130 by
+Ctrl-C (both saved)
 
 config keys (with --config.key=value; besides, every attribute of the model as --config.model.ATTRIBUTE):
 """
@@ -77,21 +77,32 @@ def train(
       UsageError, RunFailedError, StoppedError: see `jaxvit.errors`.
     """
     path = Path(workdir)
-    finished = finished_result(path, config)
-    if finished is not None:
-        return _show_finished(finished, path)
+    hardware.keep_compiled_programs()
     if config.train.deterministic:
         hardware.be_deterministic()
+    finished = processes.everywhere(lambda: finished_result(path, config))
+    if finished is not None:
+        return show_finished(finished, path)
     options = StartOptions(debug_nans, fall_back, profile)
-    with StopRequest() as stop, _device_and_disk_errors(config):
+
+    def prepare() -> tuple[Dataset, Plan, Assembly]:
         dataset = dataset_of(config)
         plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
-        assembly = assemble(plan, overrides)
-        with contextlib.closing(RunDirectory(path, config)) as run:
+        if profile and profile[0] > plan.train.steps:
+            raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
+        return dataset, plan, assemble(plan, overrides)
+
+    with StopRequest() as stop, nobody_need_listen(), _device_and_disk_errors(config):
+        dataset, plan, assembly = processes.everywhere(prepare)
+        opened = processes.first(lambda: RunDirectory(path, config))
+        run = processes.everywhere(lambda: opened or RunDirectory(path, config, writes=False))
+        with contextlib.closing(run):
+            if plan.seeds:
+                return train_seeds(run, plan, assembly, dataset, options, stop)
             result = run.result
             if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
-                return _show_finished(result, path)
-            return _run(run, plan, assembly, dataset, options, stop)
+                return show_finished(result, path)
+            return execute(run, plan, assembly, dataset, options, stop)
 
 
 @contextlib.contextmanager
@@ -99,174 +110,28 @@ def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
     """Turns an exhausted device and a full disk into one line and exit code 70."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if processes.has_lost_another(error):
+            raise RunFailedError(processes.LOST) from error
+        if not isinstance(error, jax.errors.JaxRuntimeError):
+            raise
         if not hardware.is_out_of_memory(error):
-            raise RunFailedError(f"the device failed: {str(error).splitlines()[0][:200]}") from error
+            raise RunFailedError(f"the device failed: {first_line(error)[:200]}") from error
         model = config.model
         settings = {
             "a smaller config.train.batch_size, now": config.train.batch_size,
+            "a smaller config.eval.batch_size, now": config.eval.batch_size or config.train.batch_size,
             "a larger config.train.accumulate, now": config.train.accumulate,
-            "config.model.remat, now": model.get("remat", "not there"),
+            "config.model.remat=full, now": model.get("remat", "not there"),
             "config.model.dtype=bfloat16, now": model.get("dtype", "not there"),
             "a larger config.train.fsdp, now": config.train.fsdp,
+            "config.data.feed=stream, now": config.data.feed,
         }
         raise RunFailedError(hardware.explain_out_of_memory(error, settings)) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        what = f"the disk is full{where}; what was saved is kept"
-        raise RunFailedError(f"{what}. Make room and start the run again") from None
-
-
-def _run(
-    run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: StartOptions, stop: StopRequest
-) -> dict[str, Any]:
-    mesh = make_mesh(plan.train.devices, plan.train.fsdp)
-    sources = {
-        part: dataset.read(split) for part in ("train", "validation", "test") if (split := getattr(plan.data, part))
-    }
-    with contextlib.closing(Checkpoints(run.path / "checkpoints")) as checkpoints:
-        state, position = _start(run, plan, assembly, checkpoints, mesh, options.fall_back)
-        run.set_result_aside(position.step)
-        run.write_config()
-        run.write_environment({part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()})
-        writers = open_writers(
-            plan.train.writers,
-            run.path,
-            resume_step=position.step,
-            name=run.path.name,
-            config=run.config.to_dict(),
-        )
-        _announce(plan, assembly, position)
-        job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
-        with contextlib.closing(Journal(writers)) as journal:
-            with Progress(plan.train.steps, plan.train.steps_per_epoch, position.step) as progress:
-                state = fit(
-                    job, state, position, checkpoints=checkpoints, journal=journal, progress=progress, stop=stop
-                )
-            return _finish(run, plan, job, state, position, sources, checkpoints, journal)
-
-
-def _start(
-    run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any, fall_back: bool
-) -> tuple[TrainState, Position]:
-    """The state and position to go on from: fresh, or the newest checkpoint's."""
-    saved = checkpoints.latest_step()
-    shardings = shard_state(mesh, assembly.abstract_state)
-    if saved is None:
-        # Born where it will live: no device ever holds a full copy.
-        return jax.jit(assembly.create_state, out_shardings=shardings)(), Position()
-    if saved > plan.train.steps:
-        raise UsageError(
-            f"config.train.duration: {plan.train.steps} steps are fewer than the {saved} that this run has done; "
-            "it can only be made longer"
-        )
-    shapes = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        assembly.abstract_state,
-        shardings,
-    )
-    try:
-        state, values = checkpoints.restore(saved, shapes)
-    except UsageError as damage:
-        if not fall_back:
-            raise
-        print(f"{damage}; set aside")
-        if checkpoints.discard_newest() is None:
-            raise UsageError("there is no earlier checkpoint to fall back to; use a new --workdir") from None
-        return _start(run, plan, assembly, checkpoints, mesh, fall_back)
-    position = Position.from_json(values)
-    for key, (old, new) in run.extended.items():
-        print(f"{key}: {old or 'none'} before, {new or 'none'} from here on")
-        if key == "train.duration":
-            print(f"the learning rate follows the longer schedule from step {saved}")
-    if (position.last_step, position.patience_epochs) != (plan.train.steps, plan.train.patience_epochs):
-        # Taken further, now or by a start that was killed before it saved: patience begins anew.
-        position.stopped_early, position.epochs_waited = False, 0
-    return state, position
-
-
-def _finish(
-    run: RunDirectory,
-    plan: Plan,
-    job: Job,
-    state: TrainState,
-    position: Position,
-    sources: dict[str, Source | StreamedSource],
-    checkpoints: Checkpoints,
-    journal: Journal,
-) -> dict[str, Any]:
-    """Measures the chosen weights on the test split, once, and writes the figure and the result."""
-    if position.best_step != position.step:
-        state, _ = checkpoints.restore(position.best_step, state)
-    test = {}
-    if "test" in sources:
-        started = time.monotonic()
-        batches = evaluation_stream(sources["test"], plan.train.eval_batch_size)
-        test = evaluate(job.eval_step, state.chosen_variables, batches, job.place).means()
-        position.seconds["eval"] += time.monotonic() - started
-        journal.write(position.step, position.step / job.steps_per_epoch, "test", test)
-    journal.flush()
-    result = {
-        "test": test,
-        "validation": {plan.train.monitor: position.best_value} if plan.data.validation else {},
-        "weights": "ema" if state.ema else "model",
-        "params": count_params(state.variables),
-        "steps": position.step,
-        "best_epoch": position.best_epoch,
-        "stopped_early": position.stopped_early,
-        "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
-        "config_hash": run.config_hash,
-        "data": {part: {"split": s.name, "sha256": s.fingerprint["sha256"]} for part, s in sources.items()},
-        **({"extensions": run.extensions} if run.extensions else {}),
-    }
-    records = read_jsonl(run.path / "metrics.jsonl")
-    if records:
-        best = position.best_epoch if plan.data.validation else 0
-        title = f"{plan.model.name} on {plan.data.name}"
-        draw_history(records, run.path / "figures" / "history.png", best, title, plan.train.label_smoothing)
-    run.write_result(result)
-    _report(result, run.path)
-    return result
-
-
-def _announce(plan: Plan, assembly: Assembly, position: Position) -> None:
-    t = plan.train
-    devices = f"{t.devices} {jax.devices()[0].device_kind} device{'s' if t.devices > 1 else ''}"
-    print(
-        f"{plan.model.name} with {count_params(assembly.abstract_state.variables):,} parameters on {plan.data.name}: "
-        f"{plan.data.train_count:,} images to train, {plan.data.validation_count:,} to validate, "
-        f"{plan.data.test_count:,} to test; {t.steps:,} steps of {t.batch_size} on {devices}"
-    )
-    if position.step:
-        print(f"going on from step {position.step:,}")
-    print("compiling (the next start finds it done)", flush=True)
-
-
-def _show_finished(result: dict[str, Any], path: Path) -> dict[str, Any]:
-    _report(result, path, "this run is finished; nothing was trained")
-    print("to take it further: the same command with a longer --config.train.duration")
-    return result
-
-
-def _report(result: dict[str, Any], path: Path, remark: str = "") -> None:
-    if remark:
-        print(remark)
-    test = result["test"]
-    if test:
-        right = round(test["top1"] * test["count"])
-        print(
-            f"test accuracy {test['top1']:.2%} ({right:,} of {test['count']:,} images), "
-            f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
-        )
-    seconds = result["seconds"]
-    early = ", stopped early" if result["stopped_early"] else ""
-    chosen = (
-        f"weights of epoch {result['best_epoch']}, the best on validation" if result["validation"] else "last weights"
-    )
-    print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
-    print(f"run: {path}", flush=True)
+        raise RunFailedError(disk_full(error, "; what was saved is kept")) from None
 
 
 def _parser() -> command_line.Parser:
@@ -281,8 +146,21 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--fall_back", action="store_true", help="set a damaged newest checkpoint aside; use the one before"
     )
+    parser.add_argument("--distributed", action="store_true", help="one of several processes; the cluster says which")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is, if no cluster says it")
+    parser.add_argument("--num_processes", type=int, default=0, metavar="N", help="how many processes there are")
+    parser.add_argument("--process_id", type=int, default=-1, metavar="I", help="which this one is, from 0")
     parser.add_argument("--profile", metavar="FIRST:LAST", help="write a profile of these steps into the run's folder")
     return parser
+
+
+def _join(options: argparse.Namespace) -> None:
+    """Joins the other processes, if there are any."""
+    alone = not (options.distributed or options.coordinator)
+    if alone and (options.num_processes or options.process_id >= 0):
+        raise UsageError("--num_processes and --process_id need --coordinator=HOST:PORT, where process 0 is")
+    if not alone:
+        processes.join(options.coordinator or "", options.num_processes, options.process_id)
 
 
 def _profile_steps(text: str | None) -> tuple[int, int] | None:
@@ -304,6 +182,7 @@ def main(argv: list[str]) -> int:
     config, overrides, unknown = command_line.parse_config_arguments(options.config, rest)
     parser.refuse_unknown(unknown)
     profile = _profile_steps(options.profile)
+    _join(options)
     if options.dry_run:
         plan = resolve(config, devices=hardware.device_count(), overrides=overrides)
         assembly = assemble(plan, overrides)

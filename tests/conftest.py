@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Half of a test's time would go into LLVM's optimising of programs that run a few times on a few numbers.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 # Tests, and the processes that they start, compile the same small programs many times over.
 _cache = tempfile.TemporaryDirectory(prefix="jaxvit-test-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
@@ -14,6 +17,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import jax
 import numpy as np
 import pytest
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run under nohup
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -2,8 +2,9 @@
 
     python tests/kill_harness.py --kills=50
 
-After every kill: the newest finished checkpoint and the best that it names can be read. In the end: the same result
-and the same metrics, line by line and to the last digit.
+Most kills wait until this start has begun to train, and then up to two epochs: they fall on steps, evaluations and
+saves. One in five comes at any moment of the start before. After every kill: the newest finished checkpoint and the
+best that it names can be read. In the end: the same result and the same metrics, line by line and to the last digit.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-# Long enough that kills spread over training, evaluation and saving; a save every other step and an epoch of four.
+# Epochs of 38 steps, so that there is training between the saves; all writers that need nothing else are on.
 SETTINGS = {
-    "checkpoint__every": "2 steps",
-    "log__every": "2 steps",
+    "data__train": "train[:600]",
+    "data__validation": "train[600:630]",
+    "checkpoint__every": "12 steps",
+    "log__every": "5 steps",
     "optim__ema_decay": 0.9,
-    "log__writers": ("jsonl",),
 }
+EPOCHS_A_KILL = 3  # so that a run is not at its end before all kills have fallen
 
 
 def train_process(workdir: Path, settings: dict[str, Any], duration: str, devices: int = 1) -> subprocess.Popen:
@@ -64,29 +69,38 @@ def check_checkpoints(workdir: Path) -> None:
             reader.restore(folder / str(step) / "state")
 
 
-def run_harness(folder: Path, kills: int, seed: int, duration: str = "10 epochs") -> dict[str, Any]:
+def run_harness(folder: Path, kills: int, seed: int, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Trains once untouched and once under kills; returns what happened and whether the two are equal."""
     chance = random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
+    duration = f"{EPOCHS_A_KILL * kills + 2} epochs"
+    say(f"an untouched run of {duration}")
     _, err = train_process(whole, SETTINGS, duration).communicate()
     assert (whole / "result.json").exists(), err
-    first_line = _seconds_until(killed, duration)
-    done, finished_early = 0, 0
-    while done < kills:
+    seconds = json.loads((whole / "result.json").read_text())["seconds"]
+    epoch = (seconds["train"] + seconds["eval"] + seconds["save"]) / (EPOCHS_A_KILL * kills + 2)
+    fell, start_up = Counter(), 5.0
+    while sum(fell.values()) < kills:
+        starts, left = _starts(killed), _unfinished(killed)
+        started = time.monotonic()
         process = train_process(killed, SETTINGS, duration)
-        try:
-            # From before the first step to after the last.
-            process.communicate(timeout=chance.uniform(0.5, 1.3) * first_line)
-            if process.returncode == 0:  # it came to its end first: take the result away and go on killing
-                finished_early += 1
-                _forget_the_end(killed)
-                continue
-            raise AssertionError(f"exit {process.returncode}")
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        done += 1
+        if sum(fell.values()) % 5 == 4:
+            _wait(process, lambda: False, chance.uniform(0.0, start_up))
+        else:
+            # Its own entry is what a start writes last before it trains.
+            _wait(process, lambda starts=starts: _starts(killed) > starts, 600.0)
+            start_up = time.monotonic() - started
+            _wait(process, lambda: False, chance.uniform(0.0, 2 * epoch))
+        if process.poll() is not None:
+            out, err = process.communicate()
+            raise AssertionError(f"exit {process.returncode} after {dict(fell)}: {out[-500:]}{err[-500:]}")
+        process.kill()
+        process.communicate()
+        saving = _unfinished(killed) - left
+        where = "saving" if saving else "training" if _starts(killed) > starts else "before the first step"
+        fell[where] += 1
         check_checkpoints(killed)
+        say(f"kill {sum(fell.values())} of {kills}: newest checkpoint {_newest(killed)}, {where}")
     process = train_process(killed, SETTINGS, duration)
     _, err = process.communicate()
     assert process.returncode == 0, err
@@ -94,35 +108,38 @@ def run_harness(folder: Path, kills: int, seed: int, duration: str = "10 epochs"
     for result in results:
         result.pop("seconds")
     lines = [(d / "metrics.jsonl").read_text() for d in (whole, killed)]
-    starts = len(json.loads((killed / "environment.json").read_text())["starts"])
+    differing = [key for key in results[0] if results[0][key] != results[1].get(key)]
     return {
-        "kills": done,
-        "starts that reached training": starts,
-        "came to the end before the kill": finished_early,
+        "kills": sum(fell.values()),
+        "fell": dict(fell),
+        "starts that reached training": _starts(killed),
+        "seconds an epoch": round(epoch, 3),
         "equal": results[0] == results[1] and lines[0] == lines[1],
+        "different in the result": differing,
         "metrics lines": lines[0].count("\n"),
     }
 
 
-def _seconds_until(workdir: Path, duration: str) -> float:
-    """How long a start takes until it has trained a little, measured once and then undone by the kill."""
-    started = time.monotonic()
-    process = train_process(workdir, SETTINGS, duration)
-    while not (workdir / "metrics.jsonl").exists() or (workdir / "metrics.jsonl").stat().st_size < 400:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    return time.monotonic() - started
+def _wait(process: subprocess.Popen, until: Callable[[], bool], seconds: float) -> None:
+    """Until something is so, the process has ended, or the time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None and not until():
+        time.sleep(min(0.005, max(end - time.monotonic(), 0.0)))
 
 
-def _forget_the_end(workdir: Path) -> None:
-    """Back to the start: without result and checkpoints, the run has all of its way to go again."""
-    import shutil
+def _starts(workdir: Path) -> int:
+    file = workdir / "environment.json"
+    return len(json.loads(file.read_text())["starts"]) if file.exists() else 0
 
-    (workdir / "result.json").unlink()
-    for checkpoint in (workdir / "checkpoints").iterdir():
-        shutil.rmtree(checkpoint)
+
+def _unfinished(workdir: Path) -> set[tuple[str, int]]:
+    """Saves that were cut off, each told by its folder's birth: a kill leaves it until the step is saved again."""
+    return {(p.name, p.stat().st_ino) for p in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")}
+
+
+def _newest(workdir: Path) -> int:
+    folder = workdir / "checkpoints"
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) if folder.exists() else 0
 
 
 def main() -> None:
@@ -132,7 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        report = run_harness(Path(folder), options.kills, options.seed)
+        report = run_harness(Path(folder), options.kills, options.seed, lambda line: print(line, flush=True))
     print(json.dumps({**report, "seconds": round(time.monotonic() - started)}))
     sys.exit(0 if report["equal"] else 1)
 

@@ -1,5 +1,6 @@
 """Verbs, help and exit codes, through the same door that a user takes."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ def test_every_verb_teaches(capsys, verb):
         (["train", f"--config={DIGITS}"], "--workdir is missing"),
         (["train", "--config"], "expected one argument"),
         (["train", f"--config={DIGITS}", "--workdri=x"], "did you mean '--workdir'"),
+        (["train", f"--config={DIGITS}", "--epochs=3"], "did you mean '--config.train.duration'"),
         (["train", f"--config={DIGITS}", "stray"], "unknown argument 'stray'"),
         (["train", "--config=configs/nothing.py", "--workdir=x"], "there is no file"),
         (["train", f"--config={DIGITS}", "--dry_run", "--config.model.heads=5"], "heads=5"),
@@ -55,7 +57,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, words, says):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UsageError("x"), 2), (RunFailedError("x"), 70), (StoppedError("x", 75), 75), (KeyboardInterrupt(), 130)],
+    [
+        (UsageError("x"), 2),
+        (RunFailedError("x"), 70),
+        (OSError(errno.ENOSPC, "No space left on device", "x.npy"), 70),
+        (StoppedError("x", 75), 75),
+        (KeyboardInterrupt(), 130),
+    ],
 )
 def test_exit_codes(capsys, monkeypatch, error, code):
     def verb(argv):

@@ -67,6 +67,9 @@ def test_overrides_take_a_space_and_a_no(file):
     words = ["--config.train.batch_size", "32", "--noconfig.augment.flip"]
     config, _, rest = command_line.parse_config_arguments(file, words)
     assert config.train.batch_size == 32 and config.augment.flip is False and rest == []
+    words = ["--config.augment.flip", "pictures", "--config.optim.ema_ramp", "false"]
+    config, _, rest = command_line.parse_config_arguments(file, words)
+    assert config.augment.flip is True and config.optim.ema_ramp is False and rest == ["pictures"]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,7 @@ def test_overrides_take_a_space_and_a_no(file):
     [
         ("--config.optim.peaklr=1", "did you mean 'optim.peak_lr'"),
         ("--config.peak_lr=1", "did you mean 'optim.peak_lr'"),
+        ("--config.train.epochs=3", "did you mean 'train.duration'"),
         ("--config.model.dims=1", "did you mean 'model.dim'"),
         ("--config.optim.peak_lr=abc", "expected a number, got 'abc'"),
         ("--config.train.batch_size=1.5", "expected a whole number"),

@@ -2,10 +2,14 @@
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
+from PIL import Image
 from tiny import tiny_config
 
 from jaxvit.config_reader import parse_duration
+from jaxvit.data.augment import evaluation_transform, training_transform
 from jaxvit.errors import UsageError
 from jaxvit.plan import resolve
 
@@ -117,13 +121,12 @@ def test_every_key_is_read_when_everything_is_on():
     config = tiny_config(train__patience="2 epochs", optim__ema_decay=0.9)
     config.augment.update(train="resize_crop", evaluation="centre_crop", resize=10, rotation=0.1, mixup=0.8, cutmix=1.0)
     config.augment.update(erase=0.25, mix_until="50%")
-    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum"}
+    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"}
     resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])
     config.augment.update(train="random_resized_crop", evaluation="crop_fraction")
-    resolve(
-        config,
-        overrides=[*(key for key in KEYS if key not in ("augment.resize", "augment.crop_position", "optim.momentum"))],
-    )
+    config.seeds = (0, 1)
+    others = {"augment.resize", "augment.crop_position", "optim.momentum", "seed"}
+    resolve(config, overrides=[*(key for key in KEYS if key not in others)])
     resolve(config, overrides=[*(f"model.{key}" for key in config.model)])
     resolve(tiny_config(optim__name="sgd"), overrides=["optim.momentum"])
 
@@ -177,9 +180,56 @@ def test_where_the_batches_come_from(monkeypatch):
     assert resolve(tiny_config(augment__where="host")).train.feed == "stream"
     with pytest.raises(UsageError, match="the batches come from the host"):
         resolve(tiny_config(augment__where="host", data__feed="resident"))
+    with monkeypatch.context() as patch:  # a part of a split that is too large to be kept is no smaller than it
+        patch.setattr("jaxvit.data.sources.CACHE_BYTES", 100 * 64)
+        assert resolve(tiny_config(augment__mean=(0.5,))).train.feed == "stream"
+        with pytest.raises(UsageError, match=r"config\.data\.feed='resident': digits is too large to be kept"):
+            resolve(tiny_config(data__feed="resident"))
     monkeypatch.setattr("jaxvit.plan.RESIDENT_BYTES", 100)
     assert resolve(tiny_config()).train.feed == "stream"
     assert resolve(tiny_config(train__steps_per_call=7)).train.steps_per_call == 7
+
+
+def picture(path, width, height):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height)).save(path)
+
+
+def test_images_that_vary_in_size_are_named_early(tmp_path):
+    picture(tmp_path / "train" / "a" / "1.png", 10, 12)
+    picture(tmp_path / "train" / "b" / "2.png", 12, 12)
+    config = tiny_config(data__name=f"image_folder:{tmp_path}", data__train="train", data__validation="", data__test="")
+    with pytest.raises(UsageError, match=r"vary in size; set config\.data\.side") as error:
+        resolve(config)
+    assert "\n" not in str(error.value)
+    config.data.side = 8
+    assert resolve(config).input_shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("train", ["whole", "resize_crop", "random_resized_crop"])
+@pytest.mark.parametrize("evaluation", ["whole", "centre_crop", "crop_fraction"])
+def test_oblong_images_come_out_as_planned_or_are_refused(tmp_path, train, evaluation):
+    picture(tmp_path / "train" / "a" / "1.png", 10, 12)
+    config = tiny_config(data__name=f"image_folder:{tmp_path}", data__train="train", data__validation="", data__test="")
+    config.augment.update(train=train, evaluation=evaluation, policy="trivial")
+    worked = 0
+    for size in (0, 9, 11, 12):
+        for resize in (0, 10, 12):
+            config.augment.update(size=size, resize=resize)
+            try:
+                plan = resolve(config)
+            except UsageError as error:
+                assert "config.augment.size" in str(error) and "\n" not in str(error)
+                continue
+            worked += 1
+            shape = jax.ShapeDtypeStruct((2, *plan.data.image_shape), np.uint8)
+            batch = {"image": shape, "label": jax.ShapeDtypeStruct((2,), np.int32)}
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            images, _ = jax.eval_shape(training_transform(plan.augment, 2), key, np.int32(0), batch)
+            assert images.shape[1:] == plan.input_shape
+            assert jax.eval_shape(evaluation_transform(plan.augment), shape).shape[1:] == plan.input_shape
+            assert "resize_crop" not in "".join(plan.without_effect) or (size, resize) in [(0, 0), (12, 12)]
+    assert worked >= 5
 
 
 @pytest.mark.parametrize(
@@ -197,3 +247,38 @@ def test_where_the_batches_come_from(monkeypatch):
 def test_an_augmentation_key_that_nothing_reads(changes, key, says):
     with pytest.raises(UsageError, match=says):
         resolve(tiny_config(**changes), overrides=[key])
+
+
+@pytest.mark.parametrize(("cooldown", "steps"), [("0.5 epochs", 2), ("05 steps", 5), (".25 epochs", 1), ("25%", 3)])
+def test_a_constant_rate_cools_down_however_the_length_is_written(cooldown, steps):
+    optim = resolve(
+        tiny_config(optim__schedule="constant", optim__cooldown=cooldown, optim__end_lr=1e-5),
+        overrides=["optim.end_lr"],
+    ).optim
+    assert (optim.cooldown_steps, optim.end_lr, optim.total_steps) == (steps, 1e-5, 12)
+
+
+@pytest.mark.parametrize("cooldown", ["0 steps", "0.0 epochs", "0.1 epochs", "00%"])
+@pytest.mark.parametrize("key", ["optim.end_lr", "optim.length"])
+def test_without_a_cooldown_a_constant_rate_has_no_end(cooldown, key):
+    config = tiny_config(optim__schedule="constant", optim__cooldown=cooldown)
+    with pytest.raises(
+        UsageError, match=f"config.{key}: nothing reads this key in this run: the schedule is 'constant'"
+    ):
+        resolve(config, overrides=[key])
+    resolve(config, overrides=["optim.cooldown"])
+
+
+def test_images_that_are_trained_on_and_judged_by_are_told(tmp_path, capsys):
+    config = tiny_config(data__train="train[:60]", data__validation="train[50:90]", data__test="train[:5]+test[:20]")
+    said = resolve(config).warnings
+    assert len(said) == 2 and said[0].startswith("10 of the 40 images of config.data.validation='train[50:90]'")
+    assert said[1].startswith("5 of the 25 images of config.data.test=")
+    assert resolve(tiny_config()).warnings == ()
+
+
+def test_the_host_is_not_asked_to_do_nothing():
+    config = tiny_config(augment__where="host", augment__pad_crop=0, augment__mixup=0.2)
+    with pytest.raises(UsageError, match=r"moves the geometry .* to the host, and there is none"):
+        resolve(config)
+    assert resolve(tiny_config(augment__where="host", augment__pad_crop=0, augment__flip=True)).train.feed == "stream"

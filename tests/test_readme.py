@@ -12,42 +12,66 @@ import pytest
 from jaxvit.data.builders import PREPARABLE
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/extend.md", "docs/scale.md")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("jaxvit ")]
-PYTHON = blocks("python")
+def commands(page):
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("jaxvit ")]
+
+
+def own_files(page):
+    """{name: text} of the page's files of one's own, which lie in the working folder, as they would for a reader."""
+    found = {}
+    for block in blocks(page, "python"):
+        name = re.match(r"# (my_\w+\.py)\n", block)
+        if name:
+            found[name[1]] = block
+    return found
 
 
 def test_there_is_something_to_test():
-    assert len(COMMANDS) >= 6 and len(PYTHON) >= 2
+    assert len(commands("README.md")) >= 6 and len(blocks("README.md", "python")) >= 2
+    assert len(own_files("docs/extend.md")) == 3
+    assert all(text.count("\n") < 30 for text in own_files("docs/extend.md").values())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs(command, tmp_path):
+@pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands(page)])
+def test_every_command_runs(page, command, tmp_path):
+    """On docs/extend.md really, elsewhere as a dry run."""
     words = shlex.split(command, comments=True)[1:]
     if words[:2] == ["data", "prepare"]:  # needs a network, or an archive; tests/data has its own
         assert words[2] in PREPARABLE
         return
-    if words[0] == "train" and "--dry_run" not in words:
+    if words[0] in ("train", "sweep") and "--dry_run" not in words and page != "docs/extend.md":
         words.append("--dry_run")
-    # The README's own model lies in the working folder, as it would for a reader.
-    (tmp_path / "my_model.py").write_text(next(block for block in PYTHON if "my_model.py" in block))
+    if "--distributed" in words:  # the cluster is missing here
+        words.remove("--distributed")
+    words = [word for word in words if not word.startswith(("--coordinator", "--num_processes", "--process_id"))]
+    for name, text in own_files(page).items():
+        (tmp_path / name).write_text(text)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "jaxvit", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    if words[0] == "train" and page == "docs/extend.md":
+        assert "test accuracy" in done.stdout
 
 
-@pytest.mark.parametrize("code", [block for block in PYTHON if "my_model.py" not in block])
-def test_every_python_block_runs(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+SNIPPETS = [block for page in PAGES for block in blocks(page, "python") if not block.startswith("# my_")]
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_every_python_block_runs(code, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,5 +1,6 @@
 """The verb from end to end, on real digits."""
 
+import contextlib
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -64,7 +66,8 @@ def test_the_run_directory_explains_itself(finished):
     assert set(result["seconds"]) == {"compile", "train", "eval", "save"}
     environment = read_json(workdir / "environment.json")
     assert environment["data"]["train"]["count"] == 60
-    assert result["data"]["test"]["sha256"] == environment["data"]["test"]["sha256"]
+    assert result["data"] == environment["data"]
+    assert {"split", "count", "classes", "mean", "std", "sha256", "content"} <= result["data"]["test"].keys()
     assert environment["starts"][0]["packages"]["jax"] == jax.__version__
 
 
@@ -156,6 +159,27 @@ def test_a_finished_run_can_be_taken_further(finished, tmp_path):
         jaxvit.train(tiny_config(train__duration="2 epochs"), tmp_path / "run")
 
 
+def test_a_run_taken_further_equals_one_as_long_from_the_start(tmp_path, capsys):
+    """Also where the shorter one ended between two lines of metrics."""
+    changes = {"optim__schedule": "constant", "optim__warmup": "0 steps", "log__every": "3 steps"}
+    for duration in ("1 epochs", "2 epochs"):
+        jaxvit.train(tiny_config(**changes, train__duration=duration), tmp_path / "run")
+    assert "the learning rate follows the longer schedule from step 4" in capsys.readouterr().out
+    jaxvit.train(tiny_config(**changes, train__duration="2 epochs"), tmp_path / "whole")
+    lines = [[r for r in metrics(tmp_path / d) if r["split"] != "test"] for d in ("run", "whole")]
+    assert lines[0] == lines[1]
+    assert [r["step"] for r in lines[0] if r["split"] == "steps"] == [3, 6, 8]
+
+
+def test_a_shorter_duration_is_called_shorter(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(2, STOPPED))
+    with pytest.raises(StoppedError):
+        jaxvit.train(tiny_config(), tmp_path / "run")
+    monkeypatch.undo()
+    jaxvit.train(tiny_config(train__duration="2 epochs"), tmp_path / "run")
+    assert "the learning rate follows the shorter schedule from step 3" in capsys.readouterr().out
+
+
 def test_early_stopping_ends_with_the_best_weights_and_says_which(tmp_path, capsys):
     # A learning rate of zero never improves on the first epoch.
     config = tiny_config(optim__peak_lr=0.0, train__duration="9 epochs", train__patience="2 epochs")
@@ -236,7 +260,9 @@ def run_command(workdir, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, INTERRUPTED)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGHUP, STOPPED), (signal.SIGINT, INTERRUPTED)]
+)
 def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
     workdir = tmp_path / "run"
     process = run_command(workdir)
@@ -252,6 +278,41 @@ def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
     assert "saved. The same command goes on from here" in lines[-1]
     assert "Traceback" not in out + err
     assert any(p.name.isdigit() for p in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, INTERRUPTED)])
+def test_a_signal_during_the_final_test_says_what_is_true(tmp_path, monkeypatch, capfd, number, code):
+    from jaxvit.data.feed import evaluation_stream
+
+    def signalled(*arguments):
+        for batch in evaluation_stream(*arguments):
+            yield batch
+            os.kill(os.getpid(), number)
+
+    config = tiny_config(train__duration="2 steps", data__validation="")
+    monkeypatch.setattr("jaxvit.job.evaluation_stream", signalled)
+    with pytest.raises(StoppedError, match="stopped before the test was done; the training is saved") as error:
+        jaxvit.train(config, tmp_path / "run")
+    assert error.value.exit_code == code and not (tmp_path / "run" / "result.json").exists()
+    promise = (
+        "stopping; the training is saved, and the same command goes on with the test; Ctrl-C again stops at once\n"
+    )
+    assert capfd.readouterr().err == (promise if number == signal.SIGINT else "")
+    monkeypatch.undo()
+    assert jaxvit.train(config, tmp_path / "run")["test"]["count"] == 25
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nfrom tiny import tiny_config\n"
+        "def get_config(): return tiny_config()\n"
+    )
+    command = f"{sys.executable} -u -m jaxvit.train --config={file} --workdir={tmp_path / 'run'} | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done
+    assert done.stdout.count("\n") == 1 and read_json(tmp_path / "run" / "result.json")["steps"] == 12
 
 
 @pytest.mark.slow
@@ -280,6 +341,36 @@ def test_tensorflow_is_never_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class TooLarge(nn.Module):
+    """Ballast beyond any address space, so that no system promises the memory first and misses it later."""
+
+    @nn.compact
+    def __call__(self, images, *, train: bool):
+        ballast = self.param("ballast", nn.initializers.zeros, (2**46,))
+        return nn.Dense(10)(images.reshape(images.shape[0], -1)) + ballast[0]
+
+
+def test_out_of_memory_is_one_line_with_what_helps(tmp_path):
+    config = tiny_config(eval__batch_size=7)
+    with config.unlocked():
+        config.model = model_config(f"{__name__}:TooLarge")
+    with pytest.raises(RunFailedError) as error:
+        jaxvit.train(config, tmp_path / "run")
+    line = str(error.value)
+    assert line.startswith("out of device memory (262,144.00 GiB could not be had); these help: ") and "\n" not in line
+    for setting in ("train.batch_size, now=16", "eval.batch_size, now=7", "data.feed=stream, now=auto"):
+        assert f"config.{setting}" in line
+
+
+def test_a_device_error_without_text_is_one_line_too(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise jax.errors.JaxRuntimeError
+
+    monkeypatch.setattr("jaxvit.execution.fit", fail)
+    with pytest.raises(RunFailedError, match="the device failed: JaxRuntimeError"):
+        jaxvit.train(tiny_config(), tmp_path / "run")
 
 
 OWN_MODEL = """
@@ -321,7 +412,7 @@ def test_an_extension_that_was_killed_before_it_saved_is_not_forgotten(tmp_path,
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jaxvit.train, "fit", killed)
+    monkeypatch.setattr("jaxvit.execution.fit", killed)
     with pytest.raises(KeyboardInterrupt):
         jaxvit.train(longer, tmp_path / "run")
     monkeypatch.undo()
@@ -337,8 +428,32 @@ def test_other_images_than_the_run_began_with_are_refused(finished, tmp_path, mo
     environment = read_json(tmp_path / "run" / "environment.json")
     environment["data"]["train"]["sha256"] = "0" * 16
     (tmp_path / "run" / "environment.json").write_text(json.dumps(environment))
+    before = contents(tmp_path / "run")
     with pytest.raises(UsageError, match=r"config.data.train: these are not the images"):
         jaxvit.train(tiny_config(train__duration="4 epochs"), tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "says"),
+    [
+        ({"train__duration": "2 epochs"}, {}, "can only be made longer"),
+        ({"train__duration": "4 epochs", "train__batch_size": 8}, {}, "holds a run of another config"),
+        ({"train__duration": "4 epochs"}, {"profile": (3, 12)}, "--profile=3:12: the run goes on from step 12"),
+        ({"train__duration": "4 epochs"}, {"profile": (17, 20)}, "--profile=17:20: the run has only 16 steps"),
+        ({"train__duration": "4 epochs"}, {"overrides": ["augment.fill"]}, "nothing reads this key"),
+    ],
+)
+def test_a_refused_command_changes_nothing(finished, tmp_path, changes, options, says):
+    shutil.copytree(finished[0], tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(UsageError, match=says):
+        jaxvit.train(tiny_config(**changes), tmp_path / "run", **options)
+    assert contents(tmp_path / "run") == before
 
 
 def test_a_full_disk_beside_the_checkpoints_is_one_line_too(tmp_path, monkeypatch):
@@ -358,6 +473,7 @@ def test_a_full_disk_beside_the_checkpoints_is_one_line_too(tmp_path, monkeypatc
         ({"model__heads": 0}, "model.heads", "heads=0 must be 1 or more"),
         ({"model__dropout": 1.5}, "model.dropout", "dropout=1.5 must be at least 0 and below 1"),
         ({"model__dtype": "float3"}, "model.dtype", "dtype='float3' must be one of"),
+        ({"model__remat": "some"}, "model.remat", "remat='some' must be one of none, full, dots, dots_no_batch"),
     ],
 )
 def test_model_attributes_that_cannot_be_or_have_no_effect(changes, override, says):
@@ -365,11 +481,40 @@ def test_model_attributes_that_cannot_be_or_have_no_effect(changes, override, sa
         assemble(resolve(tiny_config(**changes)), [override])
 
 
-@pytest.mark.parametrize("way", ["remat", "scan"])
+class Unnamed(nn.Module):
+    """A plug-in with neither kernels nor numbered blocks."""
+
+    @nn.compact
+    def __call__(self, images, *, train: bool):
+        flat = images.reshape(images.shape[0], -1)
+        return flat @ self.param("matrix", nn.initializers.zeros, (flat.shape[-1], 10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, r"config.optim.decay_mask='kernels': no parameter of .* is named 'kernel'"),
+        (
+            {"optim__decay_mask": "all", "optim__layer_decay": 0.5},
+            r"config.optim.layer_decay=0.5: no part of this model",
+        ),
+        ({"optim__decay_mask": "all"}, None),
+        ({"optim__weight_decay": 0.0}, None),
+    ],
+)
+def test_an_optimizer_that_goes_by_names_which_the_model_does_not_have(changes, says):
+    config = tiny_config(**changes)
+    with config.unlocked():
+        config.model = model_config(f"{__name__}:Unnamed")
+    with pytest.raises(UsageError, match=says) if says else contextlib.nullcontext():
+        assemble(resolve(config))
+
+
+@pytest.mark.parametrize("way", [("remat", "full"), ("scan", True)])
 def test_debug_nans_sees_into_blocks_that_are_run_another_way(way):
     from jaxvit.training import nans
 
-    assembly = assemble(resolve(tiny_config(**{f"model__{way}": True, "model__depth": 2})))
+    assembly = assemble(resolve(tiny_config(**{f"model__{way[0]}": way[1], "model__depth": 2})))
     state = jax.jit(assembly.create_state)()
     state.params["encoder"]["block_1"]["mlp"]["dense_1"]["bias"] = np.full(8, np.nan, np.float32)
     batch = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.zeros(4, np.int32), "mask": np.ones(4, np.float32)}

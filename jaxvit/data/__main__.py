@@ -1,7 +1,7 @@
 """`jaxvit data`: prepare a data set, look at what training sees of it, take images out of it, measure the input.
 
 jaxvit data prepare cifar10                       fetch, check and write the TFDS directory
-jaxvit data prepare cifar10 --from=FILE           the same from a file that is here already
+jaxvit data prepare cifar10 --from=FILE           the same from a file that is here already; --force: write it anew
 jaxvit data show --config=FILE DIR                batch.png and patches.png
 jaxvit data export cifar10 --split=test --n=6 DIR images into folders, for `jaxvit predict`
 jaxvit data benchmark --config=FILE               images a second, by stage
@@ -9,9 +9,13 @@ jaxvit data benchmark --config=FILE               images a second, by stage
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +31,11 @@ from jaxvit.data.augment import geometric_transform, training_transform
 from jaxvit.data.batches import TrainBatches
 from jaxvit.data.builders import PREPARABLE, prepare
 from jaxvit.data.sources import Source, open_dataset
-from jaxvit.errors import UsageError, nearest
+from jaxvit.errors import UsageError, is_disk_full, nearest
 from jaxvit.figures.images import draw_batch, draw_patches
 from jaxvit.plan import dataset_of, resolve
+from jaxvit.training.state import derive_key
+from jaxvit.training.step import step_keys
 
 ACTIONS = ("prepare", "show", "export", "benchmark")
 
@@ -39,6 +45,7 @@ _EXAMPLES = """examples:
   jaxvit data show --config=configs/digits.py pictures   batch.png: augmented images and their soft labels; patches.png
   jaxvit data show cifar10 pictures --config.augment.policy=trivial
   jaxvit data export cifar10 --split=test --n=6 images   images/CLASS/test_00000.png, …
+  jaxvit data export image_folder:pets images --config.data.side=64
   jaxvit data benchmark --config=configs/digits.py       images a second of each stage of the input
 """
 
@@ -47,9 +54,10 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser("data", "Prepares data sets, shows, exports and measures them.", _EXAMPLES)
     parser.add_argument("action", metavar="ACTION", help=", ".join(ACTIONS))
     parser.add_argument("names", nargs="*", metavar="NAME|DIR", help="data set, and the folder to write to")
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file, for show and benchmark")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file, for show, export, benchmark")
     parser.add_argument("--data_dir", default="", metavar="DIR", help="TFDS directory (else TFDS_DATA_DIR)")
     parser.add_argument("--from", dest="given", metavar="FILE", help="prepare: the archive, or the folder of the files")
+    parser.add_argument("--force", action="store_true", help="prepare: replace what is there")
     parser.add_argument("--split", default="test", help="export: which images, in TFDS notation (default: test)")
     parser.add_argument("--n", type=int, default=16, help="export, show: how many images (default: 16)")
     parser.add_argument("--json", action="store_true", help="benchmark: one JSON object")
@@ -80,6 +88,8 @@ def _prepare(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     directory = data_dir(options.data_dir)
     for name in options.names:
         if name == "digits":
+            if options.force:
+                shutil.rmtree(directory / name, ignore_errors=True)
             open_dataset(name, directory)
             print(f"digits: prepared in {directory}")
             continue
@@ -89,7 +99,8 @@ def _prepare(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
                 f"{', '.join(PREPARABLE)}; any other set: tfds build {name} --file_format=array_record"
             )
         try:
-            prepare(name, directory, Path(options.given).expanduser() if options.given else None)
+            given = Path(options.given).expanduser() if options.given else None
+            prepare(name, directory, given, force=options.force)
         except PermissionError as error:
             raise UsageError(
                 f"{directory} cannot be written: {error.strerror}; set --data_dir or TFDS_DATA_DIR"
@@ -98,26 +109,38 @@ def _prepare(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
 
 
 def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
-    parser.refuse_unknown(rest)
-    if len(options.names) != 2:
+    if len(options.names) != (1 if options.config else 2):
         raise UsageError(
             "jaxvit data export: name a data set and a folder, such as `jaxvit data export cifar10 images`"
         )
-    name, target = options.names[0], Path(options.names[1])
-    dataset = open_dataset(name, data_dir(options.data_dir))
+    _, dataset, overrides = _configured(options, rest)
+    for key in overrides:
+        if key not in ("data.name", "data.dir", "data.classes", "data.on_error", "data.side"):
+            raise UsageError(f"--config.{key}: an export does not read this key; --split and --n say which images")
+    target = Path(options.names[0])
     source = dataset.read(options.split)
     count = min(options.n, len(source))
-    images, labels = source.batch(np.arange(count))
-    try:
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            folder = target / source.class_names[label].replace("/", "_")
+    images, labels, good = source.batch(np.arange(count))
+    with _writing(target):
+        for i in np.flatnonzero(good):
+            folder = target / source.class_names[labels[i]].replace("/", "_")
             folder.mkdir(parents=True, exist_ok=True)
-            stem = "".join(c if c.isalnum() else "_" for c in options.split)
-            Image.fromarray(image.squeeze()).save(folder / f"{stem}_{i:05d}.png")
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from None
-    print(f"{count} images of {source.name} in {target}")
+            stem = "_".join(re.findall(r"\w+", options.split))
+            Image.fromarray(images[i].squeeze()).save(folder / f"{stem}_{i:05d}.png")
+    more = f" of {len(source):,} (--n takes more)" if len(good) < len(source) else ""
+    print(f"{good.sum()} images{more} of {source.name} in {target}")
     return 0
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turns a folder that cannot be written into one line."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from None
 
 
 def _configured(options: Any, rest: list[str]) -> tuple[Any, Any, dict[str, Any]]:
@@ -138,7 +161,7 @@ def _configured(options: Any, rest: list[str]) -> tuple[Any, Any, dict[str, Any]
 
 def _show(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     config, dataset, overrides = _configured(options, rest)
-    target = Path(options.names[0] if options.names else ".")
+    target = Path(options.names[0] if options.names else "pictures")
     plan = resolve(
         config, overrides=[key for key in overrides if key.startswith(("data.", "augment."))], dataset=dataset
     )
@@ -146,18 +169,21 @@ def _show(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     count = min(options.n, plan.train.batch_size)
     batch = TrainBatches(source, plan.train.batch_size, plan.seed, plan.train.last_batch, plan.augment.repeats)[0]
     host = {**batch}
+    key, _ = step_keys(derive_key(plan.seed, "step"), np.int32(0))  # of training's first step: the very same batch
     if plan.augment.where == "host":
-        host["image"] = geometric_transform(plan.augment)(jax.random.key(plan.seed), batch["image"])
+        host["image"] = geometric_transform(plan.augment)(key, batch["image"])
     transform = jax.jit(training_transform(plan.augment, len(plan.data.class_names), plan.train.label_smoothing))
-    images, targets = jax.tree.map(np.asarray, transform(jax.random.key(plan.seed), np.int32(0), host))
+    images, targets = jax.tree.map(np.asarray, transform(key, np.int32(0), host))
+    # Undoing the normalisation gives 0..1 whatever its constants; what noise wrote lies outside.
     pictures = images * np.array(plan.augment.std, np.float32) + np.array(plan.augment.mean, np.float32)
-    pictures = np.clip(pictures, 0, 1) if pictures.max() <= 2 else np.clip(pictures / 255, 0, 1)
-    target.mkdir(parents=True, exist_ok=True)
-    draw_batch(pictures[:count], targets[:count], plan.data.class_names, target / "batch.png", plan.data.name)
-    first, label = source.batch(np.arange(1))
+    pictures = np.clip(pictures, 0, 1)
+    first, label, _ = source.batch(np.arange(1))
     patch = dict(plan.model.attributes).get("patch", 0) or round(first.shape[1] ** 0.5)
     patch = patch[0] if isinstance(patch, tuple) else patch
-    draw_patches(first[0], patch, target / "patches.png", plan.data.class_names[label[0]])
+    with _writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        draw_batch(pictures[:count], targets[:count], plan.data.class_names, target / "batch.png", plan.data.name)
+        draw_patches(first[0], patch, target / "patches.png", plan.data.class_names[label[0]])
     print(f"{target / 'batch.png'}, {target / 'patches.png'}")
     return 0
 
@@ -175,7 +201,7 @@ def _benchmark(parser: command_line.Parser, options: Any, rest: list[str]) -> in
         "device": jax.devices()[0].device_kind,
         "cpus": os.cpu_count(),
         "first_batch_s": time.perf_counter() - started,
-        "decode_images_per_s": speed.decoding_speed(dataset, "train"),
+        "decode_images_per_s": speed.decoding_speed(dataset, plan.data.train),
         "stream_images_per_s": speed.stream_speed(source, batch_size),
     }
     assembly = assemble(plan)

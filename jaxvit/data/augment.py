@@ -3,7 +3,7 @@
 Training and evaluation have transforms of their own. The training transform is a pure function of (key, step, batch);
 each image draws from a key of its own, made from the step's key and its place in the batch. The order is fixed:
 
-    size -> pad_crop -> flip -> rotation and zoom | policy -> jitter -> normalise -> erase -> mixup / CutMix
+    size -> pad_crop -> flip -> rotation and zoom | policy -> jitter -> own -> normalise -> erase -> mixup / CutMix
 
 What stands before the bar is the geometry, which ``augment.where='host'`` moves to the host's processor.
 """
@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from jaxvit.data import colour, geometry, mixing, policies
+from jaxvit.data.own import load_function
 
 # (step's key, step, batch of image uint8 [B, H, W, C], label [B], mask [B]) -> (float32 images, targets [B, K])
 Transform = Callable[[jax.Array, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
@@ -49,6 +51,7 @@ class Augmentation:
     fill: str = "reflect"
     policy: str = ""
     jitter: tuple[float, ...] = ()
+    own: str = ""
     erase: float = 0.0
     erase_mode: str = "noise"
     mixup: float = 0.0
@@ -73,13 +76,16 @@ def image_keys(key: jax.Array, name: int, batch: int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(key, name), batch)
 
 
-def geometric_transform(settings: Augmentation) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Builds ``(step's key, uint8 [B, H, W, C]) -> images of the model's size``, 0..255, uint8 if uninterpolated."""
+def geometric_transform(settings: Augmentation, before: int = 0) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Builds ``(step's key, uint8 [B, H, W, C]) -> images of the model's size``, 0..255, uint8 if uninterpolated.
+
+    `before` is how many images of the batch come before these, which are a process's part of it.
+    """
     s = settings
 
     def transform(key: jax.Array, x_BHWC: jax.Array) -> jax.Array:
         def keys(name: int) -> jax.Array:
-            return image_keys(key, name, x_BHWC.shape[0])
+            return image_keys(key, name, before + x_BHWC.shape[0])[before:]
 
         height, width, channels = x_BHWC.shape[1:]
         target_height, target_width, _ = s.output_shape((height, width, channels))
@@ -118,6 +124,7 @@ def training_transform(settings: Augmentation, classes: int, label_smoothing: fl
     """
     s = settings
     geometric = geometric_transform(s)
+    own = load_function(s.own, "augment.own") if s.own else None
     fill = policies.background(s.mean)
 
     def transform(key: jax.Array, step: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -126,10 +133,12 @@ def training_transform(settings: Augmentation, classes: int, label_smoothing: fl
 
         x_BHWC = batch["image"] if s.where == "host" else geometric(key, batch["image"])
         if s.policy:
-            policy = policies.make_policy(s.policy, x_BHWC.shape[1])
+            policy = policies.make_policy(s.policy, *x_BHWC.shape[1:3])
             x_BHWC = policies.apply_policy(policy, keys(5), colour.to_uint8(x_BHWC), fill)
         if s.jitter:
             x_BHWC = colour.colour_jitter(keys(4), x_BHWC, s.jitter)
+        if own:
+            x_BHWC = 255.0 * jax.vmap(own)(keys(8), x_BHWC.astype(jnp.float32) / 255.0)
         x_BHWC = colour.normalize(x_BHWC, s.mean, s.std)
         if s.erase:
             x_BHWC = mixing.random_erasing(keys(6), x_BHWC, s.erase, mode=s.erase_mode)
@@ -176,12 +185,14 @@ def evaluation_transform(settings: Augmentation) -> Callable[[jax.Array], jax.Ar
 def without_effect(settings: Augmentation, image_shape: tuple[int, ...], batch_size: int) -> tuple[str, ...]:
     """What was asked for and does nothing, one phrase each, for ``--dry_run``."""
     s, found = settings, []
-    side, channels = min(image_shape[:2]), image_shape[-1]
-    size, before = s.size or side, s.resize or side
-    if s.train == "resize_crop" and before == size:
-        found.append(f"augment.train='resize_crop' cuts {size} of {before} pixels: every crop is the whole image")
-    if s.evaluation == "centre_crop" and before == size:
-        found.append(f"augment.evaluation='centre_crop' cuts {size} of {before} pixels: the crop is the whole image")
+    channels = image_shape[-1]
+    before = (s.resize, s.resize) if s.resize else tuple(image_shape[:2])
+    if before == s.output_shape(image_shape)[:2]:
+        size = before[0] if before[0] == before[1] else f"{before[0]}×{before[1]}"
+        if s.train == "resize_crop":
+            found.append(f"augment.train='resize_crop' cuts {size} of {size} pixels: every crop is the whole image")
+        if s.evaluation == "centre_crop":
+            found.append(f"augment.evaluation='centre_crop' cuts {size} of {size} pixels: the crop is the whole image")
     if s.evaluation == "crop_fraction" and s.crop_fraction == 1.0 and image_shape[0] == image_shape[1]:
         found.append("augment.crop_fraction=1.0 of a square image: the crop is the whole image")
     if s.train == "random_resized_crop" and min(s.scale) == 1.0 and image_shape[0] == image_shape[1]:

@@ -81,10 +81,10 @@ def steps_per_epoch(count: int, batch_size: int, last_batch: str = "keep") -> in
     return -(-count // batch_size) if last_batch == "keep" else count // batch_size
 
 
-def evaluation_batches(source: Source | StreamedSource, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in stored order; the last batch is padded and masked."""
+def evaluation_batches(source: Source | StreamedSource, batch_size: int, own: slice = slice(None)) -> Iterator[Batch]:
+    """Every image once, in stored order, this process's rows of each batch; the last one is padded and masked."""
     for start in range(0, len(source), batch_size):
-        yield gather(source, np.arange(start, min(start + batch_size, len(source))), batch_size)
+        yield gather(source, np.arange(start, min(start + batch_size, len(source))), batch_size, own)
 
 
 def padded(chosen: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,8 +92,11 @@ def padded(chosen: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]
     return np.resize(chosen, batch_size), (np.arange(batch_size) < len(chosen)).astype(np.float32)
 
 
-def gather(source: Source | StreamedSource, chosen: np.ndarray, batch_size: int) -> Batch:
-    """The chosen images as a batch of exactly `batch_size`."""
+def gather(source: Source | StreamedSource, chosen: np.ndarray, batch_size: int, own: slice = slice(None)) -> Batch:
+    """The chosen images as a batch of exactly `batch_size`, or this process's own rows of it.
+
+    Those that cannot be decoded have mask 0.
+    """
     rows, mask = padded(chosen, batch_size)
-    images, labels = source.batch(rows)
-    return {"image": images, "label": labels, "mask": mask}
+    images, labels, good = source.batch(rows[own])
+    return {"image": images, "label": labels, "mask": mask[own] * good.astype(np.float32)}

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
+import json
 import os
+import shutil
 import tarfile
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -24,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from jaxvit.data.prepared import import_tfds, quiet
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, is_disk_full
 
 CONNECT_SECONDS = 10.0
 
@@ -121,7 +125,12 @@ PREPARABLE: dict[str, Recipe] = {
 
 
 def prepare(
-    name: str, directory: Path, given: Path | None = None, say: Callable[[str], None] = print
+    name: str,
+    directory: Path,
+    given: Path | None = None,
+    say: Callable[[str], None] = print,
+    *,
+    force: bool = False,
 ) -> dict[str, int]:
     """Writes a set into a TFDS directory.
 
@@ -131,9 +140,10 @@ def prepare(
       given: the archive, or a folder that holds the files; None = looked for in ``directory/downloads/name``, then
         downloaded.
       say: takes progress lines.
+      force: replace a set that is there already; else it is left as it is.
 
     Returns:
-      Images in each split. A set that is there already is left as it is.
+      Images in each split.
 
     Raises:
       UsageError: the files cannot be had, or are not the published ones.
@@ -142,21 +152,46 @@ def prepare(
     recipe = PREPARABLE[name]
     with quiet():
         stock = import_tfds().builder_cls(name)
-    if (directory / name / str(stock.VERSION) / "dataset_info.json").exists():
-        say(f"{name} is there already: {directory / name / str(stock.VERSION)}")
+    target = directory / name / str(stock.VERSION)
+    if not force and (target / "dataset_info.json").exists():
+        _check_format(name, target)
+        say(f"{name} is there already: {target}")
         return recipe.splits
     for url, info in stock.url_infos.items():
         filename = url.rsplit("/", 1)[1]
         files[filename] = _obtain(name, filename, url, info.checksum, directory / "downloads" / name, given, say)
     say(f"writing {name} …")
-    with quiet(), import_tfds().core.registered.skip_registration():
-        builder = _builder_class(name, str(stock.VERSION), recipe, files)(
-            data_dir=directory, file_format="array_record"
-        )
-        builder.download_and_prepare()
+    directory.mkdir(parents=True, exist_ok=True)
+    # Written beside and moved: what was there stays until the new one is whole, and two at once do not disturb another.
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=directory) as beside:
+        with quiet(), import_tfds().core.registered.skip_registration():
+            builder = _builder_class(name, str(stock.VERSION), recipe, files)(
+                data_dir=beside, file_format="array_record"
+            )
+            builder.download_and_prepare()
+        target.parent.mkdir(exist_ok=True)
+        if force:
+            shutil.rmtree(target, ignore_errors=True)
+        try:
+            os.rename(builder.data_path, target)
+        except OSError:
+            if not (target / "dataset_info.json").exists():  # else another process was faster
+                raise
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
-    say(f"{name}: {', '.join(f'{split} {n:,}' for split, n in sizes.items())} images in {builder.data_path}")
+    say(f"{name}: {', '.join(f'{split} {n:,}' for split, n in sizes.items())} images in {target}")
     return sizes
+
+
+def _check_format(name: str, folder: Path) -> None:
+    try:
+        found = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    except ValueError:
+        found = "of an unknown format: dataset_info.json is damaged"
+    if found != "array_record":
+        raise UsageError(
+            f"{name} is in {folder}, but stored as {found}, which cannot be read without TensorFlow; replace it with "
+            f"`jaxvit data prepare {name} --force`"
+        )
 
 
 def _obtain(
@@ -167,17 +202,17 @@ def _obtain(
         path = given / filename if given.is_dir() else given
         if not path.is_file():
             raise UsageError(f"--from={given}: there is no file {path}; it can be fetched from {url}")
-        if not given.is_dir() and len(PREPARABLE[name].splits) and name in ("mnist", "fashion_mnist"):
+        if not given.is_dir() and name in ("mnist", "fashion_mnist"):
             raise UsageError(f"--from={given}: {name} is made of four files; name the folder that holds them")
     else:
         path = downloads / filename
         if not path.exists():
-            _download(url, path, name, say)
+            _download(url, path, name, checksum, say)
     found = _sha256(path)
     if found != checksum:
         raise UsageError(
             f"{path} is not the published {filename}: its SHA-256 is {found[:16]}…, it should be {checksum[:16]}…; "
-            f"delete it and fetch it again from {url}"
+            f"{'name the right file' if given else 'delete it and fetch it again'}; it comes from {url}"
         )
     return path
 
@@ -187,7 +222,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(url: str, path: Path, name: str, say: Callable[[str], None]) -> None:
+def _download(url: str, path: Path, name: str, checksum: str, say: Callable[[str], None]) -> None:
     say(f"fetching {url}")
     try:
         response = _open_within(url, CONNECT_SECONDS)
@@ -197,10 +232,14 @@ def _download(url: str, path: Path, name: str, say: Callable[[str], None]) -> No
             with response, beside.open("wb") as file:
                 while block := response.read(1 << 20):
                     file.write(block)
+            if _sha256(beside) != checksum:  # a connection that broke off, or another file: nothing of it is kept
+                raise OSError(f"the {beside.stat().st_size:,} bytes that came are not the published file")
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
-    except OSError as error:  # URLError and time-outs are OSErrors
+    except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and is_disk_full(error)):
+            raise
         reason = getattr(error, "reason", None) or error
         raise UsageError(
             f"cannot fetch {url} ({reason}); fetch it elsewhere and put it at {path}, or run "
@@ -215,7 +254,7 @@ def _open_within(url: str, seconds: float) -> Any:
     def work() -> None:
         try:
             result.append(urllib.request.urlopen(url, timeout=seconds))
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             result.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -223,7 +262,7 @@ def _open_within(url: str, seconds: float) -> Any:
     thread.join(seconds)
     if not result:
         raise urllib.error.URLError(f"no answer within {seconds:g} s")
-    if isinstance(result[0], OSError):
+    if isinstance(result[0], Exception):
         raise result[0]
     return result[0]
 

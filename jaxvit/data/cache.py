@@ -1,26 +1,31 @@
 """Decoded splits on disk: decoded once, then mapped into memory, so that a process holds at most one copy.
 
 A folder of the cache holds images.npy, labels.npy and meta.json. It is written beside its place and moved there in one
-step, so a process that is killed leaves nothing half-made behind, and two that decode at once do not disturb each
-other. Its name contains a hash of the stored files' content: other content is another folder.
+step, so what stands there is whole, and two that decode at once do not disturb each other; what a killed process left
+beside it is swept away by the next one that decodes. Its name contains a hash of the stored files' content: other
+content is another folder.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
 from jaxvit.data.decoding import CHUNK, Damage, Records, decode_records
 
-FORMAT = 1  # of the folders; part of their names
+FORMAT = 2  # of the folders; part of their names
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def content_hash(files: Iterable[Path]) -> str:
     """32 hex digits over the names and bytes of files."""
     total = hashlib.blake2b(digest_size=16)
     for path in files:
-        total.update(path.name.encode())
+        total.update(os.fsencode(path.name))
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 total.update(block)
@@ -60,7 +65,7 @@ def cache_folder(directory: Path) -> Path:
     if os.access(parent, os.W_OK):
         return inside
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "jaxvit" / hashlib.blake2b(str(directory.absolute()).encode(), digest_size=6).hexdigest()
+    return root / "jaxvit" / hashlib.blake2b(os.fsencode(directory.absolute()), digest_size=6).hexdigest()
 
 
 def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> Decoded:
@@ -73,23 +78,52 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
       side: see `jaxvit.data.decoding.decode`.
       damage: takes note of what cannot be decoded.
     """
-    if (folder / "meta.json").exists():
-        return _open(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-    except OSError:
+        if (folder / "meta.json").exists():
+            return _open(folder)
+    except PermissionError:  # another user's: as if there were none
         return _in_memory(records, shape, side, damage)
     try:
-        _build(records, building, shape, side, damage)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        building, lock = _place_to_build(folder.parent)
+    except OSError:
+        return _in_memory(records, shape, side, damage)
+    with lock:
         try:
-            os.rename(building, folder)
-        except OSError:
-            if not (folder / "meta.json").exists():  # else another process was faster
-                raise
-        return _open(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+            _build(records, building, shape, side, damage)
+            (building / _LOCK).unlink()
+            try:
+                os.rename(building, folder)
+            except OSError:
+                if not (folder / "meta.json").exists():  # else another process was faster
+                    raise
+            return _open(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+_MAKING, _LOCK = ".making-", ".lock"
+
+
+def _place_to_build(parent: Path) -> tuple[Path, TextIO]:
+    """(new folder, its lock, held)."""
+    while True:
+        building = parent / f"{_MAKING}{uuid.uuid4().hex[:12]}"
+        building.mkdir()  # not mkdtemp, which would keep other users of a shared directory out
+        lock = (building / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (building / _LOCK).exists():  # else another process swept it away before it was locked
+            return building, lock
+        lock.close()
+
+
+def _sweep(directory: Path) -> None:
+    """Removes what processes that were killed while they decoded have left: nobody holds its lock any more."""
+    for left in directory.glob(f"{_MAKING}*"):
+        with contextlib.suppress(OSError), (left / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _open(folder: Path) -> Decoded:
@@ -102,23 +136,22 @@ def _open(folder: Path) -> Decoded:
 
 def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> None:
     count = len(records)
-    raw = np.lib.format.open_memmap(folder / "stored.npy", "w+", np.uint8, (count, *shape))
     labels, ids, done = [], [], 0
-    for images, some_labels, some_ids in decode_records(records, range(count), shape, side, damage):
-        raw[done : done + len(images)] = images
-        labels.append(some_labels)
-        ids.extend(some_ids)
-        done += len(images)
-    raw.flush()
+    with _array_file(folder / "stored.npy", (count, *shape)) as file:
+        for chunk in decode_records(records, range(count), shape, side, damage):
+            file.write(np.ascontiguousarray(chunk.images))
+            labels.append(chunk.labels)
+            ids.extend(chunk.ids)
+            done += len(chunk.images)
     order = _order(ids)
     if order is None and done == count:
         os.rename(folder / "stored.npy", folder / "images.npy")
     else:  # sorted, or without the damaged ones: copied in chunks, never whole in memory
         rows = np.arange(done) if order is None else order
-        sorted_images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (done, *shape))
-        for start in range(0, done, 16 * CHUNK):
-            sorted_images[start : start + 16 * CHUNK] = raw[rows[start : start + 16 * CHUNK]]
-        sorted_images.flush()
+        raw = np.memmap(folder / "stored.npy", np.uint8, "r", _header_size(folder / "stored.npy"), (done, *shape))
+        with _array_file(folder / "images.npy", (done, *shape)) as file:
+            for start in range(0, done, 16 * CHUNK):
+                file.write(np.ascontiguousarray(raw[rows[start : start + 16 * CHUNK]]))
         del raw
         (folder / "stored.npy").unlink()
     all_labels = np.concatenate(labels) if labels else np.empty(0, np.int32)
@@ -131,25 +164,53 @@ def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: in
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
+@contextlib.contextmanager
+def _array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A .npy file of uint8, to be written from front to back.
+
+    Written, not mapped: on a full disk a write fails with an error, where a mapped page kills the process.
+    """
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header_size(path: Path) -> int:
+    """Bytes before the numbers of a .npy file."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        return file.tell()
+
+
 def _order(ids: list[str]) -> np.ndarray | None:
-    """The permutation that sorts by id; None where there are no ids, or they are in order already."""
-    if not ids or not all(ids) or ids == sorted(ids):
+    """The permutation that sorts by id; None where there are no ids, or they are in order already.
+
+    Numbers within an id count as numbers: 'train_9' stands before 'train_10'.
+    """
+    if not ids or not all(ids):
         return None
-    return np.argsort(np.array(ids), kind="stable")
+    keys = [
+        [int(part) if odd % 2 else part for odd, part in enumerate(re.split(r"([0-9]+)", own))] for own in ids
+    ]  # text and numbers take turns, so that like is compared with like
+    rows = sorted(range(len(ids)), key=keys.__getitem__)
+    return None if rows == list(range(len(ids))) else np.array(rows)
 
 
 def _in_memory(records: Records, shape: tuple[int, int, int], side: int, damage: Damage) -> Decoded:
     images = np.empty((len(records), *shape), np.uint8)
     labels, ids, done = [], [], 0
-    for some, some_labels, some_ids in decode_records(records, range(len(records)), shape, side, damage):
-        images[done : done + len(some)] = some
-        labels.append(some_labels)
-        ids.extend(some_ids)
-        done += len(some)
+    for chunk in decode_records(records, range(len(records)), shape, side, damage):
+        images[done : done + len(chunk.images)] = chunk.images
+        labels.append(chunk.labels)
+        ids.extend(chunk.ids)
+        done += len(chunk.images)
     order = _order(ids)
     rows = np.arange(done) if order is None else order
     if order is not None:
-        images = images[order]
+        _permute(images, order)
     return Decoded(
         images[:done],
         np.concatenate(labels)[rows] if labels else np.empty(0, np.int32),
@@ -157,3 +218,18 @@ def _in_memory(records: Records, shape: tuple[int, int, int], side: int, damage:
         (damage.count, damage.names),
         None,
     )
+
+
+def _permute(array: np.ndarray, order: np.ndarray) -> None:
+    """``array[: len(order)] = array[order]`` in place, without a second copy: along the permutation's cycles."""
+    moved = np.zeros(len(order), bool)
+    for start in range(len(order)):
+        if moved[start] or order[start] == start:
+            continue
+        first, place = array[start].copy(), start
+        while order[place] != start:
+            array[place] = array[order[place]]
+            moved[place] = True
+            place = order[place]
+        array[place] = first
+        moved[place] = True

@@ -125,9 +125,9 @@ def colour_jitter(keys_B: jax.Array, images_BHWC: jax.Array, strengths: tuple[fl
     Args:
       keys_B: one key an image.
       images_BHWC: 0..255.
-      strengths: (brightness, contrast, saturation, hue). The first three are multiplied by a number drawn from
-        1 ± strength (never below 0); the hue turns by up to ± strength of a full turn (at most 0.5). One-channel
-        images have neither saturation nor hue: both are left out.
+      strengths: (brightness, contrast, saturation, hue). The first three are multiplied by a number drawn evenly
+        from max(0, 1 - strength) to 1 + strength; the hue turns by up to ± strength of a full turn (at most 0.5).
+        One-channel images have neither saturation nor hue: both are left out.
 
     Returns:
       float32, not rounded. (torchvision draws the order, too; here it is fixed.)
@@ -138,7 +138,9 @@ def colour_jitter(keys_B: jax.Array, images_BHWC: jax.Array, strengths: tuple[fl
         draw_4 = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
 
         def factor(i: int, strength: float) -> jax.Array:
-            return jnp.maximum(1 + draw_4[i] * strength, 0.0)
+            # Above strength 1 the range is cut off, not what falls below it: else images would turn black in bulk.
+            low = max(1 - strength, 0.0)
+            return 1 + draw_4[i] * strength if strength <= 1 else low + (draw_4[i] + 1) / 2 * (1 + strength - low)
 
         def mixed(x: jax.Array, towards: jax.Array, by: jax.Array) -> jax.Array:
             return jnp.clip(towards + by * (x - towards), 0.0, 255.0)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxvit.errors import RunFailedError
+from jaxvit.errors import RunFailedError, UsageError
 
 CHUNK = 256  # records read and decoded together
 
@@ -28,12 +30,20 @@ class Record:
     name: str
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A stored image that cannot even be read: its name for messages, and why."""
+
+    name: str
+    error: Exception
+
+
 class Records(Protocol):
     """A split as it is stored, by number."""
 
     def __len__(self) -> int: ...
 
-    def read(self, rows: Sequence[int]) -> list[Record | Exception]:
+    def read(self, rows: Sequence[int]) -> list[Record | Unreadable]:
         """The records, or for each that cannot be read, why."""
 
 
@@ -48,7 +58,7 @@ def decode(data: bytes, channels: int, side: int = 0) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         if side and min(image.size) > 2 * side:
             image.draft(None, (2 * side, 2 * side))  # JPEG only: decodes a smaller picture, several times faster
-        image = image.convert("L" if channels == 1 else "RGB")
+        image = _eight_bits(image).convert("L" if channels == 1 else "RGB")
         if side and image.size != (side, side):
             width, height = image.size
             scale = side / min(width, height)
@@ -60,14 +70,49 @@ def decode(data: bytes, channels: int, side: int = 0) -> np.ndarray:
     return pixels[..., None] if channels == 1 else pixels
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Brings 16-bit grey to 8: Pillow itself cuts values above 255 off, which makes such pictures white.
+
+    Raises:
+      ValueError: the range of the values cannot be known.
+    """
+    # Pillow has read 16-bit files in mode I as well, by version and format; in these two formats nothing else is.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of no known range; save it with 8 or 16")
+    return image
+
+
 @dataclass
 class Damage:
-    """Records that could not be read: counted, and the first few named."""
+    """Records that could not be read: each counted once, and the first few named. Several threads may share it.
+
+    Attributes:
+      owner: the data set's name.
+      on_error: 'stop' or 'skip'.
+      announced: so many of them are named on stderr as they are found.
+    """
 
     owner: str
     on_error: str = "stop"
-    count: int = 0
-    names: tuple[str, ...] = ()
+    announced: int = 0
+    _names: dict[str, None] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def count(self) -> int:
+        return len(self._names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(self._names)[:20]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What environment.json and result.json should tell; nothing, if nothing was found."""
+        return {"skipped": self.count, "skipped_names": list(self.names)} if self.count else {}
 
     def found(self, name: str, error: Exception) -> None:
         """Notes a bad record.
@@ -83,23 +128,42 @@ class Damage:
                 f"{self.owner}: {name} cannot be decoded ({reason[:120]}); repair it, or leave such images out with "
                 "--config.data.on_error=skip"
             ) from error
-        self.count += 1
-        if len(self.names) < 20:
-            self.names += (name,)
+        with self._lock:
+            if name in self._names:
+                return
+            self._names[name] = None
+            count = len(self._names)
+        if count <= self.announced:
+            more = "; further ones are only counted" if count == self.announced else ""
+            print(f"warning: {self.owner}: {name} is left out ({reason[:120]}){more}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Decoded records: images uint8 [n, H, W, C], labels int32 [n], ids, and each one's place among those asked for."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: list[str]
+    places: np.ndarray
 
 
 def decode_records(
     records: Records, rows: Sequence[int], shape: tuple[int, int, int], side: int, damage: Damage, threads: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
-    """Yields (images uint8 [n, H, W, C], labels int32 [n], ids) chunk by chunk; damaged records are left out.
+) -> Iterator[Chunk]:
+    """Decodes chunk by chunk; damaged records are left out.
 
     Pillow lets go of the interpreter while it decodes, so threads do work side by side. With one thread, the caller's
     own is used.
+
+    Raises:
+      RunFailedError: a record is damaged, and such are not to be skipped.
+      UsageError: a record has no label.
     """
 
-    def one(item: Record | Exception) -> np.ndarray | Exception:
-        if isinstance(item, Exception):
-            return item
+    def one(item: Record | Unreadable) -> np.ndarray | Exception:
+        if isinstance(item, Unreadable):
+            return item.error
         try:
             pixels = decode(item.image, shape[-1], side)
         except Exception as error:  # a decoder may raise anything on damaged bytes
@@ -114,13 +178,19 @@ def decode_records(
         for start in range(0, len(rows), CHUNK):
             chosen = list(rows[start : start + CHUNK])
             items = records.read(chosen)
-            images, labels, ids = [], [], []
-            for row, item, pixels in zip(chosen, items, each(one, items), strict=True):
+            images, labels, ids, places = [], [], [], []
+            for place, (item, pixels) in enumerate(zip(items, each(one, items), strict=True), start):
                 if isinstance(pixels, Exception):
-                    damage.found(item.name if isinstance(item, Record) else f"record {row}", pixels)
+                    damage.found(item.name, pixels)
                     continue
+                if item.label < 0:  # so TFDS stores the test split of a competition
+                    raise UsageError(
+                        f"{damage.owner}: {item.name} has no label, and images without one can be neither trained nor "
+                        "tested on; set config.data.test to another split, such as 'validation', or to ''"
+                    )
                 images.append(pixels)
                 labels.append(item.label)
                 ids.append(item.id)
+                places.append(place)
             stacked = np.stack(images) if images else np.empty((0, *shape), np.uint8)
-            yield stacked, np.array(labels, np.int32).reshape(-1), ids
+            yield Chunk(stacked, np.array(labels, np.int32).reshape(-1), ids, np.array(places, int))

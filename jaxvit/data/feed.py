@@ -6,8 +6,9 @@ one or several steps that the device does in one go.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,25 +27,41 @@ class ResidentFeed:
 
     Args:
       source: the split.
-      order: which images make the batch of a step.
+      orders: which images make the batch of a step; several for as many runs that are trained together.
       batch_size: images a batch.
       steps_per_call: K.
       put_split: puts the arrays on every device.
-      put_call: puts {'rows': int32 [K, B], 'mask': float32 [K, B]} on the devices, split along B.
+      put_call: puts {'rows': int32 [K, B], 'mask': float32 [K, B]} on the devices, split along B; [K, R, B] for R runs.
+      own: this process's rows of a batch; it hands over nothing else.
     """
 
     def __init__(
-        self, source: Source, order: TrainOrder, batch_size: int, steps_per_call: int, *, put_split: Put, put_call: Put
+        self,
+        source: Source,
+        orders: TrainOrder | Sequence[TrainOrder],
+        batch_size: int,
+        steps_per_call: int,
+        *,
+        put_split: Put,
+        put_call: Put,
+        own: slice = slice(None),
     ):
-        self._order, self._batch_size, self._steps, self._put = order, batch_size, steps_per_call, put_call
-        self.data = put_split({"image": source.images, "label": source.labels})
+        self._orders, self._batch_size, self._steps, self._put = orders, batch_size, steps_per_call, put_call
+        self._own = own
+        self.data = put_split({"image": np.asarray(source.images), "label": source.labels})
 
     def __call__(self, step: int, count: int) -> Mapping[str, jax.Array]:
         """The input of a call of `count` steps from `step` on; what is beyond the count is never looked at."""
-        parts = [padded(self._order[step + i], self._batch_size) for i in range(count)]
+        if isinstance(self._orders, TrainOrder):
+            return self._put(self._rows(self._orders, step, count))
+        each = [self._rows(order, step, count) for order in self._orders]
+        return self._put({name: np.stack([rows[name] for rows in each], axis=1) for name in each[0]})
+
+    def _rows(self, order: TrainOrder, step: int, count: int) -> dict[str, np.ndarray]:
+        parts = [padded(order[step + i], self._batch_size) for i in range(count)]
         parts += [parts[-1]] * (self._steps - count)
-        rows = np.stack([rows for rows, _ in parts]).astype(np.int32)
-        return self._put({"rows": rows, "mask": np.stack([mask for _, mask in parts])})
+        rows = np.stack([rows[self._own] for rows, _ in parts]).astype(np.int32)
+        return {"rows": rows, "mask": np.stack([mask[self._own] for _, mask in parts])}
 
     @staticmethod
     def pick(data: Mapping[str, jax.Array], call: Mapping[str, jax.Array], i: jax.Array | int) -> dict[str, jax.Array]:
@@ -64,7 +81,7 @@ class StreamFeed:
       steps: of the whole run.
       put_call: puts {'image': [K, B, H, W, C], 'label': [K, B], 'mask': [K, B]} on the devices, split along B.
       host_transform: (step, batch) -> batch, done by the threads; None = nothing.
-      shard: (index, count) of this host: it makes only its own part of each batch.
+      own: this process's rows of a batch; it makes and hands over nothing else.
       threads: of Grain; 0 = by the number of processors.
     """
 
@@ -78,24 +95,22 @@ class StreamFeed:
         *,
         put_call: Put,
         host_transform: Callable[[int, Batch], Batch] | None = None,
-        shard: tuple[int, int] = (0, 1),
+        own: slice = slice(None),
         threads: int = 0,
     ):
         self._source, self._order, self._batch_size = source, order, batch_size
         self._steps_per_call, self._steps, self._put = steps_per_call, steps, put_call
-        self._host_transform, self._shard = host_transform, shard
+        self._host_transform, self._own = host_transform, own
         self._threads = threads or max(1, min(16, os.cpu_count() or 1))
-        self._next, self._batches = -1, iter(())
+        self._start, self._next = -1, -1  # of the last call; the step after it
+        self._recent: list[Batch] = []
+        self._batches: Iterator[Batch] = iter(())
         self.data: dict[str, jax.Array] = {}
 
     def host_batch(self, step: int) -> Batch:
-        """This host's part of the batch of a step."""
-        batch = gather(self._source, self._order[step], self._batch_size)
-        if self._host_transform:
-            batch = self._host_transform(step, batch)
-        index, count = self._shard
-        own = slice(index * self._batch_size // count, (index + 1) * self._batch_size // count)
-        return {name: values[own] for name, values in batch.items()} if count > 1 else batch
+        """This process's rows of the batch of a step."""
+        batch = gather(self._source, self._order[step], self._batch_size, self._own)
+        return self._host_transform(step, batch) if self._host_transform else batch
 
     def _stream(self, start: int) -> Iterator[Batch]:
         import grain
@@ -107,11 +122,13 @@ class StreamFeed:
 
     def __call__(self, step: int, count: int) -> Mapping[str, jax.Array]:
         """The input of a call of `count` steps from `step` on."""
-        if step != self._next:
+        if step == self._start:  # asked again, as a start does that compiles with its first batch
+            self._batches = itertools.chain(self._recent, self._batches)
+        elif step != self._next:
             self._batches = self._stream(step)
-        batches = [next(self._batches) for _ in range(count)]
-        self._next = step + count
-        batches += [batches[-1]] * (self._steps_per_call - count)
+        self._recent = [next(self._batches) for _ in range(count)]
+        self._start, self._next = step, step + count
+        batches = self._recent + [self._recent[-1]] * (self._steps_per_call - count)
         return self._put({name: np.stack([batch[name] for batch in batches]) for name in batches[0]})
 
     @staticmethod
@@ -120,15 +137,15 @@ class StreamFeed:
         return {name: values[i] for name, values in call.items()}
 
 
-def evaluation_stream(source: Source | StreamedSource, batch_size: int) -> Iterator[Batch]:
+def evaluation_stream(source: Source | StreamedSource, batch_size: int, own: slice = slice(None)) -> Iterator[Batch]:
     """As `evaluation_batches`, but decoded ahead by threads where the split is not kept decoded."""
     if isinstance(source, Source):
-        yield from evaluation_batches(source, batch_size)
+        yield from evaluation_batches(source, batch_size, own)
         return
     import grain
 
     def batch(i: int) -> Batch:
-        return gather(source, np.arange(i * batch_size, min((i + 1) * batch_size, len(source))), batch_size)
+        return gather(source, np.arange(i * batch_size, min((i + 1) * batch_size, len(source))), batch_size, own)
 
     threads = max(1, min(16, os.cpu_count() or 1))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(STREAM_BATCHES, threads))

@@ -65,5 +65,5 @@ def warning(name: str, split: str, found: dict[str, Any]) -> str:
     jpeg = ", such as the JPEG-compressed copy that circulates and costs 2 to 3 points" if name == "cifar10" else ""
     return (
         f"{name} {split}: these are not the original pixels (content {found['content']}, not {original}); it is "
-        f" a damaged copy{jpeg}: prepare it again with `jaxvit data prepare {name}`"
+        f"a damaged copy{jpeg}: prepare it again with `jaxvit data prepare {name} --force`"
     )

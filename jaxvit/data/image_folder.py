@@ -8,13 +8,14 @@ validation split can be cut off the training split. Without a folder PATH/train,
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
-from jaxvit.data.cache import content_hash
-from jaxvit.data.decoding import Record
+from jaxvit.data.decoding import Record, Unreadable
 from jaxvit.errors import UsageError
 
 PREFIX = "image_folder:"
@@ -26,7 +27,7 @@ class FolderStore:
     """A folder of images; the attributes are those of `jaxvit.data.prepared.PreparedStore`."""
 
     version = ""
-    has_ids = False
+    channels = 3
 
     def __init__(self, path: Path, directory: Path):
         self.name = f"{PREFIX}{path}"
@@ -57,15 +58,17 @@ class FolderStore:
         self._files = {
             split: sorted(
                 ((file, numbers[name]) for name, file in found),
-                key=lambda pair, root=roots[split]: hashlib.blake2b(str(pair[0].relative_to(root)).encode()).digest(),
+                # File names are bytes, and not always UTF-8.
+                key=lambda pair, root=roots[split]: hashlib.blake2b(os.fsencode(pair[0].relative_to(root))).digest(),
             )
             for split, found in files.items()
         }
+        self._path = path
         self.sizes = {split: len(found) for split, found in self._files.items()}
-        self.image_shape = self._common_shape()
 
-    def _common_shape(self) -> tuple[int | None, ...]:
-        """The size of all images, from their headers; None where they differ."""
+    @cached_property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """The size of all images; None where they differ. Opens every file: to be asked for only where it matters."""
         sizes = set()
         for found in self._files.values():
             for file, _ in found:
@@ -83,9 +86,16 @@ class FolderStore:
         return FolderRecords(self._files[split])
 
     def content(self, split: str) -> str:
-        """A hash of the files of a split and of their classes."""
-        names = hashlib.blake2b(repr([(f.name, n) for f, n in self._files[split]]).encode(), digest_size=8)
-        return names.hexdigest() + content_hash(file for file, _ in self._files[split])
+        """A hash of the names, sizes and times of change of a split's files, and of their classes; none is read."""
+        total = hashlib.blake2b(digest_size=16)
+        for file, label in self._files[split]:
+            try:
+                found = file.stat()
+                state = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError:  # named when it is decoded
+                state = "gone"
+            total.update(os.fsencode(file.relative_to(self._path)) + f"\0{label} {state}\n".encode())
+        return total.hexdigest()
 
 
 class FolderRecords:
@@ -97,12 +107,12 @@ class FolderRecords:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, rows: Sequence[int]) -> list[Record | Exception]:
+    def read(self, rows: Sequence[int]) -> list[Record | Unreadable]:
         return [self._read_one(*self._files[row]) for row in rows]
 
     @staticmethod
-    def _read_one(file: Path, label: int) -> Record | Exception:
+    def _read_one(file: Path, label: int) -> Record | Unreadable:
         try:
             return Record(file.read_bytes(), label, "", str(file))
         except OSError as error:
-            return error
+            return Unreadable(str(file), OSError(error.strerror or str(error)))

@@ -68,7 +68,8 @@ def partners(mask_B: jax.Array) -> jax.Array:
     """Index [B] of the image that each image is mixed with: among the real ones, the last with the first and so on.
 
     Padding is nobody's partner and stays by itself. The order of a batch is random already, and copies of an image
-    (repeated augmentation) lie side by side, so this mixes different images.
+    (repeated augmentation) lie side by side, so this mixes different images; but of an odd number of images the middle
+    one stays by itself, and of an odd number of images with copies the middle one's are mixed with each other.
     """
     batch = mask_B.shape[0]
     real_first_B = jnp.argsort(mask_B <= 0, stable=True)

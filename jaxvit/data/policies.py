@@ -279,11 +279,11 @@ def _auto_strength(name: str, level: int) -> tuple[float, bool]:
 _TRIVIAL_OPERATIONS = [name for name in OPERATIONS if name not in ("Invert", "SolarizeAdd")]
 
 
-def trivial_augment(side: int) -> Policy:
+def trivial_augment(height: int, width: int) -> Policy:
     """One operation an image, at one of 31 strengths, both drawn evenly.
 
     Args:
-      side: of the images, in pixels: translations go up to 32 pixels whatever the size.
+      height, width: of the images, in pixels: translations go up to 32 pixels whatever the size.
     """
 
     def strength(name: str, share: jax.Array, sign: jax.Array) -> jax.Array:
@@ -293,7 +293,7 @@ def trivial_augment(side: int) -> Policy:
             return 8 - jnp.round(share * 6)
         if name == "Solarize":
             return 255 * (1 - share)
-        widest = {"Rotate": 135.0, "ShearX": 0.99, "ShearY": 0.99, "TranslateX": 32 / side, "TranslateY": 32 / side}
+        widest = {"Rotate": 135.0, "ShearX": 0.99, "ShearY": 0.99, "TranslateX": 32 / width, "TranslateY": 32 / height}
         return sign * share * widest.get(name, 0.0)
 
     def policy(key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -310,12 +310,12 @@ def trivial_augment(side: int) -> Policy:
 POLICIES = ("autoaugment-cifar10", "autoaugment-imagenet", "trivial", "rand-m9-n2-mstd0.5-inc1")
 
 
-def make_policy(text: str, side: int) -> Policy:
+def make_policy(text: str, height: int, width: int) -> Policy:
     """The policy of the config key ``augment.policy``.
 
     Args:
       text: 'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial', or RandAugment in timm's notation.
-      side: of the images, in pixels.
+      height, width: of the images, in pixels.
 
     Raises:
       UsageError: there is no such policy.
@@ -325,7 +325,7 @@ def make_policy(text: str, side: int) -> Policy:
     if text == "autoaugment-imagenet":
         return auto_augment(_IMAGENET_TABLE)
     if text == "trivial":
-        return trivial_augment(side)
+        return trivial_augment(height, width)
     if text.split("-")[0] == "rand":
         try:
             return rand_augment(parse_rand_augment(text))

@@ -7,16 +7,18 @@ done here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxvit.data.cache import content_hash
-from jaxvit.data.decoding import Record
-from jaxvit.errors import UsageError, nearest
+from jaxvit.data.decoding import Record, Unreadable
+from jaxvit.errors import UsageError, is_disk_full, nearest
 
 
 class PreparedStore:
@@ -27,8 +29,8 @@ class PreparedStore:
       class_names: K names.
       image_shape: [H, W, C]; None where it varies.
       sizes: images in each split.
+      channels: C; 3 where it varies.
       directory: the TFDS directory.
-      has_ids: whether an `id` tells each image's original place.
     """
 
     def __init__(self, builder: Any, directory: Path):
@@ -44,8 +46,8 @@ class PreparedStore:
             )
         self.class_names: tuple[str, ...] = tuple(features["label"].names)
         self.image_shape: tuple[int | None, ...] = tuple(features["image"].shape)
+        self.channels: int = self.image_shape[-1] or 3
         self.sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
-        self.has_ids = "id" in features
 
     def records(self, split: str) -> PreparedRecords:
         tfds = import_tfds()
@@ -54,14 +56,20 @@ class PreparedStore:
                 source = self._builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
             except NotImplementedError:
                 raise UsageError(
-                    f"config.data.name: '{self.name}' in {self.directory} is not stored as array_record; prepare it "
-                    "again with file_format='array_record' (the only format that can be read without TensorFlow)"
+                    f"config.data.name: '{self.name}' in {self.directory} is not stored as array_record, the only "
+                    f"format that can be read without TensorFlow; {how_to_prepare(self.name)}"
                 ) from None
         return PreparedRecords(source, f"{self.name} {split}")
 
     def content(self, split: str) -> str:
         """A hash of the stored files of a split."""
-        return content_hash(Path(path) for path in self._builder.info.splits[split].filepaths)
+        try:
+            return content_hash(Path(path) for path in self._builder.info.splits[split].filepaths)
+        except OSError as error:
+            raise UsageError(
+                f"config.data.name: {error.filename} of '{self.name}' cannot be read ({error.strerror}); "
+                f"{how_to_prepare(self.name)}"
+            ) from None
 
 
 class PreparedRecords:
@@ -73,24 +81,24 @@ class PreparedRecords:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, rows: Sequence[int]) -> list[Record | Exception]:
+    def read(self, rows: Sequence[int]) -> list[Record | Unreadable]:
         rows = [int(row) for row in rows]
         try:
             return [self._record(row, x) for row, x in zip(rows, self._source.__getitems__(rows), strict=True)]
         except Exception:  # one bad record spoils the whole read: find it
             return [self._read_one(row) for row in rows]
 
-    def _read_one(self, row: int) -> Record | Exception:
+    def _read_one(self, row: int) -> Record | Unreadable:
         try:
             return self._record(row, self._source[row])
         except Exception as error:
-            return error
+            return Unreadable(f"record {row} of {self._owner}", error)
 
     def _record(self, row: int, example: Any) -> Record:
         own = example.get("id", b"")
-        own = own.decode() if isinstance(own, bytes) else str(own)
+        own = own.decode(errors="backslashreplace") if isinstance(own, bytes) else str(own)
         file = example.get("file_name", b"")
-        file = file.decode() if isinstance(file, bytes) else str(file)
+        file = file.decode(errors="backslashreplace") if isinstance(file, bytes) else str(file)
         name = f"record {row} of {self._owner}" + (f" ({own or file})" if own or file else "")
         return Record(example["image"], int(example["label"]), own, name)
 
@@ -106,7 +114,7 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
     tfds = import_tfds()
     try:
         with quiet():
-            builder = tfds.builder_from_directory(_version_directory(directory / name))
+            builder = tfds.builder_from_directory(_version_directory(directory, name))
     except FileNotFoundError:
         from jaxvit.data.builders import PREPARABLE
 
@@ -121,15 +129,33 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
     return PreparedStore(builder, directory)
 
 
-def _version_directory(folder: Path) -> Path:
-    versions = [info.parent for info in folder.glob("**/dataset_info.json")]
+def how_to_prepare(name: str) -> str:
+    """The command that writes a set anew in the right format, as part of a message."""
+    from jaxvit.data.builders import PREPARABLE
+
+    ours = name in PREPARABLE or name == "digits"
+    command = (
+        f"jaxvit data prepare {name} --force" if ours else f"tfds build {name} --file_format=array_record --overwrite"
+    )
+    return f"prepare it again with `{command}`"
+
+
+def _version_directory(directory: Path, name: str) -> Path:
+    """The folder of the newest version of a set; what is still being written has no such name."""
+    versions = [
+        info.parent
+        for info in (directory / name).glob("**/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+    ]
     if not versions:
-        raise FileNotFoundError(folder)
-
-    def number(path: Path) -> tuple[int, ...]:
-        return tuple(int(part) if part.isdigit() else -1 for part in path.name.split("."))
-
-    return max(versions, key=number)
+        raise FileNotFoundError(name)
+    kinds = sorted({str(version.parent.relative_to(directory)) for version in versions})
+    if len(kinds) > 1:
+        raise UsageError(
+            f"config.data.name: '{name}' is prepared in {directory} in several configurations; name one of them: "
+            f"{', '.join(kinds)}"
+        )
+    return max(versions, key=lambda version: tuple(map(int, version.name.split("."))))
 
 
 def _prepare_digits(directory: Path) -> Any:
@@ -139,8 +165,15 @@ def _prepare_digits(directory: Path) -> Any:
     try:
         with quiet():
             builder = Digits(data_dir=directory)
-            builder.download_and_prepare()
+            try:
+                builder.download_and_prepare()
+            except OSError:
+                builder = Digits(data_dir=directory)
+                if not builder.data_path.exists():  # else another process that prepared it too was faster
+                    raise
     except OSError as error:
+        if is_disk_full(error):
+            raise
         raise UsageError(
             f"cannot write the digits data set into {directory}: {error.strerror or error}; "
             "set --config.data.dir or TFDS_DATA_DIR to a folder that can be written"
@@ -169,6 +202,10 @@ def quiet() -> Iterator[None]:
             yield
         except (OSError, UsageError, NotImplementedError):
             raise
-        except Exception:
+        except Exception as error:
+            # The writer of array_record files says so in a sentence only.
+            for number in (errno.ENOSPC, errno.EDQUOT):
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number)) from None
             print(captured.getvalue(), file=sys.__stderr__)
             raise

@@ -6,8 +6,11 @@ and mapped from there, or, where it is too large for that, decoded anew as it is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -20,11 +23,13 @@ import numpy as np
 
 from jaxvit.data.cache import FORMAT, Decoded, cache_folder, decoded_split
 from jaxvit.data.decoding import Damage, Records, decode_records
-from jaxvit.data.fingerprint import fingerprint, warning
+from jaxvit.data.fingerprint import ORIGINALS, fingerprint, warning
+from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_folder import PREFIX, FolderStore
+from jaxvit.data.own import OwnStore
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
-from jaxvit.errors import UsageError
+from jaxvit.errors import RunFailedError, UsageError
 
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 
@@ -35,7 +40,7 @@ class Source:
 
     Attributes:
       name: data set and split, such as 'digits: train[:1257]'.
-      images: uint8 [N, H, W, C]; a view of the mapped cache wherever that is possible.
+      images: uint8 [N, H, W, C]; a view of the mapped cache, or rows of it that are gathered when they are asked for.
       labels: int32 [N].
       class_names: K names; ``class_names[label]``.
       notes: what else environment.json should tell: the order, damaged records.
@@ -43,7 +48,7 @@ class Source:
     """
 
     name: str
-    images: np.ndarray
+    images: np.ndarray | Gathered
     labels: np.ndarray
     class_names: tuple[str, ...]
     notes: dict[str, Any] = field(default_factory=dict)
@@ -56,20 +61,22 @@ class Source:
     def image_shape(self) -> tuple[int, ...]:
         return self.images.shape[1:]
 
-    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, H, W, C], labels int32 [n]) of these rows."""
-        return self.images[rows], self.labels[rows]
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(images uint8 [n, H, W, C], labels int32 [n], good bool [n]: all of them) of these rows."""
+        return self.images[rows], self.labels[rows], np.ones(len(rows), bool)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """See `jaxvit.data.fingerprint.fingerprint`; worked out once for a cached split."""
-        if self.memo and self.memo.exists():
-            return json.loads(self.memo.read_text())
+        if self.memo:
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(self.memo.read_text())
         found = fingerprint(self.images, self.labels, len(self.class_names))
         if self.memo:
             beside = self.memo.with_name(f".{self.memo.name}.{os.getpid()}")
-            beside.write_text(json.dumps(found))
-            os.replace(beside, self.memo)
+            with contextlib.suppress(OSError):  # another user's cache: worked out anew next time
+                beside.write_text(json.dumps(found))
+                os.replace(beside, self.memo)
         return found
 
 
@@ -79,18 +86,16 @@ class StreamedSource:
 
     Attributes:
       rows: [N] numbers of the records.
-      labels_as: new label of each stored label, -1 for a class that is not taken.
+      damage: takes note of what cannot be decoded.
     """
 
     name: str
     records: Records
     rows: np.ndarray
-    labels_as: np.ndarray
     shape: tuple[int, int, int]
     side: int
     class_names: tuple[str, ...]
     damage: Damage
-    notes: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,28 +104,34 @@ class StreamedSource:
     def image_shape(self) -> tuple[int, ...]:
         return self.shape
 
-    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(images uint8 [n, H, W, C], labels int32 [n]) of these rows.
+    @property
+    def notes(self) -> dict[str, Any]:
+        """As `Source.notes`; of the damage, what has been met so far."""
+        return {"order": "stored order: decoded as it is read", **self.damage.notes}
 
-        An image that cannot be decoded and is to be skipped is replaced by another of the same batch.
+    def batch(self, rows: np.ndarray, threads: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(images uint8 [n, H, W, C], labels int32 [n], good bool [n]) of these rows.
+
+        An image that cannot be decoded and is to be skipped is black and not good.
         """
-        images, labels = [], []
-        for some, some_labels, _ in decode_records(
-            self.records, self.rows[rows], self.shape, self.side, self.damage, 1
-        ):
-            images.extend(some)
-            labels.extend(some_labels)
-        if not images:
-            raise UsageError(f"{self.name}: a whole batch of images cannot be decoded")
-        chosen = np.resize(np.arange(len(images)), len(rows))
-        return np.stack(images)[chosen], self.labels_as[np.array(labels)][chosen].astype(np.int32)
+        images = np.zeros((len(rows), *self.shape), np.uint8)
+        labels, good = np.zeros(len(rows), np.int32), np.zeros(len(rows), bool)
+        for chunk in decode_records(self.records, self.rows[rows], self.shape, self.side, self.damage, threads):
+            images[chunk.places], labels[chunk.places], good[chunk.places] = chunk.images, chunk.labels, True
+        if not good.any() and len(np.unique(rows)) > 1:  # a folder that went away, rather than damage
+            raise RunFailedError(
+                f"{self.name}: not one image of a whole batch can be decoded, such as {self.damage.names[0]}; "
+                "is the folder still there?"
+            )
+        return images, labels, good
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Of an evenly spread sample of 1,000 images: the whole would take a pass over the set."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), 1000)).astype(int))
-        images, labels = self.batch(rows)
-        return {**fingerprint(images, labels, len(self.class_names)), "count": len(self), "sampled": len(rows)}
+        images, labels, good = self.batch(rows, threads=0)
+        found = fingerprint(images[good], labels[good], len(self.class_names))
+        return {**found, "count": len(self), "sampled": int(good.sum())}
 
 
 class Dataset:
@@ -134,13 +145,11 @@ class Dataset:
 
     Attributes:
       class_names: K names.
-      image_shape: [H, W, C] as decoded; None where it varies and no side is given.
-      order: 'id' (the original order) or 'stored'.
     """
 
     def __init__(
         self,
-        store: PreparedStore | FolderStore,
+        store: PreparedStore | FolderStore | OwnStore,
         *,
         classes: Sequence[int] = (),
         on_error: str = "stop",
@@ -158,18 +167,36 @@ class Dataset:
             raise UsageError(f"config.data.classes={tuple(classes)}: a class is named twice")
         self._classes = tuple(classes)
         self.class_names = tuple(store.class_names[i] for i in classes) if classes else store.class_names
-        shape = store.image_shape
-        self.image_shape: tuple[int | None, ...] = (side, side, shape[-1]) if side else shape
-        self.order = "id" if store.has_ids else "stored"
         self._decoded: dict[str, Decoded] = {}
         self._rows: dict[str, np.ndarray] = {}
+        self._sources: dict[str, Source | StreamedSource] = {}
+        self._warnings: dict[str, str] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[H, W, C] as decoded.
+
+        Raises:
+          UsageError: the images vary in size, and no side is given.
+        """
+        if self._side and isinstance(self._store, OwnStore):
+            raise UsageError(
+                f"config.data.side={self._side}: the images of {self.name} are used as they are; set it to 0"
+            )
+        if self._side:
+            return self._side, self._side, self._store.channels
+        height, width = self._store.image_shape[:2]
+        if not (height and width):
+            raise UsageError(
+                f"config.data.side=0: the images of {self.name} vary in size; set config.data.side to the side, in "
+                "pixels, that they are brought to when they are decoded, such as 256"
+            )
+        return height, width, self._store.channels
 
     @property
     def split_sizes(self) -> dict[str, int]:
         """Images in each split, of the classes kept."""
-        if not self._classes and self._on_error == "stop":
-            return dict(self._store.sizes)
-        return {split: len(self._kept(split)) if size else 0 for split, size in self._store.sizes.items()}
+        return {split: self._size(split) for split in self._store.sizes}
 
     def count(self, split: str, key: str = "split") -> int:
         """Number of images of a split expression.
@@ -179,81 +206,127 @@ class Dataset:
         """
         return sum(stop - start for _, start, stop in self._ranges(split, key))
 
+    def shared(self, one: str, other: str) -> int:
+        """Number of images that two split expressions have in common."""
+        pairs = itertools.product(self._ranges(one), self._ranges(other))
+        return sum(max(0, min(a[2], b[2]) - max(a[1], b[1])) for a, b in pairs if a[0] == b[0])
+
+    def is_kept(self, split: str) -> bool:
+        """Whether `read` gives a `Source`: the split is small enough to be kept decoded."""
+        return all(self._fits(name) for name, _, _ in self._ranges(split))
+
     def _ranges(self, split: str, key: str = "split") -> list[tuple[str, int, int]]:
         wanted = {part.split("[")[0].strip() for part in split.split("+")}
-        sizes = dict(self._store.sizes)
-        if self._classes or self._on_error != "stop":  # counting takes decoding: only what is asked for
-            sizes |= {name: len(self._kept(name)) for name in wanted & set(sizes) if sizes[name]}
-        return resolve_split(split, sizes, owner=self.name, key=key)
+        # Counting may take decoding: only what is asked for.
+        sizes = {name: self._size(name) if name in wanted else size for name, size in self._store.sizes.items()}
+        ranges = resolve_split(split, sizes, owner=self.name, key=key)
+        if len(ranges) > 1 and not all(self._fits(name) for name, _, _ in ranges):
+            raise UsageError(
+                f"{key}='{split}': a split of {self.name} that is too large to be kept decoded cannot be joined with "
+                "another; name one split or a part of one"
+            )
+        return ranges
 
-    def stored(self, split: str) -> tuple[Records, tuple[int, int, int], int]:
-        """(records, shape, side) of a whole split, as it is decoded: for measuring."""
-        return self._store.records(split), self._shape(), self._side
+    def _size(self, split: str) -> int:
+        """Images of a split that are kept. Of one too large to be decoded beforehand, damaged ones count."""
+        stored = self._store.sizes[split]
+        if not stored or self._takes_all:
+            return stored
+        if self._fits(split):
+            return len(self._kept(split))
+        if self._classes:
+            raise UsageError(
+                f"config.data.classes={self._classes}: the {split} split of {self.name} is too large to be kept "
+                "decoded, and only a set that is kept can be reduced to some classes; set config.data.classes=()"
+            )
+        return stored
+
+    @property
+    def _takes_all(self) -> bool:
+        return not self._classes and self._on_error == "stop"
+
+    def stored(self, split: str) -> tuple[Records, range, tuple[int, int, int], int, Damage]:
+        """What `decode_records` takes, of the first split that an expression names: for measuring."""
+        name, start, stop = self._ranges(split)[0]
+        damage = Damage(self.name, self._on_error)
+        return self._store.records(name), range(start, stop), self.image_shape, self._side, damage
 
     def read(self, split: str) -> Source | StreamedSource:
-        """A split, or the part of it that an expression names."""
+        """A split, or the part of it that an expression names; asked for again, it is the same object."""
+        if split not in self._sources:
+            kept = self.is_kept(split)
+            self._sources[split] = self._mapped(split) if kept else self._streamed(split)
+        return self._sources[split]
+
+    def _mapped(self, split: str) -> Source:
         ranges = self._ranges(split)
-        if not self._fits(ranges):
-            return self._streamed(split, ranges)
-        images, labels = [], []
+        parts, labels = [], []
         for name, start, stop in ranges:
-            kept, whole = self._kept(name), self._decode(name)
-            rows: Any = slice(start, stop) if len(kept) == len(whole.labels) else kept[start:stop]
-            images.append(whole.images[rows])  # of a slice: a view of the file
-            labels.append(self._relabel(whole.labels[rows]))
-        notes, memo = self._notes(ranges), None
-        folder = self._decode(ranges[0][0]).folder
-        if folder:
-            key = hashlib.blake2b(repr((ranges, self._classes)).encode(), digest_size=8).hexdigest()
-            memo = folder / f"fingerprint-{key}.json"
-        source = Source(
+            rows = self._kept(name)[start:stop]
+            parts.append((self._decode(name).images, rows))
+            labels.append(self._relabel(self._decode(name).labels[rows]))
+        _, start, stop = ranges[0]
+        contiguous = len(ranges) == 1 and len(self._kept(ranges[0][0])) == len(parts[0][0])
+        return Source(
             f"{self.name}: {split}",
-            images[0] if len(images) == 1 else np.concatenate(images),
+            parts[0][0][start:stop] if contiguous else Gathered(parts),
             labels[0] if len(labels) == 1 else np.concatenate(labels),
             self.class_names,
-            notes,
-            memo,
+            self._notes(ranges),
+            self._memo(ranges, self._classes),
         )
-        self._warn(split, source)
-        return source
 
-    def _warn(self, split: str, source: Source) -> None:
-        if split in self._store.sizes and not self._classes:
-            said = warning(self.name, split, source.fingerprint)
-            if said:
-                source.notes["warning"] = said
-                print(f"warning: {said}", file=sys.stderr, flush=True)
+    def _memo(self, ranges: list[tuple[str, int, int]], classes: tuple[int, ...]) -> Path | None:
+        """Where the fingerprint of a part is kept."""
+        folders = [self._decode(name).folder for name, _, _ in ranges]
+        if not all(folders):
+            return None
+        text = repr((ranges, classes, [folder.name for folder in folders]))
+        return folders[0] / f"fingerprint-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
 
     def _notes(self, ranges: list[tuple[str, int, int]]) -> dict[str, Any]:
-        decoded = [self._decoded[name] for name, _, _ in ranges if name in self._decoded]
-        order = "original order, by id" if self.order == "id" else "stored order: the set has no ids"
-        notes: dict[str, Any] = {"order": order}
+        names = list(dict.fromkeys(name for name, _, _ in ranges))
+        decoded = [self._decode(name) for name in names]
+        by_id = all(d.order == "id" for d in decoded)
+        notes: dict[str, Any] = {
+            "order": "original order, by id" if by_id else "stored order: the set has no ids",
+        }
         skipped = sum(d.skipped[0] for d in decoded)
         if skipped:
             notes |= {"skipped": skipped, "skipped_names": [name for d in decoded for name in d.skipped[1]]}
-        return notes
+        warnings = [said for name in names if (said := self._warning(name))]
+        return {**notes, "warning": "; ".join(warnings)} if warnings else notes
 
-    def _shape(self) -> tuple[int, int, int]:
-        if not all(self.image_shape):
-            raise UsageError(
-                f"config.data.side=0: the images of {self.name} vary in size; set config.data.side to the side, in "
-                "pixels, that they are brought to when they are decoded, such as 256"
-            )
-        return self.image_shape  # type: ignore[return-value]
+    def _warning(self, split: str) -> str:
+        """What is known against a split as a whole, whatever part of it is used; said on stderr once."""
+        if (self.name, split) not in ORIGINALS or self.image_shape != tuple(self._store.image_shape):
+            return ""
+        if split not in self._warnings:
+            whole = self._decode(split)
+            memo = self._memo([(split, 0, len(whole.labels))], ())
+            source = Source(self.name, whole.images, whole.labels, self._store.class_names, memo=memo)
+            said = self._warnings[split] = warning(self.name, split, source.fingerprint)
+            if said:
+                print(f"warning: {said}", file=sys.stderr, flush=True)
+        return self._warnings[split]
 
-    def _fits(self, ranges: list[tuple[str, int, int]]) -> bool:
-        largest = max(self._store.sizes[name] for name, _, _ in ranges)
-        return largest * int(np.prod(self._shape())) <= CACHE_BYTES
+    def _fits(self, split: str) -> bool:
+        if isinstance(self._store, OwnStore):
+            return True  # it is in memory already
+        return self._store.sizes[split] * math.prod(self.image_shape) <= CACHE_BYTES
 
     def _decode(self, split: str) -> Decoded:
         """The whole split, from the cache."""
         if split not in self._decoded:
-            shape, store = self._shape(), self._store
+            store = self._store
+            if isinstance(store, OwnStore):
+                self._decoded[split] = store.decoded(split)
+                return self._decoded[split]
             settings = f"{store.content(split)}-{self._side}-{self._on_error}"
             label = "".join(c if c.isalnum() else "_" for c in store.name)[-60:]
             folder = cache_folder(store.directory) / f"{label}-{store.version}-{split}-{_digest(settings)}"
             damage = Damage(self.name, self._on_error)
-            self._decoded[split] = decoded_split(_Lazy(store, split), folder, shape, self._side, damage)
+            self._decoded[split] = decoded_split(_Lazy(store, split), folder, self.image_shape, self._side, damage)
             skipped, names = self._decoded[split].skipped
             if skipped:
                 print(
@@ -264,48 +337,39 @@ class Dataset:
         return self._decoded[split]
 
     def _kept(self, split: str) -> np.ndarray:
-        """Numbers of the images of a split whose class is kept, in order."""
+        """Numbers, in the decoded split, of the images whose class is kept, in order."""
         if split not in self._rows:
-            if not self._classes and self._on_error == "stop":
-                self._rows[split] = np.arange(self._store.sizes[split])
-            else:
-                labels = self._decode(split).labels
-                kept = np.isin(labels, self._classes) if self._classes else np.ones(len(labels), bool)
-                self._rows[split] = np.flatnonzero(kept)
+            labels = self._decode(split).labels
+            self._rows[split] = (
+                np.flatnonzero(np.isin(labels, self._classes)) if self._classes else np.arange(len(labels))
+            )
         return self._rows[split]
 
-    def _labels_as(self) -> np.ndarray:
-        table = np.full(len(self._store.class_names), -1, np.int32)
-        table[list(self._classes) or slice(None)] = np.arange(len(self.class_names), dtype=np.int32)
-        return table
-
     def _relabel(self, labels: np.ndarray) -> np.ndarray:
-        return self._labels_as()[labels] if self._classes else np.asarray(labels, np.int32)
+        """The numbers that the classes kept have among themselves."""
+        if not self._classes:
+            return np.asarray(labels, np.int32)
+        numbers = np.full(len(self._store.class_names), -1, np.int32)
+        numbers[list(self._classes)] = np.arange(len(self._classes), dtype=np.int32)
+        return numbers[labels]
 
-    def _streamed(self, split: str, ranges: list[tuple[str, int, int]]) -> StreamedSource:
-        if len(ranges) > 1 or self._classes:
-            raise UsageError(
-                f"'{split}' of {self.name}: a set that is too large to be kept decoded can be cut into parts, but "
-                "neither joined from several splits nor reduced to some classes"
-            )
-        name, start, stop = ranges[0]
+    def _streamed(self, split: str) -> StreamedSource:
+        [(name, start, stop)] = self._ranges(split)
         return StreamedSource(
             f"{self.name}: {split}",
             self._store.records(name),
             np.arange(start, stop),
-            self._labels_as(),
-            self._shape(),
+            self.image_shape,
             self._side,
             self.class_names,
-            Damage(self.name, self._on_error),
-            {"order": "stored order: decoded as it is read"},
+            Damage(self.name, self._on_error, announced=5),
         )
 
 
 class _Lazy:
     """Opens the records only when the cache has to be built."""
 
-    def __init__(self, store: PreparedStore | FolderStore, split: str):
+    def __init__(self, store: PreparedStore | FolderStore | OwnStore, split: str):
         self._store, self._split = store, split
 
     @cached_property
@@ -329,7 +393,7 @@ def open_dataset(
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
     Args:
-      name: TFDS name, or 'image_folder:PATH'.
+      name: TFDS name, 'image_folder:PATH', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
       classes, on_error, side: see `Dataset`.
 
@@ -338,6 +402,8 @@ def open_dataset(
     """
     if name.startswith(PREFIX):
         store: Any = FolderStore(Path(name.removeprefix(PREFIX)).expanduser(), directory)
+    elif ":" in name:
+        store = OwnStore(name, directory)
     else:
         store = open_prepared(name, directory)
     return Dataset(store, classes=classes, on_error=on_error, side=side)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxvit.data.batches import TrainOrder
-from jaxvit.data.decoding import Damage, decode_records
+from jaxvit.data.decoding import decode_records
 from jaxvit.data.feed import ResidentFeed, StreamFeed
 from jaxvit.data.sources import Dataset, Source, StreamedSource
 
@@ -30,17 +30,17 @@ def seconds_each(once: Callable[[], Any], seconds: float = SECONDS) -> float:
 
 def decoding_speed(dataset: Dataset, split: str, images: int = 4096) -> float:
     """Images a second that this process reads and decodes in a bare loop, its threads included."""
-    records, shape, side = dataset.stored(split)
-    count = min(images, len(records))
+    records, rows, shape, side, damage = dataset.stored(split)
+    rows = rows[:images]
     started = time.perf_counter()
-    for _ in decode_records(records, range(count), shape, side, Damage(dataset.name)):
+    for _ in decode_records(records, rows, shape, side, damage):
         pass
-    return count / (time.perf_counter() - started)
+    return len(rows) / (time.perf_counter() - started)
 
 
 def stream_speed(source: Source | StreamedSource, batch_size: int, batches: int = 40) -> float:
     """Images a second of the streamed feed, onto the device, with nothing to train."""
-    order = TrainOrder(len(source), batch_size, 0, "drop")
+    order = TrainOrder(len(source), batch_size, 0)
     feed = StreamFeed(source, order, batch_size, 1, batches + 5, put_call=lambda call: jax.device_put(dict(call)))
     for step in range(5):
         feed(step, 1)
@@ -52,7 +52,7 @@ def stream_speed(source: Source | StreamedSource, batch_size: int, batches: int 
 
 def resident_seconds(source: Source, batch_size: int, transform: Callable[..., Any], steps: int = 10) -> float:
     """Seconds a step of gathering and augmenting a batch that lies on the device; `steps` of them in one call."""
-    order = TrainOrder(len(source), batch_size, 0, "drop")
+    order = TrainOrder(len(source), batch_size, 0)
     feed = ResidentFeed(
         source,
         order,

@@ -19,7 +19,7 @@ def resolve_split(expression: str, sizes: Mapping[str, int], *, owner: str, key:
 
     Args:
       expression: names of splits, each with an optional [from:to], joined by '+'. Bounds are numbers of images or whole
-        percentages (rounded to the nearest image); negative ones count from the end; those beyond it are cut off.
+        percentages (rounded to the nearest image); negative ones count from the end.
       sizes: images in each split.
       owner: the data set's name, for errors.
       key: the config key, for errors.
@@ -43,6 +43,9 @@ def resolve_split(expression: str, sizes: Mapping[str, int], *, owner: str, key:
         if name not in sizes:
             raise UsageError(f"{key}='{expression}': not a split of {owner}{nearest(name, sizes)}; it has {have}")
         size = sizes[name]
+        for bound in (low, high):
+            if bound and not bound.endswith("%") and abs(int(bound)) > size:
+                raise UsageError(f"{key}='{expression}': {name} of {owner} has only {size} images; it has {have}")
         start, stop = _bound(low, size, 0), _bound(high, size, size)
         if start < stop:
             ranges.append((name, start, stop))

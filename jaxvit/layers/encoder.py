@@ -218,7 +218,7 @@ class Encoder(nn.Module):
     learner: Callable[..., nn.Module] | None = None
     learner_at: tuple[int, ...] = ()
     fuser: Callable[..., nn.Module] | None = None
-    remat: bool = False
+    remat: str = "none"
     scan: bool = False
 
     @nn.compact

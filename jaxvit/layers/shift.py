@@ -106,7 +106,7 @@ class ShiftStage(nn.Module):
 
     block: Callable[..., nn.Module]
     drop_path: tuple[float, ...]
-    remat: bool = False
+    remat: str = "none"
     scan: bool = False
 
     @nn.compact

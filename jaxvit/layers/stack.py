@@ -13,6 +13,25 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+# Ways to recompute, and what each keeps: everything, nothing, the outputs of all matrix products, or of those without
+# batch dimensions (dense layers, but not attention's scores, which grow with the square of the tokens).
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def plainly(model: nn.Module) -> nn.Module:
+    """The same numbers, module by module: remat and scan hide modules from whoever wants to look into them."""
+    off: dict[str, str | bool] = {}
+    if getattr(model, "remat", None) in REMAT:
+        off["remat"] = "none"
+    if getattr(model, "scan", False) is True:
+        off["scan"] = False
+    return model.clone(**off) if off else model
+
 
 def block_keys(parent: nn.Module, depth: int, train: bool) -> jax.Array | None:
     """One key per block from the module's 'dropout' stream, or None where there is no noise to make."""
@@ -31,7 +50,7 @@ def run_blocks(
     keys: jax.Array | None,
     path_keys: jax.Array | None,
     rates: Sequence[float],
-    remat: bool,
+    remat: str,
     scan: bool,
 ) -> jax.Array:
     """Runs equal blocks.
@@ -44,7 +63,8 @@ def run_blocks(
       x: what the first block takes.
       keys, path_keys: one key per block for dropout and for drop path; `path_keys` None = derived from `keys`.
       rates: drop-path rate of each block.
-      remat: keep only the blocks' inputs for the backward pass and compute the rest again.
+      remat: what is kept for the backward pass besides the blocks' inputs, a key of `REMAT`; the rest is computed
+        again.
       scan: compile one block and loop over it.
 
     Recorded intermediates need the blocks one by one, so `remat` and `scan` wait when they are asked for.
@@ -53,9 +73,11 @@ def run_blocks(
     def at(values, i):
         return None if values is None else values[i]
 
+    if remat not in REMAT:
+        raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
     if not names:
         return x
-    if not (remat or scan) or parent.is_initializing() or parent.is_mutable_collection("intermediates"):
+    if not (remat != "none" or scan) or parent.is_initializing() or parent.is_mutable_collection("intermediates"):
         for i, name in enumerate(names):
             x = block(name=name)(x, train=train, key=at(keys, i), path_key=at(path_keys, i), drop_path=rates[i])
         return x
@@ -72,7 +94,7 @@ def run_blocks(
             def step(x, params, key, path_key, rate=rates[i]):
                 return run(x, params, key, path_key, rate)
 
-            step = jax.checkpoint(step) if remat else step
+            step = jax.checkpoint(step, policy=REMAT[remat]) if remat != "none" else step
             x = step(x, params[i], at(keys, i), at(path_keys, i))
         return x
 
@@ -82,7 +104,7 @@ def run_blocks(
         params, key, path_key, rate = inputs
         return run(x, params, key, path_key, rate if noisy else 0.0), None
 
-    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    body = jax.checkpoint(body, prevent_cse=False, policy=REMAT[remat]) if remat != "none" else body
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     x, _ = jax.lax.scan(body, x, (stacked, keys, path_keys, jnp.asarray(rates, jnp.float32)))
     return x

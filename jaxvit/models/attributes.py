@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from jaxvit.layers.stack import REMAT
+
 # At least one.
 COUNTS = ("num_classes", "patch", "dim", "depth", "heads", "kernel", "conv_layers", "conv_width", "divisions",
           "learner_tokens", "learner_convs", "learner_groups", "learner_hidden")  # fmt: skip
@@ -32,4 +34,6 @@ def check_attributes(model: Any) -> None:
         check(name, getattr(model, name) == -1 or 0 <= getattr(model, name) < 1, "-1, or at least 0 and below 1")
     for name in names & {"mlp_ratio", "norm_eps"}:
         check(name, getattr(model, name) > 0, "above 0")
+    if "remat" in names:
+        check("remat", model.remat in REMAT, f"one of {', '.join(REMAT)}")
     check("dtype", model.dtype in DTYPES, f"one of {', '.join(DTYPES)}")

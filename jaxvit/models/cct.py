@@ -71,7 +71,8 @@ class CCT(nn.Module):
       attention_dropout: rate on the attention weights.
       drop_path: rate of dropping a branch, at the last block; rises linearly from 0.
       initialiser: a name of `jaxvit.layers.initialisers`.
-      remat: recompute blocks in the backward pass instead of keeping their values.
+      remat: what each block keeps for the backward pass, which computes the rest again: 'none' = keep everything,
+        'full' = its input only, 'dots' = matrix products too, 'dots_no_batch' = those of dense layers.
       scan: compile one block and loop.
       dtype: of the computation; parameters, statistics, softmax and logits stay float32.
 
@@ -108,7 +109,7 @@ class CCT(nn.Module):
     attention_dropout: float = 0.1
     drop_path: float = 0.1
     initialiser: str = "cct"
-    remat: bool = False
+    remat: str = "none"
     scan: bool = False
     dtype: str = "float32"
 
@@ -202,10 +203,6 @@ class CCT(nn.Module):
         """Images, floats already normalised, to float32 logits (B, K)."""
         x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
         return self.head(x_BC, train=train)
-
-    def no_weight_decay(self) -> tuple[str, ...]:
-        """Last names of the parameters that are not decayed: biases, norms and learned tables."""
-        return ("bias", "scale", "table", "probe")
 
 
 _SMALL = {"heads": 2, "mlp_ratio": 1.0, "dim": 128}

@@ -58,7 +58,8 @@ class ShiftViT(nn.Module):
       shared_drop_path: all blocks of a step draw the same numbers.
       crop_to_patches: drop the rows and columns that do not fill a patch, instead of refusing the image.
       initialiser: a name of `jaxvit.layers.initialisers`.
-      remat: recompute blocks in the backward pass instead of keeping their values.
+      remat: what each block keeps for the backward pass, which computes the rest again: 'none' = keep everything,
+        'full' = its input only, 'dots' = matrix products too, 'dots_no_batch' = those of dense layers.
       scan: compile one block per stage and loop.
       dtype: of the computation; parameters, statistics and logits stay float32.
 
@@ -88,7 +89,7 @@ class ShiftViT(nn.Module):
     shared_drop_path: bool = False
     crop_to_patches: bool = False
     initialiser: str = "shiftvit"
-    remat: bool = False
+    remat: str = "none"
     scan: bool = False
     dtype: str = "float32"
 
@@ -160,10 +161,6 @@ class ShiftViT(nn.Module):
         x_BHWC = self.features(images_BHWC, train=train)
         x_BC = jnp.mean(x_BHWC, axis=(1, 2), dtype=jnp.float32).astype(x_BHWC.dtype)
         return self.head(x_BC, train=train)
-
-    def no_weight_decay(self) -> tuple[str, ...]:
-        """Last names of the parameters that are not decayed: biases and norms."""
-        return ("bias", "scale")
 
 
 def _imagenet(dim: int, depths: tuple[int, ...], mlp_ratio: float, drop_path: float) -> dict:

@@ -45,8 +45,6 @@ from jaxvit.layers.token_learner import LEARNERS, TokenFuser, TokenLearner
 from jaxvit.models.attributes import check_attributes
 from jaxvit.ops.stochastic import dropout
 
-NO_WEIGHT_DECAY = ("bias", "scale", "table", "probe", "scale_attention", "scale_mlp")
-
 
 class ViT(nn.Module):
     """A vision transformer for images of any size.
@@ -91,7 +89,8 @@ class ViT(nn.Module):
       head_dropout: rate after each of them.
       head_input_dropout: rate before the first of them.
       initialiser: a name of `jaxvit.layers.initialisers`.
-      remat: recompute blocks in the backward pass instead of keeping their values.
+      remat: what each block keeps for the backward pass, which computes the rest again: 'none' = keep everything,
+        'full' = its input only, 'dots' = matrix products too, 'dots_no_batch' = those of dense layers.
       scan: compile one block and loop.
       dtype: of the computation; parameters, statistics, softmax and logits stay float32.
 
@@ -143,7 +142,7 @@ class ViT(nn.Module):
     head_dropout: float = 0.0
     head_input_dropout: float = 0.0
     initialiser: str = "vit"
-    remat: bool = False
+    remat: str = "none"
     scan: bool = False
     dtype: str = "float32"
 
@@ -303,10 +302,6 @@ class ViT(nn.Module):
         if not self.head_hidden:
             idle |= {"head_activation": "head_hidden=()", "head_dropout": "head_hidden=()"}
         return idle
-
-    def no_weight_decay(self) -> tuple[str, ...]:
-        """Last names of the parameters that are not decayed: biases, norms, tables, learned scales."""
-        return NO_WEIGHT_DECAY
 
 
 def _imagenet(patch: int, dim: int, depth: int, heads: int) -> dict:

@@ -9,6 +9,9 @@ the best that it names, for the day when the newest turns out to be damaged.
 from __future__ import annotations
 
 import errno
+import json
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +20,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError, first_line
+from jaxvit.training import processes
 from jaxvit.training.state import TrainState
 
 
@@ -36,10 +40,16 @@ class Checkpoints:
 
     Args:
       directory: made when missing. Saving is asynchronous; `wait` or `close` finishes it.
+      fall_back: set a newest checkpoint aside that does not even say which one is best.
+
+    Raises:
+      DamagedCheckpointError: the newest does not, and `fall_back` is off or there is none before it.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, fall_back: bool = False):
         self._directory = directory.absolute()
+        processes.first(lambda: self._set_unnamed_aside(fall_back))
+        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(),
             best_fn=lambda metrics: metrics["best_step"],  # without it Orbax does not store metrics
@@ -47,20 +57,64 @@ class Checkpoints:
             # Made at once: a folder that cannot be made must fail now, not when a background thread gives up waiting.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "progress"))
+        # With handlers of our own, what a checkpoint holds can be asked before anything is restored.
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_names=tuple(handlers), item_handlers=handlers
+        )
 
     def latest_step(self) -> int | None:
         """Step of the newest finished checkpoint."""
         return self._manager.latest_step()
 
-    def discard_newest(self) -> int | None:
-        """Moves a damaged newest checkpoint out of the way, to ``STEP.damaged``; returns the newest that is left."""
-        newest = self._manager.latest_step()
-        folder = self._directory / str(newest)
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, oldest first: an unfinished one has another name."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves the checkpoints after a step, which are damaged, out of the way, to ``STEP.damaged``."""
+
+        def move() -> None:
+            for damaged in (s for s in self.steps() if s > step):
+                self._set_aside(damaged)
+
+        processes.first(move)
+        self._manager.reload()
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints after a step: what was trained there is to be trained again."""
+
+        def delete() -> None:
+            for later in (s for s in self.steps() if s > step):
+                shutil.rmtree(self._directory / str(later))
+
+        processes.first(delete)
+        self._manager.reload()
+
+    def _set_aside(self, step: int) -> None:
+        folder = self._directory / str(step)
         shutil.rmtree(f"{folder}.damaged", ignore_errors=True)
         folder.rename(f"{folder}.damaged")
-        self._manager.reload()
-        return self.latest_step()
+
+    def _set_unnamed_aside(self, fall_back: bool) -> None:
+        """Deals with checkpoints that do not say which one is best: Orbax cannot open a folder that has one."""
+        steps = self.steps()
+        unnamed = [step for step in steps if not _names_the_best(self._directory / str(step))]
+        if unnamed and unnamed[-1] == steps[-1]:
+            whole = [step for step in steps if step not in unnamed]
+            damage = self._damage(steps[-1], f"--fall_back goes on from step {whole[-1]}" if whole else "")
+            if not (fall_back and whole):
+                raise damage
+            print(f"{damage}; set aside")
+        for step in unnamed:
+            self._set_aside(step)
+
+    def _damage(self, step: int, remedy: str = "", reason: str = "its files are damaged") -> DamagedCheckpointError:
+        folder = self._directory / str(step)
+        return DamagedCheckpointError(
+            f"checkpoint {folder} cannot be read: {reason}; {remedy or 'use a new --workdir'}"
+        )
 
     def save(self, state: TrainState, progress: dict[str, Any], step: int, best_step: int) -> None:
         """Starts to save; nothing happens when this step is saved already.
@@ -74,27 +128,40 @@ class Checkpoints:
         with _SavingErrors(self):
             self._manager.save(step, args=arguments, metrics={"best_step": best_step}, force=True)
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the progress of a step, onto the shapes and shardings of `like` (arrays, real or abstract).
+    def restore(self, step: int, like: TrainState, remedy: str = "") -> tuple[TrainState, dict[str, Any]]:
+        """The state and the progress of a step.
+
+        Args:
+          step: of a finished checkpoint.
+          like: shapes and shardings to restore onto; arrays, real or abstract.
+          remedy: what to do about damage; '' = to go on from the checkpoint before, if there is one.
 
         Raises:
-          UsageError: it does not fit `like`, or its files are damaged.
+          DamagedCheckpointError: its files are not what was written.
+          UsageError: it does not fit `like`.
+          RunFailedError: the system does not let it be read, and may do so another time.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        folder = self._directory / str(step)
+        earlier = [s for s in self.steps() if s < step]
+        if not remedy and earlier:
+            remedy = f"--fall_back goes on from step {earlier[-1]}"
+        if not folder.is_dir():
+            raise self._damage(step, remedy, "it is not there")
         try:
+            stored = self._manager.item_metadata(step).state
+            if stored is not None and _shapes(stored.tree) != _shapes(abstract):
+                raise UsageError(f"checkpoint {folder} cannot be read: it is of another model; use a new --workdir")
             restored = self._manager.restore(step, args=arguments)
-        except Exception as error:
-            other = "Structure mismatch" in str(error) or "not compatible with the stored shape" in str(error)
-            reason = "it is of another model" if other else "its files are damaged"
-            earlier = [s for s in self._on_disk() if s < step]
-            remedy = f"--fall_back goes on from step {earlier[-1]}" if earlier and not other else "use a new --workdir"
-            raise UsageError(f"checkpoint {self._directory / str(step)} cannot be read: {reason}; {remedy}") from error
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = _passing_reason(error)
+            if reason:
+                raise RunFailedError(
+                    f"checkpoint {folder} cannot be read now: {reason}; remove the cause and start the run again"
+                ) from error
+            raise self._damage(step, remedy) from error
         return restored.state, restored.progress
-
-    def _on_disk(self) -> list[int]:
-        """Steps of the finished checkpoints, oldest first: an unfinished one has another name."""
-        return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""
@@ -104,6 +171,32 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+
+def _names_the_best(folder: Path) -> bool:
+    try:
+        return isinstance(json.loads((folder / "metrics" / "metrics").read_text())["best_step"], int)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """{path: shape}; dictionaries and dataclasses, lists and tuples are one and the same."""
+
+    def names(path: tuple[Any, ...]) -> tuple[str, ...]:
+        return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+    return {names(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _passing_reason(error: Exception) -> str:
+    """Why the system did not let a file be read that may be whole; '' = the file itself is at fault."""
+    numbered = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore, under Orbax, says it
+    code = int(numbered[1]) if numbered else getattr(error, "errno", None)
+    if code is not None:
+        return "" if code in (errno.ENOENT, errno.ENOTDIR) else os.strerror(code)
+    passing = re.match(r"RESOURCE_EXHAUSTED|UNAVAILABLE|PERMISSION_DENIED|DEADLINE_EXCEEDED|ABORTED", str(error))
+    return first_line(error)[:200] if passing else ""
 
 
 class _SavingErrors:
@@ -118,12 +211,14 @@ class _SavingErrors:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, Exception):
             return
+        if processes.has_lost_another(error):
+            raise RunFailedError(processes.LOST) from error
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else str(error).splitlines()[0][:200]
+        reason = "the disk is full" if full else first_line(error)[:200]
         directory = self._checkpoints._directory
         for unfinished in directory.glob("*.orbax-checkpoint-tmp*") if directory.is_dir() else ():
             shutil.rmtree(unfinished, ignore_errors=True)  # it takes up the room that is missing
-        steps = self._checkpoints._on_disk() if directory.is_dir() else []
+        steps = self._checkpoints.steps()
         state = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
         raise RunFailedError(
             f"cannot save into {directory}: {reason}; {state}. Make room and start the run again"

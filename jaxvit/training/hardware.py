@@ -6,8 +6,9 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, first_line
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -15,12 +16,26 @@ _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 def keep_compiled_programs() -> None:
     """Lets jax keep compiled programs in the user's cache folder, so that a second start compiles nothing.
 
-    Call it before jax is imported. ``JAX_COMPILATION_CACHE_DIR`` names another folder; set to '' it keeps none.
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder; set to '' it keeps none. What was set through jax.config stays.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "jaxvit" / "xla"))
-    # By default jax keeps only what took a second to compile, which leaves out most of a small model.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    settings = {
+        "jax_compilation_cache_dir": str(cache / "jaxvit" / "xla"),
+        # By default jax keeps only what took a second to compile, which leaves out most of a small model.
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    unset = {name: value for name, value in settings.items() if name.upper() not in os.environ}
+    if "jax" not in sys.modules:
+        os.environ.update({name.upper(): str(value) for name, value in unset.items()})
+        return
+    # Jax has read its environment by now.
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if jax.config.jax_compilation_cache_dir is None and "jax_compilation_cache_dir" in unset:
+        for name, value in unset.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # if anything was compiled before, jax has decided not to keep anything
 
 
 def device_count() -> int:
@@ -35,7 +50,7 @@ def device_count() -> int:
         return jax.device_count()
     except (RuntimeError, AssertionError) as error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        reason = str(error).splitlines()[0] if str(error) else "no such device"
+        reason = first_line(error) if str(error) else "no such device"
         raise UsageError(f"jax cannot start its devices (JAX_PLATFORMS='{platforms}'): {reason}") from None
 
 
@@ -62,12 +77,50 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def explain_out_of_memory(error: Exception, settings: dict[str, object]) -> str:
     """One line: the size that could not be had, and the settings that help, with their present values."""
-    # "Out of memory allocating 1234 bytes" (CPU), "… trying to allocate 1.50GiB" (GPU).
-    # "Out of memory allocating 1234 bytes" (CPU), "… trying to allocate 1.50GiB" (GPU).
-    found = re.search(r"allocat\w*\s+(?:(\d+)\s*bytes|([\d.]+\s?[KMGT]i?B))", str(error))
+    # "Out of memory allocating 1234 bytes" (CPU); "… trying to allocate 1.50GiB", "Failed to allocate request for
+    # 1.50GiB" (GPU); "Attempting to reserve 9.30G", "Used 20.10G of 15.48G hbm" (TPU).
+    amounts = r"(?:(\d+)\s*bytes|([\d.]+\s?[KMGT](?:i?B)?\b))"
+    found = re.search(rf"(?:allocat\w*(?: request for)?|reserve|Used)\s+{amounts}", str(error))
     size = ""
     if found:
         amount = f"{int(found[1]) / 2**30:,.2f} GiB" if found[1] else found[2]
         size = f" ({amount} could not be had)"
     knobs = ", ".join(f"{key}={value}" for key, value in settings.items())
     return f"out of device memory{size}; these help: {knobs}"
+
+
+class Profiler:
+    """Writes a profile of the steps from the first to the last, or to where the run ends before.
+
+    Args:
+      steps: first and last, counted from 1.
+      directory: made when missing.
+    """
+
+    def __init__(self, steps: tuple[int, int], directory: Path):
+        self._first, self._last = steps
+        self._directory = directory
+        self._running = False
+
+    def before(self, step: int, count: int) -> None:
+        """Before a call of `count` steps that follow `step` steps done."""
+        if step < self._last and step + count >= self._first and not self._running:
+            import jax
+
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+
+    def after(self, step: int, outputs: Any) -> None:
+        """After the call that ends at `step`, which gave `outputs`."""
+        if self._running and step >= self._last:
+            import jax
+
+            jax.block_until_ready(outputs)
+            self.close()
+
+    def close(self) -> None:
+        if self._running:
+            import jax
+
+            self._running = False
+            jax.profiler.stop_trace()

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,19 +31,31 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """metrics.jsonl: one JSON object a line. Reopened at a step, it drops what came after: that is written again."""
+    """metrics.jsonl: one JSON object a line. Reopened at a step, it drops what is written again.
 
-    def __init__(self, path: Path, resume_step: int):
-        # The test is measured after the last checkpoint: a record of it at that very step is written again, too.
+    Args:
+      path: of the file; made when missing.
+      resume_step: what came after it is dropped.
+      again: splits whose records at that very step are, too.
+    """
+
+    def __init__(self, path: Path, resume_step: int, again: Sequence[str] = ("test",)):
         kept = [
             record
             for record in read_jsonl(path)
-            if record["step"] < resume_step or (record["step"] == resume_step and record["split"] != "test")
+            if record["step"] < resume_step or (record["step"] == resume_step and record["split"] not in again)
         ]
         replacement = path.with_suffix(".tmp")
-        replacement.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        with replacement.open("w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(replacement, path)
         self._file = path.open("a")
+        # Without this, a power cut could bring the old file back, or none.
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
     def write(self, record: Record) -> None:
         # JSON knows no NaN and no infinity.
@@ -59,22 +72,41 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files, one scalar 'split/metric' each."""
+    """Event files, one scalar 'split/metric' each.
+
+    Written in this thread: tensorboardX's own SummaryWriter leaves it to another, which a full disk kills, and whose
+    queue its flush does not wait for.
+    """
 
     def __init__(self, directory: Path, resume_step: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
 
-        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
+        directory.mkdir(parents=True, exist_ok=True)
+        own = f".{os.getpid()}.{time.monotonic_ns()}"  # two starts in one second must not share a file
+        self._new_event = event_pb2.Event
+        self._events = EventsWriter(str(directory / "events"), own)
+        (self._file,) = directory.glob(f"events.*{own}")
+        # Has TensorBoard drop what earlier files hold from this step on: it is written again.
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(resume_step + 1, session_log=restart)
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._events.write_event(self._new_event(wall_time=time.time(), step=step, **content))
 
     def write(self, record: Record) -> None:
+        from tensorboardX.summary import scalar
+
         for name, value in _numbers(record).items():
-            self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
+            self._add(record["step"], summary=scalar(f"{record['split']}/{name}", value))
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._events.flush()
+        with self._file.open("rb") as file:
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        self._writer.close()
+        self._events.close()
 
 
 class WeightsAndBiases:
@@ -160,11 +192,17 @@ def check_writers(names: Sequence[str]) -> None:
 
 
 def open_writers(
-    names: Sequence[str], workdir: Path, *, resume_step: int, name: str, config: dict[str, Any]
+    names: Sequence[str],
+    workdir: Path,
+    *,
+    resume_step: int,
+    name: str,
+    config: dict[str, Any],
+    again: Sequence[str] = ("test",),
 ) -> list[Writer]:
-    """The writers named in ``config.log.writers``; `check_writers` has passed them."""
+    """The writers named in ``config.log.writers``; `check_writers` has passed them. `again`: see `JsonLines`."""
     makers = {
-        "jsonl": lambda: JsonLines(workdir / "metrics.jsonl", resume_step),
+        "jsonl": lambda: JsonLines(workdir / "metrics.jsonl", resume_step, again),
         "tensorboard": lambda: TensorBoard(workdir / "tensorboard", resume_step),
         "wandb": lambda: WeightsAndBiases(workdir, name, config),
         "mlflow": lambda: MLflow(workdir, name, config),

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 
 from jaxvit.errors import RunFailedError, StoppedError
 from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.hardware import Profiler
 from jaxvit.training.journal import Journal
 from jaxvit.training.metrics import MONITORS, Totals
 from jaxvit.training.progress import Progress
@@ -34,11 +34,13 @@ class Job:
       train_step: compiled ``(state, call's input, count) -> (state, sums)``, for `count` steps; it may consume its
         state. Sums are scalars, or one number for each step of the call.
       eval_step: compiled ``(variables, batch) -> sums``.
+      part: (state, i) -> the state of the i-th run, where several are trained together: then sums and variables have
+        one more axis, the runs'. One run's state is itself.
       train_batch: (step, count) -> the input, on the devices, of a call of `count` steps from `step` on.
-      validation: fresh iterator over the validation batches; None = no validation.
-      place: puts a host batch of the validation on the devices.
+      validation, test: fresh iterator over the batches of the split; None = there is none.
+      place: puts a host batch of either on the devices.
       learning_rate: of a step, as a number on the host.
-      profile: first and last step of which a profile goes into `profile_directory`.
+      profiler: writes a profile of some steps; whoever made it closes it.
       explain: for a step that is not finite, names the module at fault, from the state before it and its batch.
     """
 
@@ -46,17 +48,18 @@ class Job:
     eval_step: Callable[[Any, Batch], Mapping[str, jax.Array]]
     train_batch: Callable[[int, int], Batch]
     validation: Callable[[], Iterator[Batch]] | None
+    test: Callable[[], Iterator[Batch]] | None
     place: Callable[[Batch], Batch]
     learning_rate: Callable[[int], float]
     steps: int
     steps_per_epoch: int
     checkpoint_every: int
     log_every: int
+    part: Callable[[TrainState, int], TrainState] = lambda state, i: state
     patience_epochs: int = 0
     monitor: str = "top1"
     explain: Callable[[TrainState, Batch], str] | None = None
-    profile: tuple[int, int] | None = None
-    profile_directory: Path | None = None
+    profiler: Profiler | None = None
     steps_per_call: int = 1
 
     def call_length(self, step: int) -> int:
@@ -92,138 +95,187 @@ class Position:
         return cls(**{**values, "best_value": math.nan if best is None else best})
 
 
-def fit(
-    job: Job,
-    state: TrainState,
-    position: Position,
-    *,
-    checkpoints: Checkpoints,
-    journal: Journal,
-    progress: Progress,
-    stop: StopRequest,
-) -> TrainState:
-    """Trains from `position` to the end, to an early stop, or until it is asked to stop.
+class Course:
+    """The books of one run while it trains: totals, metrics, the best so far, what is saved.
 
-    `position` is kept up to date. On return the newest checkpoint is the returned state.
+    Args:
+      job: what is trained.
+      position: where the run is; kept up to date.
+      checkpoints, journal, progress: where it saves, writes and shows itself.
+      label: what its lines on the screen begin with, where several runs are trained together.
+      share: of the time that is its own.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        position: Position,
+        *,
+        checkpoints: Checkpoints,
+        journal: Journal,
+        progress: Progress,
+        label: str = "",
+        share: float = 1.0,
+    ):
+        self._job, self.position, self.checkpoints = job, position, checkpoints
+        self._journal, self._progress, self._label = journal, progress, label
+        self._epoch, self._log = Totals(position.epoch_totals), Totals(position.log_totals)
+        self.clock = _Clock(position.seconds, share)
+
+    @property
+    def done(self) -> bool:
+        return self.position.stopped_early or self.position.step >= self._job.steps
+
+    def book(self, step: int, values: Mapping[str, Any], before: TrainState | None, batch: Batch) -> None:
+        """Takes a step's sums.
+
+        Raises:
+          RunFailedError: they are not finite.
+        """
+        if not all(math.isfinite(value) for value in values.values()):
+            raise _not_finite(self._job, step, values, before, batch, self.checkpoints, self._label)
+        self._epoch.add(values)
+        self._log.add(values)
+        if step % self._job.log_every == 0:
+            self._write_steps(step)
+            self._log.values.clear()
+        self._progress.step(step, values, self._epoch.means(), self.clock.lap("train"))
+
+    def _write_steps(self, step: int) -> None:
+        rate = {"learning_rate": float(self._job.learning_rate(step - 1))}
+        self._journal.write(step, step / self._job.steps_per_epoch, "steps", self._log.means() | rate)
+
+    def end_epoch(self, evaluated: list[Mapping[str, float]]) -> bool:
+        """Writes the epoch's metrics and keeps track of the best; returns whether this state must be saved.
+
+        `evaluated` holds the validation of the weights and, where one is kept, of their average, which then decides.
+        """
+        job, position = self._job, self.position
+        step, epoch = position.step, position.step / job.steps_per_epoch
+        train = self._epoch.means()
+        self._journal.write(step, epoch, "train", train)
+        if step % job.steps_per_epoch == 0:  # a run that ends inside an epoch may be taken further
+            self._epoch.values.clear()
+        if not evaluated:
+            position.best_step, position.best_epoch = step, math.ceil(epoch)
+            self._progress.epoch(step, train, {}, label=self._label)
+            return False
+        for split, means in zip(("validation", "validation_ema"), evaluated, strict=False):
+            self._journal.write(step, epoch, split, means)
+        value = evaluated[-1][job.monitor]
+        is_best = math.isnan(position.best_value) or (
+            value != position.best_value and MONITORS[job.monitor](value, position.best_value) == value
+        )
+        if is_best:
+            position.best_step, position.best_epoch, position.best_value = step, math.ceil(epoch), value
+            position.epochs_waited = 0
+        else:
+            position.epochs_waited += 1
+        self._progress.epoch(step, train, evaluated[-1], "best" if is_best else "", label=self._label)
+        if job.patience_epochs and position.epochs_waited >= job.patience_epochs:
+            position.stopped_early = True
+            self._progress.say(
+                f"{self._label}stopped early: no better validation {job.monitor} for {position.epochs_waited} epochs; "
+                f"the best is {position.best_value:.4f} of epoch {position.best_epoch}"
+            )
+        return is_best
+
+    def save(self, state: TrainState) -> None:
+        """Starts to save; what has been written so far is on disk first."""
+        position = self.position
+        position.last_step, position.patience_epochs = self._job.steps, self._job.patience_epochs
+        position.epoch_totals, position.log_totals = dict(self._epoch.values), dict(self._log.values)
+        self._journal.flush()
+        self.clock.lap("train")
+        self.checkpoints.save(state, position.to_json(), position.step, position.best_step)
+        self.clock.lap("save")
+
+    def close(self) -> None:
+        """At the end: waits for what is being saved."""
+        if self._log.values:
+            # Not in the checkpoint that was saved: a run that is taken further goes on with these totals.
+            self._write_steps(self.position.step)
+        self.checkpoints.wait()
+        self.clock.lap("save")
+
+
+def fit(job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopRequest) -> TrainState:
+    """Trains to the end, to an early stop, or until it is asked to stop.
+
+    Args:
+      job: what to train.
+      state: of one run, or of several that are trained together.
+      courses: the books of each; those that are not done are at the same step. They are kept up to date, and on return
+        the newest checkpoint of each is its part of the returned state.
+      stop: asks to stop.
 
     Raises:
       StoppedError: asked to stop; everything is saved.
       RunFailedError: not finite, or it cannot be saved.
     """
-    epoch_totals, log_totals = Totals(position.epoch_totals), Totals(position.log_totals)
-    clock = _Clock(position.seconds)
+    active = [(i, course) for i, course in enumerate(courses) if not course.done]
+    (step,) = {course.position.step for _, course in active} or {job.steps}
+    pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
 
     def settle(start: int, count: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
         """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
-        host = {name: np.ravel(value) for name, value in jax.device_get(sums).items()}
-        for i in range(count):
-            book(start + i + 1, {name: value[i] for name, value in host.items()}, before, batch)
+        host = {name: np.reshape(value, (-1, len(courses))) for name, value in jax.device_get(sums).items()}
+        for k in range(count):
+            for i, course in active:
+                course.book(start + k + 1, {name: value[k, i] for name, value in host.items()}, before, batch)
 
-    def book(step: int, values: Mapping[str, Any], before: TrainState | None, batch: Batch) -> None:
-        if not all(math.isfinite(value) for value in values.values()):
-            raise _not_finite(job, step, values, before, batch, checkpoints)
-        epoch_totals.add(values)
-        log_totals.add(values)
-        if step % job.log_every == 0:
-            means = log_totals.means()
-            journal.write(
-                step, step / job.steps_per_epoch, "steps", means | {"learning_rate": float(job.learning_rate(step - 1))}
-            )
-            log_totals.values.clear()
-        progress.step(step, values, epoch_totals.means(), clock.lap("train"))
-
-    pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
-    tracing = False
-    while position.step < job.steps and not position.stopped_early:
-        count = job.call_length(position.step)
-        batch = job.train_batch(position.step, count)
+    while active:
+        count = job.call_length(step)
+        batch = job.train_batch(step, count)
         before = state if job.explain else None
-        profiled = job.profile and position.step < job.profile[1]
-        if profiled and position.step + count >= job.profile[0] and not tracing:
-            jax.profiler.start_trace(job.profile_directory)
-            tracing = True
+        if job.profiler:
+            job.profiler.before(step, count)
         with jax.transfer_guard("disallow"):  # a step that moves data on the sly would wait for it
             state, sums = job.train_step(state, batch, count)
-        pending.append((position.step, count, sums, before, batch))
-        position.step += count
-        if tracing and position.step >= job.profile[1]:
-            jax.block_until_ready(sums)
-            jax.profiler.stop_trace()
-            tracing = False
-        epoch_end = position.step % job.steps_per_epoch == 0 or position.step == job.steps
-        save = position.step % job.checkpoint_every == 0 or position.step == job.steps
+        pending.append((step, count, sums, before, batch))
+        step += count
+        if job.profiler:
+            job.profiler.after(step, sums)
+        epoch_end = step % job.steps_per_epoch == 0 or step == job.steps
+        save = step % job.checkpoint_every == 0 or step == job.steps
         # Read once: a signal between two looks would save a state without the metrics of its last step.
-        stopping = stop.exit_code
+        stopping = stop.check()
         pause = epoch_end or save or stopping or job.explain
         for entry in pending if pause else pending[:-1]:
             settle(*entry)
         pending = [] if pause else pending[-1:]
+        for _, course in active:
+            course.position.step = step
         if epoch_end:
-            save |= _end_of_epoch(job, state, position, epoch_totals, journal, progress, clock)
-            if position.step % job.steps_per_epoch == 0:  # a run that ends inside an epoch may be taken further
-                epoch_totals.values.clear()
-        if save or stopping or position.stopped_early:
-            position.last_step, position.patience_epochs = job.steps, job.patience_epochs
-            position.epoch_totals, position.log_totals = dict(epoch_totals.values), dict(log_totals.values)
-            journal.flush()
-            clock.lap("train")
-            checkpoints.save(state, position.to_json(), position.step, position.best_step)
-            clock.lap("save")
+            for _, course in active:
+                course.clock.lap("train")
+            evaluated = _validate(job, state, len(courses))
+            for i, course in active:
+                course.clock.lap("eval")
+                save |= course.end_epoch(evaluated[i])
+        # All of them, even if it is the best of one only: then a resumed start finds them at the same step.
+        if save or stopping or any(course.position.stopped_early for _, course in active):
+            for i, course in active:
+                course.save(job.part(state, i))
         if stopping:
-            checkpoints.wait()
+            for _, course in active:
+                course.checkpoints.wait()
             raise StoppedError(
-                f"stopped at step {position.step} of {job.steps}; saved. The same command goes on from here",
-                stopping,
+                f"stopped at step {step} of {job.steps}; saved. The same command goes on from here", stopping
             )
-    checkpoints.wait()
-    clock.lap("save")
+        active = [(i, course) for i, course in active if not course.done]
+    for course in courses:
+        course.close()
     return state
 
 
-def _end_of_epoch(
-    job: Job,
-    state: TrainState,
-    position: Position,
-    totals: Totals,
-    journal: Journal,
-    progress: Progress,
-    clock: _Clock,
-) -> bool:
-    """Writes the epoch's metrics, evaluates, keeps track of the best; returns whether this state must be saved.
-
-    Where an average of the weights is kept, both are evaluated and the average decides.
-    """
-    step, epoch = position.step, position.step / job.steps_per_epoch
-    train = totals.means()
-    journal.write(step, epoch, "train", train)
-    clock.lap("train")
+def _validate(job: Job, state: TrainState, runs: int) -> list[list[Mapping[str, float]]]:
+    """For each run the validation of its weights and, where one is kept, of their average; [] without a split."""
     if job.validation is None:
-        position.best_step, position.best_epoch = step, math.ceil(epoch)
-        progress.epoch(step, train, {})
-        return False
-    validation = evaluate(job.eval_step, state.variables, job.validation(), job.place).means()
-    journal.write(step, epoch, "validation", validation)
-    if state.ema:
-        validation = evaluate(job.eval_step, state.ema_variables, job.validation(), job.place).means()
-        journal.write(step, epoch, "validation_ema", validation)
-    clock.lap("eval")
-    value = validation[job.monitor]
-    is_best = math.isnan(position.best_value) or (
-        value != position.best_value and MONITORS[job.monitor](value, position.best_value) == value
-    )
-    if is_best:
-        position.best_step, position.best_epoch, position.best_value = step, math.ceil(epoch), value
-        position.epochs_waited = 0
-    else:
-        position.epochs_waited += 1
-    progress.epoch(step, train, validation, "best" if is_best else "")
-    if job.patience_epochs and position.epochs_waited >= job.patience_epochs:
-        position.stopped_early = True
-        progress.say(
-            f"stopped early: no better validation {job.monitor} for {position.epochs_waited} epochs; "
-            f"the best is {position.best_value:.4f} of epoch {position.best_epoch}"
-        )
-    return is_best
+        return [[] for _ in range(runs)]
+    variables = [state.variables, state.ema_variables] if state.ema else [state.variables]
+    totals = [evaluate(job.eval_step, v, job.validation(), job.place, runs) for v in variables]
+    return [[each[i].means() for each in totals] for i in range(runs)]
 
 
 def evaluate(
@@ -231,17 +283,24 @@ def evaluate(
     variables: Any,
     batches: Iterable[Batch],
     place: Callable[[Batch], Batch],
-) -> Totals:
-    """Metrics over all batches. One batch is always in flight while the next is gathered."""
-    totals = Totals()
+    runs: int = 1,
+) -> list[Totals]:
+    """Metrics over all batches, of each run. One batch is always in flight while the next is gathered."""
+    totals = [Totals() for _ in range(runs)]
+
+    def add(sums: Mapping[str, jax.Array]) -> None:
+        host = {name: np.ravel(value) for name, value in jax.device_get(sums).items()}
+        for i, total in enumerate(totals):
+            total.add({name: value[i] for name, value in host.items()})
+
     previous = None
     for batch in batches:
         sums = eval_step(variables, place(batch))
         if previous is not None:
-            totals.add(jax.device_get(previous))
+            add(previous)
         previous = sums
     if previous is not None:
-        totals.add(jax.device_get(previous))
+        add(previous)
     return totals
 
 
@@ -252,6 +311,7 @@ def _not_finite(
     before: TrainState | None,
     batch: Batch,
     checkpoints: Checkpoints,
+    label: str,
 ) -> RunFailedError:
     what = next(name for name, value in values.items() if not math.isfinite(value))
     saved = checkpoints.latest_step()
@@ -260,18 +320,18 @@ def _not_finite(
         hint = job.explain(before, batch)
     else:
         hint = "try a lower optim.peak_lr or optim.clip_norm=1.0; --debug_nans names the module"
-    return RunFailedError(f"{what} is not finite at step {step}; {kept}; {hint}")
+    return RunFailedError(f"{label}{what} is not finite at step {step}; {kept}; {hint}")
 
 
 class _Clock:
     """Books the time since the last lap under a name."""
 
-    def __init__(self, seconds: dict[str, float]):
-        self._seconds = seconds
+    def __init__(self, seconds: dict[str, float], share: float = 1.0):
+        self._seconds, self._share = seconds, share
         self._mark = time.monotonic()
 
     def lap(self, name: str) -> float:
         now = time.monotonic()
         spent, self._mark = now - self._mark, now
-        self._seconds[name] += spent
-        return spent
+        self._seconds[name] += self._share * spent
+        return self._share * spent

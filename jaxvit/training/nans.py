@@ -10,18 +10,38 @@ import jax
 import jax.numpy as jnp
 
 from jaxvit.training.state import TrainState
+from jaxvit.training.step import cut_examples
 
 
-def explain(prepare: Callable[..., Any], loss: Callable[..., Any], state: TrainState, batch: Mapping[str, Any]) -> str:
+def explain(
+    prepare: Callable[..., Any],
+    loss: Callable[..., Any],
+    state: TrainState,
+    batch: Mapping[str, Any],
+    accumulate: int = 1,
+) -> str:
     """A phrase that names the first module whose output, or else the first parameter whose gradient, is not finite.
 
     Args:
       prepare, loss: the run's, see `jaxvit.training.step.make_loss`.
       state: before the step that went wrong.
       batch: of that step.
+      accumulate: parts that the step cuts its batch into; each draws noise of its own.
     """
-    culprits: list[str] = []
     examples = prepare(state.step, batch)
+    parts = [examples]
+    if accumulate > 1:
+        cut = cut_examples(examples, accumulate)
+        parts = [examples | {name: x[i] for name, x in cut.items()} for i in range(accumulate)]
+    for part in parts:
+        if found := _explain_part(loss, state, part):
+            return found
+    return "forward pass and gradients are finite when repeated; the update itself is not: lower optim.peak_lr"
+
+
+def _explain_part(loss: Callable[..., Any], state: TrainState, examples: Mapping[str, Any]) -> str:
+    """The same for one part; '' where all is finite."""
+    culprits: list[str] = []
 
     def watch(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         inputs_fine = _finite((args, kwargs))
@@ -40,7 +60,7 @@ def explain(prepare: Callable[..., Any], loss: Callable[..., Any], state: TrainS
         if not _finite(gradient):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             return f"the forward pass is finite; the gradient of {name} is not"
-    return "forward pass and gradients are finite when repeated; the update itself is not: lower optim.peak_lr"
+    return ""
 
 
 def _finite(tree: Any) -> bool:

@@ -9,6 +9,7 @@ Two meanings of weight decay are in use, and published numbers were made with bo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvit.errors import UsageError
+
 Schedule = Callable[[jax.Array | int], jax.Array]
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
-# Parts of a model that come before its first block, for the layer-wise learning rate.
-_NUMBERED = re.compile(r"^(?:stage|block|token_learner|token_fuser)_(\d+)$")
+# Names by which the layer-wise learning rate knows a part's place: numbered ones, and those before the first block.
+_NUMBERED = re.compile(r"^(stages|merges|block|blocks|layers|token_learner|token_fuser)_(\d+)$")
 _FIRST_LAYER = ("embed", "class_token", "position_embed", "register_tokens", "norm_stem")
 
 
@@ -73,18 +76,17 @@ def make_schedule(settings: OptimizerSettings) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(s.start_lr, s.peak_lr, s.warmup_steps), after], [s.warmup_steps])
 
 
-def decay_mask(params: Any, which: str, excluded: tuple[str, ...] = ()) -> Any:
+def decay_mask(params: Any, which: str) -> Any:
     """True for each parameter that weight decay shrinks.
 
     Args:
       params: parameter tree.
-      which: 'all', or 'kernels' = matrices and convolution kernels: whatever is named ``kernel``.
-      excluded: last names that never decay under 'kernels' (a model's ``no_weight_decay()``).
+      which: 'all', or 'kernels' = matrices and convolution kernels: whatever is named ``kernel``. Biases, norms,
+        position tables and learned tokens have other names.
     """
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        last = _names(path)[-1]
-        return which == "all" or (last == "kernel" and last not in excluded)
+        return which == "all" or _names(path)[-1] == "kernel"
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -93,25 +95,34 @@ def layer_factors(params: Any, decay: float) -> Any:
     """Factor of the learning rate for each parameter: ``decay ** (layers above it)`` (Clark et al., 2020; BEiT).
 
     Patch embedding, positions and class token are layer 0; then come the blocks in their order, by the numbers in
-    their names; final norm, pooling and head are the last layer, with factor 1.
+    their names (a token learner or fuser belongs to its block; ``merges_0`` follows the blocks of ``stages_0``); final
+    norm, pooling and head are the last layer, with factor 1.
+
+    Raises:
+      UsageError: no part has a number, so that there are no layers to tell apart.
     """
-    places = {}
-    for path, _ in jax.tree_util.tree_leaves_with_path(params):
-        names = _names(path)
+
+    def place(names: tuple[str, ...]) -> tuple[float, ...]:
         if names[0] in _FIRST_LAYER:
-            places[names] = (0,)
-            continue
-        numbers = [tuple(map(int, _NUMBERED.findall(name))) for name in names[:2]]
-        found = sum(numbers, ())
-        # A stage's own parts (its downsampling) come after the stage's blocks.
-        inside_stage = numbers[0] and len(numbers) > 1 and not numbers[1]
-        places[names] = (1, *found, *((10**6,) if inside_stage else ())) if found else (2,)
-    order = {place: i for i, place in enumerate(sorted(set(places.values()) | {(0,), (2,)}))}
-    top = order[(2,)]
-    return jax.tree_util.tree_map_with_path(lambda path, _: decay ** (top - order[places[_names(path)]]), params)
+            return (0,)
+        found = [match for name in names[:2] if (match := _NUMBERED.match(name))]
+        # A merge comes after whatever number of blocks its stage has.
+        numbers = [part for match in found for part in (int(match[2]), *[math.inf] * (match[1] == "merges"))]
+        return (1, *numbers) if numbers else (2,)
+
+    places = {names: place(names) for path, _ in jax.tree_util.tree_leaves_with_path(params) if (names := _names(path))}
+    if not any(len(where) > 1 for where in places.values()):
+        raise UsageError(
+            f"config.optim.layer_decay={decay}: no part of this model has a number in its name, such as block_0 or "
+            "layers_0, so there are no layers to tell apart; set it to 1.0"
+        )
+    order = {where: i for i, where in enumerate(sorted({*places.values(), (0,), (2,)}))}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: decay ** (order[(2,)] - order[places[_names(path)]]), params
+    )
 
 
-def make_optimizer(settings: OptimizerSettings, no_decay: tuple[str, ...] = ()) -> optax.GradientTransformation:
+def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     """Clipping by the global norm, moments, weight decay, layer-wise factors, learning rate: in this order."""
     s = settings
     parts = [optax.clip_by_global_norm(s.clip_norm)] if s.clip_norm else []
@@ -123,7 +134,7 @@ def make_optimizer(settings: OptimizerSettings, no_decay: tuple[str, ...] = ()) 
         parts.append(optax.trace(decay=s.momentum))
 
     def mask(params: Any) -> Any:
-        return decay_mask(params, s.decay_mask, no_decay)
+        return decay_mask(params, s.decay_mask)
 
     if s.weight_decay and s.decay == "lr_scaled":
         parts.append(optax.add_decayed_weights(s.weight_decay, mask=mask))

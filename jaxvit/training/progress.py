@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 PLAIN_SECONDS = 20.0  # between plain lines, when nothing else is printed
+
+
+class _MayClose:
+    """A text stream whose reader may go away (`| head`, a closed terminal): from then on, nothing is written."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._unless_closed(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._unless_closed(self._stream.flush)
+
+    def _unless_closed(self, act: Any) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            # What the stream still holds must go somewhere too, at the latest when the process ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def nobody_need_listen() -> Iterator[None]:
+    """Whatever is printed within is no reason to fail."""
+    with contextlib.redirect_stdout(_MayClose(sys.stdout)):  # type: ignore[type-var]
+        yield
 
 
 class Progress:
@@ -57,9 +96,16 @@ class Progress:
         elif now - self._last_shown > PLAIN_SECONDS:
             self.say(self._line(step, means))
 
-    def epoch(self, step: int, train: Mapping[str, float], validation: Mapping[str, float], note: str = "") -> None:
+    def epoch(
+        self,
+        step: int,
+        train: Mapping[str, float],
+        validation: Mapping[str, float],
+        note: str = "",
+        label: str = "",
+    ) -> None:
         """At the end of an epoch."""
-        parts = [f"epoch {self._epoch(step)}", _metrics("train", train)]
+        parts = [f"{label}epoch {self._epoch(step)}", _metrics("train", train)]
         if validation:
             parts.append(_metrics("validation", validation))
         self.say("  ".join(parts) + (f"  {note}" if note else ""))

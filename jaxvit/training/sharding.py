@@ -1,7 +1,8 @@
 """Devices and where arrays lie on them.
 
 A mesh has two axes. A batch is split over both, `data` and `fsdp`; parameters and optimizer state are split over
-`fsdp` and repeated over `data`. XLA inserts the communication.
+`fsdp` and repeated over `data`. XLA inserts the communication. With several processes the mesh spans the devices of all
+of them, and each process hands over its own rows of a batch.
 """
 
 from __future__ import annotations
@@ -30,9 +31,25 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def own_rows(mesh: Mesh, batch_size: int) -> slice:
+    """Which rows of a batch lie on this process's devices."""
+    parts = split_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    bounds = [rows.indices(batch_size)[:2] for (rows,) in parts]
+    return slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Host arrays, the same in every process, onto every device."""
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # device_put would first compare the arrays of all processes, byte by byte.
+    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i: np.asarray(x)[i]), tree)
+
+
 def place_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Host arrays onto the devices, split along their first axis."""
-    return jax.device_put(dict(batch), split_batch(mesh))
+    """This process's rows of host arrays [B, …] onto its devices."""
+    return _place(split_batch(mesh), batch)
 
 
 def shard_state(mesh: Mesh, shapes: Any) -> Any:
@@ -52,12 +69,20 @@ def shard_state(mesh: Mesh, shapes: Any) -> Any:
     return jax.tree.map(place, shapes)
 
 
-def place_call(mesh: Mesh, call: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Host arrays [K, B, …] of a call's K batches onto the devices, split along B.
+def shard_together(shardings: Any) -> Any:
+    """The shardings of the states of several runs, stacked: the new first axis is not split."""
+    return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(None, *s.spec)), shardings)
 
-    With several processes, each gives its own part of B.
+
+def place_call(mesh: Mesh, call: Mapping[str, Any], axis: int = 1) -> dict[str, jax.Array]:
+    """This process's rows of a call's K batches onto its devices, split along B.
+
+    The arrays are [K, B, …] with axis 1; [K, R, B] of R runs that are trained together with axis 2.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
-    if jax.process_count() > 1:
-        return {name: jax.make_array_from_process_local_data(sharding, values) for name, values in call.items()}
-    return jax.device_put(dict(call), sharding)
+    return _place(NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp"))), call)
+
+
+def _place(sharding: NamedSharding, arrays: Mapping[str, Any]) -> dict[str, jax.Array]:
+    if jax.process_count() == 1:
+        return jax.device_put(dict(arrays), sharding)
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()}

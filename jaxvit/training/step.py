@@ -99,8 +99,7 @@ def make_train_step(
         return gradients, classification_sums(logits_BK, examples["label"], loss_B, examples["mask"])
 
     def accumulated(params: Any, constants: Any, examples: Mapping[str, jax.Array]) -> tuple[Any, Sums]:
-        parts = {name: _cut(x, accumulate) for name, x in examples.items() if name not in ("count", "key")}
-        parts["key"] = jax.random.split(examples["key"], accumulate)
+        parts = cut_examples(examples, accumulate)
 
         def run(part: Mapping[str, jax.Array]) -> tuple[Any, Sums]:
             return gradients_and_sums(params, constants, {"count": examples["count"], **part})
@@ -132,6 +131,12 @@ def make_train_step(
         return state, sums
 
     return train_step
+
+
+def cut_examples(examples: Mapping[str, jax.Array], parts: int) -> dict[str, jax.Array]:
+    """What `prepare` made, [B, …], as [parts, B / parts, …], each part with a key of its own; without the count."""
+    cut = {name: _cut(x, parts) for name, x in examples.items() if name not in ("count", "key")}
+    return cut | {"key": jax.random.split(examples["key"], parts)}
 
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:

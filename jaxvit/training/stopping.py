@@ -1,29 +1,61 @@
-"""Being asked to stop: SIGTERM (a scheduler) and Ctrl-C (a person) let the current step finish and be saved."""
+"""Being asked to stop: SIGTERM (a scheduler), SIGHUP (a closed terminal), Ctrl-C. The step is finished and saved.
+
+In a run of several processes a signal to one of them stops all, at the same step: jax's preemption service, which
+listens to SIGTERM, agrees on it. There the other signals are passed on as a SIGTERM.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from types import FrameType, TracebackType
 
+import jax
+from jax.experimental import multihost_utils
+
 from jaxvit.errors import INTERRUPTED, STOPPED
+
+SAVES_THE_STEP = "stopping after this step, to save it"
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """Context manager that turns the two signals into a request.
+    """Context manager that turns signals into a request.
 
     Attributes:
-      exit_code: 0 until a signal came; then 75 for SIGTERM, 130 for Ctrl-C. A second Ctrl-C stops at once.
+      exit_code: 0 until a signal came; then 75 for SIGTERM and SIGHUP, also when Ctrl-C came beside them, and 130 for
+        Ctrl-C alone. A second Ctrl-C stops at once.
+      answer: what a first Ctrl-C is told will happen.
     """
 
     def __init__(self) -> None:
         self.exit_code = 0
+        self.answer = SAVES_THE_STEP
+        self._interrupted = False
+        self._looks = 0
+        self._several = jax.distributed.is_initialized()
         self._previous: dict[int, object] = {}
+
+    def check(self) -> int:
+        """0 to go on; the exit code to stop with, once the present step is saved. To be asked once a step.
+
+        All processes of a run get the same answer at the same step, but for the code: one stopped by Ctrl-C says so.
+        """
+        if not self._several:
+            return self.exit_code
+        self._looks += 1
+        return (self.exit_code or STOPPED) if multihost_utils.reached_preemption_sync_point(self._looks) else 0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _SIGNALS:
+                if self._several and number == signal.SIGTERM:
+                    continue  # with a handler of our own, jax's would not hear of it
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup ignores it, and means it; a shell's `&` ignores Ctrl-C, but a kill -INT means us
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -33,9 +65,20 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number == signal.SIGINT and self.exit_code == INTERRUPTED:
+        if number != signal.SIGINT:
+            self.exit_code = STOPPED
+            self._tell_the_others()
+            return
+        if self._interrupted:
             raise KeyboardInterrupt
-        if number == signal.SIGINT:
-            # Straight to the descriptor: the signal may have come in the middle of somebody's print.
-            os.write(2, b"stopping after this step, to save it; Ctrl-C again stops at once\n")
-        self.exit_code = INTERRUPTED if number == signal.SIGINT else STOPPED
+        self._interrupted = True
+        self.exit_code = self.exit_code or INTERRUPTED
+        # Straight to the descriptor: the signal may have come in the middle of somebody's print. And the terminal may
+        # have gone.
+        with contextlib.suppress(OSError):
+            os.write(2, f"{self.answer}; Ctrl-C again stops at once\n".encode())
+        self._tell_the_others()
+
+    def _tell_the_others(self) -> None:
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)

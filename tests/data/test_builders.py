@@ -1,7 +1,10 @@
 """Preparing the published sets from tiny stand-ins for their archives; errors without network."""
 
 import gzip
+import http.client
 import io
+import os
+import shutil
 import tarfile
 import time
 from types import SimpleNamespace
@@ -93,7 +96,7 @@ def test_fashion_mnist(tmp_path, stock):
     dataset = open_dataset("fashion_mnist", tmp_path / "tfds")
     np.testing.assert_array_equal(dataset.read("test").images[..., 0], made["t10k"][0])
     np.testing.assert_array_equal(dataset.read("test").labels, made["t10k"][1])
-    assert dataset.class_names[9] == "Ankle boot" and dataset.order == "stored"
+    assert dataset.class_names[9] == "Ankle boot" and dataset.read("test").notes["order"].startswith("stored")
     with pytest.raises(UsageError, match="made of four files"):
         prepare("fashion_mnist", tmp_path / "other", folder / "train-images-idx3-ubyte.gz", say=lambda line: None)
 
@@ -127,6 +130,95 @@ def test_a_name_server_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(builders.urllib.request, "urlopen", lambda *_, **__: time.sleep(5))
     with pytest.raises(OSError, match=r"no answer within 0\.2 s"):
         builders._open_within("http://example.invalid/x", 0.2)
+
+
+class Body:
+    """An answer that breaks off."""
+
+    def __init__(self, content, error=None):
+        self._parts, self._error = [content], error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def read(self, _):
+        if self._error and not self._parts:
+            raise self._error
+        return self._parts.pop() if self._parts else b""
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (Body(b"half"), "the 4 bytes that came are not the published file"),
+        (Body(b"half", http.client.IncompleteRead(b"", 3)), "IncompleteRead"),
+        (http.client.BadStatusLine("x"), "cannot fetch"),
+    ],
+)
+def test_what_comes_incomplete_is_not_kept(tmp_path, stock, monkeypatch, body, says):
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    archive.write_bytes(b"the whole")
+    stock(archive)
+
+    def answer(*_, **__):
+        if isinstance(body, Exception):
+            raise body
+        return body
+
+    monkeypatch.setattr(builders.urllib.request, "urlopen", answer)
+    with pytest.raises(UsageError, match=says) as error:
+        prepare("cifar10", tmp_path / "tfds", say=lambda line: None)
+    assert "\n" not in str(error.value) and "no answer" not in str(error.value)
+    assert not [p for p in (tmp_path / "tfds").rglob("*") if p.is_file()]
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path, stock):
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    members = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    cifar_archive(archive, members, 1, {"batches.meta.txt": "airplane\nautomobile\nbird\n"})
+    stock(archive)
+    return archive
+
+
+def test_force_replaces_what_is_there_and_a_wrong_format_is_named(tmp_path, tiny_cifar):
+    folder = tmp_path / "tfds" / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    with pytest.raises(UsageError, match=r"stored as tfrecord.*`jaxvit data prepare cifar10 --force`"):
+        prepare("cifar10", tmp_path / "tfds", tiny_cifar, say=lambda line: None)
+    prepare("cifar10", tmp_path / "tfds", tiny_cifar, say=lambda line: None, force=True)
+    assert open_dataset("cifar10", tmp_path / "tfds").count("train") == 20
+    assert sorted(p.name for p in (tmp_path / "tfds").iterdir()) == ["cifar10"]
+
+
+def test_another_process_that_prepares_it_too_may_be_faster(tmp_path, tiny_cifar, monkeypatch):
+    rename, place = os.rename, tmp_path / "tfds" / "cifar10" / "3.0.2"
+
+    def beaten(made, target, **options):
+        if target == place:
+            shutil.copytree(made, target)
+        rename(made, target, **options)
+
+    monkeypatch.setattr(builders.os, "rename", beaten)
+    prepare("cifar10", tmp_path / "tfds", tiny_cifar, say=lambda line: None)
+    assert open_dataset("cifar10", tmp_path / "tfds").count("train") == 20
+
+
+def test_a_set_in_another_format_says_how_to_have_it_in_the_right_one(tmp_path, data_directory, monkeypatch):
+    store = open_dataset("digits", data_directory)._store
+
+    def refuse(**_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(store._builder, "as_data_source", refuse)
+    for name, remedy in (("digits", "jaxvit data prepare digits --force"), ("flowers", "tfds build flowers --file_f")):
+        monkeypatch.setattr(store, "name", name)
+        with pytest.raises(UsageError, match=f"prepare it again with `{remedy}"):
+            store.records("train")
 
 
 def test_what_is_published_is_what_tfds_publishes():

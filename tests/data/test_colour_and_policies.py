@@ -92,6 +92,14 @@ def test_hue_against_colorsys():
             np.testing.assert_allclose(ours[y, x], np.array(colorsys.hsv_to_rgb((h + 0.3) % 1, s, v)) * 255, atol=0.05)
 
 
+def test_jitter_above_one_cuts_the_range_off():
+    """As torchvision: evenly from 0 to 1 + strength, not a third of the images black."""
+    grey = np.full((256, 2, 2, 3), 50, np.uint8)
+    keys = jax.random.split(jax.random.key(0), 256)
+    factors = np.asarray(colour.colour_jitter(keys, grey, (2.0, 0.0, 0.0, 0.0)))[:, 0, 0, 0] / 50
+    assert (factors < 0.05).mean() < 0.05 and factors.max() > 2.9 and abs(factors.mean() - 1.5) < 0.15
+
+
 def test_jitter_draws_for_each_image_and_within_its_strength():
     grey = np.full((64, 3, 3, 3), 100, np.uint8)
     keys = jax.random.split(jax.random.key(0), 64)
@@ -138,7 +146,7 @@ def test_rand_augment_draws_evenly_does_half_and_varies():
 @pytest.mark.parametrize("text", ["rand-m9-x2", "rand-m11", "rand-n0", "rand-mm", "trivia", "autoaugment"])
 def test_a_policy_that_does_not_exist(text):
     with pytest.raises(UsageError, match=r"config\.augment\.policy='"):
-        policies.make_policy(text, 32)
+        policies.make_policy(text, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +156,7 @@ def test_a_policy_that_does_not_exist(text):
 def test_auto_augment_tables(table, name, op, share):
     entries = [e.split() for e in getattr(policies, table).replace("\n", ";").split(";") if e.strip()]
     assert len(entries) == 25 and all(len(e) == 6 for e in entries)
-    ops, strengths = draws(policies.make_policy(f"autoaugment-{name}", 32))
+    ops, strengths = draws(policies.make_policy(f"autoaugment-{name}", 32, 32))
     words = [(e[i], float(e[i + 1])) for e in entries for i in (0, 3)]
     expected = sum(p for n, p in words if n == op) / 50
     assert abs((ops == NAMES.index(op)).mean() - expected) < 0.02 and expected == pytest.approx(share, abs=0.2)
@@ -164,18 +172,20 @@ def test_auto_augment_levels_are_torchvisions():
 
 
 def test_trivial_augment_does_one_operation_at_any_strength():
-    ops, strengths = draws(policies.make_policy("trivial", 64))
+    ops, strengths = draws(policies.make_policy("trivial", 64, 128))
     assert ops.shape == (2000, 1)
     shares = np.bincount(ops.ravel(), minlength=16) / 2000
     assert shares[NAMES.index("Invert")] == 0 and np.abs(shares[shares > 0] - 1 / 14).max() < 0.03
     turns = strengths[ops == NAMES.index("Rotate")]
     assert turns.min() < -120 and turns.max() > 120
-    assert np.abs(strengths[ops == NAMES.index("TranslateX")]).max() == 0.5  # 32 of 64 pixels
+    # 32 pixels of a height of 64 and a width of 128
+    assert np.abs(strengths[ops == NAMES.index("TranslateY")]).max() == 0.5
+    assert np.abs(strengths[ops == NAMES.index("TranslateX")]).max() == 0.25
 
 
 def test_a_policy_changes_each_image_in_its_own_way():
     same = np.broadcast_to(SMOOTH[None], (16, *SMOOTH.shape))
-    policy = policies.make_policy("rand-m9-n2-mstd0.5-inc1", 16)
+    policy = policies.make_policy("rand-m9-n2-mstd0.5-inc1", 16, 16)
     keys = jax.random.split(jax.random.key(5), 16)
     once = np.asarray(jax.jit(lambda k, x: policies.apply_policy(policy, k, x))(keys, same))
     assert once.dtype == np.uint8 and len({image.tobytes() for image in once}) > 8

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxvit import command_line
+from jaxvit.assembly import assemble
+from jaxvit.config import base_config
+from jaxvit.data import __main__ as verb
 from jaxvit.data import speed
 from jaxvit.data.__main__ import main
+from jaxvit.data.batches import TrainBatches
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.figures.images import _describe, _tile
+from jaxvit.plan import dataset_of, resolve
 
 
 def test_export_writes_images_into_folders_of_their_classes(tmp_path, data_directory, capsys):
@@ -21,7 +27,7 @@ def test_export_writes_images_into_folders_of_their_classes(tmp_path, data_direc
     assert [p.parent.name for p in files] == [source.class_names[i] for i in source.labels]
     for file, image in zip(files, source.images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image[..., 0])
-    assert "6 images of digits" in capsys.readouterr().out
+    assert "6 images of 355 (--n takes more) of digits" in capsys.readouterr().out
 
 
 def test_show_draws_the_batch_and_the_patches(tmp_path, data_directory):
@@ -30,6 +36,70 @@ def test_show_draws_the_batch_and_the_patches(tmp_path, data_directory):
     for name in ("batch.png", "patches.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 300 and np.asarray(picture.convert("L")).std() > 10
+
+
+def test_show_draws_what_training_sees_within_0_and_1(tmp_path, data_directory, monkeypatch):
+    """Noise far outside of 0..1 must not turn the picture black, nor constants that leave pixels at 0..255."""
+    drawn = []
+    monkeypatch.setattr(verb, "draw_batch", lambda pictures, *_: drawn.append(pictures))
+    monkeypatch.setattr(verb, "draw_patches", lambda *_: None)
+    words = ["--n=16", "--config.train.batch_size=16", "--config.augment.pad_crop=2", "--config.augment.erase=0.5"]
+    for more in ([], ["--config.augment.where=host"], ["--config.augment.std=(0.00392156862745098,)"]):
+        assert main(["show", "digits", str(tmp_path), *words, *more]) == 0
+        overrides = ["--config.data.name=digits", *words[1:], *more]
+        config, _, _ = command_line.parse_overrides(base_config(), overrides)
+        plan = resolve(config)
+        assembly = assemble(plan)
+        batch = TrainBatches(dataset_of(config).read("train"), 16, plan.seed)[0]
+        host = assembly.host_transform()
+        prepared = assembly.loss()[0](np.int32(0), host(0, batch) if host else batch)["image"]
+        expected = np.clip(prepared * np.float32(plan.augment.std[0]) + np.float32(plan.augment.mean[0]), 0, 1)
+        np.testing.assert_allclose(drawn[-1], expected, atol=1e-5)
+        assert drawn[-1].max() == 1 and drawn[-1].mean() > 0.1
+
+
+def test_export_of_images_that_vary_in_size(tmp_path):
+    for i, side in enumerate((9, 12)):
+        (tmp_path / "pets" / "train" / "cat").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, 10)).save(tmp_path / "pets" / "train" / "cat" / f"{i}.png")
+    name, out = f"image_folder:{tmp_path / 'pets'}", tmp_path / "out"
+    words = ["export", name, str(out), "--split=train", f"--data_dir={tmp_path}"]
+    with pytest.raises(UsageError, match=r"set config\.data\.side"):
+        main(words)
+    assert main([*words, "--config.data.side=8"]) == 0
+    assert [Image.open(file).size for file in out.rglob("*.png")] == [(8, 8)] * 2
+    with pytest.raises(UsageError, match=r"--config\.augment\.flip: an export does not read this key"):
+        main([*words, "--config.augment.flip=true"])
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, data_directory):
+    (tmp_path / "file").write_text("")
+    for words in (["show", "digits", "--config.train.batch_size=4"], ["export", "digits"]):
+        with pytest.raises(UsageError, match=r"file.* cannot be written: Not a directory"):
+            main([*words, str(tmp_path / "file" / "x")])
+
+
+def test_force_prepares_digits_anew(tmp_path):
+    assert main(["prepare", "digits", f"--data_dir={tmp_path}"]) == 0
+    (tmp_path / "digits" / "left").write_text("")
+    assert main(["prepare", "digits", f"--data_dir={tmp_path}", "--force"]) == 0
+    assert not (tmp_path / "digits" / "left").exists() and open_dataset("digits", tmp_path).count("test") == 360
+
+
+def test_benchmark_of_fewer_images_than_a_batch(data_directory, monkeypatch):
+    monkeypatch.setattr(speed.seconds_each, "__defaults__", (0.01,))
+    dataset = open_dataset("digits", data_directory)
+    source = dataset.read("train[:5]")
+    assert speed.stream_speed(source, 16, batches=2) > 0
+    transform = jax.jit(lambda key, i, batch: (batch["image"].astype("float32"), batch["mask"]))
+    assert speed.resident_seconds(source, 16, transform, 2) > 0
+
+
+def test_decoding_is_measured_on_the_split_of_the_config(data_directory, monkeypatch):
+    seen = []
+    monkeypatch.setattr(speed, "decode_records", lambda records, rows, *_: seen.append((len(records), rows)) or [])
+    speed.decoding_speed(open_dataset("digits", data_directory), "test[10:30]")
+    assert seen == [(360, range(10, 30))]
 
 
 def test_what_stands_over_an_image():

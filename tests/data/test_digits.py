@@ -1,5 +1,6 @@
 """The embedded data set: fixed, stratified, readable by any TFDS user."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxvit.data.digits import split_indices
+from jaxvit.data.digits import Digits, split_indices
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
 
@@ -40,6 +41,7 @@ def test_the_images_are_scikit_learns_all_of_them_once(digits):
 
 def test_the_splits_are_fixed(digits):
     assert digits.read("train").labels[:12].tolist() == [5, 2, 4, 6, 9, 7, 8, 3, 0, 1, 5, 2]
+    assert digits.read("test").labels[:12].tolist() == [3, 1, 5, 4, 6, 9, 7, 0, 2, 8, 3, 1]
     assert digits.read("test").fingerprint["sha256"] == "de388490838caa6c"
     assert digits.read("train").fingerprint["sha256"] == "7ee231e272e3e73f"
 
@@ -79,6 +81,27 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot write the digits data set into .*set --config\.data\.dir"):
         open_dataset("digits", Path(tmp_path / "file"))
+
+
+def test_another_process_that_prepares_it_too_may_be_faster(tmp_path, monkeypatch):
+    prepare = Digits.download_and_prepare
+
+    def beaten(self):
+        prepare(Digits(data_dir=tmp_path))
+        raise FileExistsError("Destination already exists")
+
+    monkeypatch.setattr(Digits, "download_and_prepare", beaten)
+    assert open_dataset("digits", tmp_path).count("test") == 360
+
+
+def test_a_disk_that_is_full_while_it_is_prepared(tmp_path, monkeypatch):
+    def full(self):
+        raise RuntimeError('Failed to finalize writing of split "train": write() failed: No space left on device; x')
+
+    monkeypatch.setattr(Digits, "download_and_prepare", full)
+    with pytest.raises(OSError) as error:
+        open_dataset("digits", tmp_path)
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_fingerprint_against_numpy(digits):

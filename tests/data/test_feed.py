@@ -53,12 +53,35 @@ def test_repeated_augmentation_puts_copies_side_by_side(source):
     assert order.steps_per_epoch == 4 and sum(len(order[i]) for i in range(4)) == 50
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_call_that_is_asked_for_again_does_not_start_the_stream_anew(source, count, monkeypatch):
+    """A start compiles with its first step's batch and then asks for the first call."""
+    _, feed = feeds(source, 3)
+    started = []
+    stream = feed._stream
+    monkeypatch.setattr(feed, "_stream", lambda step: started.append(step) or stream(step))
+    expected = TrainBatches(source, 16, seed=3)
+    feed(2, 1)
+    for step, many in [(2, count), (2 + count, 1)]:
+        call = feed(step, many)
+        for i in range(many):
+            np.testing.assert_array_equal(feed.pick({}, call, i)["image"], expected[step + i]["image"])
+    assert started == [2]
+
+
+def test_a_subset_of_classes_can_be_resident(data_directory):
+    part = open_dataset("digits", data_directory, classes=(1, 2)).read("train[:50]")
+    resident, stream = feeds(part, 1)
+    for name, values in stream.pick({}, stream(0, 1), 0).items():
+        np.testing.assert_array_equal(resident.pick(resident.data, resident(0, 1), 0)[name], values)
+
+
 def test_hosts_make_their_own_part(source):
-    whole = StreamFeed(source, TrainOrder(50, 16, seed=3), 16, 1, 12, put_call=put).host_batch(5)
-    parts = [
-        StreamFeed(source, TrainOrder(50, 16, seed=3), 16, 1, 12, put_call=put, shard=(i, 4)).host_batch(5)
-        for i in range(4)
-    ]
+    def feed(own):
+        return StreamFeed(source, TrainOrder(50, 16, seed=3), 16, 1, 12, put_call=put, own=own)
+
+    whole = feed(slice(None)).host_batch(5)
+    parts = [feed(slice(i * 4, i * 4 + 4)).host_batch(5) for i in range(4)]
     for name, values in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
 

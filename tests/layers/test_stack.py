@@ -9,7 +9,8 @@ import pytest
 
 from jaxvit.layers import Encoder, EncoderBlock, ShiftBlock, ShiftStage, TokenLearner
 
-RUNS = [{"remat": True}, {"scan": True}]
+RUNS = [{"remat": "full"}, {"remat": "dots"}, {"remat": "dots_no_batch"}, {"scan": True}]
+RUNS += [{"remat": "dots", "scan": True}]
 
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # programs that run once
 
@@ -47,6 +48,36 @@ def test_ways_to_run_agree_in_training_too(draw, make, shape):
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), other_grads, grads)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    "make, shape, policies",
+    [
+        (encoder, (4, 6, 8), ("full", "dots_no_batch", "dots", "none")),
+        (stage, (4, 3, 3, 8), ("full", "dots", "none")),  # no products of activations: nothing has batch dimensions
+    ],
+)
+def test_the_more_is_recomputed_the_less_is_kept(make, shape, policies, scan):
+    x = jnp.zeros(shape)
+
+    def kept(remat):
+        module = make(remat=remat, scan=scan)
+        variables = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), x)
+        backward = jax.eval_shape(
+            lambda v, key: jax.vjp(lambda v: module.apply(v, x, train=True, rngs={"dropout": key}), v)[1],
+            variables,
+            jax.eval_shape(lambda: jax.random.key(0)),
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    sizes = [kept(remat) for remat in policies]
+    assert sizes == sorted(set(sizes)), dict(zip(policies, sizes, strict=True))
+
+
+def test_a_way_to_recompute_that_does_not_exist():
+    with pytest.raises(ValueError, match="remat='some' is not one of none, full, dots, dots_no_batch"):
+        jax.eval_shape(lambda: encoder(remat="some").init(jax.random.key(0), jnp.zeros((1, 2, 8)), train=False))
+
+
 def test_init_draws_the_same_numbers():
     x = np.zeros((1, 4, 8), np.float32)
     plain, scanned = (
@@ -71,6 +102,6 @@ def test_scan_compiles_one_block(draw):
 
 def test_intermediates_are_recorded_under_scan_too(draw):
     x = np.zeros((1, 4, 8), np.float32)
-    module = Encoder(partial(EncoderBlock, heads=2), 3, scan=True, remat=True)
+    module = Encoder(partial(EncoderBlock, heads=2), 3, scan=True, remat="full")
     _, seen = module.apply(draw(module, x, train=False), x, train=False, mutable=["intermediates"])
     assert sorted(seen["intermediates"]) == ["block_0", "block_1", "block_2"]

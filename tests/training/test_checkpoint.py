@@ -1,12 +1,16 @@
 """Newest and best survive; damage and full disks are said in one line."""
 
+import errno
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.state import create_state
 
@@ -60,17 +64,126 @@ def test_another_shape_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read: it is of another model; use a new --workdir") as error:
         checkpoints.restore(1, other)
     assert "\n" not in str(error.value) and str(tmp_path / "1") in str(error.value)
+    assert not isinstance(error.value, DamagedCheckpointError)
+    with pytest.raises(UsageError, match="it is of another model"):
+        checkpoints.restore(1, make_state().replace(ema={"w": jnp.zeros(3)}))
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(make_state(), {}, 1, 1)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Steps 1 and 2, to be copied."""
+    folder = tmp_path_factory.mktemp("saved")
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(make_state(float(step)), {"n": step}, step, step)
+        checkpoints.wait()
     checkpoints.close()
-    for file in (tmp_path / "1" / "state").rglob("*"):
-        if file.is_file() and file.stat().st_size:
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UsageError, match="cannot be read"):
-        Checkpoints(tmp_path).restore(1, make_state())
+    return folder
+
+
+def same_state(state, value):
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(value))
+
+
+def test_whatever_file_is_damaged_the_state_is_right_or_the_checkpoint_is_named(saved, tmp_path):
+    """Names of files differ from save to save, so all are gone through here: each cut in half, emptied, deleted."""
+    files = sorted(p.relative_to(saved) for p in (saved / "2").rglob("*") if p.is_file())
+    named = set()
+    for file in files:
+        for keep in (0.5, 0.0, None):
+            shutil.rmtree(tmp_path / "c", ignore_errors=True)
+            shutil.copytree(saved, tmp_path / "c")
+            damaged = tmp_path / "c" / file
+            content = damaged.read_bytes()
+            damaged.unlink() if keep is None else damaged.write_bytes(content[: int(len(content) * keep)])
+            try:
+                state, progress = Checkpoints(tmp_path / "c").restore(2, make_state())
+                same_state(state, 2.0)
+                assert progress == {"n": 2}
+            except DamagedCheckpointError as error:
+                named.add(file.parts[1])
+                line = f"checkpoint {tmp_path / 'c' / '2'} cannot be read: its files are damaged"
+                assert str(error) == f"{line}; --fall_back goes on from step 1"
+                state, progress = Checkpoints(tmp_path / "c", fall_back=True).restore(1, make_state())
+                same_state(state, 1.0)
+    assert named == {"metrics", "progress", "state"}
+
+
+@pytest.mark.parametrize("content", ["", '{"best_', "[]", "{}", '{"best_step": null}'])
+def test_an_old_checkpoint_that_names_no_best_is_moved_aside(saved, tmp_path, content):
+    shutil.copytree(saved, tmp_path / "c")
+    (tmp_path / "c" / "1" / "metrics" / "metrics").write_text(content)
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.latest_step() == 2 and checkpoints.steps() == [2]
+    assert (tmp_path / "c" / "1.damaged").is_dir()
+    with pytest.raises(DamagedCheckpointError, match="it is not there; look elsewhere"):
+        checkpoints.restore(1, make_state(), "look elsewhere")
+
+
+def test_when_all_are_damaged_nothing_is_moved(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "c")
+    for step in "12":
+        (tmp_path / "c" / step / "metrics" / "metrics").write_text("")
+    with pytest.raises(DamagedCheckpointError, match=r"2 cannot be read: its files are damaged; use a new --workdir"):
+        Checkpoints(tmp_path / "c", fall_back=True)
+    assert steps(tmp_path / "c") == [1, 2]
+
+
+OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 10 bytes.")
+
+
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError(), RuntimeError("a bug")])
+def test_what_is_no_damage_goes_through(saved, monkeypatch, error):
+    checkpoints = Checkpoints(saved)
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(type(error)) as raised:
+        checkpoints.restore(2, make_state())
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files", "x"),
+        PermissionError(errno.EACCES, "Permission denied", "x"),
+        OSError(errno.ESTALE, "Stale file handle", "x"),
+        ValueError(f"UNKNOWN: Error opening \"zarr\" driver [os_error_code='{errno.EMFILE}']"),
+        ValueError("UNAVAILABLE: the store does not answer"),
+    ],
+)
+def test_what_the_system_refuses_now_is_no_damage_either(saved, monkeypatch, error):
+    checkpoints = Checkpoints(saved)
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(RunFailedError, match=r"2 cannot be read now: .*; remove the cause and start the run again"):
+        checkpoints.restore(2, make_state())
+
+
+def test_a_file_that_the_system_really_refuses(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "c")
+    manifest = tmp_path / "c" / "2" / "state" / "manifest.ocdbt"
+    manifest.unlink()
+    manifest.symlink_to(manifest)
+    with pytest.raises(RunFailedError, match=os.strerror(errno.ELOOP)):
+        Checkpoints(tmp_path / "c").restore(2, make_state())
+
+
+def test_an_error_without_text_is_named_by_its_kind(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def fail(*arguments, **options):
+        raise TimeoutError
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(RunFailedError, match=r"cannot save into .*: TimeoutError; there is no checkpoint yet"):
+        checkpoints.save(make_state(), {}, 1, 1)
 
 
 def test_a_folder_that_vanished_is_one_line(tmp_path):

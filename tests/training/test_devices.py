@@ -7,7 +7,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import jax, jax.numpy as jnp, numpy as np, sys
+import dataclasses, jax, jax.numpy as jnp, numpy as np, optax, sys
 sys.path.insert(0, TESTS)
 from tiny import tiny_config
 from jaxvit.assembly import assemble
@@ -26,6 +26,10 @@ source = open_dataset("digits", data_dir("")).read("train[:60]")
 # The second batch of an epoch of 60 is short: its padding must count nowhere, on any device.
 batches = TrainBatches(source, 32, seed=0)
 
+# In place of the optimizer: keeps the gradients that it is given, and changes nothing.
+keep = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params),
+                                    lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, params), gradients))
+
 def run(devices, fsdp=1, accumulate=1):
     config = tiny_config(train__fsdp=fsdp, train__accumulate=accumulate, **changes)
     assembly = assemble(resolve(config, devices=devices))
@@ -37,6 +41,9 @@ def run(devices, fsdp=1, accumulate=1):
         assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
         moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
         assert all(m.sharding == kernel.sharding for m in moments)
+    spy = dataclasses.replace(assembly, optimizer=keep)
+    first = jax.jit(spy.train_step())(state.replace(opt_state=keep.init(state.params)), place_batch(mesh, batches[1]))
+    gradients = jax.device_get(first[0].opt_state)
     step = jax.jit(assembly.train_step(), donate_argnums=0, out_shardings=(layout, None))
     losses = []
     for i in range(10):
@@ -44,22 +51,26 @@ def run(devices, fsdp=1, accumulate=1):
         losses.append({k: float(v) for k, v in sums.items()})
     evaluate = jax.jit(assembly.eval_step())
     tested = [jax.device_get(evaluate(state.variables, place_batch(mesh, b))) for b in evaluation_batches(source, 16)]
-    return losses, jax.device_get(state), tested
+    return losses, jax.device_get(state), tested, gradients
 
 def run_pmap():
     assembly = assemble(resolve(tiny_config(**changes), devices=8))
     state = jax.tree.map(lambda x: jnp.stack([x] * 8), assembly.create_state())
+    cut = lambda b: jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b)
+    spy = dataclasses.replace(assembly, optimizer=keep)
+    first = jax.pmap(spy.train_step("batch"), axis_name="batch")(
+        state.replace(opt_state=keep.init(state.params)), cut(batches[1]))
+    gradients = jax.tree.map(lambda x: x[0], jax.device_get(first[0].opt_state))
     step = jax.pmap(assembly.train_step("batch"), axis_name="batch")
     losses = []
     for i in range(10):
-        state, sums = step(state, jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), batches[i]))
+        state, sums = step(state, cut(batches[i]))
         losses.append({k: float(v[0]) for k, v in sums.items()})
     evaluate = jax.pmap(assembly.eval_step("batch"), axis_name="batch")
     one = jax.tree.map(lambda x: x[0], state)
-    cut = lambda b: jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b)
     tested = [jax.tree.map(lambda x: x[0], jax.device_get(evaluate(state.variables, cut(b))))
               for b in evaluation_batches(source, 16)]
-    return losses, jax.device_get(one), tested
+    return losses, jax.device_get(one), tested, gradients
 
 # Mathematically zero gradients, which Adam turns into steps of rounding noise (see docs/models.md).
 ZERO = ("attention/key/bias",) if OPTIMIZER != "sgd" else ()
@@ -71,6 +82,9 @@ def compare(name, got):
     for want, have in zip(base[2], got[2], strict=True):
         for key in want:
             assert abs(want[key] - have[key]) <= 2e-5 * max(1.0, abs(want[key])), (name, "evaluation", key)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(base[3]), jax.tree.leaves(got[3]), strict=True):
+        where = "/".join(p.key for p in path)
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5, err_msg=f"{name}: gradient of {where}")
     for tree in ("params", "ema"):
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(getattr(base[1], tree)),
                                 jax.tree.leaves(getattr(got[1], tree)), strict=True):
@@ -80,6 +94,7 @@ def compare(name, got):
     print("agrees:", name)
 
 base = run(1)
+assert max(abs(x).max() for x in jax.tree.leaves(base[3])) > 0.01
 assert [round(s["count"]) for s in base[0][:4]] == [32, 28, 32, 28]
 compare("8x1 data", run(8))
 compare("2x4 fsdp", run(8, fsdp=4))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import stat
 
 import pytest
 
@@ -41,21 +43,59 @@ def test_every_line_is_strict_json(tmp_path):
     assert record == {"step": 1, "epoch": 0.1, "split": "train", "loss": None, "top1": None, "count": 3}
 
 
-def test_tensorboard_scalars_read_back(tmp_path):
+def scalars(folder):
+    """{tag: [(step, value), …]} of all event files, and the steps that they say are written again from."""
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the package really is tensorboardX)
 
-    writer = TensorBoard(tmp_path, 0)
+    found, restarts = {}, []
+    for file in sorted(folder.glob("events.*"), key=lambda file: int(file.name.rpartition(".")[2])):
+        data = file.read_bytes()
+        while data:  # TFRecord: length, its checksum, payload, its checksum
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            if event.HasField("session_log"):
+                restarts.append(event.step)
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+            data = data[16 + length :]
+    return found, restarts
+
+
+def test_tensorboard_scalars_are_on_disk_once_flushed(tmp_path):
+    writer = TensorBoard(tmp_path / "t", 0)
     writer.write({"step": 7, "epoch": 0.5, "split": "validation", "loss": 0.25})
-    writer.close()
-    (file,) = tmp_path.glob("events.*")
-    data, scalars = file.read_bytes(), {}
-    while data:  # TFRecord: length, its checksum, payload, its checksum
-        length = int.from_bytes(data[:8], "little")
-        event = Event.FromString(data[12 : 12 + length])
-        scalars |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
-        data = data[16 + length :]
-    assert scalars["validation/loss"] == (7, 0.25)
+    writer.flush()  # not closed: a kill comes now
+    assert scalars(tmp_path / "t") == ({"validation/epoch": [(7, 0.5)], "validation/loss": [(7, 0.25)]}, [1])
+    again = TensorBoard(tmp_path / "t", 6)  # in the same second
+    again.write({"step": 7, "epoch": 0.5, "split": "validation", "loss": 0.25})
+    again.close()
+    assert scalars(tmp_path / "t")[0]["validation/loss"] == [(7, 0.25)] * 2
+    assert scalars(tmp_path / "t")[1] == [1, 7]
+
+
+def full_disk(path):
+    return open("/dev/full", "wb")
+
+
+def test_a_full_disk_reaches_whoever_writes_to_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", full_disk)
+    (tmp_path / "events").touch()
+    monkeypatch.setattr("pathlib.Path.glob", lambda self, pattern: [tmp_path / "events"])
+    writer = TensorBoard(tmp_path, 0)
+    writer.write({"step": 1, "epoch": 0.5, "split": "train", "loss": 0.25})
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.flush()
+
+
+def test_the_cut_back_file_is_on_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
+    write(tmp_path / "metrics.jsonl", [1, 2])
+    seen = []
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder"}
+    monkeypatch.setattr("os.fsync", lambda number: seen.append(kinds[stat.S_IFMT(os.fstat(number).st_mode)]))
+    replace = os.replace
+    monkeypatch.setattr("os.replace", lambda *names: (seen.append("moved"), replace(*names)))
+    JsonLines(tmp_path / "metrics.jsonl", 1)
+    assert seen == ["file", "moved", "folder"]
 
 
 def test_a_writer_that_is_not_installed(monkeypatch):

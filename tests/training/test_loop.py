@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxvit.errors import RunFailedError
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, JsonLines, read_jsonl
-from jaxvit.training.loop import Job, Position, evaluate, fit
+from jaxvit.training.loop import Course, Job, Position, evaluate, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import create_state
 from jaxvit.training.stopping import StopRequest
@@ -41,6 +41,7 @@ def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0
         eval_step=jax.jit(eval_step),
         train_batch=lambda step, count: jax.device_put({"value": np.float32(step)}),
         validation=lambda: iter([{}]),
+        test=None,
         place=jax.device_put,
         learning_rate=lambda step: 0.1,
         steps=steps_per_epoch * (epochs or len(validation_losses)),
@@ -60,15 +61,8 @@ def run(job, directory, position=None, stop=None):
     screen = io.StringIO()
     try:
         with Progress(job.steps, job.steps_per_epoch, console=Console(file=screen, width=200)) as progress:
-            fit(
-                job,
-                state,
-                position,
-                checkpoints=checkpoints,
-                journal=journal,
-                progress=progress,
-                stop=stop or StopRequest(),
-            )
+            course = Course(job, position, checkpoints=checkpoints, journal=journal, progress=progress)
+            fit(job, state, [course], stop=stop or StopRequest())
     finally:
         journal.close()
         checkpoints.close()
@@ -116,7 +110,9 @@ def test_not_finite_names_the_very_step_and_saves_nothing_of_it(tmp_path):
 
 def test_not_finite_wins_over_a_stop_at_the_same_step(tmp_path):
     class AlreadyAsked(StopRequest):
-        exit_code = 75
+        @staticmethod
+        def check():
+            return 75
 
         def __init__(self):
             pass
@@ -126,9 +122,44 @@ def test_not_finite_wins_over_a_stop_at_the_same_step(tmp_path):
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
+def test_a_call_is_dispatched_before_the_sums_of_the_one_before_are_read(tmp_path):
+    events = []
+
+    class Sum:
+        """A number on a device, which says when it is read."""
+
+        def __init__(self, step, value):
+            self.step, self.value = step, value
+
+        def __array__(self, *arguments, **options):
+            if self.step not in events:
+                events.append(self.step)
+            return np.float32(self.value)
+
+    def train_step(state, batch, count):
+        step = len([event for event in events if isinstance(event, str)]) + 1
+        events.append(f"call {step}")
+        values = {**ZEROS, "count": 1.0, "steps": 1.0, "gradient_norm": 0.0, "parameter_norm": 0.0, "update_norm": 0.0}
+        return state, {name: Sum(step, value) for name, value in values.items()}
+
+    job = make_job([3.0, 2.0], steps_per_epoch=4)
+    run(Job(**{**job.__dict__, "train_step": train_step}), tmp_path)
+    epoch = ["call 1", "call 2", 1, "call 3", 2, "call 4", 3, 4]  # the last is read before the evaluation
+    assert events == epoch + [f"call {int(e[-1]) + 4}" if isinstance(e, str) else e + 4 for e in epoch]
+
+
+def test_the_last_steps_are_in_a_line_of_their_own(tmp_path):
+    job = make_job([3.0, 2.0, 1.0])
+    _, _, records, _ = run(Job(**{**job.__dict__, "log_every": 4}), tmp_path)
+    lines = [(r["step"], r["loss"], r["count"]) for r in records if r["split"] == "steps"]
+    assert lines == [(4, 1.5, 4), (6, 4.5, 2)]
+
+
 def test_evaluate_adds_all_batches_up():
     batches = [{"n": np.float32(n)} for n in (1, 2, 3)]
-    totals = evaluate(lambda _, batch: {"count": batch["n"], "loss": batch["n"] * 2}, {}, batches, lambda batch: batch)
+    (totals,) = evaluate(
+        lambda _, batch: {"count": batch["n"], "loss": batch["n"] * 2}, {}, batches, lambda batch: batch
+    )
     assert totals.values == {"count": 6.0, "loss": 12.0}
 
 

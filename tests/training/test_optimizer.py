@@ -8,6 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxvit.errors import UsageError
+from jaxvit.models import create_model
+from jaxvit.models.count import abstract_variables
 from jaxvit.training.optimizer import (
     OptimizerSettings,
     average_weights,
@@ -52,7 +55,6 @@ PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "norm": {"
 def test_masks():
     assert decay_mask(PARAMS, "all") == {"dense": {"kernel": True, "bias": True}, "norm": {"scale": True}}
     assert decay_mask(PARAMS, "kernels") == {"dense": {"kernel": True, "bias": False}, "norm": {"scale": False}}
-    assert not decay_mask(PARAMS, "kernels", ("kernel",))["dense"]["kernel"]
 
 
 @pytest.fixture(autouse=True)
@@ -162,21 +164,53 @@ TREE = {
 }
 
 
-def test_layer_factors_of_a_vit():
-    factors = layer_factors(TREE, 0.5)
-    assert factors["head"]["hidden_0"]["kernel"] == factors["norm"]["scale"] == 1.0
-    blocks = [factors["encoder"][f"block_{i}"]["mlp"]["dense_0"]["kernel"] for i in (0, 1, 10)]
-    assert blocks == [0.125, 0.25, 0.5]
-    assert factors["embed"]["projection"]["kernel"] == factors["position_embed"]["table"] == 0.0625
+BLOCKS = [f"encoder/block_{i}" for i in range(12)]  # so that 10 comes after 9
+# The way of an image through each family, layer by layer; parts of one layer stand together.
+LAYERS = {
+    ("vit", (("pool", "cls"), ("registers", 2), ("rep_size", 4), ("depth", 12))): [
+        ["embed", "class_token", "position_embed", "register_tokens"],
+        *([block] for block in BLOCKS),
+        ["norm", "representation", "head"],
+    ],
+    ("token_learner_vit", (("depth", 4), ("learner_at", (1, 3)), ("fuse", True))): [
+        ["embed", "position_embed"],
+        ["encoder/block_0"],
+        ["encoder/token_learner_1", "encoder/block_1", "encoder/token_fuser_1"],
+        ["encoder/block_2"],
+        ["encoder/token_learner_3", "encoder/block_3", "encoder/token_fuser_3"],
+        ["norm", "head"],
+    ],
+    ("shiftvit", (("depths", (2, 11, 1)),)): [
+        ["embed", "norm_stem"],
+        *([f"stages_0/block_{i}"] for i in range(2)),
+        ["merges_0"],
+        *([f"stages_1/block_{i}"] for i in range(11)),
+        ["merges_1"],
+        ["stages_2/block_0"],
+        ["norm_final", "head"],
+    ],
+    ("cct", (("depth", 3),)): [
+        ["embed", "position_embed"],
+        *([block] for block in BLOCKS[:3]),
+        ["norm", "pooling", "head"],
+    ],
+}
 
 
-def test_layer_factors_of_a_pyramid():
-    stages = {
-        f"stage_{i}": {"block_0": {"kernel": 0}, "block_1": {"kernel": 0}, "downsample": {"kernel": 0}} for i in (0, 1)
-    }
-    factors = layer_factors({"embed": {"kernel": 0}, **stages, "head": {"kernel": 0}}, 0.5)
-    order = [factors[f"stage_{i}"][part]["kernel"] for i in (0, 1) for part in ("block_0", "block_1", "downsample")]
-    assert order == [2.0**-n for n in (6, 5, 4, 3, 2, 1)] and factors["embed"]["kernel"] == 2.0**-7
+@pytest.mark.parametrize("name, attributes", LAYERS)
+def test_layer_factors_rise_along_the_way_of_the_image(name, attributes):
+    model, layers = create_model(name, **dict(attributes)), LAYERS[name, attributes]
+    factors = layer_factors(abstract_variables(model, (32, 32, 3))["params"], 0.5)
+    left = {"/".join(key.key for key in path): f for path, f in jax.tree_util.tree_leaves_with_path(factors)}
+    for place, parts in enumerate(layers):
+        inside = [path for path in left if any(path.startswith(f"{part}/") for part in parts)]
+        assert inside and {left.pop(path) for path in inside} == {2.0 ** (place + 1 - len(layers))}, parts
+    assert not left
+
+
+def test_a_model_without_numbered_blocks_has_no_layers_to_tell_apart():
+    with pytest.raises(UsageError, match=r"config.optim.layer_decay=0.5: no part of this model has a number"):
+        layer_factors({"Dense_0": {"kernel": 0}, "head": {"logits_1": {"kernel": 0}}}, 0.5)
 
 
 def test_layer_decay_scales_the_updates():

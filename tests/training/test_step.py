@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxvit.training import nans
 from jaxvit.training.loss import one_hot
 from jaxvit.training.state import create_state, derive_key
 from jaxvit.training.step import make_eval_step, make_loss, make_train_call, make_train_step
@@ -140,3 +141,28 @@ def test_several_steps_in_one_go_are_the_same_steps():
     for name, stacked in sums.items():
         np.testing.assert_allclose(stacked[:3], [one[name] for one in each], rtol=1e-5)
         assert stacked.shape == (4,) and stacked[3] == 0
+
+
+def test_a_step_is_repeated_part_by_part_with_the_noise_of_its_parts():
+    seen = []
+
+    def noting(variables, images, *, train, key=None):
+        if not isinstance(key, jax.core.Tracer):
+            entry = (jax.random.key_data(key).tolist(), np.asarray(images).tolist())
+            seen.extend([entry] if entry not in seen else [])
+        return apply(variables, images, train=train)
+
+    halves = make_loss(noting, transform_with(0.0), jax.random.key(0))
+    with jax.disable_jit():  # the loop over the parts runs in Python: all can be looked at
+        make_train_step(*halves, optax.sgd(0.5), accumulate=2)(fresh_state(), batch())
+    trained = list(seen)
+    seen.clear()
+    nans.explain(*halves, fresh_state(), batch(), accumulate=2)
+    assert seen == trained and [len(images) for _, images in seen] == [4, 4]
+
+
+def test_an_explanation_looks_at_every_part():
+    targets = jnp.ones((8, 3)).at[1, 0].set(jnp.nan)  # in the second part
+    halves = make_loss(apply, lambda *_: (scale(jnp.asarray(IMAGES)), targets), jax.random.key(0))
+    phrase = nans.explain(*halves, fresh_state(), batch(), accumulate=2)
+    assert phrase == "the forward pass is finite; the gradient of bias is not"

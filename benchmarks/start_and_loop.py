@@ -1,0 +1,153 @@
+"""How long a start takes with and without kept programs, and what the loop costs beside the device's own steps.
+
+    python benchmarks/start_and_loop.py [--model=NAME …] [--steps=60]
+
+Data are random images of the model's own size. A start is that of a process, up to its first step; the loop is
+`jaxvit.training.loop.fit` with metrics written every 50 steps, against a bare loop over the same compiled step; both
+are run turn by turn, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxvit.assembly import assemble
+from jaxvit.config import base_config
+from jaxvit.job import StartOptions, make_job
+from jaxvit.models.registry import input_shape
+from jaxvit.plan import dataset_of, resolve
+from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.journal import Journal, JsonLines
+from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.progress import Progress
+from jaxvit.training.sharding import make_mesh
+from jaxvit.training.stopping import StopRequest
+
+# The documents' models and batches.
+BATCHES = {
+    "tutorial_fashion_vit": 32,
+    "tutorial_fashion_fast_vit": 32,
+    "tutorial_mini_vit": 256,
+    "tutorial_mini_vit_tl8": 256,
+    "tutorial_mini_vit_tl4": 256,
+    "tutorial_vit_cifar100": 256,
+    "tutorial_shiftvit": 256,
+    "tutorial_cct": 128,
+}
+
+
+def random_images() -> dict:
+    """The data set that the runs below name; the model says its size."""
+    rng = np.random.default_rng(0)
+    shape = input_shape(os.environ["BENCHMARK_MODEL"])
+    count = 2 * int(os.environ["BENCHMARK_BATCH"])
+    return {"train": (rng.integers(0, 256, (count, *shape), dtype=np.uint8), rng.integers(0, 10, count))}
+
+
+def config_of(model: str, duration: str):
+    os.environ |= {"BENCHMARK_MODEL": model, "BENCHMARK_BATCH": str(BATCHES[model])}
+    config = base_config(model)
+    config.data.name = "start_and_loop:random_images"
+    config.data.test = ""
+    config.train.batch_size = BATCHES[model]
+    config.train.duration = duration
+    config.checkpoint.every = "100 epochs"
+    config.optim.warmup = "0 steps"
+    config.log.writers = ("jsonl",)
+    return config
+
+
+# Ends the process when the first step's metrics have been read.
+FIRST_STEP = """
+import os, sys, time
+import jaxvit, start_and_loop
+from jaxvit.training.progress import Progress
+Progress.step = lambda *_: (os.write(1, str(time.time()).encode()), os._exit(0))
+sys.stdout = sys.stderr
+jaxvit.train(start_and_loop.config_of(sys.argv[1], '2 steps'), sys.argv[2])
+"""
+
+
+def start_seconds(model: str) -> tuple[float, float]:
+    """Seconds from the start of a process to its first step: (the first time, median of three later starts)."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": f"{folder}/cache",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        }
+        for i in range(4):
+            began = time.time()
+            command = [sys.executable, "-c", FIRST_STEP, model, f"{folder}/run{i}"]
+            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            seconds.append(float(done.stdout) - began)
+    return seconds[0], statistics.median(seconds[1:])
+
+
+def loop_seconds(model: str, steps: int, rounds: int = 3) -> tuple[float, float]:
+    """Median seconds a step of (the bare loop, the training loop)."""
+    config = config_of(model, f"{2 * rounds * steps} steps")
+    dataset = dataset_of(config)
+    plan = resolve(config, dataset=dataset)
+    assembly, mesh = assemble(plan), make_mesh(1)
+    sources = {"train": dataset.read(plan.data.train)}
+    state = jax.jit(assembly.create_state)()
+    bare, whole = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        options, position = StartOptions(False, False, None), Position()
+        job = make_job(plan, assembly, sources, state, mesh, position, options, Path(folder))
+        for i in range(2 * rounds):
+            if i % 2:
+                began = time.perf_counter()
+                for step in range(steps):
+                    state, sums = job.train_step(state, job.train_batch(step, 1), 1)
+                jax.block_until_ready(sums)
+                bare.append((time.perf_counter() - began) / steps)
+                continue
+            part = dataclasses.replace(job, steps=steps, steps_per_epoch=steps, checkpoint_every=steps)
+            checkpoints = Checkpoints(Path(folder) / f"checkpoints{i}")
+            journal = Journal([JsonLines(Path(folder) / "metrics.jsonl", 0)])
+            with Progress(steps, steps, console=Console(file=io.StringIO())) as progress:
+                course = Course(part, Position(), checkpoints=checkpoints, journal=journal, progress=progress)
+                state = fit(part, state, [course], stop=StopRequest())
+            # Saving is booked by itself, and falls on the last step only.
+            whole.append(course.position.seconds["train"] / steps)
+            journal.close()
+            checkpoints.close()
+    return statistics.median(bare), statistics.median(whole)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", default=[], choices=tuple(BATCHES))
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parent))
+    print("| model | first start | later start | sooner | bare step | in the loop | loop's share |")
+    print("|---|---|---|---|---|---|---|")
+    for model in options.model or BATCHES:
+        first, later = start_seconds(model)
+        bare, whole = loop_seconds(model, options.steps)
+        print(
+            f"| `{model}` | {first:.1f} s | {later:.1f} s | {first / later:.1f}× | {1e3 * bare:.1f} ms | "
+            f"{1e3 * whole:.1f} ms | {100 * (whole / bare - 1):.1f} % |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

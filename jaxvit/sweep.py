@@ -1,0 +1,302 @@
+"""`jaxvit sweep`: a grid of runs over values of config keys, with one table and one figure at the end.
+
+Each cell of the grid is an ordinary run in a folder of its own. The same command again skips the finished cells, takes
+up the one that was stopped, and tries those again that failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from jaxvit import command_line, errors
+from jaxvit.assembly import Assembly, assemble
+from jaxvit.config import differences, from_plain, load_grid, to_plain
+from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.figures.sweep import draw_sweep
+from jaxvit.models.count import count_macs, count_params
+from jaxvit.plan import resolve
+from jaxvit.run_directory import finished_result, read_json, write_json
+from jaxvit.train import train
+from jaxvit.training import hardware
+
+_EXAMPLES = """examples:
+  jaxvit sweep --config=configs/digits.py --over 'model.depth=2,4' --over 'optim.peak_lr=3e-4,1e-3' --workdir=sweeps/1
+  jaxvit sweep --config=configs/token_learner.py:place --workdir=sweeps/place     the file brings its own grid
+  jaxvit sweep --config=configs/token_learner.py:place --dry_run                  lists the cells, trains nothing
+
+Any --config.key=value holds for all cells; seeds as well: --config.seeds='(0, 1, 2)' makes each cell a mean over three.
+
+exit codes: 0 done, 1 done but some cells failed, 2 a mistake in the command, 75 and 130 stopped and saved: the same
+command goes on
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+      settings: {key: value as written}.
+      config, overrides: of the run.
+      problem: why it cannot be run; '' = it can.
+      params: parameters.
+      macs: multiply-adds of one image (convention `all`).
+    """
+
+    settings: dict[str, str]
+    config: Any
+    overrides: tuple[str, ...]
+    problem: str
+    params: int
+    macs: int
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, and what it is called in the table."""
+        text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
+        return re.sub(r"[^\w.,=+()-]", "", text)[:150]
+
+
+def split_values(text: str) -> list[str]:
+    """'4,8' to ['4', '8'] and '(2,),(2, 3)' to ['(2,)', '(2, 3)']: at commas outside brackets and quotes."""
+    values, depth, quote, start = [], 0, "", 0
+    for i, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            values.append(text[start:i].strip())
+            start = i + 1
+    return [*values, text[start:].strip()]
+
+
+def parse_grid(over: Sequence[str]) -> dict[str, list[str]]:
+    """{'model.tokens': ['4', '8'], …} of the words given to --over.
+
+    Raises:
+      UsageError: a word is not KEY=VALUE,VALUE,…, or names a key or a value twice.
+    """
+    grid: dict[str, list[str]] = {}
+    for word in over:
+        key, equals, text = word.partition("=")
+        key, values = key.strip().removeprefix("--").removeprefix("config."), split_values(text)
+        if not equals or not key or not all(values):
+            raise UsageError(f"--over '{word}': write it as KEY=VALUE,VALUE, such as --over 'optim.peak_lr=3e-4,1e-3'")
+        if key in grid:
+            raise UsageError(f"--over '{word}': {key} is given twice; put all its values into one --over")
+        if len(set(values)) != len(values):
+            raise UsageError(f"--over '{word}': a value is given twice")
+        grid[key] = values
+    return grid
+
+
+def make_cells(spec: str, words: Sequence[str], grid: dict[str, list[str]]) -> list[Cell]:
+    """The cells of a grid, the last key running fastest; a cell that cannot be run says why.
+
+    Raises:
+      UsageError: the config file, a key or the type of a value is wrong: then all cells are.
+    """
+    return [
+        _make_cell(spec, words, dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())
+    ]
+
+
+def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cell:
+    tokens = [*words, *(f"--config.{key}={value}" for key, value in settings.items())]
+    config, overrides, _ = command_line.parse_config_arguments(spec, tokens)
+    problem, params, macs = "", 0, 0
+    try:
+        assembly = assemble(resolve(config, devices=hardware.device_count(), overrides=overrides), overrides)
+        params, macs = _size(assembly)
+    except (UsageError, RunFailedError) as error:
+        problem = str(error)
+    return Cell(settings, config, tuple(overrides), problem, params, macs)
+
+
+def _size(assembly: Assembly) -> tuple[int, int]:
+    model = assembly.model
+    plain = {name: value for name, value in (("remat", "none"), ("scan", False)) if hasattr(model, name)}
+    macs = count_macs(model.clone(**plain), assembly.plan.input_shape)["all"]
+    return count_params(assembly.abstract_state.variables), macs
+
+
+def sweep(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any]]:
+    """Trains what is not finished and returns a row for each cell: what the table shows."""
+    rows = []
+    for i, cell in enumerate(cells):
+        row = _row(cell)
+        rows.append(row)
+        folder = workdir / cell.name
+        print(f"cell {i + 1}/{len(cells)}: {cell.name}", flush=True)
+        try:
+            if cell.problem:
+                raise UsageError(cell.problem)
+            finished = finished_result(folder, cell.config)
+            result = finished or train(cell.config, folder, overrides=cell.overrides)
+            if finished:
+                print("finished before")
+            row |= {"status": "done", **_numbers(result)}
+        except (UsageError, RunFailedError) as error:
+            row |= {"status": "failed", "error": str(error)}
+            print(f"failed: {error}", flush=True)
+        jax.clear_caches()  # the next cell is another program
+        write_rows(rows, workdir / "sweep.csv")
+    return rows
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    return {"cell": cell.name, **cell.settings, "params": cell.params, "macs": cell.macs, "status": "not run"}
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, Any]:
+    test = result["test"]
+    return {
+        **{name: test[name] for name in ("top1", "top5", "loss", "count") if name in test},
+        **({"top1_std": test["std"]["top1"], "n": test["n"]} if "std" in test else {}),
+        "train_seconds": result["seconds"]["train"],
+        "best_epoch": result.get("best_epoch", ""),
+    }
+
+
+def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """All rows as CSV, whole or not at all."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(file)
+
+
+def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) -> None:
+    """The table on the terminal, best accuracy marked."""
+    table = Table(title=title, title_justify="left")
+    for key in keys:
+        table.add_column(key.rpartition(".")[2], no_wrap=True)
+    for name in ("parameters", "multiply-adds", "test accuracy", "loss", "training"):
+        table.add_column(name, justify="right", no_wrap=True)
+    best = max((row["top1"] for row in rows if "top1" in row), default=None)
+    for row in rows:
+        accuracy = row["status"]
+        if "top1" in row:
+            spread = f" ± {row['top1_std']:.2%} (n = {row['n']})" if "top1_std" in row else ""
+            accuracy = f"{row['top1']:.2%}{spread}"
+        table.add_row(
+            *(row[key] for key in keys),
+            f"{row['params']:,}" if row["params"] else "",
+            f"{row['macs'] / 1e6:,.2f} M" if row["macs"] else "",
+            f"[bold]{accuracy}[/bold]" if "top1" in row and row["top1"] == best else accuracy,
+            f"{row['loss']:.4f}" if "loss" in row else "",
+            f"{row['train_seconds']:.1f} s" if "train_seconds" in row else "",
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge to fit into
+    console.print(table)
+    for row in rows:
+        if row.get("error"):
+            print(f"{row['cell']}: {row['error']}")
+
+
+@contextlib.contextmanager
+def _opened(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterator[None]:
+    """The sweep's folder, for this process alone; what is asked for stands in sweep.json.
+
+    Raises:
+      UsageError: it belongs to another sweep or another process, or holds something else.
+    """
+    file = workdir / "sweep.json"
+    if workdir.is_dir() and any(workdir.iterdir()) and not file.exists():
+        raise UsageError(f"--workdir={workdir}: this folder holds other files; name a new one for the sweep")
+    if file.exists():
+        try:
+            before = read_json(file)
+            theirs, swept = from_plain(before["config"]), set(before["grid"])
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{file} is damaged; use a new --workdir") from None
+        changed = {k: v for k, v in differences(theirs, config).items() if k not in swept | set(grid)}
+        if changed or swept != set(grid):
+            what = next((f"{k}: {old!r} there, {new!r} here" for k, (old, new) in changed.items()), "")
+            what = what or f"it goes over {', '.join(sorted(swept))}"
+            raise UsageError(f"--workdir={workdir}: this folder holds another sweep ({what}); name a new one")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"--workdir={workdir}: another process is at work in this sweep") from None
+        write_json(file, {"grid": grid, "config": to_plain(config)})
+        yield
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser("sweep", "Trains a grid of runs over values of config keys.", _EXAMPLES)
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file; it may bring the grid")
+    parser.add_argument(
+        "--over", action="append", default=[], metavar="KEY=V,V,…", help="a key and its values; again for another key"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="the sweep's folder; a folder in it for each cell")
+    parser.add_argument("--dry_run", action="store_true", help="list the cells with their sizes; train nothing")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """The verb."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if not options.config:
+        raise UsageError("--config is missing; such as --config=configs/digits.py")
+    words, unknown = command_line.split_overrides(rest)
+    parser.refuse_unknown(unknown)
+    tokens = [word for _, _, word in words]
+    config, _, _ = command_line.parse_config_arguments(options.config, tokens)
+    over = options.over or [f"{k}={','.join(map(str, v))}" for k, v in load_grid(options.config).items()]
+    if not over:
+        raise UsageError("--over is missing; such as --over 'optim.peak_lr=3e-4,1e-3'")
+    grid = parse_grid(over)
+    cells = make_cells(options.config, tokens, grid)
+    if options.dry_run:
+        rows = [_row(cell) | ({"status": "fails", "error": cell.problem} if cell.problem else {}) for cell in cells]
+        print_rows(rows, list(grid), f"{len(cells)} cells; dry run: nothing was trained")
+        return errors.DONE
+    if not options.workdir:
+        raise UsageError("--workdir is missing; name the sweep's folder, such as --workdir=sweeps/one")
+    workdir = Path(options.workdir)
+    with _opened(workdir, config, grid):
+        rows = sweep(cells, workdir)
+        figure = workdir / "figures" / "sweep.png"
+        done = [row for row in rows if "top1" in row]
+        if done:
+            draw_sweep(done, list(grid), figure)
+    failed = sum(row["status"] == "failed" for row in rows)
+    print_rows(rows, list(grid), f"{len(rows) - failed} of {len(rows)} cells done")
+    print(f"table: {workdir / 'sweep.csv'}" + (f"   figure: {figure}" if done else ""))
+    sys.stdout.flush()
+    return errors.SOME_INPUTS_FAILED if failed else errors.DONE
+
+
+if __name__ == "__main__":
+    command_line.run(main)
