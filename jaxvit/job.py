@@ -135,12 +135,12 @@ def _train_program(assembly: Assembly, pick: Any, steps_per_call: int, several: 
         step = jax.vmap(lambda state, batch, key: assembly.train_step(key=key)(state, batch))
         return lambda state, batch: step(state, batch, keys)
 
-    def program(state: TrainState, data: Any, call: Any, i: jax.Array, root: jax.Array) -> Any:
+    def train_program(state: TrainState, data: Any, call: Any, i: jax.Array, root: jax.Array) -> Any:
         if steps_per_call > 1:
             return make_train_call(step_with(root), pick, steps_per_call)(state, data, call, i)
         return step_with(root)(state, pick(data, call, i))
 
-    return program
+    return train_program
 
 
 def make_feed(
