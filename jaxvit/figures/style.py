@@ -1,0 +1,56 @@
+"""What all figures share: colours that colour-blind readers tell apart, readable sizes, PNG and SVG files.
+
+Figures are made without pyplot, which would choose a backend for the whole process, a notebook's too.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+GREY = "#555555"
+FORMATS = ("png", "svg")
+# Text stays text in an SVG; its ids, and so its bytes, are the same every time.
+_SETTINGS: dict[str, Any] = {"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "jaxvit"}
+
+
+def new_figure(width: float, height: float, **settings: Any) -> Figure:
+    """An empty figure of a size in inches; its parts are laid out without overlap."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=(width, height), **{"layout": "constrained", **settings})
+        FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: int = 150) -> list[Path]:
+    """Writes a figure as `file` with each of the suffixes; returns the files.
+
+    Each is written beside and moved, so that what is there is always whole.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix in formats:
+        target = file.with_suffix(f".{suffix}")
+        beside = target.with_name(f".{target.name}.tmp")
+        metadata = {"Date": None} if suffix == "svg" else None
+        with matplotlib.rc_context(_SETTINGS):
+            figure.savefig(beside, dpi=dpi, format=suffix, metadata=metadata)
+        os.replace(beside, target)
+        written.append(target)
+    return written
