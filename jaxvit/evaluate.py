@@ -116,7 +116,9 @@ def read_split(
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
     dataset = _other(data, config, loaded.image_shape) if data else dataset_of(config)
     if dataset.class_names != loaded.class_names:
-        theirs, ours = (", ".join(names[:4]) + ", …" * (len(names) > 4) for names in (dataset.class_names, loaded.class_names))
+        theirs, ours = (
+            ", ".join(names[:4]) + ", …" * (len(names) > 4) for names in (dataset.class_names, loaded.class_names)
+        )
         raise UsageError(f"{dataset.name}: its classes ({theirs}) are not those of the model ({ours})")
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
@@ -206,12 +208,14 @@ def _show(found: dict[str, Any], file: Path) -> None:
         for pair in found["most_confused"][:5]:
             share = f"{100 * pair['share']:.1f} % of {pair['true']}"
             print(f"  {pair['true']} taken for {pair['predicted']}: {pair['count']:,} ({share})")
-    right = round(found["top1"] * found["count"])
-    print(f"accuracy {100 * found['top1']:.2f}% ({right:,} of {found['count']:,} images), top-5 {100 * found['top5']:.2f}%")
+    right = f"{round(found['top1'] * found['count']):,} of {found['count']:,} images"
+    print(f"accuracy {100 * found['top1']:.2f}% ({right}), top-5 {100 * found['top5']:.2f}%")
     print(f"loss {found['loss']:.4f}, expected calibration error {100 * found['ece']:.2f}%")
     keras = found["keras"]
     print(f"Keras precision {100 * keras['precision']:.2f}%, recall {100 * keras['recall']:.2f}% (micro, above 1/2)")
-    print(f"weights of step {found['step']:,} ({found['weights']}); files: {file}.json, .csv, _confusion.csv, _images.csv")
+    print(
+        f"weights of step {found['step']:,} ({found['weights']}); files: {file}.json, .csv, _confusion.csv, _images.csv"
+    )
 
 
 def _confusion(found: dict[str, Any]) -> Any:

@@ -32,8 +32,8 @@ def find_images(words: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str
     """The files that words name, one by one.
 
     Args:
-      words: files; folders, searched to their depths for images, in the order of names; patterns with *, ? or **, should
-        no such file exist; '-' = the lines.
+      words: files; folders, searched to their depths for images, in the order of names; patterns with *, ? or **,
+        should no such file exist; '-' = the lines.
       lines: file names, one a line.
     """
     for word in words:

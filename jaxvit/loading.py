@@ -64,6 +64,12 @@ class Loaded:
             )
         return evaluation_transform(self.augmentation)(jnp.asarray(images_BHWC))
 
+    def pictures(self, images_BHWC: Any) -> np.ndarray:
+        """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""
+        a = self.augmentation
+        seen = np.asarray(self.preprocess(images_BHWC)) * np.array(a.std, np.float32) + np.array(a.mean, np.float32)
+        return np.clip(seen, 0, 1)
+
     def apply(self, variables: Any, images_BHWC: Any) -> jax.Array:
         """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program."""
         return self.model.apply(variables, self.preprocess(images_BHWC), train=False)

@@ -232,8 +232,6 @@ class _Progress:
         self._progress.stop()
 
 
-
-
 def _sum_up(counts: dict[str, int], figure: Path | None) -> str:
     parts = [f"{counts['done']:,} image{'s' * (counts['done'] != 1)}"]
     if counts["labelled"]:

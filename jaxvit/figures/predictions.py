@@ -20,7 +20,7 @@ def draw_predictions(
       images: uint8 [H, W, C] each, C 1 or 3.
       captions: for each image, its text and whether that is right; None = not known.
       file: to write. Its ending says the format; without one, PNG and SVG.
-      title: above the grid.
+      title: above the grid; '' = how many are right.
     """
     columns = min(6, math.ceil(math.sqrt(len(images))))
     rows = math.ceil(len(images) / columns)
@@ -39,7 +39,6 @@ def draw_predictions(
             spine.set(color=colour, linewidth=1 if right is None else 2.5)
     known = [right for _, right in captions if right is not None]
     counted = f"{sum(known)} of {len(known)} right" if known else ""
-    if title or counted:
-        figure.suptitle(": ".join(filter(None, (title, counted))), fontsize=12)
+    style.entitle(figure, title or counted)
     suffix = file.suffix.lower().removeprefix(".")
-    return style.save(figure, file, (suffix,) if suffix else style.FORMATS)
+    return style.save(figure, file, (suffix,) if suffix in ("png", "svg", "pdf") else style.FORMATS)
