@@ -64,7 +64,7 @@ def write(
             return drawn.get_window_extent().width / dpi
 
         if length() > width:
-            drawn.set_fontsize(max(least, size * width / length()))
+            drawn.set_fontsize(max(least, 0.98 * size * width / length()))
         while length() > width and len(text) > 1:
             text = text[:-1].rstrip()
             drawn.set_text(text + "…")
@@ -131,10 +131,11 @@ def cells(
       edge: colour of the lines.
       numbers: one in each cell, row by row; empty = none.
     """
+    line = 0.4 if side > 0.09 else 0.2  # thicker ones would hide the colours of small cells
     for i, face in enumerate(faces):
         row, column = divmod(i, columns)
         corner = (x + column * side, y + row * side)
-        axis.add_patch(Rectangle(corner, side, side, facecolor=face, edgecolor=edge, linewidth=0.4))
+        axis.add_patch(Rectangle(corner, side, side, facecolor=face, edgecolor=edge, linewidth=line))
         if len(numbers):
             centre = (corner[0] + side / 2, corner[1] + side / 2)
             write(axis, *centre, str(numbers[i]), size=9, ha="center", color=BLACK if numbers[i] else GREY)

@@ -107,10 +107,17 @@ def _draw_learner(axis: Axes, top: float, model: ViT, grid: tuple[int, int]) -> 
     text = f"weighted {kind}\nover {places:,} places"
     box(axis, 5.0, lower - _HEIGHT / 2, 1.85, _HEIGHT, text, colour=VERMILION, size=SMALL + 0.5)
     arrow(axis, [(9.1, upper + 0.93), (9.1, lower - 0.85), (5.92, lower - 0.85), (5.92, lower - _HEIGHT / 2)])
-    write(axis, 7.5, lower - 0.99, "each map: one token's weights (made up here)", size=SMALL, color=GREY, ha="center")
+    write(axis, 9.0, lower - 0.99, "each map: one token's weights (made up here)", size=SMALL, color=GREY, ha="right")
     arrow(axis, [(6.85, lower), (7.55, lower)])
     _draw_tokens(axis, 7.62, lower, learned)
-    write(axis, 7.62 + 0.85, lower + 0.11 * min(learned, 8) / 2 + 0.2, f"{_count(learned, 'token')} × {channels}", ha="center", weight="bold")
+    write(
+        axis,
+        7.62 + 0.85,
+        lower + 0.11 * min(learned, 8) / 2 + 0.2,
+        f"{_count(learned, 'token')} × {channels}",
+        ha="center",
+        weight="bold",
+    )
 
 
 def _draw_fuser(axis: Axes, top: float, model: ViT, places: int) -> None:
