@@ -63,8 +63,9 @@ def write(
         def length() -> float:
             return drawn.get_window_extent().width / dpi
 
-        if length() > width:
-            drawn.set_fontsize(max(least, 0.98 * size * width / length()))
+        while length() > width and size > least:  # step by step: hinting makes widths jump
+            size = max(least, size - 0.5)
+            drawn.set_fontsize(size)
         while length() > width and len(text) > 1:
             text = text[:-1].rstrip()
             drawn.set_text(text + "…")

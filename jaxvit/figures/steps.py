@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from jaxvit.models.shiftvit import ShiftViT
 from jaxvit.summary import summarize
 
 # This package's steps, in words for a reader who does not know the classes.
@@ -89,10 +90,12 @@ def model_steps(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[list[St
     """
     facts = summarize(model, input_shape)
     root, *rows = facts["layers"]
+    if getattr(model, "positions", "") == "none":  # the module is there and does nothing
+        rows = [row for row in rows if row["type"] != "PositionEmbed"]
     steps: list[Step] = []
     for run in _runs(_parts(rows, "")):
         step = _step(run, rows, model)
-        steps += _before(step, steps[-1], rows, run[0]) if steps else []
+        steps += _before(step, steps[-1], rows, run[0], model) if steps else []
         steps.append(step)
     result = tuple(root["output"])
     if not steps or steps[-1].output != result:
@@ -180,7 +183,7 @@ def _numbered(name: str) -> tuple[str, str]:
     return base.replace("_", " "), index or ""
 
 
-def _before(step: Step, previous: Step, rows: list[dict], row: dict) -> list[Step]:
+def _before(step: Step, previous: Step, rows: list[dict], row: dict, model: nn.Module) -> list[Step]:
     """What the model itself does between two modules to get a vector out of tokens or a map; it has no row."""
     if step.type not in ("Classifier", "Dense") or len(step.output) != 1 or len(previous.output) < 2:
         return []  # these two keep all axes but the last: something else has done away with the others
@@ -188,6 +191,6 @@ def _before(step: Step, previous: Step, rows: list[dict], row: dict) -> list[Ste
     came_in = dense["params"] // dense["output"][-1]  # with or without one for the bias
     flat, channels = math.prod(previous.output), previous.output[-1]
     if came_in in (channels, channels + 1):
-        kind = "mean of the map" if row["type"] == "Classifier" else "one vector for the image"
+        kind = "mean of the map" if isinstance(model, ShiftViT) else "one vector for the image"
         return [Step("", kind, "in the model itself", (channels,))]
     return [Step("", "side by side", "in the model itself", (flat,))] if came_in in (flat, flat + 1) else []

@@ -104,6 +104,12 @@ def test_tokens_without_a_place_are_counted():
     assert seen == [("class token", 65), ("register tokens", 67), ("TokenLearner", 8), ("TokenFuser", 67)]
 
 
+def test_what_does_nothing_is_no_step():
+    kinds = [step.kind for step in model_steps(create_model("cct", positions="none", depth=1), (32, 32, 3))[0]]
+    expected = ["convolutions to tokens", "attention + MLP", "norm", "sequence pool", "classifier"]
+    assert kinds == expected
+
+
 class OwnBlock(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
