@@ -20,6 +20,9 @@ from jaxvit.training.hardware import keep_compiled_programs
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
     "sweep": "train a grid of runs over values of config keys; one table and one figure",
+    "evaluate": "measure a trained model on a split: per class, confusion, calibration",
+    "predict": "say what a trained model sees in image files",
+    "report": "draw a run's figures; compare runs in one table",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
     "data": "prepare a data set, show what training sees of it, export images, measure the input",
 }

@@ -64,9 +64,19 @@ class Loaded:
             )
         return evaluation_transform(self.augmentation)(jnp.asarray(images_BHWC))
 
+    def pictures(self, images_BHWC: Any) -> np.ndarray:
+        """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""
+        a = self.augmentation
+        seen = np.asarray(self.preprocess(images_BHWC)) * np.array(a.std, np.float32) + np.array(a.mean, np.float32)
+        return np.clip(seen, 0, 1)
+
+    def apply(self, variables: Any, images_BHWC: Any) -> jax.Array:
+        """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program."""
+        return self.model.apply(variables, self.preprocess(images_BHWC), train=False)
+
     @cached_property
     def _logits(self) -> Any:
-        return jax.jit(lambda variables, x: self.model.apply(variables, self.preprocess(x), train=False))
+        return jax.jit(self.apply)
 
     def logits(self, images_BHWC: Any) -> jax.Array:
         """Scores [B, K], float32, of uint8 images [B, *image_shape]. Compiles once for each batch size."""
@@ -93,6 +103,8 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
     for name, value, known in (("checkpoint", checkpoint, CHECKPOINTS), ("weights", weights, WEIGHTS)):
         if value not in known:
             raise UsageError(f"{name}='{value}': must be one of {', '.join(known)}")
+    if not path.is_dir():
+        raise UsageError(f"{path}: there is no such folder; name that of a run")
     seeds = sorted(p.name for p in path.glob("seed_*") if p.is_dir())
     if seeds and not (path / "checkpoints").exists():
         raise UsageError(f"{path} holds a run for each of {len(seeds)} seeds; name one, such as {path / seeds[0]}")

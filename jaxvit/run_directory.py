@@ -6,7 +6,8 @@ environment.json   versions, devices, data fingerprints, one entry a start
 metrics.jsonl      one JSON object a line
 tensorboard/       event files
 checkpoints/       the newest and the best
-figures/           history.png
+figures/           history, and what `jaxvit report` draws
+evaluation/        what `jaxvit evaluate` found, a few files for each split
 result.json        written last: its presence means that the run is finished
 """
 
@@ -216,11 +217,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all, as `write_text`."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Whole or not at all: written beside, then moved."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w") as file:
-        json.dump(value, file, indent=2, default=str)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxvit.data.decoding import CHUNK, Damage, Records, decode_records
 
-FORMAT = 2  # of the folders; part of their names
+FORMAT = 3  # of the folders; part of their names
 
 
 @dataclass(frozen=True)

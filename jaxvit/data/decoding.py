@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.errors import RunFailedError, UsageError, first_line
 
 CHUNK = 256  # records read and decoded together
 
@@ -47,27 +47,63 @@ class Records(Protocol):
         """The records, or for each that cannot be read, why."""
 
 
-def decode(data: bytes, channels: int, side: int = 0) -> np.ndarray:
-    """Pixels uint8 [H, W, channels] of a PNG, JPEG, … file.
+def decode(data: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Pixels uint8 [H, W, channels] of a PNG, JPEG, WebP, … file, upright, transparent parts white.
 
     Args:
       data: the file's bytes.
       channels: 1 (grey) or 3 (RGB); the file is converted.
-      side: the shorter side is resized to this and the centre cut out, [side, side]; 0 = as stored.
+      size: (H, W); the image is resized until it just covers this, and the centre cut out. None = as stored.
     """
     with Image.open(io.BytesIO(data)) as image:
-        if side and min(image.size) > 2 * side:
-            image.draft(None, (2 * side, 2 * side))  # JPEG only: decodes a smaller picture, several times faster
-        image = _eight_bits(image).convert("L" if channels == 1 else "RGB")
-        if side and image.size != (side, side):
-            width, height = image.size
-            scale = side / min(width, height)
-            size = (max(side, round(width * scale)), max(side, round(height * scale)))
-            image = image.resize(size, Image.Resampling.BILINEAR)
-            left, top = (size[0] - side) // 2, (size[1] - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        pixels = np.asarray(image)
+        if size and min(image.size) > 2 * max(size):
+            image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes a smaller picture, several times faster
+        image = _opaque(_eight_bits(upright(image))).convert("L" if channels == 1 else "RGB")
+        pixels = np.asarray(_cover(image, *size) if size else image)
     return pixels[..., None] if channels == 1 else pixels
+
+
+def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    scale = max(width / image.width, height / image.height)
+    covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    image = image.resize(covering, Image.Resampling.BILINEAR)
+    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def orientation(image: Image.Image) -> int:
+    """How a camera was held, 1 to 8 as EXIF counts; from 5 on, the sides change places."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF data tells nothing, and the pixels may be fine
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as people see it: turned as its EXIF orientation says."""
+    turn = _TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """On white, if any of it is transparent: what lies below transparent pixels is arbitrary."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -82,6 +118,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of no known range; save it with 8 or 16")
     return image
+
+
+def why_unreadable(error: Exception) -> str:
+    """What is wrong with an image that cannot be decoded, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image"  # Pillow's own sentence names an object in memory
+    return first_line(error)[:120]
 
 
 @dataclass
@@ -120,12 +163,10 @@ class Damage:
         Raises:
           RunFailedError: unless bad records are to be skipped.
         """
-        # Pillow's own sentence for a file of no known format names an object in memory.
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is no image" if unknown else (str(error).splitlines() or [type(error).__name__])[0]
+        reason = why_unreadable(error)
         if self.on_error != "skip":
             raise RunFailedError(
-                f"{self.owner}: {name} cannot be decoded ({reason[:120]}); repair it, or leave such images out with "
+                f"{self.owner}: {name} cannot be decoded ({reason}); repair it, or leave such images out with "
                 "--config.data.on_error=skip"
             ) from error
         with self._lock:
@@ -135,7 +176,7 @@ class Damage:
             count = len(self._names)
         if count <= self.announced:
             more = "; further ones are only counted" if count == self.announced else ""
-            print(f"warning: {self.owner}: {name} is left out ({reason[:120]}){more}", file=sys.stderr, flush=True)
+            print(f"warning: {self.owner}: {name} is left out ({reason}){more}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -165,7 +206,7 @@ def decode_records(
         if isinstance(item, Unreadable):
             return item.error
         try:
-            pixels = decode(item.image, shape[-1], side)
+            pixels = decode(item.image, shape[-1], (side, side) if side else None)
         except Exception as error:  # a decoder may raise anything on damaged bytes
             return error
         if pixels.shape != shape:

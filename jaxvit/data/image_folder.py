@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from jaxvit.data.decoding import Record, Unreadable
+from jaxvit.data.decoding import Record, Unreadable, orientation
 from jaxvit.errors import UsageError
 
 PREFIX = "image_folder:"
@@ -74,7 +74,7 @@ class FolderStore:
             for file, _ in found:
                 try:
                     with Image.open(file) as image:
-                        sizes.add(image.size)
+                        sizes.add(image.size if orientation(image) < 5 else image.size[::-1])
                 except Exception:  # named when it is decoded
                     continue
                 if len(sizes) > 1:

@@ -1,4 +1,4 @@
-"""figures/history.png: a panel for each metric, training against validation, and the learning rate."""
+"""figures/history: a panel for each metric, training against validation, and the learning rate."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from jaxvit.figures import style
 
-# Okabe and Ito's colours: told apart by colour-blind readers too.
-TRAIN, VALIDATION, BEST = "#0072B2", "#D55E00", "#009E73"
+TRAIN, VALIDATION, BEST = style.BLUE, style.VERMILION, style.GREEN
 PANELS = (
     ("loss", "loss"),
     ("top1", "accuracy"),
@@ -22,20 +20,18 @@ PANELS = (
 
 def draw_history(
     records: Sequence[dict[str, Any]], file: Path, best_epoch: int = 0, title: str = "", smoothing: float = 0.0
-) -> None:
+) -> list[Path]:
     """Draws the metrics of a run.
 
     Args:
       records: lines of metrics.jsonl.
-      file: PNG to write.
+      file: to write, PNG and SVG.
       best_epoch: marked by a vertical line; 0 = none.
       title: over the figure.
       smoothing: of the labels in the training loss, said on its panel: the validation loss has none.
     """
     by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "validation", "steps")}
-    # Not pyplot: that would choose a backend for the whole process, a notebook's too.
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.new_figure(13, 7)
     axes = figure.subplots(2, 3)
     for axis, (name, label) in zip(axes.flat, PANELS, strict=False):
         for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
@@ -53,7 +49,7 @@ def draw_history(
     points = [(r["epoch"], r["learning_rate"]) for r in by_split["steps"]]
     if points:
         marker = "o" if len(points) == 1 else None
-        rate.plot(*zip(*points, strict=True), color="#555555", linewidth=1.8, marker=marker)
+        rate.plot(*zip(*points, strict=True), color=style.GREY, linewidth=1.8, marker=marker)
     rate.set(title="learning rate", xlabel="epoch")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rate.grid(alpha=0.3)
@@ -61,5 +57,4 @@ def draw_history(
         axes.flat[0].legend(frameon=False)
     if title:
         figure.suptitle(title)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    return style.save(figure, file)

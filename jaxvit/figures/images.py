@@ -6,38 +6,36 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from jaxvit.figures.style import new_figure, save
 
 GAP = (150, 190, 230)
 
 
 def draw_batch(
     images_BHWC: np.ndarray, targets_BK: np.ndarray, class_names: Sequence[str], path: Path, title: str = ""
-) -> None:
+) -> list[Path]:
     """Images in a grid, each with its largest targets.
 
     Args:
       images_BHWC: 0..1.
       targets_BK: distributions over the classes.
       class_names: K names.
-      path: PNG file to write.
+      path: file to write, PNG and SVG.
       title: above the grid.
     """
     columns = min(8, math.ceil(math.sqrt(len(images_BHWC))))
     rows = math.ceil(len(images_BHWC) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.7 * columns, 2.05 * rows + 0.4), squeeze=False)
+    figure = new_figure(1.7 * columns, 2.05 * rows + 0.4)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel():
         axis.set_axis_off()
     for axis, image, target in zip(axes.ravel(), images_BHWC, targets_BK, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(_describe(target, class_names), fontsize=7)
     figure.suptitle(f"{title}: a training batch as the model sees it, with its targets", fontsize=9)
-    figure.tight_layout()
-    _save(figure, path)
+    return save(figure, path)
 
 
 def _describe(target_K: np.ndarray, class_names: Sequence[str]) -> str:
@@ -50,13 +48,13 @@ def _describe(target_K: np.ndarray, class_names: Sequence[str]) -> str:
     return "\n".join(f"{name} {share:.2f}" for name, share in named)
 
 
-def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") -> None:
+def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") -> list[Path]:
     """One image, its patches as a grid, and as the row that a transformer reads.
 
     Args:
       image_HWC: uint8, or 0..1.
       patch: side of a patch; rows and columns that do not fill one are left out, as a VALID cut does.
-      path: PNG file to write.
+      path: file to write, PNG and SVG.
       name: the image's class.
     """
     rows, columns = image_HWC.shape[0] // patch, image_HWC.shape[1] // patch
@@ -64,8 +62,8 @@ def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") 
     patches = cut.reshape(rows, patch, columns, patch, -1).swapaxes(1, 2).reshape(rows * columns, patch, patch, -1)
     high = 255 if image_HWC.dtype == np.uint8 else 1.0
     shown = {"cmap": "gray", "vmin": 0, "vmax": high, "interpolation": "nearest"}
-    figure = plt.figure(figsize=(9, 5.6))
-    outer = figure.add_gridspec(2, 2, height_ratios=(4, 1), hspace=0.25)
+    figure = new_figure(9, 5.6)
+    outer = figure.add_gridspec(2, 2, height_ratios=(4, 1))
     whole = figure.add_subplot(outer[0, 0])
     whole.imshow(image_HWC.squeeze(), **shown)
     whole.set_title(f"{name}, {image_HWC.shape[0]}×{image_HWC.shape[1]}", fontsize=9)
@@ -81,7 +79,7 @@ def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") 
     row.imshow(_tile(np.concatenate([patches, blank]).reshape(lines, per_line, patch, patch, -1)).squeeze(), **shown)
     row.set_title(f"the same as a sequence of {len(patches)} tokens", fontsize=9)
     row.set_axis_off()
-    _save(figure, path)
+    return save(figure, path)
 
 
 def _tile(patches_RCPQD: np.ndarray) -> np.ndarray:
@@ -98,9 +96,3 @@ def _tile(patches_RCPQD: np.ndarray) -> np.ndarray:
         for c in range(columns):
             canvas[r * step : r * step + patch, c * step : c * step + patch] = patches_RCPQD[r, c]
     return canvas
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)

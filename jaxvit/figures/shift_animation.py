@@ -110,7 +110,7 @@ def draw_shift_animation(
     What enters is zero and stays white; what leaves fades at the edge.
 
     Args:
-      file: written with the suffix .gif.
+      file: written with the ending .gif.
       groups: into which the channels are cut; four of them move.
       pixels: how far.
       border: draw `jaxvit.ops.mask_borders`, where nothing moves and a border becomes zero.
@@ -140,7 +140,7 @@ def draw_shift_animation(
     palette = strip.quantize(255, method=Image.Quantize.MAXCOVERAGE)
     pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     times = [_HOLD_FIRST, *[_SLIDE] * (frames - 2), _HOLD_LAST]
-    target = file.with_suffix(".gif")
+    target = file.with_name(f"{file.name.removesuffix('.gif')}.gif")
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.tmp")
     pictures[0].save(beside, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)

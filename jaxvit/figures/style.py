@@ -6,6 +6,7 @@ Figures are made without pyplot, which would choose a backend for the whole proc
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 GREY = "#555555"
 FORMATS = ("png", "svg")
+_ENDINGS = (".png", ".svg", ".pdf")
 # Text stays text in an SVG; its ids, and so its bytes, are the same every time.
 _SETTINGS: dict[str, Any] = {"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "jaxvit"}
 
@@ -38,15 +40,22 @@ def new_figure(width: float, height: float, **settings: Any) -> Figure:
     return figure
 
 
+def entitle(figure: Figure, text: str, fontsize: float = 12) -> None:
+    """A title over the whole figure, in as many lines as its width asks for."""
+    letters = int(figure.get_figwidth() * 72 / (0.55 * fontsize))
+    figure.suptitle("\n".join(textwrap.wrap(text, letters)), fontsize=fontsize)
+
+
 def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: int = 150) -> list[Path]:
-    """Writes a figure as `file` with each of the suffixes; returns the files.
+    """Writes a figure as `file`, without an ending that it may have, in each of the formats; returns the files.
 
     Each is written beside and moved, so that what is there is always whole.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix in formats:
-        target = file.with_suffix(f".{suffix}")
+        stem = file.name.removesuffix(file.suffix) if file.suffix.lower() in _ENDINGS else file.name
+        target = file.with_name(f"{stem}.{suffix}")
         beside = target.with_name(f".{target.name}.tmp")
         metadata = {"Date": None} if suffix == "svg" else None
         with matplotlib.rc_context(_SETTINGS):

@@ -1,4 +1,4 @@
-"""figures/sweep.png: test accuracy over a sweep's first key, and against multiply-adds."""
+"""figures/sweep: test accuracy over a sweep's first key, and against multiply-adds."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from jaxvit.figures.style import COLOURS, new_figure, save
 
-# Okabe and Ito's colours: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 
 
-def draw_sweep(rows: Sequence[dict[str, Any]], keys: Sequence[str], file: Path) -> None:
+def draw_sweep(rows: Sequence[dict[str, Any]], keys: Sequence[str], file: Path) -> list[Path]:
     """Draws a sweep.
 
     Args:
       rows: one for each finished cell: the keys' values as written, `top1` (with `top1_std` over seeds) and `macs`.
       keys: of the grid; the first is the horizontal axis, the others tell the lines apart.
-      file: PNG to write.
+      file: to write, PNG and SVG.
     """
-    figure = Figure(figsize=(13, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 5.2)
     by_value, by_cost = figure.subplots(1, 2)
     first, others = keys[0], keys[1:]
     values = list(dict.fromkeys(row[first] for row in rows))
@@ -62,8 +58,7 @@ def draw_sweep(rows: Sequence[dict[str, Any]], keys: Sequence[str], file: Path) 
         axis.grid(alpha=0.3)
     if others:
         by_value.legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    return save(figure, file)
 
 
 def _leaf(key: str) -> str:

@@ -136,7 +136,7 @@ def test_decoding_cuts_the_centre_out():
     wide[:, 10:30] = 255
     file = io.BytesIO()
     Image.fromarray(wide).save(file, "png")
-    assert decode(file.getvalue(), 3, side=10).min() > 200
+    assert decode(file.getvalue(), 3, (10, 10)).min() > 200
     assert decode(file.getvalue(), 1).shape == (20, 40, 1)
 
 

@@ -1,0 +1,95 @@
+"""Image files by name, folder, pattern or list: found, and decoded to what a model takes, in the order asked for.
+
+Nothing here grows with the number of files: they are found while others are decoded.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxvit.data.decoding import decode, why_unreadable
+from jaxvit.data.image_folder import ENDINGS
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One file: its name as it was found, and its pixels uint8 [H, W, C], or why there are none."""
+
+    name: str
+    pixels: np.ndarray | None
+    error: str = ""
+
+
+def find_images(words: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
+    """The files that words name, one by one.
+
+    Args:
+      words: files; folders, searched to their depths for images, in the order of names; patterns with *, ? or **,
+        should no such file exist; '-' = the lines.
+      lines: file names, one a line.
+    """
+    for word in words:
+        if word == "-":
+            yield from (line.rstrip("\r\n") for line in lines if line.strip())
+        elif os.path.isdir(word):
+            yield from _walk(word)
+        elif glob.has_magic(word) and not os.path.exists(word):
+            found = sorted(glob.iglob(word, recursive=True))
+            yield from (name for name in found if not os.path.isdir(name)) if found else (word,)
+        else:
+            yield word
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            if Path(name).suffix.lower() in ENDINGS:
+                yield os.path.join(parent, name)
+
+
+def read_images(names: Iterable[str], shape: Sequence[int], chunk: int) -> Iterator[list[ImageFile]]:
+    """Decodes files, `chunk` at a time, while the chunk before is being used.
+
+    Args:
+      names: of the files.
+      shape: (H, W, C) to bring them to, see `jaxvit.data.decoding.decode`.
+      chunk: how many are yielded together; fewer at the end.
+    """
+    height, width, channels = shape
+
+    def read(name: str) -> ImageFile:
+        try:
+            with open(name, "rb") as file:
+                data = file.read()
+            if not data:
+                return ImageFile(name, None, "it is empty")
+            return ImageFile(name, decode(data, channels, (height, width)))
+        except OSError as error:
+            return ImageFile(name, None, _reason(error))
+        except Exception as error:  # a decoder may raise anything on damaged bytes
+            return ImageFile(name, None, why_unreadable(error))
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        names = iter(names)
+        ahead = pool.map(read, list(itertools.islice(names, chunk)))
+        while True:
+            now, ahead = ahead, pool.map(read, list(itertools.islice(names, chunk)))
+            files = list(now)
+            if not files:
+                return
+            yield files
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return error.strerror or why_unreadable(error)

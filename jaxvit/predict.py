@@ -1,0 +1,246 @@
+"""`jaxvit predict`: what a trained model says about image files, from its run's folder alone."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from jaxvit import command_line, errors
+from jaxvit.errors import UsageError
+from jaxvit.evaluate import add_run_options, load_run
+from jaxvit.image_files import ImageFile, find_images, read_images
+from jaxvit.inference import Predictor
+from jaxvit.loading import Loaded
+
+FORMATS = ("table", "csv", "jsonl")
+BATCH = 64  # images at a time, unless told otherwise
+PICTURES = 36  # in a figure, unless told otherwise
+
+_EXAMPLES = """examples:
+  jaxvit predict --workdir=runs/digits images            a folder, with all that lies below it
+  jaxvit predict --workdir=runs/digits 'photos/*.jpg' one.png --top=3
+  find . -name '*.webp' | jaxvit predict --workdir=runs/digits - --format=jsonl > said.jsonl
+  jaxvit predict --workdir=runs/digits images --figure=grid.png
+
+Files are decoded, turned upright, laid on white where they are transparent, resized until they cover the size of the
+run's images, cut to their centre, and normalised as in training. A file's folder is taken for its true class if it has
+the name of one. A file that cannot be read is named, the others are done, and the exit code is 1.
+"""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about a file.
+
+    Attributes:
+      file: its name.
+      top: (class, probability), the most probable first; empty where there is an error.
+      truth: the class that the file's folder names; '' = none.
+      error: why the file could not be read; '' = it could.
+    """
+
+    file: str
+    top: tuple[tuple[str, float], ...] = ()
+    truth: str = ""
+    error: str = ""
+
+
+def main(argv: list[str]) -> int:
+    """The verb.
+
+    Raises:
+      UsageError: no such run, or no images.
+    """
+    parser = command_line.Parser("predict", "Says what a trained model sees in image files.", _EXAMPLES)
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders, patterns; - = names from stdin")
+    add_run_options(parser)
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for each image (default: 5)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of stdout (default: table)")
+    parser.add_argument("--figure", default="", metavar="FILE", help="draw the images with what was said of them")
+    parser.add_argument(
+        "--pictures", type=int, default=PICTURES, help=f"images in the figure, the first ones (default: {PICTURES})"
+    )
+    options, rest = parser.parse_known_intermixed_args(argv)
+    parser.refuse_unknown(rest)
+    if not options.images:
+        raise UsageError("name images: files, folders, patterns, or - for a list on stdin; see jaxvit predict --help")
+    for name in ("top", "pictures"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
+    figure = _figure_file(options.figure)
+    loaded = load_run(options)
+    pictures: list[tuple[np.ndarray, Prediction]] = []
+    write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
+    counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
+    names = find_images(options.images, sys.stdin)
+    with _Progress() as advance:
+        for image, said in predict(loaded, names, top=options.top, batch=options.batch_size, devices=options.devices):
+            write(said)
+            advance()
+            counts["failed" if said.error else "done"] += 1
+            if said.error:
+                print(f"jaxvit: {said.file}: {said.error}", file=sys.stderr)
+                continue
+            counts["labelled"] += bool(said.truth)
+            counts["right"] += said.truth == said.top[0][0]
+            if figure and len(pictures) < options.pictures:
+                pictures.append((image, said))
+    if not counts["done"] + counts["failed"]:
+        raise UsageError(f"{' '.join(options.images)}: there are no images here")
+    if figure and pictures:
+        from jaxvit.figures.predictions import draw_predictions
+
+        draw_predictions([image for image, _ in pictures], [_caption(said) for _, said in pictures], figure)
+    sys.stdout.flush()
+    print(_sum_up(counts, figure if pictures else None), file=sys.stderr)
+    return errors.SOME_INPUTS_FAILED if counts["failed"] else errors.DONE
+
+
+def predict(
+    loaded: Loaded, names: Iterator[str], *, top: int = 5, batch: int = 0, devices: int = 0
+) -> Iterator[tuple[np.ndarray | None, Prediction]]:
+    """Yields (pixels uint8 [H, W, C] as the model is given them, what it says) for each file, in order.
+
+    Args:
+      loaded: the trained model.
+      names: of the files; they are read as the results are asked for.
+      top: classes to name, at most K.
+      batch: images at a time; 0 = 64, or as few as there are.
+      devices: how many; 0 = all.
+    """
+    names = iter(names)
+    first = list(itertools.islice(names, batch or BATCH))
+    # A few images need not wait for a large batch; powers of two, so that the compiled programs are soon known.
+    size = batch or min(BATCH, 1 << max(0, len(first) - 1).bit_length())
+    predictor = Predictor(loaded, size, devices)
+    waiting: list[list[ImageFile]] = []
+
+    def batches() -> Iterator[np.ndarray]:
+        for files in read_images(itertools.chain(first, names), loaded.image_shape, predictor.batch_size):
+            waiting.append(files)
+            pixels = [file.pixels for file in files if file.pixels is not None]
+            yield np.stack(pixels) if pixels else np.empty((0, *loaded.image_shape), np.uint8)
+
+    for logits_BK in predictor.logits(batches()):
+        rows = iter(_softmax(logits_BK))
+        for file in waiting.pop(0):
+            truth = Path(file.name).parent.name
+            truth = truth if truth in loaded.class_names else ""
+            if file.pixels is None:
+                yield None, Prediction(file.name, truth=truth, error=file.error)
+                continue
+            yield file.pixels, Prediction(file.name, _best(next(rows), loaded.class_names, top), truth)
+
+
+def _softmax(logits_BK: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits_BK.astype(np.float64) - logits_BK.max(axis=1, keepdims=True, initial=-np.inf))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def _best(probabilities_K: np.ndarray, names: tuple[str, ...], top: int) -> tuple[tuple[str, float], ...]:
+    order = np.argsort(-probabilities_K[: len(names)], kind="stable")[:top]
+    return tuple((names[i], float(probabilities_K[i])) for i in order)
+
+
+def _write_table(stream: TextIO, top: int) -> Callable[[Prediction], None]:
+    def write(said: Prediction) -> None:
+        if not said.error:  # stderr has those
+            stream.write(f"{said.file}: {_confidences(said)}\n")
+
+    return write
+
+
+def _confidences(said: Prediction) -> str:
+    classes = ", ".join(f"{name} {100 * probability:.2f}%" for name, probability in said.top)
+    if not said.truth:
+        return classes
+    return f"{classes}  ({'right' if said.truth == said.top[0][0] else f'wrong, it is {said.truth}'})"
+
+
+def _write_csv(stream: TextIO, top: int) -> Callable[[Prediction], None]:
+    rows = csv.writer(stream, lineterminator="\n")
+    places = range(1, top + 1)
+    rows.writerow(["file", "true", *(f"{kind}{i}" for i in places for kind in ("class", "probability")), "error"])
+
+    def write(said: Prediction) -> None:
+        pairs = [value for name, probability in said.top for value in (name, f"{probability:.6g}")]
+        rows.writerow([said.file, said.truth, *pairs, *[""] * (2 * top - len(pairs)), said.error])
+
+    return write
+
+
+def _write_jsonl(stream: TextIO, top: int) -> Callable[[Prediction], None]:
+    def write(said: Prediction) -> None:
+        line: dict[str, Any] = {"file": said.file}
+        line |= {"error": said.error} if said.error else {"top": [list(pair) for pair in said.top]}
+        line |= {"true": said.truth} if said.truth else {}
+        stream.write(json.dumps(line) + "\n")
+
+    return write
+
+
+WRITERS = {"table": _write_table, "csv": _write_csv, "jsonl": _write_jsonl}
+
+
+def _caption(said: Prediction) -> tuple[str, bool | None]:
+    """(text, whether it is right; None = not known)."""
+    name, probability = said.top[0]
+    text = f"{name} {100 * probability:.0f} %"
+    if not said.truth:
+        return text, None
+    right = name == said.truth
+    return (text if right else f"{text}\nit is {said.truth}"), right
+
+
+def _figure_file(name: str) -> Path | None:
+    if not name:
+        return None
+    file = Path(name)
+    if file.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--figure={name}: its name must end in .png, .svg or .pdf")
+    if not file.parent.is_dir():
+        raise UsageError(f"--figure={name}: there is no folder {file.parent}")
+    return file
+
+
+class _Progress:
+    """Counts files on stderr, if a person looks at it and stdout goes elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("images"), MofNCompleteColumn(), TimeElapsedColumn())
+        quiet = not console.is_terminal or sys.stdout.isatty()
+        self._progress = Progress(*columns, console=console, transient=True, disable=quiet)
+
+    def __enter__(self) -> Callable[[], None]:
+        self._progress.start()
+        task = self._progress.add_task("images", total=None)
+        return lambda: self._progress.advance(task)
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+
+def _sum_up(counts: dict[str, int], figure: Path | None) -> str:
+    parts = [f"{counts['done']:,} image{'s' * (counts['done'] != 1)}"]
+    if counts["labelled"]:
+        share = 100 * counts["right"] / counts["labelled"]
+        parts.append(f"{counts['right']:,} of {counts['labelled']:,} right ({share:.2f}%)")
+    if counts["failed"]:
+        parts.append(f"{counts['failed']:,} could not be read")
+    return "; ".join(parts) + (f"; {figure}" if figure else "")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,223 @@
+"""`jaxvit report`: runs side by side in one table, and the figures of each, from the runs' folders alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jaxvit import command_line, errors
+from jaxvit.errors import UsageError
+from jaxvit.evaluate import add_run_options
+from jaxvit.loading import load
+from jaxvit.run_directory import read_config, read_json
+from jaxvit.training.journal import read_jsonl
+
+FORMATS = ("table", "markdown", "csv")
+
+_EXAMPLES = """examples:
+  jaxvit report runs                                    all runs below runs/, best first
+  jaxvit report runs/vit runs/cct --format=markdown
+  jaxvit report runs/digits --figures                   pictures into runs/digits/figures, with an index.html
+
+Figures, each as PNG and SVG: learning curves; predictions and the most confident mistakes; confusion matrix and
+calibration; patches; the model's architecture and its special blocks, drawn from the model; the shift as a GIF; and
+what the model looks at: TokenLearner's and TokenFuser's maps, pooling weights, attention rollout, similarities of
+positions, ShiftViT's receptive field. Where the data is not there, those that need images are left out, with a line.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The verb.
+
+    Raises:
+      UsageError: no runs there.
+    """
+    parser = command_line.Parser("report", "Compares runs in one table; draws the figures of each.", _EXAMPLES)
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="runs, or folders that hold runs")
+    parser.add_argument("--figures", action="store_true", help="draw each run's figures")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of the table (default: table)")
+    parser.add_argument("--split", default="", help="figures: whose images (default: test)")
+    parser.add_argument("--n", type=int, default=6, help="figures: images in what the model looks at (default: 6)")
+    add_run_options(parser)
+    options, rest = parser.parse_known_intermixed_args(argv)
+    parser.refuse_unknown(rest)
+    folders = [*options.folders, *([options.workdir] if options.workdir else [])]
+    if not folders:
+        raise UsageError("name runs, or a folder that holds some, such as `jaxvit report runs`")
+    if options.n < 1:
+        raise UsageError(f"--n={options.n}: must be 1 or more")
+    runs = [run for folder in folders for run in find_runs(Path(folder))]
+    rows = sorted((summarize_run(run) for run in dict.fromkeys(runs)), key=lambda row: -row.get("top1", -1))
+    _WRITERS[options.format](rows)
+    failed = False
+    if options.figures:
+        from jaxvit.run_figures import draw_run
+
+        for run in dict.fromkeys(runs):
+            options.workdir = str(_with_checkpoints(run))
+            try:
+                loaded = load(options.workdir, checkpoint=options.checkpoint, weights=options.weights)
+                index = draw_run(loaded, run / "figures", options)
+            except UsageError as error:
+                if len(runs) == 1:
+                    raise
+                print(f"jaxvit: {run}: {error}", file=sys.stderr)
+                failed = True
+                continue
+            sys.stdout.flush()
+            print(f"figures: {index}")
+    return errors.SOME_INPUTS_FAILED if failed else errors.DONE
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """The runs in a folder, which may be one itself. A run of several seeds counts once.
+
+    Raises:
+      UsageError: there are none.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder")
+    found = False
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        if "config.json" in files and ("model.json" in files or "environment.json" in files or _seeds(Path(parent))):
+            found = True
+            folders.clear()  # what lies in a run belongs to it
+            yield Path(parent)
+    if not found:
+        raise UsageError(f"{folder}: there are no runs here; train one with `jaxvit train`")
+
+
+def _seeds(run: Path) -> list[Path]:
+    return sorted((p for p in run.glob("seed_*") if p.is_dir()), key=lambda p: int(p.name.removeprefix("seed_")))
+
+
+def _with_checkpoints(run: Path) -> Path:
+    """The run itself, or of several seeds the first."""
+    seeds = _seeds(run)
+    return seeds[0] if seeds and not (run / "checkpoints").exists() else run
+
+
+def summarize_run(run: Path) -> dict[str, Any]:
+    """What a table says of a run: run, model, data, params, macs, steps, best_epoch, seeds, top1, top1_std, top5, loss,
+    validation, train_seconds, state; what is not known yet is missing."""
+    config = read_config(run)
+    row: dict[str, Any] = {"run": str(run), "model": config.model.name, "data": config.data.name}
+    folder = _with_checkpoints(run)
+    if (folder / "model.json").exists():
+        facts = read_json(folder / "model.json")
+        row["params"], row["macs"] = _count(str(folder / "model.json"), repr(facts))
+    records = read_jsonl(folder / "metrics.jsonl")
+    row["steps"] = max((record["step"] for record in records), default=0)
+    if not (run / "result.json").exists():
+        validations = [record["top1"] for record in records if record["split"] == "validation"]
+        best = {"validation": max(validations)} if validations else {}
+        return row | best | {"state": "not finished"}
+    result = read_json(run / "result.json")
+    test = result["test"]
+    row |= {name: test[name] for name in ("top1", "top5", "loss", "count") if name in test}
+    if "std" in test:
+        row |= {"top1_std": test["std"]["top1"], "seeds": test["n"]}
+    at_best = [r["top1"] for r in records if r["split"] == "validation" and r["epoch"] == result["best_epoch"]]
+    if at_best and "std" not in test:
+        row["validation"] = at_best[0]
+    row |= {"steps": result["steps"], "best_epoch": result["best_epoch"], "params": result["params"]}
+    return row | {"train_seconds": result["seconds"]["train"], "state": "finished"}
+
+
+@lru_cache
+def _count(file: str, facts: str) -> tuple[int | None, int | None]:
+    """(parameters, multiply-adds of an image) of a model.json; None where the model cannot be made here."""
+    from jaxvit.data.augment import Augmentation
+    from jaxvit.models.count import abstract_variables, count_macs, count_params
+    from jaxvit.models.registry import create_model
+
+    said = read_json(Path(file))
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in said["attributes"].items()}
+    augmentation = {k: tuple(v) if isinstance(v, list) else v for k, v in said["augmentation"].items()}
+    shape = Augmentation(**augmentation).output_shape(tuple(said["image_shape"]))
+    try:
+        model = create_model(said["name"], **tuples)
+        return count_params(abstract_variables(model, shape)), count_macs(model, shape)["all"]
+    except (ValueError, TypeError):  # a model of one's own, which is not on the path here
+        return None, None
+
+
+_COLUMNS = (
+    ("run", "run"),
+    ("model", "model"),
+    ("data", "data"),
+    ("params", "parameters"),
+    ("macs", "multiply-adds"),
+    ("steps", "steps"),
+    ("best_epoch", "best epoch"),
+    ("validation", "validation"),
+    ("top1", "test"),
+    ("top5", "test top-5"),
+    ("loss", "test loss"),
+    ("train_seconds", "training"),
+)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def text(name: str) -> str:
+        value = row.get(name)
+        if value is None:
+            return row["state"] if name == "top1" and row["state"] != "finished" else ""
+        if name == "top1" and "top1_std" in row:
+            return f"{value:.2%} ± {row['top1_std']:.2%} (n = {row['seeds']})"
+        if name in ("validation", "top1", "top5"):
+            return f"{value:.2%}"
+        if name == "macs":
+            return f"{value / 1e6:,.2f} M"
+        if name == "loss":
+            return f"{value:.4f}"
+        if name == "train_seconds":
+            return f"{value:,.1f} s"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    return [text(name) for name, _ in _COLUMNS]
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name, heading in _COLUMNS:
+        table.add_column(heading, justify="left" if name in ("run", "model", "data") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*_cells(row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge to fit into
+    console.print(table)
+
+
+def _print_markdown(rows: Sequence[dict[str, Any]]) -> None:
+    print("| " + " | ".join(heading for _, heading in _COLUMNS) + " |")
+    print("|" + "|".join("---" if name in ("run", "model", "data") else "--:" for name, _ in _COLUMNS) + "|")
+    for row in rows:
+        print("| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |")
+
+
+def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
+    names = [*(name for name, _ in _COLUMNS), "top1_std", "seeds", "count", "state"]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    print(stream.getvalue(), end="")
+
+
+_WRITERS = {"table": _print_table, "markdown": _print_markdown, "csv": _print_csv}
+
+
+if __name__ == "__main__":
+    command_line.run(main)
