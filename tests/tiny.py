@@ -8,7 +8,6 @@ import jax
 from ml_collections import ConfigDict
 
 import jaxvit
-
 from jaxvit.config import base_config
 
 

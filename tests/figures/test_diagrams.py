@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 
 from jaxvit.figures import architecture, diagram, shift_block, style, token_learner
 from jaxvit.figures.architecture import draw_architecture
-from jaxvit.figures.shift_block import draw_shift_block
-from jaxvit.figures.token_learner import draw_token_learner
-from jaxvit.figures.shift_block import shift_widths
+from jaxvit.figures.shift_block import draw_shift_block, shift_widths
 from jaxvit.figures.steps import model_steps
+from jaxvit.figures.token_learner import draw_token_learner
 from jaxvit.layers import Attention, Classifier, ShiftBlock
 from jaxvit.models import count_params, create_model, input_shape
 from jaxvit.models.count import abstract_variables
