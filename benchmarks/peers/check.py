@@ -81,7 +81,7 @@ def torch_weights(weights: Weights) -> Weights:
                 x = x.reshape(-1, x.shape[-1])
             x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
         name = "weight" if kind in ("kernel", "scale") else kind
-        found[".".join([*modules, part, name])] = np.ascontiguousarray(x)
+        found[".".join([*modules, part, name])] = np.array(x, order="C")
     return found
 
 

@@ -80,8 +80,8 @@ class KerasPeer:
             trained, moments = optimizer.stateless_apply(moments, gradients, trained)
             return (trained, rest, moments), loss
 
-        def logits(state: Any, images_BHWC: jax.Array) -> jax.Array:
-            return model.stateless_call(*state[:2], images_BHWC, training=False)[0]
+        def logits(trained: Any, rest: Any, images_BHWC: jax.Array) -> jax.Array:
+            return model.stateless_call(trained, rest, images_BHWC, training=False)[0]
 
         step, logits = jax.jit(step, donate_argnums=0), jax.jit(logits)
         variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
@@ -94,7 +94,7 @@ class KerasPeer:
             return loss
 
         self._step = train
-        self._infer = lambda batch: jax.block_until_ready(logits(self._state, self._images(batch)))
+        self._infer = lambda batch: jax.block_until_ready(logits(*self._state[:2], self._images(batch)))
 
     def parameters(self) -> int:
         return sum(int(np.prod(v.shape)) for v in self._model.trainable_variables)
