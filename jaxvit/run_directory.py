@@ -124,11 +124,15 @@ class RunDirectory:
         """The finished run's result; None while it is not finished."""
         return read_json(self.path / "result.json") if (self.path / "result.json").exists() else None
 
-    def set_result_aside(self, step: int) -> None:
-        """When a run is taken further at `step`: notes it, and keeps the shorter run's result under its steps."""
+    def note_extension(self, step: int) -> None:
+        """When a run is taken further at `step`: notes it, for `write_config` to write."""
         if self.extended:
             changes = {key: [old, new] for key, (old, new) in self.extended.items()}
             self.extensions.append({"step": step, "changes": changes})
+            self.extended = {}
+
+    def set_result_aside(self) -> None:
+        """When a run is taken further: keeps the shorter run's result under its steps."""
         if self.writes and self.result is not None:
             os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
 
