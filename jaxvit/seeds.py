@@ -52,8 +52,9 @@ def train_seeds(
       plan, assembly: of the config with all seeds.
       dataset, options, stop: as for `jaxvit.execution.execute`.
     """
-    run.set_result_aside(run.result["steps"] if run.result else 0)
-    run.write_config()
+    before = processes.told(lambda: run.result)
+    processes.everywhere(lambda: run.set_result_aside(before["steps"] if before else 0))
+    processes.first(run.write_config)
     if _shall_be_together(plan, options):
         try:
             _train_together(run, plan, assembly, dataset, options, stop)
@@ -66,7 +67,7 @@ def train_seeds(
         print(f"seed {seed} ({i + 1} of {len(plan.seeds)})", flush=True)
         config = config_of_seed(run.config, seed)
         folder = run.path / f"seed_{seed}"
-        finished = processes.everywhere(lambda config=config, folder=folder: finished_result(folder, config))
+        finished = processes.told(lambda config=config, folder=folder: finished_result(folder, config))
         if finished is None:
             with _opened(folder, config) as single:
                 own = dataclasses.replace(plan, seed=seed, seeds=(), seeds_run="")
@@ -76,7 +77,7 @@ def train_seeds(
                     raise RunFailedError(f"seed {seed}: {error}") from error
         results[seed] = finished
     result = combine(results, run)
-    run.write_result(result)
+    processes.first(lambda: run.write_result(result))
     report(result, run.path)
     return result
 
