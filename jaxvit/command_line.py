@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -219,32 +220,46 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     keep_compiled_programs()
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it: a model of one's own lies in the working folder
+    code, met = errors.DONE, None
     try:
         code = verb(list(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
-        code = _complain(error, errors.USAGE)
+        code, met = _complain(error, errors.USAGE), error
     except errors.RunFailedError as error:
-        code = _complain(error, errors.CANNOT_GO_ON)
+        code, met = _complain(error, errors.CANNOT_GO_ON), error
     except errors.StoppedError as error:
         code = _complain(error, error.exit_code)
-    except KeyboardInterrupt:
-        code = _complain("stopped at once; what was saved before is kept", errors.INTERRUPTED)
-    except BrokenPipeError:
+    except KeyboardInterrupt as error:
+        code, met = _complain("stopped at once; what was saved before is kept", errors.INTERRUPTED), error
+    except BrokenPipeError as error:
         # The reader of our output (`| head`) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = errors.SOME_INPUTS_FAILED
-    except OSError as error:
-        if not errors.is_disk_full(error):
+        code, met = errors.SOME_INPUTS_FAILED, error
+    except Exception as error:
+        if isinstance(error, OSError) and errors.is_disk_full(error):
+            code, met = _complain(errors.disk_full(error), errors.CANNOT_GO_ON), error
+        elif _joined():
+            traceback.print_exc()
+            code, met = 1, error
+        else:
             raise
-        code = _complain(errors.disk_full(error), errors.CANNOT_GO_ON)
     sys.stdout.flush()
-    if code != errors.CANNOT_GO_ON and "jaxvit.training.processes" in sys.modules:
-        sys.modules["jaxvit.training.processes"].leave()
-    if code not in (errors.DONE, errors.USAGE):
-        # Background writers of a run that ended badly would hold the process up, and complain.
+    processes = _joined()
+    agreed = not processes or met is None or processes.is_agreed(met)
+    if processes and agreed:
+        processes.leave()
+    if not agreed or code not in (errors.DONE, errors.USAGE):
+        # The others of the run know nothing of what has not been agreed on: to leave with them would be to wait. And
+        # background writers of a run that ended badly would hold the process up, and complain.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _joined() -> Any:
+    """`jaxvit.training.processes`, if this is one of several processes that are one run."""
+    processes = sys.modules.get("jaxvit.training.processes")
+    return processes if processes and processes.is_joined() else None
 
 
 def _complain(message: object, code: int) -> int:

@@ -17,7 +17,7 @@ import jax
 
 from jaxvit.assembly import Assembly
 from jaxvit.data.sources import Dataset, Source, StreamedSource
-from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError
+from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line
 from jaxvit.job import StartOptions, make_job
 from jaxvit.models.count import count_params
 from jaxvit.plan import Plan
@@ -52,11 +52,11 @@ def execute(
     sources = read_sources(plan, dataset)
     processes.everywhere(lambda: run.check_data(describe(sources)))
     folder = run.path / "checkpoints"
-    with contextlib.closing(Checkpoints(folder, fall_back=options.fall_back)) as checkpoints:
-        state, position = start(run, plan, assembly, checkpoints, mesh, options)
+    with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
+        state, position = processes.everywhere(lambda: start(run, plan, assembly, checkpoints, mesh, options))
         _announce(plan, assembly, position)
         job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
-        with contextlib.closing(begin(run, plan, position, sources, whole)) as journal:
+        with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
             progress = Progress(plan.train.steps, plan.train.steps_per_epoch, position.step)
             with progress, contextlib.closing(job.profiler) if job.profiler else contextlib.nullcontext():
                 course = Course(job, position, checkpoints=checkpoints, journal=journal, progress=progress)
@@ -99,18 +99,18 @@ def start(
     run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any, options: StartOptions
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from: fresh, or the newest checkpoint's."""
-    saved = checkpoints.latest_step()
+    steps = processes.told(checkpoints.steps)
     shardings = shard_state(mesh, assembly.abstract_state)
-    if saved is None:
+    if not steps:
         # Born where it will live: no device ever holds a full copy.
         return jax.jit(assembly.create_state, out_shardings=shardings)(assembly.init_key()), Position()
-    refuse_fewer_steps(plan, saved)
+    refuse_fewer_steps(plan, steps[-1])
     shapes = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         assembly.abstract_state,
         shardings,
     )
-    state, values = _restore_newest(checkpoints, shapes, options.fall_back)
+    state, values = _restore_newest(checkpoints, steps, shapes, options.fall_back)
     position = Position.from_json(values)
     if options.profile and options.profile[1] <= position.step:
         first, last = options.profile
@@ -134,13 +134,15 @@ def refuse_fewer_steps(plan: Plan, done: int) -> None:
         )
 
 
-def _restore_newest(checkpoints: Checkpoints, shapes: Any, fall_back: bool) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint; or, if that is damaged and it is allowed, the newest that can be read.
+def _restore_newest(
+    checkpoints: Checkpoints, steps: list[int], shapes: Any, fall_back: bool
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint of those steps; or, if that is damaged and it is allowed, the newest that can be read.
 
     Nothing is moved before that one has been read: what looks like damage everywhere is something else.
     """
     damaged = []
-    for step in reversed(checkpoints.steps()):
+    for step in reversed(steps):
         try:
             restored = checkpoints.restore(step, shapes)
         except DamagedCheckpointError as damage:
@@ -201,17 +203,28 @@ def _finish(
         "data": describe(sources),
         **({"extensions": run.extensions} if run.extensions else {}),
     }
-    records = read_jsonl(run.path / "metrics.jsonl") if run.writes else []
-    if records:
+    # All wait for the one that draws and writes: one that has left counts as lost after a while.
+    processes.first(lambda: _draw(run, plan, position))
+    _stop_if_asked(stop)
+    processes.first(lambda: run.write_result(result))
+    report(result, run.path)
+    return result
+
+
+def _draw(run: RunDirectory, plan: Plan, position: Position) -> None:
+    """Draws the run's metrics. A figure is not worth a result: what goes wrong is told, and that is all."""
+    try:
+        records = read_jsonl(run.path / "metrics.jsonl")
+        if not records:
+            return
         from jaxvit.figures.history import draw_history  # matplotlib is not for the way to the first step
 
         best = position.best_epoch if plan.data.validation else 0
         title = f"{plan.model.name} on {plan.data.name}"
         draw_history(records, run.path / "figures" / "history.png", best, title, plan.train.label_smoothing)
-    _stop_if_asked(stop)
-    run.write_result(result)
-    report(result, run.path)
-    return result
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        print(f"warning: figures/history.png is not drawn ({reason})", file=sys.stderr, flush=True)
 
 
 def _restore_best(

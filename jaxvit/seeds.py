@@ -78,7 +78,7 @@ def train_seeds(
         print(f"seed {seed} ({i + 1} of {len(plan.seeds)})", flush=True)
         config = config_of_seed(run.config, seed)
         folder = run.path / f"seed_{seed}"
-        finished = processes.everywhere(lambda config=config, folder=folder: finished_result(folder, config))
+        finished = processes.told(lambda config=config, folder=folder: finished_result(folder, config))
         if finished is None:
             with _opened(folder, config) as single:
                 own = _plan_of_seed(plan, seed)
@@ -89,7 +89,7 @@ def train_seeds(
                     raise RunFailedError(f"seed {seed}: {error}") from error
         results[seed] = finished
     result = combine(results, run)
-    run.write_result(result)
+    processes.first(lambda: run.write_result(result))
     report(result, run.path)
     return result
 
@@ -222,7 +222,7 @@ def _open_lane(
     own = _plan_of_seed(plan, seed)
     single = stack.enter_context(contextlib.closing(RunDirectory(folder, config)))
     checkpoints = Checkpoints(folder / "checkpoints", fall_back=options.fall_back)
-    stack.enter_context(contextlib.closing(checkpoints))
+    stack.enter_context(checkpoints)
     state, position = start(single, own, dataclasses.replace(assembly, plan=own), checkpoints, mesh, options)
     return Lane(seed, single, own, checkpoints, state, position)
 

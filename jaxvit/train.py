@@ -80,7 +80,8 @@ def train(
     hardware.keep_compiled_programs()
     if config.train.deterministic:
         hardware.be_deterministic()
-    finished = processes.everywhere(lambda: finished_result(path, config))
+    with _device_and_disk_errors(config):
+        finished = processes.told(lambda: finished_result(path, config))
     if finished is not None:
         return show_finished(finished, path)
     options = StartOptions(debug_nans, fall_back, profile)
@@ -99,7 +100,7 @@ def train(
         with contextlib.closing(run):
             if plan.seeds:
                 return train_seeds(run, plan, assembly, dataset, options, stop)
-            result = run.result
+            result = processes.told(lambda: run.result)
             if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
                 return show_finished(result, path)
             return execute(run, plan, assembly, dataset, options, stop)
@@ -110,7 +111,7 @@ def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
     """Turns an exhausted device and a full disk into one line and exit code 70."""
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         if processes.has_lost_another(error):
             raise RunFailedError(processes.LOST) from error
         if not isinstance(error, jax.errors.JaxRuntimeError):
@@ -182,14 +183,18 @@ def main(argv: list[str]) -> int:
     config, overrides, unknown = command_line.parse_config_arguments(options.config, rest)
     parser.refuse_unknown(unknown)
     profile = _profile_steps(options.profile)
-    _join(options)
+    if not (options.workdir or options.dry_run):
+        raise UsageError("--workdir is missing; name the run's folder, such as --workdir=runs/digits")
+    _join(options)  # after all that one process could find wrong alone: the others would wait for it
     if options.dry_run:
-        plan = resolve(config, devices=hardware.device_count(), overrides=overrides)
-        assembly = assemble(plan, overrides)
+
+        def plan_it() -> tuple[Plan, Assembly]:
+            plan = resolve(config, devices=hardware.device_count(), overrides=overrides)
+            return plan, assemble(plan, overrides)
+
+        plan, assembly = processes.everywhere(plan_it)
         print_plan(plan, assembly.abstract_state.params, assembly.schedule)
         return 0
-    if not options.workdir:
-        raise UsageError("--workdir is missing; name the run's folder, such as --workdir=runs/digits")
     train(
         config,
         options.workdir,

@@ -35,8 +35,20 @@ class _NewestAndBest:
         return [info.step in kept for info in checkpoints]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, that leaves jax's preemption service to `StopRequest`.
+
+    The service keeps one count of the looks at it; Orbax, which looks with the step, in its own thread as well, would
+    put it out of order.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run; a context that closes them at its end.
 
     Args:
       directory: made when missing. Saving is asynchronous; `wait` or `close` finishes it.
@@ -49,7 +61,9 @@ class Checkpoints:
     def __init__(self, directory: Path, *, fall_back: bool = False):
         self._directory = directory.absolute()
         processes.first(lambda: self._set_unnamed_aside(fall_back))
-        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        # Here, so that all hear of an error: in Orbax one process makes it and the others wait for that one.
+        processes.first(lambda: self._directory.mkdir(parents=True, exist_ok=True))
+        self._handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(),
             best_fn=lambda metrics: metrics["best_step"],  # without it Orbax does not store metrics
@@ -58,8 +72,8 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         # With handlers of our own, what a checkpoint holds can be asked before anything is restored.
-        self._manager = ocp.CheckpointManager(
-            self._directory, options=options, item_names=tuple(handlers), item_handlers=handlers
+        self._manager = _Manager(
+            self._directory, options=options, item_names=tuple(self._handlers), item_handlers=self._handlers
         )
 
     def latest_step(self) -> int | None:
@@ -129,8 +143,10 @@ class Checkpoints:
           UsageError: it does not fit `like`.
           RunFailedError: the system does not let it be read, and may do so another time.
         """
+        return processes.everywhere(lambda: self._read(step, like, remedy))
+
+    def _read(self, step: int, like: TrainState, remedy: str) -> tuple[TrainState, dict[str, Any]]:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
         folder = self._directory / str(step)
         earlier = [s for s in self.steps() if s < step]
         if not remedy and earlier:
@@ -141,15 +157,19 @@ class Checkpoints:
             stored = self._manager.item_metadata(step).state
             if stored is not None and _shapes(stored.tree) != _shapes(abstract):
                 raise UsageError(f"checkpoint {folder} cannot be read: it is of another model; use a new --workdir")
-            restored = self._manager.restore(step, args=arguments)
+            # Not by the manager, which then waits for the other processes: one of them may have failed to read.
+            handlers = self._handlers
+            state = handlers["state"].restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+            return state, handlers["progress"].restore(folder / "progress", args=ocp.args.JsonRestore())
         except (ValueError, KeyError, TypeError, OSError) as error:
+            if processes.has_lost_another(error):
+                raise
             reason = _passing_reason(error)
             if reason:
                 raise RunFailedError(
                     f"checkpoint {folder} cannot be read now: {reason}; remove the cause and start the run again"
                 ) from error
             raise self._damage(step, remedy) from error
-        return restored.state, restored.progress
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""
@@ -159,6 +179,13 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if error is None or not processes.has_lost_another(error):  # else the save would wait for the lost process
+            self.close()
 
 
 def saved_steps(directory: Path) -> list[int]:

@@ -1,43 +1,52 @@
 """Several processes that are one run: joining, doing something once for all, failing together, leaving.
 
-Every process runs the same program on its own devices. Process 0 alone writes; what it finds out about a run's folder,
-and any error of any process before the training, reaches all of them, so that none waits for one that has gone.
+Every process runs the same program on its own devices. Process 0 alone writes, and alone decides what a run's folder
+holds; what it finds there, and any error of any process outside the training itself, reaches all of them, so that none
+waits for one that has gone.
 """
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
+import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.errors import USAGE, DamagedCheckpointError, RunFailedError, UsageError, disk_full, first_line, is_disk_full
 
 T = TypeVar("T")
 
-# A process that is killed closes its connections, which the others see at once; these are for machines that vanish.
+# How long a process may be silent before it counts as lost.
 HEARTBEAT_SECONDS = 30
 JOIN_SECONDS = 120
-LEAVE_SECONDS = 10
+# They leave together, but for what the first still has to close, such as a writer that uploads.
+LEAVE_SECONDS = 300
 
 LOST = (
     "another process of this run has ended or cannot be reached; what was saved is kept. Start all of them again, with "
     "the same commands"
 )
 
-_MESSAGE_BYTES = 2000
 _GONE = re.compile(
     "gloo|connection (closed|reset)|socket closed|coordination|nccl|another task died|heartbeat|peer", re.IGNORECASE
 )
+_FIRST_BYTES = 2000  # of a message; what is longer takes a second round
+_TOLD = (UsageError, DamagedCheckpointError, RunFailedError)  # a message's kind is 1 + the place here; 0 is no error
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Joins the processes of a run; to be called before the first use of a device.
+
+    Where the others do not come within JOIN_SECONDS, the process ends with one line and exit code 2; jax would abort.
 
     Args:
       coordinator: HOST:PORT of process 0; '' takes all three from the cluster's own environment (SLURM, Open MPI,
@@ -46,37 +55,90 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
       process_id: which this one is, from 0.
 
     Raises:
-      UsageError: nothing says where the others are, or they did not come.
+      UsageError: nothing says where the others are, or it cannot be used.
     """
-    given = {"coordinator_address": coordinator or None}
+    given: dict[str, Any] = {}
     if coordinator:
-        if not re.fullmatch(r"\S+:\d+", coordinator):
-            raise UsageError(f"--coordinator={coordinator}: write it as HOST:PORT, such as node0:9755")
-        if num_processes < 1 or not 0 <= process_id < num_processes:
-            raise UsageError(
-                f"--num_processes={num_processes} --process_id={process_id}: with --coordinator, say how many "
-                "processes there are and which this one is, from 0"
-            )
-        given |= {"num_processes": num_processes, "process_id": process_id}
+        _check_address(coordinator, num_processes, process_id)
+        given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+    watch = threading.Timer(JOIN_SECONDS, _give_up)
+    watch.daemon = True
+    watch.start()
     try:
         jax.distributed.initialize(
             **given,
-            initialization_timeout=JOIN_SECONDS,
+            initialization_timeout=JOIN_SECONDS + 60,  # at its end jax aborts: not before we have spoken
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=LEAVE_SECONDS,
         )
-    except ValueError as error:
-        raise UsageError(
-            "--distributed: no cluster's environment was recognised (SLURM, Open MPI, Cloud TPU, Kubernetes); give "
-            f"--coordinator=HOST:PORT --num_processes=N --process_id=I ({_line(error)})"
-        ) from None
-    except RuntimeError as error:
-        raise UsageError(
-            f"the processes did not find each other within {JOIN_SECONDS} s ({_line(error)}); start all of them, "
-            "each with its own --process_id, and see that they reach the coordinator's port"
-        ) from None
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(_why_not_joined(error, coordinator)) from None
+    finally:
+        watch.cancel()
     if not is_first():
         sys.stdout = Path(os.devnull).open("w")  # what is printed once is printed by process 0  # noqa: SIM115
+
+
+def _check_address(coordinator: str, num_processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not (re.fullmatch(r"\S+", host) and re.fullmatch("[0-9]+", port)):
+        raise UsageError(f"--coordinator={coordinator}: write it as HOST:PORT, such as node0:9755")
+    if not 1 <= int(port) < 65536:
+        raise UsageError(f"--coordinator={coordinator}: a port is a number from 1 to 65535")
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        raise UsageError(
+            f"--num_processes={num_processes} --process_id={process_id}: with --coordinator, say how many "
+            "processes there are and which this one is, from 0"
+        )
+    if process_id == 0:
+        reason = _why_not_ours(int(port))
+        if reason:
+            raise UsageError(f"--coordinator={coordinator}: {reason}; name another one, in all processes")
+
+
+def _why_not_ours(port: int) -> str:
+    """Why process 0 cannot listen at a port; '' if it can, as far as is known. jax crashes where it cannot."""
+    for family in (socket.AF_INET6, socket.AF_INET):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what an earlier start left may linger
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                probe.bind(("", port))
+                return ""
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return f"port {port} is in use on this machine"
+            if error.errno == errno.EACCES:
+                return f"port {port} is not open to this user"
+    return ""
+
+
+def _give_up() -> None:
+    os.write(2, f"jaxvit: {_not_found()}\n".encode())
+    os._exit(USAGE)
+
+
+def _not_found() -> str:
+    return (
+        f"the processes did not find each other within {JOIN_SECONDS} s; start all of them, each with its own "
+        "--process_id, and see that they reach the coordinator's port"
+    )
+
+
+def _why_not_joined(error: Exception, coordinator: str) -> str:
+    if "before any JAX calls" in str(error) or "only be called once" in str(error):
+        return f"a process joins the others once, before its first use of a device ({_line(error)})"
+    if isinstance(error, RuntimeError):
+        return f"{_not_found()} ({_line(error)})"
+    if coordinator:
+        return f"--coordinator={coordinator}: {_line(error)}"
+    if "must be defined" in str(error) or "should be defined" in str(error):
+        return (
+            "--distributed: no cluster's environment was recognised (SLURM, Open MPI, Cloud TPU, Kubernetes); give "
+            f"--coordinator=HOST:PORT --num_processes=N --process_id=I ({_line(error)})"
+        )
+    return f"--distributed: the cluster's environment cannot be used ({_line(error)})"
 
 
 def count() -> int:
@@ -93,40 +155,96 @@ def first(work: Callable[[], T]) -> T | None:
     return everywhere(work if is_first() else lambda: None)
 
 
-def everywhere(work: Callable[[], T]) -> T:
-    """What each process does; if one of them fails, all raise its error, and nobody waits for it later on."""
+def told(work: Callable[[], T]) -> T:
+    """What process 0 alone finds out, and tells all: something that JSON can say. Its error is everybody's."""
     if count() == 1:
         return work()
-    value, error = None, None
-    try:
-        value = work()
-    except (UsageError, RunFailedError) as found:
-        error = found
-    said = np.zeros(1 + _MESSAGE_BYTES, np.uint8)
-    if error is not None:
-        text = str(error).encode()[:_MESSAGE_BYTES]
-        said[0] = 1 if isinstance(error, UsageError) else 2
-        said[1 : 1 + len(text)] = np.frombuffer(text, np.uint8)
-    # Imported here: it starts devices.
-    from jax.experimental import multihost_utils
+    return json.loads(_agree(lambda: json.dumps(work()) if is_first() else "")[0])
 
-    for index, (kind, *letters) in enumerate(multihost_utils.process_allgather(said).reshape(count(), -1)):
+
+def everywhere(work: Callable[[], T]) -> T:
+    """What each process does; if one of them fails, all raise its error, and nobody waits for it later on.
+
+    It may be nested: an error that all know is not told again.
+    """
+    if count() == 1:
+        return work()
+    value: list[T] = []
+    _agree(lambda: value.append(work()) or "")
+    return value[0]
+
+
+def _agree(work: Callable[[], str]) -> list[str]:
+    """What the work of each process says, in their order, or the error of the first that failed."""
+    said, kind, error = "", 0, None
+    try:
+        said = work()
+    except Exception as found:
+        if is_agreed(found) or has_lost_another(found):
+            raise
+        error = found
+        if isinstance(found, OSError) and is_disk_full(found):
+            error = RunFailedError(disk_full(found, "; what was saved is kept"))
+        known = type(error) in _TOLD
+        kind = 1 + _TOLD.index(type(error) if known else RunFailedError)
+        said = str(error) if known else f"{type(error).__name__}: {_line(error)}"
+    messages = _exchange(kind, said)
+    for index, (kind, text) in enumerate(messages):
         if kind:
-            if index == jax.process_index():
-                raise error
-            text = bytes(letters).rstrip(b"\0").decode(errors="ignore")
-            raise (UsageError if kind == 1 else RunFailedError)(f"process {index}: {text}")
-    return value  # type: ignore[return-value]
+            if index != jax.process_index() or error is None:
+                error = _TOLD[kind - 1](f"process {index}: {text}")
+            error.agreed = True
+            raise error
+    return [text for _, text in messages]
+
+
+def _exchange(kind: int, text: str) -> list[tuple[int, str]]:
+    """What every process says, in their order."""
+    # Imported here: it starts devices.
+    from jax.experimental.multihost_utils import process_allgather
+
+    said = text.encode()
+    head = np.zeros(5 + _FIRST_BYTES, np.uint8)
+    head[:5] = np.frombuffer(bytes([kind]) + len(said).to_bytes(4, "little"), np.uint8)
+    head[5 : 5 + len(said)] = np.frombuffer(said[:_FIRST_BYTES], np.uint8)
+    heads = [bytes(row) for row in process_allgather(head).reshape(count(), -1)]
+    lengths = [int.from_bytes(row[1:5], "little") for row in heads]
+    rests = [b""] * len(heads)
+    longest = max(lengths) - _FIRST_BYTES
+    if longest > 0:
+        rest = np.zeros(longest, np.uint8)
+        rest[: max(0, len(said) - _FIRST_BYTES)] = np.frombuffer(said[_FIRST_BYTES:], np.uint8)
+        rests = [bytes(row) for row in process_allgather(rest).reshape(count(), -1)]
+    return [
+        (row[0], (row[5:] + rest)[:length].decode()) for row, rest, length in zip(heads, rests, lengths, strict=True)
+    ]
+
+
+def is_agreed(error: BaseException | None) -> bool:
+    """Whether all processes have raised this error, or the one that caused it."""
+    while error is not None:
+        if getattr(error, "agreed", False):
+            return True
+        error = error.__cause__
+    return False
 
 
 def has_lost_another(error: BaseException) -> bool:
-    """Whether an error of the device says that another process has gone."""
-    return count() > 1 and bool(_GONE.search(str(error)))
+    """Whether an error says that another process has gone."""
+    if not is_joined():
+        return False
+    ours = isinstance(error, (UsageError, RunFailedError))
+    return LOST in str(error) or bool(not ours and _GONE.search(str(error)))
+
+
+def is_joined() -> bool:
+    """Whether this process has joined others, and has not left them."""
+    return jax.distributed.is_initialized()
 
 
 def leave() -> None:
     """Leaves together with the others, so that none takes it for a failure; a single process has nothing to do."""
-    if jax.distributed.is_initialized():
+    if is_joined():
         try:
             jax.distributed.shutdown()
         except Exception as error:  # the others have gone already
@@ -134,4 +252,4 @@ def leave() -> None:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)[:200]

@@ -7,6 +7,7 @@ listens to SIGTERM, agrees on it. There the other signals are passed on as a SIG
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -20,6 +21,8 @@ from jaxvit.errors import INTERRUPTED, STOPPED
 SAVES_THE_STEP = "stopping after this step, to save it"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The service agrees on one of its looks, and counts for as long as the process lives; nobody else may look.
+_LOOKS = itertools.count(1)
 
 
 class StopRequest:
@@ -35,7 +38,6 @@ class StopRequest:
         self.exit_code = 0
         self.answer = SAVES_THE_STEP
         self._interrupted = False
-        self._looks = 0
         self._several = jax.distributed.is_initialized()
         self._previous: dict[int, object] = {}
 
@@ -46,8 +48,7 @@ class StopRequest:
         """
         if not self._several:
             return self.exit_code
-        self._looks += 1
-        return (self.exit_code or STOPPED) if multihost_utils.reached_preemption_sync_point(self._looks) else 0
+        return (self.exit_code or STOPPED) if multihost_utils.reached_preemption_sync_point(next(_LOOKS)) else 0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

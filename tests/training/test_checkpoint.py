@@ -139,7 +139,7 @@ def test_what_is_no_damage_goes_through(saved, monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    monkeypatch.setattr(checkpoints._handlers["state"], "restore", fail)
     with pytest.raises(type(error)) as raised:
         checkpoints.restore(2, make_state())
     assert raised.value is error
@@ -161,7 +161,7 @@ def test_what_the_system_refuses_now_is_no_damage_either(saved, monkeypatch, err
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    monkeypatch.setattr(checkpoints._handlers["state"], "restore", fail)
     with pytest.raises(RunFailedError, match=r"2 cannot be read now: .*; remove the cause and start the run again"):
         checkpoints.restore(2, make_state())
 
