@@ -40,8 +40,16 @@ def test_a_line_cut_off_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [b"5\n", b"[]\n", b'{"step": 1, "epoch": 1}\n', b'{"split": "test"}\n', b"\xff\xfe{}\n", b"[" * 100_000 + b"\n"]
-    + [b'{"step": 1, "epoch": 1, "split": "test", "loss": "x"}\n', b'{"step": 1, "epoch": 1, "spl\n'],
+    [
+        b"5\n",
+        b"[]\n",
+        b'{"step": 1, "epoch": 1}\n',
+        b'{"split": "test"}\n',
+        b"\xff\xfe{}\n",
+        b"[" * 100_000 + b"\n",
+        b'{"step": 1, "epoch": 1, "split": "test", "loss": "x"}\n',
+        b'{"step": 1, "epoch": 1, "spl\n',
+    ],
 )
 def test_a_damaged_file_is_one_line(tmp_path, bad):
     good = line(1, loss=1.0).encode()
