@@ -26,7 +26,7 @@ from jaxvit.figures.token_learner import draw_token_learner
 from jaxvit.inference import Outcomes
 from jaxvit.loading import Loaded
 from jaxvit.models import ShiftViT, ViT
-from jaxvit.run_directory import read_json, write_text
+from jaxvit.run_directory import read_result, write_text
 from jaxvit.training.journal import read_jsonl
 
 GRID = 30  # images in a grid of predictions
@@ -119,7 +119,7 @@ def _history(subject: _Subject) -> list[Path]:
         return []
     best = 0
     if subject.loaded.config.data.validation and (workdir / "result.json").exists():
-        best = read_json(workdir / "result.json")["best_epoch"]
+        best = read_result(workdir)["best_epoch"]
     smoothing = subject.loaded.config.train.label_smoothing
     return draw_history(records, subject.folder / "history", best, subject.name, smoothing)
 
