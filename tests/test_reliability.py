@@ -129,7 +129,7 @@ def test_falling_back_is_not_for_errors_that_are_no_damage(stopped, tmp_path, mo
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", fail)
+    monkeypatch.setattr("orbax.checkpoint.StandardCheckpointHandler.restore", fail)
     with pytest.raises(RunFailedError):
         jaxvit.train(tiny_config(), tmp_path / "run", fall_back=True)
     assert checkpoints_of(tmp_path / "run") == before
