@@ -14,6 +14,7 @@ from jaxvit.data.own import check_augmentation
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.plan import resolve
+from jaxvit.summary import main as summary
 
 
 @pytest.fixture
@@ -203,6 +204,13 @@ def test_a_model_that_is_none(write, model, says):
     with pytest.raises(UsageError) as raised:
         assemble(resolve(config))
     assert f"my_code:{model}" in said(raised) and said(raised).startswith("config.model") and says in said(raised)
+
+
+def test_the_summary_of_a_model_that_does_not_work(write):
+    write(MODELS)
+    with pytest.raises(UsageError) as raised:
+        summary(["--model=my_code:Misspelt", "--image_size=8"])
+    assert said(raised).startswith("model 'my_code:Misspelt' does not work on images of 8×8×3: AttributeError: ")
 
 
 def test_every_attribute_needs_a_default_to_be_a_key(write):
