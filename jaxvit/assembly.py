@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.errors import FlaxError
+from flax.errors import FlaxError, ModifyScopeVariableError
 
+from jaxvit import own_code
 from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
@@ -117,13 +119,19 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
       overrides: config keys set by hand; a model's attribute among them must have an effect.
 
     Raises:
-      UsageError: the model's attributes do not fit together or do not fit the images.
+      UsageError: the model's attributes do not fit together or do not fit the images; or a model of the user's own is
+        not what a model must be.
     """
     shape = plan.input_shape
     try:
         model = create_model(plan.model.name, **dict(plan.model.attributes))
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UsageError(f"config.model: {first_line(error)}") from None
+    own = ":" in plan.model.name
+    if own and not own_code.takes(model, None, train=True):
+        raise UsageError(
+            f"config.model.name='{plan.model.name}': must take train=, as in def __call__(self, images, *, train)"
+        )
 
     idle = model.idle_attributes() if hasattr(model, "idle_attributes") else {}
     for key in overrides:
@@ -131,7 +139,10 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
             raise UsageError(f"--config.{key}: nothing reads this key in this run: model.{idle[name]}")
 
     def init(key: jax.Array) -> Any:
-        return dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), train=False))
+        variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), train=False))
+        if "params" not in variables:
+            raise UsageError(f"config.model.name='{plan.model.name}': has no parameters; there is nothing to train")
+        return variables
 
     def applying(model: nn.Module) -> Callable[..., jax.Array]:
         def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
@@ -149,22 +160,58 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
         )
         images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         logits = jax.eval_shape(lambda variables, x: apply(variables, x, train=False), abstract.variables, images)
-        # Training takes ways of its own: dropout, for instance.
+        # Training takes ways of its own: dropout, for instance. And two images are not one.
         key = jax.eval_shape(lambda: jax.random.key(0))
-        jax.eval_shape(lambda v, x, k: apply(v, x, train=True, key=k), abstract.variables, images, key)
-    except (ValueError, TypeError, ArithmeticError, FlaxError) as error:
-        size, reason = "×".join(map(str, shape)), first_line(error)
-        raise UsageError(f"config.model: {plan.model.name} does not work on images of {size}: {reason}") from None
+        images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        in_training = jax.eval_shape(lambda v, x, k: apply(v, x, train=True, key=k), abstract.variables, images, key)
+    except UsageError:
+        raise
+    except Exception as error:
+        # A model of the user's own may raise anything; in one of ours anything else is a mistake of ours.
+        if not (own or isinstance(error, ValueError | TypeError | ArithmeticError | FlaxError)):
+            raise
+        raise UsageError(_why_it_fails(plan, error)) from error
     _check_optimizer_fits(plan, abstract.params)
-    classes = len(plan.data.class_names)
-    if logits.ndim != 2 or logits.shape[-1] < classes:
-        raise UsageError(
-            f"config.model.name: {plan.model.name} gives outputs of shape {logits.shape} for one image, "
-            f"and {plan.data.name} has {classes} classes: it must give one score for each"
-        )
+    _check_scores(plan, logits, (1, None))
+    _check_scores(plan, in_training, (2, logits.shape[1]))
     return Assembly(
         plan, model, init, apply, apply_plainly, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1]
     )
+
+
+def _why_it_fails(plan: Plan, error: Exception) -> str:
+    """The one line for a model that cannot be traced."""
+    name, size = plan.model.name, "×".join(map(str, plan.input_shape))
+    if ":" not in name:
+        return f"config.model: {name} does not work on images of {size}: {first_line(error)}"
+    if isinstance(error, ModifyScopeVariableError):
+        kind = re.search(r'collection "(\w+)"', str(error))
+        return (
+            f"config.model.name='{name}': keeps state that training would have to update"
+            f"{f' ({kind[1]})' if kind else ''}, which is not supported; nn.LayerNorm and nn.GroupNorm keep none"
+        )
+    return f"config.model.name='{name}': does not work on images of {size}: {own_code.explain(error)}"
+
+
+def _check_scores(plan: Plan, found: Any, expected: tuple[int, int | None]) -> None:
+    """Raises UsageError where a model's output is not an array of scores.
+
+    `expected` is its shape: images, and the number of scores, None = at least as many as there are classes.
+    """
+    where, classes = f"config.model.name: {plan.model.name}", len(plan.data.class_names)
+    images, scores = expected
+    if not isinstance(found, jax.ShapeDtypeStruct):
+        what = "nothing" if found is None else f"a {type(found).__name__}"
+        raise UsageError(f"{where} returns {what}; it must return the scores alone, an array [images, classes]")
+    fits = found.ndim == 2 and found.shape[0] == images
+    if not fits or (found.shape[1] < classes if scores is None else found.shape[1] != scores):
+        many = "one image" if images == 1 else f"{images} images in training"
+        raise UsageError(
+            f"{where} gives outputs of shape {found.shape} for {many}, and {plan.data.name} has {classes} classes: it "
+            "must give one score for each"
+        )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise UsageError(f"{where} gives scores of {found.dtype}, which cannot be trained; they must be float32")
 
 
 def _check_optimizer_fits(plan: Plan, params: Any) -> None:

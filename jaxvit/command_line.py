@@ -101,7 +101,8 @@ def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, 
             if isinstance(_lookup(config, key), ConfigDict):
                 inner = [path for path in types if path.startswith(key + ".")]
                 raise UsageError(f"{token}: '{key}' is a section; set one of its keys, such as config.{inner[0]}")
-            raise UsageError(f"{token}: there is no key config.{key}{_suggest(key, types)}")
+            why = _why_no_model_key(config, key)
+            raise UsageError(f"{token}: there is no key config.{key}{f': {why}' if why else _suggest(key, types)}")
     values = flags.FlagValues()
     argv = ["jaxvit", *(token for _, _, token in overrides)]
     for (key, value, _), position in zip(overrides, range(1, len(argv)), strict=True):
@@ -118,6 +119,17 @@ def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, 
         if types[key] is tuple and any(isinstance(v, str) and v.startswith(("(", "[")) for v in value):
             raise UsageError(f"--config.{key}={value[0]}: expected {_TYPE_NAMES[tuple]}")
     return values.config, applied, rest
+
+
+def _why_no_model_key(config: Any, key: str) -> str:
+    """What a class of one's own lacks for one of its attributes to be a key."""
+    section, _, attribute = key.partition(".")
+    name = _lookup(config, "model.name") or ""
+    if section != "model" or ":" not in name:
+        return ""
+    from jaxvit.models.registry import why_no_key
+
+    return why_no_key(name, attribute)
 
 
 def split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:

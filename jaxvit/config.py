@@ -197,8 +197,14 @@ def model_config(name: str, **attributes: Any) -> ConfigDict:
 
     try:
         section = registry.model_defaults(name)
+        needed = registry.attributes_without_default(name)
     except ValueError as error:
         raise UsageError(f"config.model.name: {error}") from None
+    if needed:
+        raise UsageError(
+            f"config.model.name='{name}': attribute '{needed[0]}' has no default and so cannot become a config key; "
+            f"give every attribute one in the class, such as `{needed[0]}: int = 8`"
+        )
     if "num_classes" in section:
         section["num_classes"] = 0
     for key, value in attributes.items():

@@ -8,7 +8,7 @@ from jaxvit.config_reader import ConfigReader, parse_duration
 from jaxvit.data.augment import EVALUATION_SIZES, TRAIN_SIZES, Augmentation
 from jaxvit.data.geometry import FILLS, INTERPOLATIONS
 from jaxvit.data.mixing import ERASE_MODES
-from jaxvit.data.own import load_function
+from jaxvit.data.own import check_augmentation
 from jaxvit.data.policies import make_policy
 from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
@@ -47,7 +47,7 @@ def resolve_augment(get: ConfigReader, data: DataPlan, train: TrainPlan, dataset
         )
     own = get("augment.own")
     if own:
-        load_function(own, "augment.own")
+        check_augmentation(own, (height, width, channels))
     erase = get.share("augment.erase")
     mixup, cutmix = get.at_least("augment.mixup", 0.0), get.at_least("augment.cutmix", 0.0)
     mixing = {}

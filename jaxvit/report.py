@@ -145,7 +145,9 @@ def _count(file: str, facts: str) -> tuple[int | None, int | None]:
     try:
         model = create_model(said["name"], **tuples)
         return count_params(abstract_variables(model, shape)), count_macs(model, shape)["all"]
-    except (ValueError, TypeError):  # a model of one's own, which is not on the path here
+    except Exception as error:  # a model of one's own, which is not on the path here or no longer what it was
+        if ":" not in said["name"] and not isinstance(error, ValueError | TypeError):
+            raise
         return None, None
 
 

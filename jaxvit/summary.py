@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxvit import command_line
+from jaxvit import command_line, own_code
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers import EncoderBlock, ShiftBlock
 from jaxvit.layers.stack import plainly
@@ -93,8 +93,19 @@ def main(argv: list[str]) -> int:
         if not known.model:
             raise ValueError("--model is missing; name one, or see --list")
         model = create_model(known.model, **_overrides(known.model, rest))
-        facts = summarize(model, _size(known.image_size, input_shape(known.model)), name=known.model)
+        size = _size(known.image_size, input_shape(known.model))
     except (ValueError, TypeError, ArithmeticError) as error:
+        raise UsageError(first_line(error)) from None
+    try:
+        facts = summarize(model, size, name=known.model)
+    except Exception as error:
+        if ":" in known.model:  # it is the user's code: whatever it raises
+            shape = "×".join(map(str, size))
+            raise UsageError(
+                f"model '{known.model}' does not work on images of {shape}: {own_code.explain(error)}"
+            ) from error
+        if not isinstance(error, ValueError | TypeError | ArithmeticError):
+            raise
         raise UsageError(first_line(error)) from None
     if known.json:
         print(json.dumps(facts))

@@ -76,6 +76,9 @@ def train(
     Raises:
       UsageError, RunFailedError, StoppedError: see `jaxvit.errors`.
     """
+    if not isinstance(config, ConfigDict):
+        remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
+        raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     path = Path(workdir)
     hardware.keep_compiled_programs()
     if config.train.deterministic:

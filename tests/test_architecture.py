@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "jaxvit"
 ALLOWED = {
     "ops": {"ops"},
     "layers": {"ops", "layers"},
-    "models": {"ops", "layers", "models"},
-    "data": {"data", "errors"},
+    "models": {"ops", "layers", "models", "own_code"},
+    "data": {"data", "errors", "own_code"},
     "training": {"training", "errors"},
     "figures": {"figures", "errors", "ops", "layers", "models", "summary"},
 }

@@ -26,10 +26,11 @@ from jaxvit.data.decoding import Damage, Records, decode_records
 from jaxvit.data.fingerprint import ORIGINALS, fingerprint, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_folder import PREFIX, FolderStore
-from jaxvit.data.own import OwnStore
+from jaxvit.data.own import OwnStore, load_function
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.own_code import is_own_module
 
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 
@@ -405,5 +406,12 @@ def open_dataset(
     elif ":" in name:
         store = OwnStore(name, directory)
     else:
-        store = open_prepared(name, directory)
+        try:
+            store = open_prepared(name, directory)
+        except UsageError:
+            from jaxvit.data.builders import PREPARABLE
+
+            if name not in PREPARABLE and is_own_module(name):
+                load_function(name, "data.name")  # says what the name lacks
+            raise
     return Dataset(store, classes=classes, on_error=on_error, side=side)

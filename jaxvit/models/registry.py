@@ -2,11 +2,11 @@
 
 import dataclasses
 import difflib
-import importlib
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 
+from jaxvit import own_code
 from jaxvit.models import cct, shiftvit, vit
 
 
@@ -59,17 +59,16 @@ def _row(name: str) -> Row:
         return MODELS[name]
     if name in FAMILIES:
         return FAMILIES[name]
-    raise _unknown("model", name, [*MODELS, *FAMILIES])
+    if own_code.is_own_module(name):
+        _load_class(name)
+    raise ValueError(f"{_unknown('model', name, [*MODELS, *FAMILIES])}; a class of your own is named 'module:Class'")
 
 
 def _load_class(name: str) -> type[nn.Module]:
-    module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"model {name!r} cannot be imported: {error} (looked for in the working folder and on the Python path)"
-        ) from error
+        found = own_code.load(name, "Class")
+    except ValueError as error:
+        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"model {name!r} is not a flax.linen Module class")
     return found
@@ -89,6 +88,10 @@ def input_shape(name: str) -> tuple[int, int, int]:
     return _row(name).input
 
 
+def _fields(model: type[nn.Module]) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(model) if field.init and field.name not in ("parent", "name")]
+
+
 def model_defaults(name: str) -> dict[str, Any]:
     """Every attribute of a named model that can be overridden, with the value the name gives it, as declared in order.
 
@@ -97,13 +100,28 @@ def model_defaults(name: str) -> dict[str, Any]:
     """
     row = _row(name)
     defaults = {}
-    for field in dataclasses.fields(row.model):
-        if field.name in ("parent", "name"):
-            continue
+    for field in _fields(row.model):
         value = row.attributes.get(field.name, field.default)
         if isinstance(value, _PLAIN):
             defaults[field.name] = value
     return defaults
+
+
+def attributes_without_default(name: str) -> tuple[str, ...]:
+    """The attributes of a class of one's own that must be given, because the class has no default for them."""
+    fields = _fields(_row(name).model)
+    return tuple(f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
+
+
+def why_no_key(name: str, attribute: str) -> str:
+    """Why an attribute of a class of one's own is not among its `model_defaults`; '' if the class has none such."""
+    fields = {field.name: field for field in _fields(_row(name).model)}
+    if attribute not in fields or attribute in model_defaults(name):
+        return ""
+    return (
+        f"the default of '{attribute}' in {name} is no plain value; one of bool, int, float, str or tuple, such as "
+        f"`{attribute}: int = 8`, makes it a config key"
+    )
 
 
 def _checked(name: str, key: str, value: Any, default: Any) -> Any:
@@ -131,7 +149,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     """
     row = _row(name)
     defaults = model_defaults(name)
-    fields = [f.name for f in dataclasses.fields(row.model) if f.name not in ("parent", "name")]
+    fields = [field.name for field in _fields(row.model)]
     attributes = dict(row.attributes)
     for key, value in overrides.items():
         if key not in fields:
@@ -141,3 +159,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         return row.model(**attributes)
     except TypeError as error:
         raise ValueError(f"model {name!r} cannot be built: {error}") from error
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise ValueError(f"model {name!r} cannot be built: {own_code.explain(error)}") from error
