@@ -18,7 +18,7 @@ from jaxvit.errors import UsageError
 from jaxvit.inference import Outcomes, Predictor
 from jaxvit.loading import CHECKPOINTS, WEIGHTS, Loaded, load
 from jaxvit.plan import dataset_of
-from jaxvit.run_directory import read_json, write_json
+from jaxvit.run_directory import read_environment, write_json
 
 PARTS = ("train", "validation", "test")
 
@@ -142,8 +142,7 @@ def _other(name: str, config: Any, image_shape: tuple[int, ...]) -> Dataset:
 
 def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:
     """Warns where a split that the run used is not what it was."""
-    environment = loaded.workdir / "environment.json"
-    used = read_json(environment)["data"] if environment.exists() else {}
+    used = read_environment(loaded.workdir)["data"]
     for part in PARTS:
         then = used.get(part, {}).get("sha256")
         if then and loaded.config.data[part] == expression and then != source.fingerprint["sha256"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,28 @@ Sources = dict[str, Source | StreamedSource]
 
 
 def execute(
-    run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: StartOptions, stop: StopRequest
+    run: RunDirectory,
+    plan: Plan,
+    assembly: Assembly,
+    dataset: Dataset,
+    options: StartOptions,
+    stop: StopRequest,
+    whole: RunDirectory | None = None,
 ) -> dict[str, Any]:
-    """Trains to the end and returns the result, which it also writes; see `jaxvit.train.train` for the errors."""
+    """Trains to the end and returns the result, which it also writes; see `jaxvit.train.train` for the errors.
+
+    `whole` is the run of several seeds that this one is a part of.
+    """
     stop.answer = SAVES_THE_STEP
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = read_sources(plan, dataset)
-    processes.everywhere(lambda: run.check_data(_describe(sources)))
+    processes.everywhere(lambda: run.check_data(describe(sources)))
     folder = run.path / "checkpoints"
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
         state, position = processes.everywhere(lambda: start(run, plan, assembly, checkpoints, mesh, options))
         _announce(plan, assembly, position)
         job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
-        with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources))) as journal:
+        with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
             progress = Progress(plan.train.steps, plan.train.steps_per_epoch, position.step)
             with progress, contextlib.closing(job.profiler) if job.profiler else contextlib.nullcontext():
                 course = Course(job, position, checkpoints=checkpoints, journal=journal, progress=progress)
@@ -61,20 +70,24 @@ def read_sources(plan: Plan, dataset: Dataset) -> Sources:
     return processes.everywhere(lambda: {part: dataset.read(split) for part, split in splits.items()})
 
 
-def begin(run: RunDirectory, plan: Plan, position: Position, sources: Sources) -> Journal:
-    """Notes this start in the run's folder and opens its metrics, cut back to where the run is.
+def begin(
+    run: RunDirectory, plan: Plan, position: Position, sources: Sources, whole: RunDirectory | None = None
+) -> Journal:
+    """Notes this start in the run's folder, and in `whole`'s, and opens its metrics, cut back to where the run is.
 
     To be called when nothing can be refused any more: it changes what an earlier start has left.
     """
-    run.set_result_aside(position.step)
-    run.write_config()
+    run.note_extension(position.step)
+    for directory in (whole, run) if whole else (run,):
+        directory.set_result_aside()
+        directory.write_config()
     run.write_model(plan)
-    run.write_environment(_describe(sources))
+    run.write_environment(describe(sources))
     writers = open_writers(
         plan.train.writers if run.writes else (),
         run.path,
         resume_step=position.step,
-        name=run.path.name,
+        name=f"{whole.path.name}/{run.path.name}" if whole else run.path.name,
         config=run.config.to_dict(),
         # The test comes after the last checkpoint; so does the line of the steps since the last full one.
         again=("test", "steps") if position.log_totals else ("test",),
@@ -91,11 +104,7 @@ def start(
     if not steps:
         # Born where it will live: no device ever holds a full copy.
         return jax.jit(assembly.create_state, out_shardings=shardings)(assembly.init_key()), Position()
-    if steps[-1] > plan.train.steps:
-        raise UsageError(
-            f"config.train.duration: {plan.train.steps} steps are fewer than the {steps[-1]} that this run has done; "
-            "it can only be made longer"
-        )
+    refuse_fewer_steps(plan, steps[-1])
     shapes = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         assembly.abstract_state,
@@ -115,6 +124,14 @@ def start(
         # Taken further, now or by a start that was killed before it saved: patience begins anew.
         position.stopped_early, position.epochs_waited = False, 0
     return state, position
+
+
+def refuse_fewer_steps(plan: Plan, done: int) -> None:
+    if done > plan.train.steps:
+        raise UsageError(
+            f"config.train.duration: {plan.train.steps} steps are fewer than the {done} that this run has done; "
+            "it can only be made longer"
+        )
 
 
 def _restore_newest(
@@ -183,7 +200,7 @@ def _finish(
         "stopped_early": position.stopped_early,
         "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
         "config_hash": run.config_hash,
-        "data": _describe(sources),
+        "data": describe(sources),
         **({"extensions": run.extensions} if run.extensions else {}),
     }
     # All wait for the one that draws and writes: one that has left counts as lost after a while.
@@ -235,7 +252,7 @@ def _stop_if_asked(stop: StopRequest) -> None:
         raise StoppedError("stopped before the test was done; the training is saved. The same command tests it", code)
 
 
-def _describe(sources: dict[str, Source | StreamedSource]) -> dict[str, Any]:
+def describe(sources: Sources) -> dict[str, Any]:
     """What the splits are: names, notes (at the end of a run: of all damage that it met) and fingerprints."""
     return {part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()}
 
@@ -283,8 +300,7 @@ def report(result: dict[str, Any], path: Path, remark: str = "") -> None:
     seconds = result["seconds"]
     early = ", stopped early" if result["stopped_early"] else ""
     if "seeds" in result:
-        each = ", ".join(str(one["best_epoch"]) for one in result["seeds"])
-        chosen = f"weights of epochs {each}, the best on validation" if result["validation"] else "last weights"
+        chosen = _chosen_of_each(result["seeds"])
     elif result["weights_of"] == "best":
         chosen = f"weights of epoch {result['best_epoch']}, the best on validation"
     elif result["validation"]:
@@ -293,3 +309,14 @@ def report(result: dict[str, Any], path: Path, remark: str = "") -> None:
         chosen = "last weights"
     print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
     print(f"run: {path}", flush=True)
+
+
+def _chosen_of_each(seeds: Sequence[dict[str, Any]]) -> str:
+    """Which weights the seeds' tests were measured with."""
+    best = [one for one in seeds if one["weights_of"] == "best"]
+    if not best:
+        damaged = ", since the best on validation are damaged" if seeds[0]["validation"] else ""
+        return f"last weights{damaged}"
+    phrase = f"weights of epochs {', '.join(str(one['best_epoch']) for one in best)}, the best on validation"
+    others = ", ".join(str(one["seed"]) for one in seeds if one["weights_of"] != "best")
+    return f"{phrase}; of seeds {others} the last, since the best are damaged" if others else phrase

@@ -16,20 +16,26 @@ class History(Mapping[str, dict[str, np.ndarray]]):
     """``History(workdir)['validation']['loss']``: one array a metric, for each split, in the order of the steps.
 
     The splits are those of metrics.jsonl: 'steps', 'train', 'validation', 'validation_ema', 'test'. Every split has the
-    arrays 'step' and 'epoch'. A run that is still going on can be read; what it has not written is not there.
+    arrays 'step' and 'epoch'. A run that is still going on can be read; what it has not written is not there. A number
+    that was not finite is nan.
 
     Args:
       workdir: a run's folder.
 
     Raises:
-      UsageError: there are no metrics in it.
+      UsageError: there are no metrics in it, or they cannot be read.
     """
 
     def __init__(self, workdir: str | Path):
         file = Path(workdir) / "metrics.jsonl"
-        self._records = read_jsonl(file)
-        if not self._records:
+        records = read_jsonl(file)
+        if not records:
+            from jaxvit.run_directory import refuse_seeds  # jax is not needed to read a file
+
+            refuse_seeds(Path(workdir))
             raise UsageError(f"{file}: there are no metrics here; is this a run's folder, and has it trained yet?")
+        # JSON has no word for a number that is not finite.
+        self._records = [{k: np.nan if v is None else v for k, v in record.items()} for record in records]
         splits: dict[str, list[dict[str, Any]]] = {}
         for record in self._records:
             splits.setdefault(record["split"], []).append(record)

@@ -176,8 +176,11 @@ def _normalised(weights: np.ndarray) -> np.ndarray:
     return weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
 
 
-def position_similarities(loaded: Loaded) -> np.ndarray | None:
-    """Cosine similarity of each place's position with every other's, [N, N]; None = the model has no positions."""
+def position_similarities(loaded: Loaded) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """Cosine similarity of each place's position with every other's, [N, N], and the grid (rows, columns) of them.
+
+    None if the model has no positions.
+    """
     model, found = plainly(loaded.model), []
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -197,7 +200,7 @@ def position_similarities(loaded: Loaded) -> np.ndarray | None:
     table_NC = np.asarray(module.apply({"params": params}, jnp.zeros(shape, jnp.float32), **kwargs)[0], np.float64)
     table_NC = table_NC[-math.prod(kwargs["grid"]) :]
     table_NC = table_NC / np.maximum(np.linalg.norm(table_NC, axis=1, keepdims=True), 1e-12)
-    return table_NC @ table_NC.T
+    return table_NC @ table_NC.T, tuple(kwargs["grid"])
 
 
 def receptive_fields(loaded: Loaded, images_BHWC: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -209,7 +212,7 @@ def receptive_fields(loaded: Loaded, images_BHWC: np.ndarray, *, seed: int = 0) 
       seed: of the random signs by which the middle's channels are added up: without signs they may cancel.
 
     Returns:
-      {'stage 1 (12×12)': [H, W] of mean absolute gradients, its largest value 1, …}; empty for other models.
+      {'stage 0 (12×12)': [H, W] of mean absolute gradients, its largest value 1, …}; empty for other models.
     """
     model = plainly(loaded.model)
     x_BHWC = loaded.preprocess(images_BHWC)
@@ -235,5 +238,5 @@ def receptive_fields(loaded: Loaded, images_BHWC: np.ndarray, *, seed: int = 0) 
 
         gradient_BHWC = np.abs(np.asarray(jax.jit(jax.grad(middle))(x_BHWC), np.float64))
         field_HW = gradient_BHWC.mean(axis=(0, 3))
-        fields[f"stage {i + 1} ({height}×{width})"] = field_HW / max(field_HW.max(), 1e-30)
+        fields[f"stage {i} ({height}×{width})"] = field_HW / max(field_HW.max(), 1e-30)
     return fields

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from jaxvit._version import __version__
 from jaxvit.config import EXTENDABLE, config_hash, differences, from_plain, to_plain
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, first_line
 from jaxvit.plan import Plan
 
 PACKAGES = (
@@ -103,8 +103,8 @@ class RunDirectory:
         existing = self.path / "config.json"
         if not existing.exists():
             return
-        self.extensions = read_json(existing).get("extensions", [])
         changed = differences(read_config(self.path), self.config)
+        self.extensions = read_json(existing).get("extensions", [])
         if not changed:
             return
         if set(changed) <= set(EXTENDABLE):
@@ -122,13 +122,17 @@ class RunDirectory:
     @property
     def result(self) -> dict[str, Any] | None:
         """The finished run's result; None while it is not finished."""
-        return read_json(self.path / "result.json") if (self.path / "result.json").exists() else None
+        return read_result(self.path) if (self.path / "result.json").exists() else None
 
-    def set_result_aside(self, step: int) -> None:
-        """When a run is taken further at `step`: notes it, and keeps the shorter run's result under its steps."""
+    def note_extension(self, step: int) -> None:
+        """When a run is taken further at `step`: notes it, for `write_config` to write."""
         if self.extended:
             changes = {key: [old, new] for key, (old, new) in self.extended.items()}
             self.extensions.append({"step": step, "changes": changes})
+            self.extended = {}
+
+    def set_result_aside(self) -> None:
+        """When a run is taken further: keeps the shorter run's result under its steps."""
         if self.writes and self.result is not None:
             os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
 
@@ -161,10 +165,9 @@ class RunDirectory:
         """Compares the splits' fingerprints with those that the run began with; nothing is written.
 
         Raises:
-          UsageError: they differ.
+          UsageError: they differ, or what they were cannot be read.
         """
-        file = self.path / "environment.json"
-        before = read_json(file)["data"] if file.exists() else {}
+        before = read_environment(self.path)["data"]
         for part, now in data.items():
             was = before.get(part, now)
             if was["sha256"] != now["sha256"]:
@@ -175,9 +178,8 @@ class RunDirectory:
 
     def write_environment(self, data: Mapping[str, Any]) -> None:
         """Adds this start to environment.json; `data` holds the splits' fingerprints, which `check_data` has passed."""
-        file = self.path / "environment.json"
-        starts = read_json(file)["starts"] if file.exists() else []
-        self._write(file.name, {"data": dict(data), "starts": [*starts, describe_environment()]})
+        starts = read_environment(self.path)["starts"]
+        self._write("environment.json", {"data": dict(data), "starts": [*starts, describe_environment()]})
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         self._write("result.json", result)
@@ -191,10 +193,71 @@ class RunDirectory:
 
 
 def finished_result(path: Path, config: ConfigDict) -> dict[str, Any] | None:
-    """The result, if `path` holds a finished run of this very config; else None."""
+    """The result, if `path` holds a finished run of this very config; else None.
+
+    Raises:
+      UsageError: a file of it is damaged.
+    """
     if not (path / "result.json").exists() or differences(read_config(path), config):
         return None
-    return read_json(path / "result.json")
+    return read_result(path)
+
+
+# What is read of a result, by whoever shows or compares results.
+_RESULT = {
+    "test": dict,
+    "validation": dict,
+    "params": int,
+    "steps": int,
+    "best_epoch": int,
+    "stopped_early": bool,
+    "seconds": dict,
+}
+_MEASURED = ("top1", "top5", "loss", "count")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What result.json of a finished run holds.
+
+    Raises:
+      UsageError: it is no result.
+    """
+    remedy = "it is damaged: delete it, and `jaxvit train` measures the finished training again"
+    file = path / "result.json"
+    found = read_json(file, remedy)
+    _check(isinstance(found, dict), file, "it holds no result", remedy)
+    for name, kind in _RESULT.items():
+        _check(isinstance(found.get(name), kind), file, f"it holds no '{name}'", remedy)
+    test = found["test"]
+    numbers = [*(test.get(name) for name in _MEASURED if test), found["seconds"].get("train")]
+    if "std" in test:
+        numbers += [test.get("n"), *(test["std"].get(n) for n in ("top1",) if isinstance(test["std"], dict))]
+    _check(all(isinstance(n, int | float) for n in numbers), file, "numbers are missing", remedy)
+    _check("weights_of" in found or "seeds" in found, file, "it does not say which weights it is of", remedy)
+    return found
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """What environment.json of a run holds: `data`, the splits' fingerprints, and `starts`; both empty without one.
+
+    Raises:
+      UsageError: it is none.
+    """
+    remedy = "it is damaged: delete it, and the run goes on with the images that are there now, whatever it began with"
+    file = path / "environment.json"
+    if not file.exists():
+        return {"data": {}, "starts": []}
+    found = read_json(file, remedy)
+    whole = isinstance(found, dict) and isinstance(found.get("data"), dict) and isinstance(found.get("starts"), list)
+    _check(whole, file, "it does not hold 'data' and 'starts'", remedy)
+    for part, facts in found["data"].items():
+        _check(isinstance(facts, dict) and "sha256" in facts, file, f"'data.{part}' is no fingerprint", remedy)
+    return found
+
+
+def _check(right: bool, file: Path, reason: str, remedy: str) -> None:
+    if not right:
+        raise UsageError(f"{file} cannot be read ({reason}); {remedy}")
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -203,17 +266,47 @@ def read_config(path: Path) -> ConfigDict:
     Raises:
       UsageError: there is no readable config.json.
     """
+    file, remedy = path / "config.json", "it is damaged, or this is no run directory: use a new --workdir"
+    found = read_json(file, remedy)
+    plain = found.get("config") if isinstance(found, dict) else None
+    _check(isinstance(plain, dict) and isinstance(found.get("extensions", []), list), file, "it has no config", remedy)
+    for key in ("model.name", "data.name", "train.batch_size", "eval.batch_size"):
+        section, _, leaf = key.partition(".")
+        there = isinstance(plain.get(section), dict) and leaf in plain[section]
+        _check(there, file, f"there is no key config.{key}", remedy)
     try:
-        return from_plain(read_json(path / "config.json")["config"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{path / 'config.json'} cannot be read ({type(error).__name__}); it is damaged, or this is no run "
-            "directory: use a new --workdir"
-        ) from None
+        return from_plain(plain)
+    except (KeyError, TypeError, ValueError) as error:  # names that no config can have
+        raise UsageError(f"{file} cannot be read ({first_line(error)}); {remedy}") from None
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+def seed_folders(path: Path) -> list[Path]:
+    """The folders of single seeds in that of a run of several, by their number."""
+    found = [p for p in path.glob("seed_*") if p.is_dir() and p.name.removeprefix("seed_").isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("seed_")))
+
+
+def refuse_seeds(path: Path) -> None:
+    """Raises UsageError where `path` is the folder of a run of several seeds, and that of one is wanted."""
+    if seeds := seed_folders(path):
+        raise UsageError(f"{path} holds a run for each of {len(seeds)} seeds; name one, such as {seeds[0]}")
+
+
+def read_json(path: Path, remedy: str = "it is damaged: put a copy of it back, or use a new --workdir") -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      UsageError: there is no such file, or it is no JSON; `remedy` is what to do about it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror
+    except ValueError:  # cut off, another text, no text
+        reason = "it is no JSON"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    raise UsageError(f"{path} cannot be read ({reason}); {remedy}")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,12 +16,17 @@ from jaxvit.data.sources import Source, StreamedSource
 from jaxvit.errors import UsageError
 from jaxvit.evaluate import evaluate, read_split
 from jaxvit.figures import evaluation, maps
+from jaxvit.figures.architecture import draw_architecture
 from jaxvit.figures.history import draw_history
 from jaxvit.figures.images import draw_patches
 from jaxvit.figures.predictions import draw_predictions
+from jaxvit.figures.shift_animation import draw_shift_animation
+from jaxvit.figures.shift_block import draw_shift_block
+from jaxvit.figures.token_learner import draw_token_learner
 from jaxvit.inference import Outcomes
 from jaxvit.loading import Loaded
-from jaxvit.run_directory import read_json, write_text
+from jaxvit.models import ShiftViT, ViT
+from jaxvit.run_directory import read_result, write_text
 from jaxvit.training.journal import read_jsonl
 
 GRID = 30  # images in a grid of predictions
@@ -114,7 +119,7 @@ def _history(subject: _Subject) -> list[Path]:
         return []
     best = 0
     if subject.loaded.config.data.validation and (workdir / "result.json").exists():
-        best = read_json(workdir / "result.json")["best_epoch"]
+        best = read_result(workdir)["best_epoch"]
     smoothing = subject.loaded.config.train.label_smoothing
     return draw_history(records, subject.folder / "history", best, subject.name, smoothing)
 
@@ -157,6 +162,35 @@ def _patches(subject: _Subject) -> list[Path]:
         return []
     images, names = subject.examples
     return draw_patches(subject.loaded.pictures(images[:1])[0], patch, subject.folder / "patches", names[0])
+
+
+def _architecture(subject: _Subject) -> list[Path]:
+    loaded = subject.loaded
+    return draw_architecture(loaded.model, loaded.input_shape, subject.folder / "architecture", subject.name)
+
+
+def _shift_block(subject: _Subject) -> list[Path]:
+    model = subject.loaded.model
+    if not isinstance(model, ShiftViT):
+        return []
+    return draw_shift_block(model, subject.folder / "shift_block", f"{subject.name}: the shift block")
+
+
+def _shift(subject: _Subject) -> list[Path]:
+    model = subject.loaded.model
+    if not isinstance(model, ShiftViT) or model.shift == "none":
+        return []
+    groups = model.divisions if model.groups == "count" else model.dim // model.divisions  # of the first stage
+    border = model.shift == "border"
+    return [draw_shift_animation(subject.folder / "shift.gif", groups=groups, pixels=model.pixels, border=border)]
+
+
+def _token_learner(subject: _Subject) -> list[Path]:
+    loaded = subject.loaded
+    if not isinstance(loaded.model, ViT) or loaded.model.learner == "none":
+        return []
+    title = f"{subject.name}: TokenLearner"
+    return draw_token_learner(loaded.model, loaded.input_shape, subject.folder / "token_learner", title)
 
 
 def _token_maps(subject: _Subject) -> list[Path]:
@@ -210,10 +244,10 @@ def _steps(subject: _Subject) -> tuple[introspection.Step, ...]:
 
 
 def _positions(subject: _Subject) -> list[Path]:
-    similarities = introspection.position_similarities(subject.loaded)
-    if similarities is None:
+    found = introspection.position_similarities(subject.loaded)
+    if found is None:
         return []
-    grid = subject.recorded.grid
+    similarities, grid = found
     title = f"{subject.name}: similarity of each place's position with all others"
     return maps.draw_positions(similarities, grid, subject.folder / "positions", title)
 
@@ -235,6 +269,10 @@ FIGURES: dict[str, tuple[Draw, str]] = {
     "confusion": (_confusion, "Confusion matrix: true classes by row, predicted by column."),
     "calibration": (_calibration, "Is it right as often as it is sure? Bars on the dashed line would be perfect."),
     "patches": (_patches, "An image as the model cuts it."),
+    "architecture": (_architecture, "The model, drawn from its modules; the bars show how many tokens there are."),
+    "shift_block": (_shift_block, "The shift block: which channels move where, stage by stage."),
+    "shift": (_shift, "The shift, group by group of channels."),
+    "token_learner": (_token_learner, "How tokens are learned, with this model's sizes."),
     "token_maps": (_token_maps, "TokenLearner: where each learned token looks, and all of them together."),
     "token_fuser": (_token_fuser, "TokenFuser: how the learned tokens are spread over the places again."),
     "pool_weights": (_pool_weights, "Pooling: how much each place counts in the scores."),

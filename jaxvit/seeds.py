@@ -3,7 +3,7 @@
 Each folder, ``seed_K``, is what the single run with ``seed=K`` would leave. The runs are trained one after another, or
 together in one vmapped program: then they take the same steps at the same time, each with its own parameters, order of
 images and random numbers, and each keeps its own books, best weights and early stopping. What was trained together can
-go on one after another, and the other way round.
+go on one after another, and the other way round: those that are behind are first trained as far as the others.
 """
 
 from __future__ import annotations
@@ -23,15 +23,25 @@ from ml_collections import ConfigDict
 from jaxvit.assembly import Assembly
 from jaxvit.data.sources import Dataset
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.execution import begin, execute, read_sources, report, start
+from jaxvit.execution import (
+    Sources,
+    begin,
+    describe,
+    execute,
+    read_sources,
+    refuse_fewer_steps,
+    report,
+    start,
+)
 from jaxvit.job import StartOptions, make_job
 from jaxvit.plan import Plan
 from jaxvit.run_directory import RunDirectory, finished_result
 from jaxvit.training import hardware, processes
-from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.loop import Course, Position, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.sharding import make_mesh, shard_state, shard_together
+from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
 
 
@@ -52,12 +62,13 @@ def train_seeds(
       plan, assembly: of the config with all seeds.
       dataset, options, stop: as for `jaxvit.execution.execute`.
     """
-    before = processes.told(lambda: run.result)
-    processes.everywhere(lambda: run.set_result_aside(before["steps"] if before else 0))
-    processes.first(run.write_config)
-    if _shall_be_together(plan, options):
+    together = _shall_be_together(plan, options)
+    sources = read_sources(plan, dataset)
+    run.note_extension(processes.everywhere(lambda: _check(run, plan, sources)))
+    if together:
         try:
-            _train_together(run, plan, assembly, dataset, options, stop)
+            while _train_hindmost(run, plan, assembly, sources, options, stop):
+                pass
         except jax.errors.JaxRuntimeError as error:
             if plan.seeds_run == "together" or not hardware.is_out_of_memory(error):
                 raise
@@ -70,9 +81,10 @@ def train_seeds(
         finished = processes.told(lambda config=config, folder=folder: finished_result(folder, config))
         if finished is None:
             with _opened(folder, config) as single:
-                own = dataclasses.replace(plan, seed=seed, seeds=(), seeds_run="")
+                own = _plan_of_seed(plan, seed)
+                parts = dataclasses.replace(assembly, plan=own)
                 try:
-                    finished = execute(single, own, dataclasses.replace(assembly, plan=own), dataset, options, stop)
+                    finished = execute(single, own, parts, dataset, options, stop, whole=run)
                 except RunFailedError as error:
                     raise RunFailedError(f"seed {seed}: {error}") from error
         results[seed] = finished
@@ -107,39 +119,69 @@ def _opened(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManag
     return contextlib.closing(processes.everywhere(lambda: opened or RunDirectory(folder, config, writes=False)))
 
 
-def _train_together(
-    run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: StartOptions, stop: StopRequest
-) -> None:
-    """Trains all seeds' runs to their last steps; their tests and results are left to be done."""
+def _plan_of_seed(plan: Plan, seed: int) -> Plan:
+    return dataclasses.replace(plan, seed=seed, seeds=(), seeds_run="")
+
+
+def _check(run: RunDirectory, plan: Plan, sources: Sources) -> int:
+    """Refuses what the run of a seed would refuse, before that of another has changed; returns their newest step."""
+    newest = 0
+    for seed in plan.seeds:
+        folder = run.path / f"seed_{seed}"
+        if not (folder / ".lock").exists():
+            continue
+        with contextlib.closing(RunDirectory(folder, config_of_seed(run.config, seed), writes=False)) as single:
+            single.check_data(describe(sources))
+        newest = max(newest, *saved_steps(folder / "checkpoints"), 0)
+    refuse_fewer_steps(plan, newest)
+    return newest
+
+
+@dataclasses.dataclass
+class Lane:
+    """The run of one seed while it is trained together with others."""
+
+    seed: int
+    run: RunDirectory
+    plan: Plan
+    checkpoints: Checkpoints
+    state: TrainState | None
+    position: Position
+
+
+def _train_hindmost(
+    run: RunDirectory, plan: Plan, assembly: Assembly, sources: Sources, options: StartOptions, stop: StopRequest
+) -> bool:
+    """Trains the runs that are furthest behind, together, to where the next ones are, or all of them to the last step.
+
+    So nothing that was saved is given up, however far apart a kill, or training one after another, has left them.
+
+    Returns:
+      Whether there is more to be done together. The tests and the results are left to be done.
+    """
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
-    sources = read_sources(plan, dataset)
     with contextlib.ExitStack() as stack:
-        lanes = []
-        for seed in plan.seeds:
-            folder, config = run.path / f"seed_{seed}", config_of_seed(run.config, seed)
-            if finished_result(folder, config) is not None:
-                continue
-            own = dataclasses.replace(plan, seed=seed, seeds=(), seeds_run="")
-            single = stack.enter_context(contextlib.closing(RunDirectory(folder, config)))
-            checkpoints = stack.enter_context(
-                contextlib.closing(Checkpoints(folder / "checkpoints", fall_back=options.fall_back))
-            )
-            parts = dataclasses.replace(assembly, plan=own)
-            state, position = start(single, own, parts, checkpoints, mesh, options)
-            if not position.stopped_early and position.step < plan.train.steps:
-                lanes.append([seed, single, own, parts, checkpoints, state, position])
+        lanes = [
+            lane
+            for seed in plan.seeds
+            if (lane := _open_lane(stack, run, plan, seed, assembly, mesh, options))
+            and not lane.position.stopped_early
+            and lane.position.step < plan.train.steps
+        ]
         if len(lanes) < 2:
-            return
-        _bring_to_one_step(lanes, mesh, options)
-        seeds = [lane[0] for lane in lanes]
-        layout = shard_together(shard_state(mesh, assembly.abstract_state))
-        states = [lane.pop(5) for lane in lanes]
-        state = jax.jit(lambda *s: jax.tree.map(lambda *x: jnp.stack(x), *s), out_shardings=layout)(*states)
-        del states
-        step = lanes[0][5].step
+            return False
+        step = min(lane.position.step for lane in lanes)
+        until = min((lane.position.step for lane in lanes if lane.position.step > step), default=plan.train.steps)
+        lanes = [lane for lane in lanes if lane.position.step == step]
+        state = _stack([lane.state for lane in lanes], shard_together(shard_state(mesh, assembly.abstract_state)))
+        for lane in lanes:
+            lane.state = None
+        seeds = [lane.seed for lane in lanes]
+        names = ", ".join(map(str, seeds))
         print(
-            f"{len(seeds)} seeds together: {', '.join(map(str, seeds))}"
+            (f"{len(seeds)} seeds together: {names}" if len(seeds) > 1 else f"seed {names}")
             + (f"; going on from step {step:,}" if step else "")
+            + (f"; first to step {until:,}, where others are" if until < plan.train.steps else "")
             + "\ncompiling, or fetching what an earlier start has compiled",
             flush=True,
         )
@@ -147,41 +189,53 @@ def _train_together(
         job = make_job(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
         progress = stack.enter_context(Progress(plan.train.steps, plan.train.steps_per_epoch, step))
         courses = []
-        for seed, single, own, _, checkpoints, position in lanes:
-            position.seconds["compile"] += compiling.seconds["compile"] / len(lanes)
-            journal = stack.enter_context(contextlib.closing(begin(single, own, position, sources)))
+        for lane in lanes:
+            lane.position.seconds["compile"] += compiling.seconds["compile"] / len(lanes)
+            journal = begin(lane.run, lane.plan, lane.position, sources, whole=run)
             courses.append(
                 Course(
                     job,
-                    position,
-                    checkpoints=checkpoints,
-                    journal=journal,
+                    lane.position,
+                    checkpoints=lane.checkpoints,
+                    journal=stack.enter_context(contextlib.closing(journal)),
                     progress=progress,
-                    label=f"seed {seed}: ",
-                    share=1 / len(lanes),
+                    label=f"seed {lane.seed}: ",
                 )
             )
-        fit(job, state, courses, stop=stop)
+        fit(job, state, courses, stop=stop, until=until)
+        return until < plan.train.steps
 
 
-def _bring_to_one_step(lanes: list[list[Any]], mesh: Any, options: StartOptions) -> None:
-    """Takes runs that a kill left at different steps back to the newest one that all have saved.
+def _open_lane(
+    stack: contextlib.ExitStack,
+    run: RunDirectory,
+    plan: Plan,
+    seed: int,
+    assembly: Assembly,
+    mesh: Any,
+    options: StartOptions,
+) -> Lane | None:
+    """The run of a seed as its folder holds it, open until `stack` closes; None if it is finished."""
+    folder, config = run.path / f"seed_{seed}", config_of_seed(run.config, seed)
+    if finished_result(folder, config) is not None:
+        return None
+    own = _plan_of_seed(plan, seed)
+    single = stack.enter_context(contextlib.closing(RunDirectory(folder, config)))
+    checkpoints = Checkpoints(folder / "checkpoints", fall_back=options.fall_back)
+    stack.enter_context(checkpoints)
+    state, position = start(single, own, dataclasses.replace(assembly, plan=own), checkpoints, mesh, options)
+    return Lane(seed, single, own, checkpoints, state, position)
 
-    They save together and keep two checkpoints each, so there is one, unless they were trained one after another.
-    """
-    steps = {lane[6].step for lane in lanes}
-    if len(steps) == 1:
-        return
-    common = set.intersection(*({0, *lane[4].steps()} for lane in lanes))
-    for lane in lanes:
-        _, single, own, parts, checkpoints, _, position = lane
-        if position.step != max(common):
-            checkpoints.drop_after(max(common))
-            lane[5:] = start(single, own, parts, checkpoints, mesh, options)
+
+def _stack(states: list[Any], layout: Any) -> TrainState:
+    return jax.jit(lambda *s: jax.tree.map(lambda *x: jnp.stack(x), *s), out_shardings=layout)(*states)
 
 
 def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, Any]:
-    """The result of several seeds: means, sample standard deviations (of n - 1) under `std`, and each seed's own."""
+    """The result of several seeds: means, sample standard deviations (of n - 1) under `std`, and each seed's own.
+
+    `weights_of` is 'mixed' where the best weights of some are damaged.
+    """
     each = list(results.values())
     tests = [result["test"] for result in each]
     test: dict[str, Any] = {}
@@ -191,11 +245,13 @@ def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, 
         spread = {name: statistics.stdev(t[name] for t in tests) if len(tests) > 1 else 0.0 for name in names}
         test |= {"count": tests[0]["count"], "std": spread, "n": len(tests)}
     validations = [result["validation"] for result in each]
+    weights_of = {result["weights_of"] for result in each}
     return {
         "test": test,
         "validation": {name: statistics.fmean(v[name] for v in validations) for name in validations[0]},
         "seeds": [{"seed": seed, **result} for seed, result in results.items()],
         "weights": each[0]["weights"],
+        "weights_of": weights_of.pop() if len(weights_of) == 1 else "mixed",
         "params": each[0]["params"],
         "steps": max(result["steps"] for result in each),
         "best_epoch": math.floor(statistics.median(result["best_epoch"] for result in each)),

@@ -16,7 +16,7 @@ ALLOWED = {
     "models": {"ops", "layers", "models"},
     "data": {"data", "errors"},
     "training": {"training", "errors"},
-    "figures": {"figures", "errors", "ops", "layers", "models"},
+    "figures": {"figures", "errors", "ops", "layers", "models", "summary"},
 }
 
 

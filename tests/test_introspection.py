@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import train_family
 
 import jaxvit
 from jaxvit import introspection
-from jaxvit.config import base_config
 from jaxvit.errors import RunFailedError
 from jaxvit.introspection import Recorded, Step, attention_rollout
-
-MODELS = {
-    "vit": {"patch": 4, "dim": 8, "depth": 2, "heads": 2, "pool": "cls", "registers": 2, "remat": "full"},
-    "token_learner_vit": {"patch": 2, "dim": 8, "depth": 3, "heads": 2, "learner_at": (1,), "learner_tokens": 3},
-    "fuser": {
-        **{"patch": 2, "dim": 8, "depth": 3, "heads": 2, "learner": "v1", "learner_at": (1, 2), "learner_tokens": 3},
-        **{"fuse": True, "positions": "sincos"},
-    },
-    "cct": {"dim": 8, "depth": 2, "heads": 2, "conv_layers": 1, "scan": True},
-    "shiftvit": {"patch": 1, "dim": 8, "depths": (2, 1), "divisions": 8, "norm": "channels"},
-}
-
-
-def train(workdir, name, **changes):
-    config = tiny_config(train__duration="1 steps", data__validation="")
-    family = {"fuser": "token_learner_vit"}.get(name, name)
-    config.model = base_config(family, **MODELS[name]).model
-    with jax.numpy_dtype_promotion("standard"):
-        jaxvit.train(config, workdir)
-    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +20,7 @@ def runs(tmp_path_factory):
 
     class Runs(dict):
         def __missing__(self, name):
-            self[name] = train(folder / name, name)
+            self[name] = train_family(folder / name, name)
             return self[name]
 
     return Runs()
@@ -149,7 +127,8 @@ def test_rollout_of_every_family_adds_up_to_one(runs, images, name):
 def test_similarities_of_learned_positions(runs):
     loaded = jaxvit.load(runs["vit"])
     table = np.asarray(loaded.variables["params"]["position_embed"]["table"])[1:]  # the class token has no place
-    found = introspection.position_similarities(loaded)
+    found, grid = introspection.position_similarities(loaded)
+    assert grid == (2, 2)
     for i in range(4):
         for j in range(4):
             cosine = table[i] @ table[j] / np.linalg.norm(table[i]) / np.linalg.norm(table[j])
@@ -157,7 +136,7 @@ def test_similarities_of_learned_positions(runs):
 
 
 def test_fixed_positions_have_similarities_and_maps_have_none(runs):
-    found = introspection.position_similarities(jaxvit.load(runs["fuser"]))
+    found, _ = introspection.position_similarities(jaxvit.load(runs["fuser"]))
     np.testing.assert_allclose(np.diag(found), 1)
     assert found[0, 1] > found[0, 3]  # near places are alike
     assert introspection.position_similarities(jaxvit.load(runs["shiftvit"])) is None
@@ -166,11 +145,11 @@ def test_fixed_positions_have_similarities_and_maps_have_none(runs):
 def test_a_shift_sees_one_pixel_further_with_each_block(runs, images):
     """Two blocks after patches of one pixel: a diamond of radius 2; after a merge and another block, 2×2 and more."""
     fields = introspection.receptive_fields(jaxvit.load(runs["shiftvit"]), images)
-    assert list(fields) == ["stage 1 (8×8)", "stage 2 (4×4)"]
+    assert list(fields) == ["stage 0 (8×8)", "stage 1 (4×4)"]
     rows, columns = np.indices((8, 8))
     diamond = abs(rows - 4) + abs(columns - 4) <= 2
-    np.testing.assert_array_equal(fields["stage 1 (8×8)"] > 0, diamond)
-    second = fields["stage 2 (4×4)"] > 0
+    np.testing.assert_array_equal(fields["stage 0 (8×8)"] > 0, diamond)
+    second = fields["stage 1 (4×4)"] > 0
     assert second[4:6, 4:6].all() and second.sum() > diamond.sum()
     assert [field.max() for field in fields.values()] == [1.0, 1.0]
     assert introspection.receptive_fields(jaxvit.load(runs["vit"]), images) == {}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import jax
 from ml_collections import ConfigDict
 
+import jaxvit
 from jaxvit.config import base_config
 
 
@@ -24,3 +28,26 @@ def tiny_config(**changes) -> ConfigDict:
         else:
             config[section] = value
     return config
+
+
+# A few thousand parameters of every family.
+FAMILIES = {
+    "vit": {"patch": 4, "dim": 8, "depth": 2, "heads": 2, "pool": "cls", "registers": 2, "remat": "full"},
+    "token_learner_vit": {"patch": 2, "dim": 8, "depth": 3, "heads": 2, "learner_at": (1,), "learner_tokens": 3},
+    "fuser": {
+        **{"patch": 2, "dim": 8, "depth": 3, "heads": 2, "learner": "v1", "learner_at": (1, 2), "learner_tokens": 3},
+        **{"fuse": True, "positions": "sincos"},
+    },
+    "cct": {"dim": 8, "depth": 2, "heads": 2, "conv_layers": 1, "scan": True},
+    "shiftvit": {"patch": 1, "dim": 8, "depths": (2, 1), "divisions": 8, "norm": "channels"},
+}
+
+
+def train_family(workdir: Path, name: str) -> Path:
+    """A run of one step of a model of `FAMILIES`."""
+    config = tiny_config(train__duration="1 steps", data__validation="")
+    family = {"fuser": "token_learner_vit"}.get(name, name)
+    config.model = base_config(family, **FAMILIES[name]).model
+    with jax.numpy_dtype_promotion("standard"):
+        jaxvit.train(config, workdir)
+    return workdir

@@ -82,9 +82,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first: an unfinished one has another name."""
-        if not self._directory.is_dir():
-            return []
-        return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
+        return saved_steps(self._directory)
 
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints after a step, which are damaged, out of the way, to ``STEP.damaged``."""
@@ -94,16 +92,6 @@ class Checkpoints:
                 self._set_aside(damaged)
 
         processes.first(move)
-        self._manager.reload()
-
-    def drop_after(self, step: int) -> None:
-        """Deletes the checkpoints after a step: what was trained there is to be trained again."""
-
-        def delete() -> None:
-            for later in (s for s in self.steps() if s > step):
-                shutil.rmtree(self._directory / str(later))
-
-        processes.first(delete)
         self._manager.reload()
 
     def _set_aside(self, step: int) -> None:
@@ -198,6 +186,13 @@ class Checkpoints:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if error is None or not processes.has_lost_another(error):  # else the save would wait for the lost process
             self.close()
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """As `Checkpoints.steps`, of a folder that need not be opened or be there."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
 
 
 def _names_the_best(folder: Path) -> bool:

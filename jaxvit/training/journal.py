@@ -211,16 +211,40 @@ def open_writers(
 
 
 def read_jsonl(path: Path) -> list[Record]:
-    """All whole records of a metrics.jsonl; a last line cut off by a crash is left out."""
+    """All whole records of a metrics.jsonl; a last line cut off by a crash is left out.
+
+    Raises:
+      UsageError: a line before that is no record.
+    """
     if not path.exists():
         return []
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})") from None
     records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    for number, line in enumerate(lines, 1):
+        record = _parsed(line)
+        if record is None:
+            raise UsageError(
+                f"{path}, line {number}: this is no line of metrics; the file is damaged: put a copy of it back, or "
+                "delete that line"
+            )
+        records.append(record)
+    record = _parsed(last)
+    return records if record is None else [*records, record]
+
+
+def _parsed(line: bytes) -> Record | None:
+    """A line's record; None if it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("split"), str):
+        return None
+    numbers = all(value is None or isinstance(value, int | float) for key, value in record.items() if key != "split")
+    return record if numbers and None not in (record.get("step"), record.get("epoch")) else None
 
 
 def _numbers(record: Record) -> dict[str, float]:

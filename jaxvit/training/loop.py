@@ -103,7 +103,6 @@ class Course:
       position: where the run is; kept up to date.
       checkpoints, journal, progress: where it saves, writes and shows itself.
       label: what its lines on the screen begin with, where several runs are trained together.
-      share: of the time that is its own.
     """
 
     def __init__(
@@ -115,19 +114,19 @@ class Course:
         journal: Journal,
         progress: Progress,
         label: str = "",
-        share: float = 1.0,
     ):
         self._job, self.position, self.checkpoints = job, position, checkpoints
         self._journal, self._progress, self._label = journal, progress, label
         self._epoch, self._log = Totals(position.epoch_totals), Totals(position.log_totals)
-        self.clock = _Clock(position.seconds, share)
 
     @property
     def done(self) -> bool:
         return self.position.stopped_early or self.position.step >= self._job.steps
 
-    def book(self, step: int, values: Mapping[str, Any], before: TrainState | None, batch: Batch) -> None:
-        """Takes a step's sums.
+    def book(
+        self, step: int, values: Mapping[str, Any], seconds: float, before: TrainState | None, batch: Batch
+    ) -> None:
+        """Takes a step's sums, and the seconds that it took.
 
         Raises:
           RunFailedError: they are not finite.
@@ -139,7 +138,7 @@ class Course:
         if step % self._job.log_every == 0:
             self._write_steps(step)
             self._log.values.clear()
-        self._progress.step(step, values, self._epoch.means(), self.clock.lap("train"))
+        self._progress.step(step, values, self._epoch.means(), seconds)
 
     def _write_steps(self, step: int) -> None:
         rate = {"learning_rate": float(self._job.learning_rate(step - 1))}
@@ -186,9 +185,7 @@ class Course:
         position.last_step, position.patience_epochs = self._job.steps, self._job.patience_epochs
         position.epoch_totals, position.log_totals = dict(self._epoch.values), dict(self._log.values)
         self._journal.flush()
-        self.clock.lap("train")
         self.checkpoints.save(state, position.to_json(), position.step, position.best_step)
-        self.clock.lap("save")
 
     def close(self) -> None:
         """At the end: waits for what is being saved."""
@@ -196,18 +193,21 @@ class Course:
             # Not in the checkpoint that was saved: a run that is taken further goes on with these totals.
             self._write_steps(self.position.step)
         self.checkpoints.wait()
-        self.clock.lap("save")
 
 
-def fit(job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopRequest) -> TrainState:
+def fit(
+    job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopRequest, until: int | None = None
+) -> TrainState:
     """Trains to the end, to an early stop, or until it is asked to stop.
 
     Args:
       job: what to train.
       state: of one run, or of several that are trained together.
-      courses: the books of each; those that are not done are at the same step. They are kept up to date, and on return
-        the newest checkpoint of each is its part of the returned state.
+      courses: the books of each, kept up to date; those that are not done are at the same step. On return the newest
+        checkpoint of each is its part of the returned state; but of one that stopped early, while others went on, it
+        is of the step where it stopped, and its part of the state has gone on.
       stop: asks to stop.
+      until: a step before the last one where it ends too, saved as if it had been asked to stop there.
 
     Raises:
       StoppedError: asked to stop; everything is saved.
@@ -215,17 +215,23 @@ def fit(job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopReq
     """
     active = [(i, course) for i, course in enumerate(courses) if not course.done]
     (step,) = {course.position.step for _, course in active} or {job.steps}
+    last = job.steps if until is None else min(until, job.steps)
+    clock = _Clock()
     pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
+
+    def lap(name: str) -> float:
+        return clock.lap(name, [course for _, course in active])
 
     def settle(start: int, count: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
         """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
         host = {name: np.reshape(value, (-1, len(courses))) for name, value in jax.device_get(sums).items()}
         for k in range(count):
+            seconds = lap("train")
             for i, course in active:
-                course.book(start + k + 1, {name: value[k, i] for name, value in host.items()}, before, batch)
+                course.book(start + k + 1, {name: value[k, i] for name, value in host.items()}, seconds, before, batch)
 
-    while active:
-        count = job.call_length(step)
+    while active and step < last:
+        count = min(job.call_length(step), last - step)
         batch = job.train_batch(step, count)
         before = state if job.explain else None
         if job.profiler:
@@ -237,7 +243,7 @@ def fit(job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopReq
         if job.profiler:
             job.profiler.after(step, sums)
         epoch_end = step % job.steps_per_epoch == 0 or step == job.steps
-        save = step % job.checkpoint_every == 0 or step == job.steps
+        save = step % job.checkpoint_every == 0 or step == last
         # Read once: a signal between two looks would save a state without the metrics of its last step.
         stopping = stop.check()
         pause = epoch_end or save or stopping or job.explain
@@ -247,16 +253,19 @@ def fit(job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopReq
         for _, course in active:
             course.position.step = step
         if epoch_end:
-            for _, course in active:
-                course.clock.lap("train")
+            lap("train")
             evaluated = _validate(job, state, len(courses))
+            lap("eval")
             for i, course in active:
-                course.clock.lap("eval")
                 save |= course.end_epoch(evaluated[i])
         # All of them, even if it is the best of one only: then a resumed start finds them at the same step.
         if save or stopping or any(course.position.stopped_early for _, course in active):
+            lap("train")
+            for _, course in active:
+                course.checkpoints.wait()  # one whose last save failed must not fall further behind the others
             for i, course in active:
                 course.save(job.part(state, i))
+            lap("save")
         if stopping:
             for _, course in active:
                 course.checkpoints.wait()
@@ -266,6 +275,7 @@ def fit(job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopReq
         active = [(i, course) for i, course in active if not course.done]
     for course in courses:
         course.close()
+        clock.lap("save", [course])
     return state
 
 
@@ -324,14 +334,15 @@ def _not_finite(
 
 
 class _Clock:
-    """Books the time since the last lap under a name."""
+    """Books the time since the last lap, in equal shares, under a name of the runs that it was spent on."""
 
-    def __init__(self, seconds: dict[str, float], share: float = 1.0):
-        self._seconds, self._share = seconds, share
+    def __init__(self) -> None:
         self._mark = time.monotonic()
 
-    def lap(self, name: str) -> float:
+    def lap(self, name: str, courses: Sequence[Course]) -> float:
+        """Returns the share of each."""
         now = time.monotonic()
-        spent, self._mark = now - self._mark, now
-        self._seconds[name] += self._share * spent
-        return self._share * spent
+        share, self._mark = (now - self._mark) / len(courses), now
+        for course in courses:
+            course.position.seconds[name] += share
+        return share

@@ -1,6 +1,7 @@
 """The loop on a toy: pure numbers in place of a model, so that every decision can be foretold."""
 
 import io
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,76 @@ def test_the_last_steps_are_in_a_line_of_their_own(tmp_path):
     _, _, records, _ = run(Job(**{**job.__dict__, "log_every": 4}), tmp_path)
     lines = [(r["step"], r["loss"], r["count"]) for r in records if r["split"] == "steps"]
     assert lines == [(4, 1.5, 4), (6, 4.5, 2)]
+
+
+class Saved:
+    """Checkpoints of a lane that hold steps only; waiting for the first one may fail."""
+
+    def __init__(self, fails=False):
+        self.steps, self.fails = [], fails
+
+    def save(self, state, progress, step, best_step):
+        self.steps.append(step)
+
+    def wait(self):
+        if self.fails and self.steps:
+            raise RunFailedError("cannot save")
+
+
+def run_together(job, *, until=None, checkpoints=None):
+    """Two lanes of the toy; the second starts with a parameter that is 2 more, an epoch ahead in its losses."""
+
+    def train_step(state, batch, count):
+        return jax.vmap(lambda s: job.train_step(s, batch, count))(state)
+
+    both = Job(
+        **job.__dict__
+        | {
+            "train_step": jax.jit(train_step),
+            "eval_step": jax.jit(jax.vmap(job.eval_step, in_axes=(0, None))),
+            "part": lambda state, i: jax.tree.map(lambda x: x[i], state),
+        }
+    )
+    states = [
+        create_state(lambda key, w=w: {"params": {"w": jnp.float32(w)}}, optax.sgd(1.0), jax.random.key(0))
+        for w in (0, 2)
+    ]
+    state = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    checkpoints = checkpoints or [Saved(), Saved()]
+    with Progress(job.steps, job.steps_per_epoch, console=Console(file=io.StringIO())) as progress:
+        courses = [
+            Course(both, Position(), checkpoints=saved, journal=Journal([]), progress=progress) for saved in checkpoints
+        ]
+        fit(both, state, courses, stop=StopRequest(), until=until)
+    return [course.position for course in courses], [saved.steps for saved in checkpoints]
+
+
+def test_lanes_end_at_a_step_before_the_last_and_have_saved_it():
+    positions, saved = run_together(make_job([5.0, 4.0, 3.0, 2.0]), until=3)
+    assert [p.step for p in positions] == [3, 3] and [steps[-1] for steps in saved] == [3, 3]
+
+
+def test_no_lane_saves_again_before_the_last_save_of_all_is_whole():
+    checkpoints = [Saved(), Saved(fails=True)]
+    with pytest.raises(RunFailedError, match="cannot save"):
+        run_together(make_job([5.0, 4.0, 3.0, 2.0]), checkpoints=checkpoints)
+    assert [saved.steps for saved in checkpoints] == [[2], [2]]
+
+
+def test_the_seconds_of_all_lanes_are_those_that_passed(monkeypatch):
+    """Also of the steps that one lane takes after another has stopped early."""
+    readings = []
+
+    def monotonic():
+        readings.append(float(len(readings) ** 2))
+        return readings[-1]
+
+    monkeypatch.setattr("jaxvit.training.loop.time", SimpleNamespace(monotonic=monotonic))
+    # The second lane, an epoch ahead in these losses, is past the best one at its first epoch.
+    positions, _ = run_together(make_job([5.0, 3.0, 4.0, 6.0, 7.0], patience=2, epochs=4))
+    assert positions[1].stopped_early and positions[1].step < positions[0].step
+    assert sum(sum(p.seconds.values()) for p in positions) == pytest.approx(readings[-1] - readings[0])
+    assert positions[0].seconds["train"] > positions[1].seconds["train"] > 0
 
 
 def test_evaluate_adds_all_batches_up():

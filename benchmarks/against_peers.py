@@ -1,0 +1,286 @@
+"""jaxvit's speed against Keras's and PyTorch's: a training step, one image, a batch; turn by turn on one machine.
+
+    python benchmarks/against_peers.py [--models NAME …] [--peers NAME …] [--rounds 5] [--seconds 4] [--amp]
+                                       [--out benchmarks/RESULTS.md]
+
+All frameworks run the same arithmetic on the same random images, which lie on the device: see `benchmarks/peers`. Each
+has a process; in every round each of them is timed for some seconds, one after the other, the first one changing from
+round to round, so that a machine that slows down slows all of them. Medians are compared.
+
+Leave the machine alone meanwhile. Beside the Markdown file the same numbers are written as CSV, and a JSON file that
+keeps each model's results: started again, the program goes on with the next model. Frameworks come with
+`pip install -e .[bench]`; one that is missing is skipped and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from peers.timing import MissingPackageError, Worker, WorkerError
+from peers.worker import PEERS
+from peers.workloads import WORKLOADS
+
+OURS = "jaxvit"
+MEASURES = {
+    "train": "Training step: forward, backward, update",
+    "infer_one": "Inference, one image",
+    "infer_batch": "Inference, a batch",
+}
+MOST_RUNS = 200  # of one thing in one round
+PAUSE = 0.3  # seconds in which a worker that has just been timed comes to rest
+
+Results = dict[str, Any]  # of a model: peer -> what it said at its start, and measure -> summary; or why there is none
+
+
+def command(measure: str, model: str, count: int) -> str:
+    if measure == "train":
+        return f"train {count}"
+    return f"infer {1 if measure == 'infer_one' else WORKLOADS[model].batch} {count}"
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds, and how many times there were."""
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4), "count": len(times)}
+
+
+def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, options: tuple[str, ...]) -> Results:
+    """Runs all peers of a model turn by turn."""
+    results: Results = {}
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for peer in peers:
+            try:
+                workers[peer] = stack.enter_context(contextlib.closing(Worker(peer, model, options)))
+                results[peer] = workers[peer].start
+                print(f"  {peer}: first step after {results[peer]['first_step_s']:.1f} s", flush=True)
+            except MissingPackageError as missing:
+                results[peer] = {"none": f"{missing} is not installed"}
+                print(f"  {peer}: skipped, {missing} is not installed", flush=True)
+            except WorkerError as error:
+                results[peer] = {"none": str(error)}
+                print(f"  {peer}: {error}", flush=True)
+
+        counts: dict[tuple[str, str], int] = {}
+        times: dict[tuple[str, str], list[float]] = {}
+
+        def ask(peer: str, measure: str, count: int) -> list[float]:
+            """Times; none from a worker that failed, which is not asked again."""
+            if peer not in workers:
+                return []
+            try:
+                return workers[peer].ask(command(measure, model, count))["ms"]
+            except WorkerError as error:
+                results[peer] = {"none": f"{measure}: {error}"}
+                print(f"  {peer}: {measure}: {error}", flush=True)
+                del workers[peer]
+                return []
+
+        for peer in list(workers):
+            for measure in MEASURES:
+                ask(peer, measure, 1)  # compiles
+                warm = ask(peer, measure, 3)
+                if warm:
+                    counts[peer, measure] = max(1, min(MOST_RUNS, round(1e3 * seconds / min(warm))))
+        order = list(workers)
+        for i in range(rounds):
+            for measure in MEASURES:
+                for peer in order:
+                    time.sleep(PAUSE)
+                    times.setdefault((peer, measure), []).extend(ask(peer, measure, counts.get((peer, measure), 1)))
+            order = order[1:] + order[:1]
+            print(f"  round {i + 1} of {rounds}", flush=True)
+        for peer in workers:
+            results[peer] |= {measure: summary(times[peer, measure]) for measure in MEASURES}
+    return results
+
+
+def machine() -> dict[str, str]:
+    """Of this computer: processor, cores, memory, system."""
+
+    def field(file: str, name: str) -> str:
+        with contextlib.suppress(OSError):
+            for line in Path(file).read_text().splitlines():
+                if line.lower().startswith(name):
+                    return line.split(":", 1)[1].strip()
+        return ""
+
+    memory = field("/proc/meminfo", "memtotal").split()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": str(cores),
+        "memory": f"{int(memory[0]) / 2**20:.1f} GiB" if memory else "unknown",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+class Store:
+    """What is known so far, in a JSON file.
+
+    Args:
+      path: of the file.
+      settings: how it is measured and where; a file made otherwise is refused.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self._path = path
+        self.known: dict[str, Any] = {"settings": settings, "models": {}}
+        if path.exists():
+            self.known = json.loads(path.read_text())
+            differing = [key for key in settings if self.known["settings"].get(key) != settings[key]]
+            if differing:
+                sys.exit(f"{path} was made with another {', '.join(differing)}: move it away, or choose another --out")
+
+    def has(self, model: str, peers: Iterable[str]) -> bool:
+        return set(peers) <= set(self.known["models"].get(model, {}).get("peers", {}))
+
+    def put(self, model: str, peers: Results, load: float) -> None:
+        """Keeps a model's results, with the machine's load before they were taken."""
+        date = datetime.date.today().isoformat()
+        self.known["models"][model] = {"date": date, "load_before": load, "peers": peers}
+        new = self._path.with_suffix(".json.new")
+        new.write_text(json.dumps(self.known, indent=1) + "\n")
+        new.replace(self._path)
+
+
+def ratios(models: dict[str, Any], measure: str) -> dict[str, dict[str, float]]:
+    """{model: {peer or 'fastest': our time / its time}}, for the models that we and a peer have times of."""
+    found = {}
+    for model, entry in models.items():
+        medians = {peer: got[measure]["median"] for peer, got in entry["peers"].items() if measure in got}
+        ours = medians.pop(OURS, None)
+        if ours is not None and medians:
+            found[model] = {peer: ours / theirs for peer, theirs in medians.items()}
+            found[model]["fastest"] = max(found[model].values())
+    return found
+
+
+def table(models: dict[str, Any], peers: list[str], measure: str) -> list[str]:
+    """Rows of a Markdown table: milliseconds, and our time through the fastest peer's."""
+    by_model = ratios(models, measure)
+    lines = [
+        f"| model | batch | {' | '.join(peers)} | {OURS} / fastest other |",
+        f"|---|---|{'---|' * len(peers)}---|",
+    ]
+    for model, entry in models.items():
+        cells = []
+        for peer in peers:
+            got = entry["peers"].get(peer, {}).get(measure)
+            cells.append(f"{got['median']:.4g} ({got['q1']:.4g}–{got['q3']:.4g})" if got else "–")
+        ratio = f"**{by_model[model]['fastest']:.2f}**" if model in by_model else "–"
+        batch = 1 if measure == "infer_one" else WORKLOADS[model].batch
+        lines.append(f"| `{model}` | {batch} | {' | '.join(cells)} | {ratio} |")
+    means = []
+    for peer in [*peers, "fastest"]:
+        values = [row[peer] for row in by_model.values() if peer in row]
+        mean = f"{math.exp(statistics.fmean(map(math.log, values))):.2f}" if values else "–"
+        means.append("1" if peer == OURS else f"**{mean}**" if peer == "fastest" else mean)
+    lines.append(f"| geometric mean of {OURS} / it | | {' | '.join(means)} |")
+    return lines
+
+
+def report(known: dict[str, Any]) -> str:
+    """The Markdown page."""
+    settings, models = known["settings"], known["models"]
+    every = [peer for peer in PEERS if any(peer in entry["peers"] for entry in models.values())]
+    peers = [p for p in every if any("parameters" in entry["peers"].get(p, {}) for entry in models.values())]
+    dates = sorted({entry["date"] for entry in models.values()})
+    found = [got for entry in models.values() for got in entry["peers"].values() if "versions" in got]
+    versions = {name: version for got in found for name, version in got["versions"].items()}
+    devices = sorted({got["device"] for got in found})
+    lines = [
+        "# Speed against Keras and PyTorch",
+        "",
+        "Milliseconds, median (quartiles). The last column and the last row are times of jaxvit divided by the",
+        "other's: below 1, jaxvit is faster. Written by `benchmarks/against_peers.py`, which says how it is measured;",
+        "the other frameworks' models are in `benchmarks/peers`, equal in parameters and, as `benchmarks.peers.check`",
+        "shows, in logits. jaxvit's step computes its metrics and norms too; the others' only the loss.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in settings["machine"].items()),
+        f"| device | {', '.join(devices)} |",
+        f"| precision | {'bfloat16, weights float32' if settings['amp'] else 'float32'} |",
+        f"| versions | {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))} |",
+        f"| date | {' to '.join(dict.fromkeys([dates[0], dates[-1]]))} |",
+        f"| rounds | {settings['rounds']}, each {settings['seconds']:g} s for everything timed |",
+    ]
+    for measure, title in MEASURES.items():
+        lines += ["", f"## {title}", "", *table(models, peers, measure)]
+    lines += ["", "## First step: compiling and one step, in seconds", ""]
+    lines += [f"| model | {' | '.join(peers)} |", f"|---|{'---|' * len(peers)}"]
+    for model, entry in models.items():
+        first = [entry["peers"].get(peer, {}).get("first_step_s") for peer in peers]
+        lines.append(f"| `{model}` | {' | '.join('–' if s is None else f'{s:.1f}' for s in first)} |")
+    absent = [(m, p, got["none"]) for m, entry in models.items() for p, got in entry["peers"].items() if "none" in got]
+    if absent:
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for model, peer, why in absent:
+            reasons.setdefault((peer, why), []).append(f"`{model}`")
+        lines += ["", "## Not timed", ""]
+        lines += [f"- {peer} ({why}): {', '.join(names)}" for (peer, why), names in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
+def write_csv(known: dict[str, Any], path: Path) -> None:
+    """One row for each model, peer and measure."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["model", "peer", "measure", "batch", "median_ms", "q1_ms", "q3_ms", "count", "first_step_s"])
+        for model, entry in known["models"].items():
+            for peer, got in entry["peers"].items():
+                for measure in MEASURES:
+                    if measure in got:
+                        batch = 1 if measure == "infer_one" else WORKLOADS[model].batch
+                        times = [got[measure][key] for key in ("median", "q1", "q3", "count")]
+                        rows.writerow([model, peer, measure, batch, *times, got["first_step_s"]])
+
+
+def write_tables(known: dict[str, Any], page: Path) -> None:
+    """The Markdown page, and the CSV file beside it."""
+    page.write_text(report(known))
+    write_csv(known, page.with_suffix(".csv"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(WORKLOADS), choices=tuple(WORKLOADS), metavar="NAME")
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=tuple(PEERS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each thing timed, in each round")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16, keep weights in float32")
+    parser.add_argument("--compile_mode", default="default", help="of torch.compile; 'reduce-overhead' suits GPUs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md")
+    options = parser.parse_args()
+
+    settings = {key: getattr(options, key) for key in ("rounds", "seconds", "amp", "compile_mode")}
+    store = Store(options.out.with_suffix(".json"), {**settings, "machine": machine()})
+    words = (*(["--amp"] if options.amp else []), "--compile_mode", options.compile_mode)
+    for model in options.models:
+        if store.has(model, options.peers):
+            print(f"{model}: known", flush=True)
+            continue
+        print(f"{model}:", flush=True)
+        load = round(os.getloadavg()[0], 2)
+        store.put(model, time_model(model, options.peers, options.rounds, options.seconds, words), load)
+        write_tables(store.known, options.out)
+    write_tables(store.known, options.out)
+    print(f"written: {options.out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The speed comparison, without the other frameworks: its workloads, its arithmetic, its worker's way to talk."""
+
+import importlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxvit.models import create_model
+from jaxvit.models.registry import input_shape
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_workloads_are_the_models_own():
+    for name, workload in importlib.import_module("peers.workloads").WORKLOADS.items():
+        assert workload.model == name
+        assert workload.input == input_shape(name)
+        assert workload.classes == create_model(name).num_classes
+
+
+class Constant:
+    name = "constant"
+
+    def train_step(self):
+        return 0.5
+
+    def infer(self, batch):
+        if batch > 2:
+            raise ValueError("too\nmuch")
+
+
+def test_a_worker_answers_line_by_line():
+    timing = importlib.import_module("peers.timing")
+    answers = io.StringIO()
+    timing.serve(Constant(), io.StringIO("train 3\ninfer 1 2\ninfer 9 1\nsing\nquit\ntrain 1\n"), answers)
+    train, one, much, unknown = map(json.loads, answers.getvalue().splitlines())
+    assert len(train["ms"]) == 3 and train["loss"] == 0.5
+    assert len(one["ms"]) == 2
+    assert much == {"error": "ValueError: too"}
+    assert "sing" in unknown["error"]
+
+
+def times(median):
+    return {"median": median, "q1": median, "q3": median, "count": 1}
+
+
+def known():
+    said = {"parameters": 1, "device": "cpu", "versions": {"jax": "1"}, "first_step_s": 1.0}
+    measured = {
+        "jaxvit": {"train": 2.0, "infer_one": 1.0, "infer_batch": 1.0},
+        "torch-eager": {"train": 4.0, "infer_one": 1.0, "infer_batch": 0.5},
+        "torch-compile": {"train": 3.0, "infer_one": 2.0, "infer_batch": 4.0},
+    }
+    peers = {p: said | {name: times(ms) for name, ms in row.items()} for p, row in measured.items()}
+    peers["keras-jax"] = {"none": "keras is not installed"}
+    settings = {"rounds": 1, "seconds": 1.0, "amp": False, "compile_mode": "default", "machine": {"cores": "2"}}
+    return {"settings": settings, "models": {"tutorial_cct": {"date": "2026-01-01", "load_before": 0, "peers": peers}}}
+
+
+def test_ratios_are_against_the_fastest():
+    driver = importlib.import_module("against_peers")
+    models = known()["models"]
+    assert driver.ratios(models, "train")["tutorial_cct"]["fastest"] == pytest.approx(2 / 3)
+    assert driver.ratios(models, "infer_batch")["tutorial_cct"]["fastest"] == pytest.approx(2.0)
+
+
+def test_the_page_names_what_is_missing():
+    page = importlib.import_module("against_peers").report(known())
+    assert "- keras-jax (keras is not installed): `tutorial_cct`" in page
+    assert "| `tutorial_cct` | 128 | 2 (2–2) | 4 (4–4) | 3 (3–3) | **0.67** |" in page
+
+
+def test_results_are_kept_and_not_mixed(tmp_path):
+    store = importlib.import_module("against_peers").Store
+    first = store(tmp_path / "r.json", {"rounds": 1})
+    first.put("tutorial_cct", known()["models"]["tutorial_cct"]["peers"], 0.0)
+    again = store(tmp_path / "r.json", {"rounds": 1})
+    assert again.has("tutorial_cct", ["jaxvit", "keras-jax"])
+    assert not again.has("tutorial_cct", ["keras-tensorflow"])
+    with pytest.raises(SystemExit, match="rounds"):
+        store(tmp_path / "r.json", {"rounds": 2})
