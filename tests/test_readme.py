@@ -3,12 +3,17 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from tiny import tiny_config
 
+import jaxvit
+from jaxvit.data.__main__ import main
 from jaxvit.data.builders import PREPARABLE
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +45,18 @@ def test_there_is_something_to_test():
     assert all(text.count("\n") < 30 for text in own_files("docs/extend.md").values())
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run and a folder of exported images, under the names that the pages use."""
+    folder = tmp_path_factory.mktemp("trained")
+    with jax.numpy_dtype_promotion("standard"):
+        jaxvit.train(tiny_config(train__duration="1 steps"), folder / "runs" / "digits")
+    main(["export", "digits", "--n=3", str(folder / "images")])
+    return folder
+
+
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands(page)])
-def test_every_command_runs(page, command, tmp_path):
+def test_every_command_runs(page, command, tmp_path, request):
     """On docs/extend.md really, elsewhere as a dry run."""
     words = shlex.split(command, comments=True)[1:]
     if words[:2] == ["data", "prepare"]:  # needs a network, or an archive; tests/data has its own
@@ -54,6 +69,8 @@ def test_every_command_runs(page, command, tmp_path):
     words = [word for word in words if not word.startswith(("--coordinator", "--num_processes", "--process_id"))]
     for name, text in own_files(page).items():
         (tmp_path / name).write_text(text)
+    if words[0] in ("evaluate", "predict", "report"):
+        shutil.copytree(request.getfixturevalue("trained"), tmp_path, dirs_exist_ok=True)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
