@@ -13,7 +13,7 @@ import jax
 from jaxvit import command_line, scores
 from jaxvit.config import data_dir
 from jaxvit.data import image_folder
-from jaxvit.data.sources import Dataset, Source, StreamedSource, open_dataset
+from jaxvit.data.sources import Dataset, Source, StreamedSource, is_own, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.inference import Outcomes, Predictor
 from jaxvit.loading import CHECKPOINTS, WEIGHTS, Loaded, load
@@ -77,6 +77,11 @@ def add_run_options(parser: command_line.Parser) -> None:
     parser.add_argument("--batch_size", type=int, default=0, help="images at a time (default: the run's)")
     parser.add_argument("--devices", type=int, default=0, help="how many to use (default: all)")
     parser.add_argument("--data_dir", default="", metavar="DIR", help="TFDS directory (else the run's, TFDS_DATA_DIR)")
+    parser.add_argument(
+        "--own_code",
+        action="store_true",
+        help="run the code that the run's files name, 'module:Class': a model or data set outside this package",
+    )
 
 
 def load_run(options: Any) -> Loaded:
@@ -87,7 +92,7 @@ def load_run(options: Any) -> Loaded:
         raise UsageError(f"--batch_size={options.batch_size}: must be 1 or more; 0 = the run's")
     if not 0 <= options.devices <= jax.local_device_count():
         raise UsageError(f"--devices={options.devices}: there are {jax.local_device_count()}; 0 = all")
-    return load(options.workdir, checkpoint=options.checkpoint, weights=options.weights)
+    return load(options.workdir, checkpoint=options.checkpoint, weights=options.weights, own_code=options.own_code)
 
 
 def read_split(
@@ -114,6 +119,12 @@ def read_split(
     split = split or ("test" if named["test"] or data else "validation")
     if split in PARTS and not data and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
+    if not data and is_own(config.data.name) and not loaded.own_code:
+        raise UsageError(
+            f"{loaded.workdir}: its data set '{config.data.name}' is code outside this package, and to open it runs "
+            f"module {config.data.name.partition(':')[0]}; if you trust that, say so by --own_code, in Python by "
+            "load(…, own_code=True)"
+        )
     dataset = _other(data, config, loaded.image_shape) if data else dataset_of(config)
     if dataset.class_names != loaded.class_names:
         theirs, ours = (

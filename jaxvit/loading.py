@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from jaxvit.data.augment import Augmentation, evaluation_transform
-from jaxvit.errors import UsageError
-from jaxvit.models.registry import create_model
-from jaxvit.run_directory import read_config, read_json
+from jaxvit.errors import UsageError, first_line
+from jaxvit.model_facts import REMEDY, ModelFacts, read_model
+from jaxvit.run_directory import read_config, read_json, refuse_seeds
 
 CHECKPOINTS = ("best", "latest")
 WEIGHTS = ("chosen", "model", "ema")
@@ -38,6 +38,7 @@ class Loaded:
       input_shape: [H, W, C] of what the model sees.
       step: how many steps it had been trained for.
       weights: 'model' or 'ema'.
+      own_code: whether code may be run that the run's files name; see `load`.
     """
 
     workdir: Path
@@ -50,6 +51,20 @@ class Loaded:
     step: int
     weights: str
     augmentation: Augmentation
+    own_code: bool = False
+
+    def _checked(self, images_BHWC: Any) -> Any:
+        if not hasattr(images_BHWC, "dtype"):  # a list of images
+            try:
+                images_BHWC = np.asarray(images_BHWC)
+            except (TypeError, ValueError):
+                raise UsageError(f"images of different sizes: {self._takes()}") from None
+        if images_BHWC.dtype != np.uint8 or tuple(images_BHWC.shape[1:]) != self.image_shape:
+            raise UsageError(f"images of {images_BHWC.dtype} {list(images_BHWC.shape)}: {self._takes()}")
+        return images_BHWC
+
+    def _takes(self) -> str:
+        return f"this model takes uint8 [B, {', '.join(map(str, self.image_shape))}]"
 
     def preprocess(self, images_BHWC: Any) -> jax.Array:
         """uint8 images [B, *image_shape] to what the model sees, as in the evaluation of the training run.
@@ -57,12 +72,7 @@ class Loaded:
         Raises:
           UsageError: they have another shape or type.
         """
-        if images_BHWC.dtype != np.uint8 or tuple(images_BHWC.shape[1:]) != self.image_shape:
-            raise UsageError(
-                f"images of {images_BHWC.dtype} {list(images_BHWC.shape)}: this model takes uint8 "
-                f"[B, {', '.join(map(str, self.image_shape))}]"
-            )
-        return evaluation_transform(self.augmentation)(jnp.asarray(images_BHWC))
+        return evaluation_transform(self.augmentation)(jnp.asarray(self._checked(images_BHWC)))
 
     def pictures(self, images_BHWC: Any) -> np.ndarray:
         """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""
@@ -80,14 +90,14 @@ class Loaded:
 
     def logits(self, images_BHWC: Any) -> jax.Array:
         """Scores [B, K], float32, of uint8 images [B, *image_shape]. Compiles once for each batch size."""
-        return self._logits(self.variables, images_BHWC)
+        return self._logits(self.variables, self._checked(images_BHWC))
 
     def __call__(self, images_BHWC: Any) -> jax.Array:
         """Probabilities [B, K], float32, of uint8 images [B, *image_shape]."""
         return jax.nn.softmax(self.logits(images_BHWC), axis=-1)
 
 
-def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chosen") -> Loaded:
+def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chosen", own_code: bool = False) -> Loaded:
     """Loads a trained model from a run's folder.
 
     Args:
@@ -95,9 +105,12 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
       checkpoint: 'best' (on validation; without one the last) or 'latest'.
       weights: 'chosen' = those that the run's test result is of: averaged where it keeps an average, else 'model'; or
         one of the two, 'model' and 'ema'.
+      own_code: allow a model that is code outside this package, 'module:Class', to be imported, and so to be run. The
+        folder's files are else only read: they may be somebody else's.
 
     Raises:
-      UsageError: it holds no trained model, or not the weights asked for.
+      UsageError: it holds no trained model, or not the weights asked for; its files are damaged or do not fit together;
+        its model is code that was not allowed.
     """
     path = Path(workdir)
     for name, value, known in (("checkpoint", checkpoint, CHECKPOINTS), ("weights", weights, WEIGHTS)):
@@ -105,39 +118,79 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
             raise UsageError(f"{name}='{value}': must be one of {', '.join(known)}")
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such folder; name that of a run")
-    seeds = sorted(p.name for p in path.glob("seed_*") if p.is_dir())
-    if seeds and not (path / "checkpoints").exists():
-        raise UsageError(f"{path} holds a run for each of {len(seeds)} seeds; name one, such as {path / seeds[0]}")
+    if not (path / "checkpoints").exists():
+        refuse_seeds(path)
     config = read_config(path)
     steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit())
     if not steps:
         raise UsageError(f"{path} holds no checkpoint yet; train it first")
-    try:
-        facts = read_json(path / "model.json")
-        step = steps[-1]
-        if checkpoint == "best":
-            step = read_json(path / "checkpoints" / str(step) / "metrics" / "metrics")["best_step"]
-            step = step if step in steps else steps[-1]  # none yet: no epoch has ended
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path} cannot be read: {type(error).__name__}: {error}; it is damaged") from None
+    facts = read_model(path)
+    model = facts.create(own_code=own_code)
+    step = steps[-1]
+    if checkpoint == "best":
+        file = path / "checkpoints" / str(step) / "metrics" / "metrics"
+        said = read_json(file, "this checkpoint is damaged: load(…, checkpoint='latest') does without this file")
+        best = said.get("best_step") if isinstance(said, dict) else None
+        step = best if best in steps else step  # none yet: no epoch has ended
     tree = _restore(path / "checkpoints" / str(step) / "state")
     if weights == "ema" and not tree["ema"]:
         raise UsageError(f"{path}: this run keeps no average of its weights; use weights='model'")
     averaged = bool(tree["ema"]) and weights != "model"
-    augmentation = Augmentation(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["augmentation"].items()})
-    attributes = {k: _tuples(v) for k, v in facts["attributes"].items()}
-    return Loaded(
+    loaded = Loaded(
         workdir=path,
         config=config,
-        model=create_model(facts["name"], **attributes),
+        model=model,
         variables={"params": tree["ema"] if averaged else tree["params"], **tree["constants"]},
-        class_names=tuple(facts["class_names"]),
-        image_shape=tuple(facts["image_shape"]),
-        input_shape=augmentation.output_shape(tuple(facts["image_shape"])),
+        class_names=facts.class_names,
+        image_shape=facts.image_shape,
+        input_shape=facts.input_shape,
         step=step,
         weights="ema" if averaged else "model",
-        augmentation=augmentation,
+        augmentation=facts.augmentation,
+        own_code=own_code,
     )
+    _check_that_it_fits(loaded, facts)
+    return loaded
+
+
+def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
+    """Compares what model.json describes with the weights, by shapes alone.
+
+    Raises:
+      UsageError: another model would be needed for these weights.
+    """
+
+    def first_call(images_BHWC: jax.Array) -> tuple[jax.Array, Any]:
+        seen = loaded.preprocess(images_BHWC)
+        if seen.shape[1:] != loaded.input_shape:
+            raise ValueError(f"its evaluation makes {list(seen.shape[1:])} of them, not {list(loaded.input_shape)}")
+        return loaded.model.init_with_output(jax.random.key(0), seen, train=False)
+
+    try:
+        images = jax.ShapeDtypeStruct((1, *loaded.image_shape), jnp.uint8)
+        logits, variables = jax.eval_shape(first_call, images)
+    except Exception as error:  # whatever a model says to attributes and images that do not go together
+        raise UsageError(
+            f"{facts.file}: the model does not work on its images ({type(error).__name__}: {first_line(error)[:200]}); "
+            f"{REMEDY}"
+        ) from error
+    wanted, there = ({jax.tree_util.keystr(k): v.shape for k, v in _leaves(t)} for t in (variables, loaded.variables))
+    for name in sorted(wanted.keys() | there.keys()):
+        if wanted.get(name) != there.get(name):
+            raise UsageError(
+                f"{facts.file} does not fit the weights of step {loaded.step}: {name} is "
+                f"{list(there[name]) if name in there else 'not there'}, and this model has "
+                f"{list(wanted[name]) if name in wanted else 'none'}; {REMEDY}"
+            )
+    if logits.ndim != 2 or logits.shape[-1] < len(loaded.class_names):
+        raise UsageError(
+            f"{facts.file}: it has {len(loaded.class_names)} class names, and its model gives an output of "
+            f"{list(logits.shape[1:])} for an image; {REMEDY}"
+        )
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def _restore(directory: Path) -> dict[str, Any]:
@@ -161,7 +214,3 @@ def _restore(directory: Path) -> dict[str, Any]:
             raise UsageError(
                 f"checkpoint {directory.parent} cannot be read: its files are damaged ({reason})"
             ) from None
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jaxvit import command_line, errors
 from jaxvit.errors import UsageError
-from jaxvit.evaluate import add_run_options
-from jaxvit.loading import load
-from jaxvit.run_directory import read_config, read_json
+from jaxvit.evaluate import add_run_options, load_run
+from jaxvit.model_facts import ModelFacts, read_model
+from jaxvit.run_directory import read_config, read_result, seed_folders
 from jaxvit.training.journal import read_jsonl
 
 FORMATS = ("table", "markdown", "csv")
@@ -53,25 +53,32 @@ def main(argv: list[str]) -> int:
     if options.n < 1:
         raise UsageError(f"--n={options.n}: must be 1 or more")
     runs = [run for folder in folders for run in find_runs(Path(folder))]
-    rows = sorted((summarize_run(run) for run in dict.fromkeys(runs)), key=lambda row: -row.get("top1", -1))
-    _WRITERS[options.format](rows)
-    failed = False
+    runs = list(dict.fromkeys(runs))
+    rows, failed = [], set()
+
+    @contextlib.contextmanager
+    def leaving_the_others(run: Path) -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            if len(runs) == 1:
+                raise
+            print(f"jaxvit: {run}: {error}", file=sys.stderr)
+            failed.add(run)
+
+    for run in runs:
+        with leaving_the_others(run):
+            rows.append(summarize_run(run, own_code=options.own_code))
+    _WRITERS[options.format](sorted(rows, key=lambda row: -row.get("top1", -1)))
     if options.figures:
         from jaxvit.run_figures import draw_run
 
-        for run in dict.fromkeys(runs):
+        for run in [run for run in runs if run not in failed]:
             options.workdir = str(_with_checkpoints(run))
-            try:
-                loaded = load(options.workdir, checkpoint=options.checkpoint, weights=options.weights)
-                index = draw_run(loaded, run / "figures", options)
-            except UsageError as error:
-                if len(runs) == 1:
-                    raise
-                print(f"jaxvit: {run}: {error}", file=sys.stderr)
-                failed = True
-                continue
-            sys.stdout.flush()
-            print(f"figures: {index}")
+            with leaving_the_others(run):
+                index = draw_run(load_run(options), run / "figures", options)
+                sys.stdout.flush()
+                print(f"figures: {index}")
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE
 
 
@@ -86,7 +93,9 @@ def find_runs(folder: Path) -> Iterator[Path]:
     found = False
     for parent, folders, files in os.walk(folder):
         folders.sort()
-        if "config.json" in files and ("model.json" in files or "environment.json" in files or _seeds(Path(parent))):
+        if "config.json" in files and (
+            "model.json" in files or "environment.json" in files or seed_folders(Path(parent))
+        ):
             found = True
             folders.clear()  # what lies in a run belongs to it
             yield Path(parent)
@@ -94,60 +103,51 @@ def find_runs(folder: Path) -> Iterator[Path]:
         raise UsageError(f"{folder}: there are no runs here; train one with `jaxvit train`")
 
 
-def _seeds(run: Path) -> list[Path]:
-    return sorted((p for p in run.glob("seed_*") if p.is_dir()), key=lambda p: int(p.name.removeprefix("seed_")))
-
-
 def _with_checkpoints(run: Path) -> Path:
     """The run itself, or of several seeds the first."""
-    seeds = _seeds(run)
+    seeds = seed_folders(run)
     return seeds[0] if seeds and not (run / "checkpoints").exists() else run
 
 
-def summarize_run(run: Path) -> dict[str, Any]:
+def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:
     """What a table says of a run: run, model, data, params, macs, steps, best_epoch, seeds, top1, top1_std, top5, loss,
-    validation, train_seconds, state; what is not known yet is missing."""
+    validation, train_seconds, state; what is not known yet is missing. `own_code`: see `jaxvit.load`; without it the
+    multiply-adds of a model outside this package are not known.
+
+    Raises:
+      UsageError: a file of it is damaged.
+    """
     config = read_config(run)
     row: dict[str, Any] = {"run": str(run), "model": config.model.name, "data": config.data.name}
     folder = _with_checkpoints(run)
     if (folder / "model.json").exists():
-        facts = read_json(folder / "model.json")
-        row["params"], row["macs"] = _count(str(folder / "model.json"), repr(facts))
+        row["params"], row["macs"] = _count(read_model(folder), own_code)
     records = read_jsonl(folder / "metrics.jsonl")
     row["steps"] = max((record["step"] for record in records), default=0)
     if not (run / "result.json").exists():
-        validations = [record["top1"] for record in records if record["split"] == "validation"]
+        validations = [r["top1"] for r in records if r["split"] == "validation" and r.get("top1") is not None]
         best = {"validation": max(validations)} if validations else {}
         return row | best | {"state": "not finished"}
-    result = read_json(run / "result.json")
+    result = read_result(run)
     test = result["test"]
     row |= {name: test[name] for name in ("top1", "top5", "loss", "count") if name in test}
     if "std" in test:
         row |= {"top1_std": test["std"]["top1"], "seeds": test["n"]}
-    at_best = [r["top1"] for r in records if r["split"] == "validation" and r["epoch"] == result["best_epoch"]]
+    at_best = [r.get("top1") for r in records if r["split"] == "validation" and r["epoch"] == result["best_epoch"]]
     if at_best and "std" not in test:
         row["validation"] = at_best[0]
     row |= {"steps": result["steps"], "best_epoch": result["best_epoch"], "params": result["params"]}
     return row | {"train_seconds": result["seconds"]["train"], "state": "finished"}
 
 
-@lru_cache
-def _count(file: str, facts: str) -> tuple[int | None, int | None]:
+def _count(facts: ModelFacts, own_code: bool) -> tuple[int | None, int | None]:
     """(parameters, multiply-adds of an image) of a model.json; None where the model cannot be made here."""
-    from jaxvit.data.augment import Augmentation
     from jaxvit.models.count import abstract_variables, count_macs, count_params
-    from jaxvit.models.registry import create_model
 
-    said = read_json(Path(file))
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in said["attributes"].items()}
-    augmentation = {k: tuple(v) if isinstance(v, list) else v for k, v in said["augmentation"].items()}
-    shape = Augmentation(**augmentation).output_shape(tuple(said["image_shape"]))
     try:
-        model = create_model(said["name"], **tuples)
+        model, shape = facts.create(own_code=own_code), facts.input_shape
         return count_params(abstract_variables(model, shape)), count_macs(model, shape)["all"]
-    except Exception as error:  # a model of one's own, which is not on the path here or no longer what it was
-        if ":" not in said["name"] and not isinstance(error, ValueError | TypeError):
-            raise
+    except Exception:  # a model of one's own that is not on the path here, or attributes that do not go together
         return None, None
 
 

@@ -225,15 +225,15 @@ def read_result(path: Path) -> dict[str, Any]:
     remedy = "it is damaged: delete it, and `jaxvit train` measures the finished training again"
     file = path / "result.json"
     found = read_json(file, remedy)
-    _check(isinstance(found, dict), file, "it holds no result", remedy)
+    require(isinstance(found, dict), file, "it holds no result", remedy)
     for name, kind in _RESULT.items():
-        _check(isinstance(found.get(name), kind), file, f"it holds no '{name}'", remedy)
+        require(isinstance(found.get(name), kind), file, f"it holds no '{name}'", remedy)
     test = found["test"]
     numbers = [*(test.get(name) for name in _MEASURED if test), found["seconds"].get("train")]
     if "std" in test:
         numbers += [test.get("n"), *(test["std"].get(n) for n in ("top1",) if isinstance(test["std"], dict))]
-    _check(all(isinstance(n, int | float) for n in numbers), file, "numbers are missing", remedy)
-    _check("weights_of" in found or "seeds" in found, file, "it does not say which weights it is of", remedy)
+    require(all(isinstance(n, int | float) for n in numbers), file, "numbers are missing", remedy)
+    require("weights_of" in found or "seeds" in found, file, "it does not say which weights it is of", remedy)
     return found
 
 
@@ -249,13 +249,14 @@ def read_environment(path: Path) -> dict[str, Any]:
         return {"data": {}, "starts": []}
     found = read_json(file, remedy)
     whole = isinstance(found, dict) and isinstance(found.get("data"), dict) and isinstance(found.get("starts"), list)
-    _check(whole, file, "it does not hold 'data' and 'starts'", remedy)
+    require(whole, file, "it does not hold 'data' and 'starts'", remedy)
     for part, facts in found["data"].items():
-        _check(isinstance(facts, dict) and "sha256" in facts, file, f"'data.{part}' is no fingerprint", remedy)
+        require(isinstance(facts, dict) and "sha256" in facts, file, f"'data.{part}' is no fingerprint", remedy)
     return found
 
 
-def _check(right: bool, file: Path, reason: str, remedy: str) -> None:
+def require(right: bool, file: Path, reason: str, remedy: str) -> None:
+    """Raises UsageError with the reason why a file cannot be used and what to do about it, unless all is right."""
     if not right:
         raise UsageError(f"{file} cannot be read ({reason}); {remedy}")
 
@@ -269,11 +270,11 @@ def read_config(path: Path) -> ConfigDict:
     file, remedy = path / "config.json", "it is damaged, or this is no run directory: use a new --workdir"
     found = read_json(file, remedy)
     plain = found.get("config") if isinstance(found, dict) else None
-    _check(isinstance(plain, dict) and isinstance(found.get("extensions", []), list), file, "it has no config", remedy)
+    require(isinstance(plain, dict) and isinstance(found.get("extensions", []), list), file, "it has no config", remedy)
     for key in ("model.name", "data.name", "train.batch_size", "eval.batch_size"):
         section, _, leaf = key.partition(".")
         there = isinstance(plain.get(section), dict) and leaf in plain[section]
-        _check(there, file, f"there is no key config.{key}", remedy)
+        require(there, file, f"there is no key config.{key}", remedy)
     try:
         return from_plain(plain)
     except (KeyError, TypeError, ValueError) as error:  # names that no config can have

@@ -388,6 +388,11 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(f"{FORMAT}/{text}".encode(), digest_size=8).hexdigest()
 
 
+def is_own(name: str) -> bool:
+    """Whether a data set's name is that of a function of somebody's own, 'package.module:function'."""
+    return ":" in name and not name.startswith(PREFIX)
+
+
 def open_dataset(
     name: str, directory: Path, *, classes: Sequence[int] = (), on_error: str = "stop", side: int = 0
 ) -> Dataset:
@@ -403,7 +408,7 @@ def open_dataset(
     """
     if name.startswith(PREFIX):
         store: Any = FolderStore(Path(name.removeprefix(PREFIX)).expanduser(), directory)
-    elif ":" in name:
+    elif is_own(name):
         store = OwnStore(name, directory)
     else:
         try:
