@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxvit.errors import UsageError, nearest
+from jaxvit.errors import UsageError, first_line, nearest
 
 
 @dataclass(frozen=True)
@@ -237,12 +237,7 @@ def load_config_file(spec: str, model_name: str = "") -> ConfigDict:
         )
     if variant and not inspect.signature(get_config).parameters:
         raise UsageError(f"--config={spec}: {path} has no variants; leave out ':{variant}'")
-    try:
-        config = get_config(variant) if variant else get_config()
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"--config={spec}: get_config failed: {type(error).__name__}: {error}") from error
+    config = _call(spec, "get_config", get_config)
     if not isinstance(config, ConfigDict) or "model" not in config:
         raise UsageError(f"--config={spec}: get_config() must return a ConfigDict made by jaxvit.config.base_config()")
     if model_name and model_name != config.model.name:
@@ -253,11 +248,40 @@ def load_config_file(spec: str, model_name: str = "") -> ConfigDict:
 
 
 def load_grid(spec: str) -> dict[str, Sequence[Any]]:
-    """The grid, {key: values}, that a config file brings for `jaxvit sweep`: its ``get_grid``'s; {} if it has none."""
+    """The grid, {key: values}, that a config file brings for `jaxvit sweep`: its ``get_grid``'s; {} if it has none.
+
+    Raises:
+      UsageError: its get_grid gives no grid.
+    """
     get_grid, variant = getattr(_run_config_file(spec), "get_grid", None), spec.partition(":")[2]
     if get_grid is None:
         return {}
-    return dict(get_grid(variant) if variant else get_grid())
+    form = "{key: (value, value)}, such as {'model.depth': (2, 4)}"
+    if not callable(get_grid):
+        raise UsageError(f"--config={spec}: get_grid must be a function that returns {form}")
+    if variant and not inspect.signature(get_grid).parameters:
+        raise UsageError(
+            f"--config={spec}: get_grid() takes no variant; write it as get_grid(variant='{variant}'), or name the "
+            "grid by --over"
+        )
+    grid = _call(spec, "get_grid", get_grid)
+    right = isinstance(grid, Mapping) and all(
+        isinstance(key, str) and isinstance(values, list | tuple) and values for key, values in grid.items()
+    )
+    if not right:
+        raise UsageError(f"--config={spec}: get_grid() must return {form}")
+    return dict(grid)
+
+
+def _call(spec: str, name: str, function: Callable[..., Any]) -> Any:
+    """What a config file's function gives for the variant that `spec` names."""
+    variant = spec.partition(":")[2]
+    try:
+        return function(variant) if variant else function()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"--config={spec}: {name} failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _run_config_file(spec: str) -> ModuleType:
@@ -276,7 +300,9 @@ def _run_config_file(spec: str) -> ModuleType:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"--config={spec}: the file does not run: {type(error).__name__}: {error}") from error
+        raise UsageError(
+            f"--config={spec}: the file does not run: {type(error).__name__}: {first_line(error)}"
+        ) from error
     return module
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import hashlib
 import itertools
+import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,11 @@ from rich.table import Table
 from jaxvit import command_line, errors
 from jaxvit.assembly import Assembly, assemble
 from jaxvit.config import differences, from_plain, load_grid, to_plain
-from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.errors import RunFailedError, StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.plan import resolve
-from jaxvit.run_directory import finished_result, read_json, write_json
+from jaxvit.run_directory import finished_result, read_json, require, write_json
 from jaxvit.train import train
 from jaxvit.training import hardware
 
@@ -51,23 +55,44 @@ class Cell:
     Attributes:
       settings: {key: value as written}.
       config, overrides: of the run.
-      problem: why it cannot be run; '' = it can.
-      params: parameters.
-      macs: multiply-adds of one image (convention `all`).
     """
 
     settings: dict[str, str]
     config: Any
     overrides: tuple[str, ...]
-    problem: str
-    params: int
-    macs: int
 
     @property
     def name(self) -> str:
         """Its folder's name, and what it is called in the table."""
         text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
-        return re.sub(r"[^\w.,=+()-]", "", text)[:150]
+        clean = re.sub(r"[^\w.,=+()-]", "", text, flags=re.ASCII)[:150]
+        if clean == text:
+            return clean
+        # Others may look the same without what a folder's name cannot hold.
+        return f"{clean},{hashlib.sha256(json.dumps(self.settings).encode()).hexdigest()[:8]}"
+
+    @cached_property
+    def _looked_at(self) -> tuple[str, int, int]:
+        try:
+            plan = resolve(self.config, devices=hardware.device_count(), overrides=self.overrides)
+            return ("", *_size(assemble(plan, self.overrides)))
+        except (UsageError, RunFailedError) as error:
+            return str(error), 0, 0
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be run; '' = it can. This and the sizes are found out by opening the data and tracing."""
+        return self._looked_at[0]
+
+    @property
+    def params(self) -> int:
+        """Parameters."""
+        return self._looked_at[1]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one image (convention `all`)."""
+        return self._looked_at[2]
 
 
 def split_values(text: str) -> list[str]:
@@ -112,23 +137,29 @@ def make_cells(spec: str, words: Sequence[str], grid: dict[str, list[str]]) -> l
     """The cells of a grid, the last key running fastest; a cell that cannot be run says why.
 
     Raises:
-      UsageError: the config file, a key or the type of a value is wrong: then all cells are.
+      UsageError: the config file, a key or the type of a value is wrong: then all cells are. Or two cells are the same.
     """
-    return [
-        _make_cell(spec, words, dict(zip(grid, values, strict=True))) for values in itertools.product(*grid.values())
-    ]
+    cells: list[Cell] = []
+    seen: dict[str, Cell] = {}
+    for values in itertools.product(*grid.values()):
+        cell = _make_cell(spec, words, dict(zip(grid, values, strict=True)))
+        for same in (cell.name, json.dumps(to_plain(cell.config), default=str)):
+            if same in seen:
+                one, other = (_written(c.settings) for c in (seen[same], cell))
+                raise UsageError(f"--over: {one} and {other} are the same run; leave one out")
+            seen[same] = cell
+        cells.append(cell)
+    return cells
 
 
 def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cell:
     tokens = [*words, *(f"--config.{key}={value}" for key, value in settings.items())]
     config, overrides, _ = command_line.parse_config_arguments(spec, tokens)
-    problem, params, macs = "", 0, 0
-    try:
-        assembly = assemble(resolve(config, devices=hardware.device_count(), overrides=overrides), overrides)
-        params, macs = _size(assembly)
-    except (UsageError, RunFailedError) as error:
-        problem = str(error)
-    return Cell(settings, config, tuple(overrides), problem, params, macs)
+    return Cell(settings, config, tuple(overrides))
+
+
+def _written(settings: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _size(assembly: Assembly) -> tuple[int, int]:
@@ -138,32 +169,56 @@ def _size(assembly: Assembly) -> tuple[int, int]:
     return count_params(assembly.abstract_state.variables), macs
 
 
-def sweep(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any]]:
-    """Trains what is not finished and returns a row for each cell: what the table shows."""
-    rows = []
-    for i, cell in enumerate(cells):
-        row = _row(cell)
-        rows.append(row)
-        folder = workdir / cell.name
+def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], workdir: Path) -> None:
+    """Trains what is not finished; `rows`, made by `begin_rows`, and sweep.csv are kept up to date."""
+    write_rows(rows, workdir / "sweep.csv")
+    for i, (cell, row) in enumerate(zip(cells, rows, strict=True)):
         print(f"cell {i + 1}/{len(cells)}: {cell.name}", flush=True)
+        if row["status"] == "done":
+            print("finished before", flush=True)
+            continue
         try:
             if cell.problem:
                 raise UsageError(cell.problem)
-            finished = finished_result(folder, cell.config)
-            result = finished or train(cell.config, folder, overrides=cell.overrides)
-            if finished:
-                print("finished before")
-            row |= {"status": "done", **_numbers(result)}
+            row |= {"params": cell.params, "macs": cell.macs}
+            row |= {"status": "done", **_numbers(train(cell.config, workdir / cell.name, overrides=cell.overrides))}
         except (UsageError, RunFailedError) as error:
             row |= {"status": "failed", "error": str(error)}
             print(f"failed: {error}", flush=True)
+        except (StoppedError, KeyboardInterrupt):
+            row["status"] = "stopped"
+            write_rows(rows, workdir / "sweep.csv")
+            raise
         jax.clear_caches()  # the next cell is another program
         write_rows(rows, workdir / "sweep.csv")
+
+
+def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any]]:
+    """A row for each cell as it stands before anything is trained: finished ones with their numbers."""
+    multiply_adds = _multiply_adds(workdir / "sweep.csv")
+    rows = []
+    for cell in cells:
+        row = _row(cell)
+        with contextlib.suppress(UsageError):  # said when it is the cell's turn
+            result = finished_result(workdir / cell.name, cell.config)
+            if result is not None:
+                macs = multiply_adds.get(cell.name) or cell.macs
+                row |= {"params": result["params"], "macs": macs, "status": "done", **_numbers(result)}
+        rows.append(row)
     return rows
 
 
+def _multiply_adds(file: Path) -> dict[str, int]:
+    """{cell: multiply-adds} of an earlier start's table, so that finished cells need not be traced again."""
+    try:
+        with file.open(newline="") as stream:
+            return {row["cell"]: int(row["macs"]) for row in csv.DictReader(stream) if row["macs"]}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # none, or not ours: they are traced
+        return {}
+
+
 def _row(cell: Cell) -> dict[str, Any]:
-    return {"cell": cell.name, **cell.settings, "params": cell.params, "macs": cell.macs, "status": "not run"}
+    return {"cell": cell.name, **cell.settings, "params": "", "macs": "", "status": "not run"}
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +240,10 @@ def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(file)
+
+
+def _done(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(row["status"] == "done" for row in rows)
 
 
 def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) -> None:
@@ -225,14 +284,19 @@ def _opened(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterator[
       UsageError: it belongs to another sweep or another process, or holds something else.
     """
     file = workdir / "sweep.json"
-    if workdir.is_dir() and any(workdir.iterdir()) and not file.exists():
+    # A kill before sweep.json leaves these two.
+    names = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
+    if not file.exists() and names - {".lock", f".{file.name}.tmp"}:
         raise UsageError(f"--workdir={workdir}: this folder holds other files; name a new one for the sweep")
     if file.exists():
+        remedy = "it is damaged: use a new --workdir"
+        before = read_json(file, remedy)
+        parts = [before.get(key) for key in ("config", "grid")] if isinstance(before, dict) else [None]
+        require(all(isinstance(part, dict) for part in parts), file, "it holds no sweep", remedy)
         try:
-            before = read_json(file)
             theirs, swept = from_plain(before["config"]), set(before["grid"])
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{file} is damaged; use a new --workdir") from None
+        except (ValueError, KeyError, TypeError) as error:  # names that no config can have
+            raise UsageError(f"{file} cannot be read ({errors.first_line(error)}); {remedy}") from None
         changed = {k: v for k, v in differences(theirs, config).items() if k not in swept | set(grid)}
         if changed or swept != set(grid):
             what = next((f"{k}: {old!r} there, {new!r} here" for k, (old, new) in changed.items()), "")
@@ -277,22 +341,34 @@ def main(argv: list[str]) -> int:
     if not over:
         raise UsageError("--over is missing; such as --over 'optim.peak_lr=3e-4,1e-3'")
     grid = parse_grid(over)
+    count = math.prod(map(len, grid.values()))
+    print(f"{count} {'cell' if count == 1 else 'cells'} over {', '.join(grid)}", flush=True)  # to make them takes time
     cells = make_cells(options.config, tokens, grid)
     if options.dry_run:
-        rows = [_row(cell) | ({"status": "fails", "error": cell.problem} if cell.problem else {}) for cell in cells]
+        rows = [_row(cell) | {"params": cell.params, "macs": cell.macs} for cell in cells]
+        rows = [
+            row | ({"status": "fails", "error": cell.problem} if cell.problem else {})
+            for row, cell in zip(rows, cells, strict=True)
+        ]
         print_rows(rows, list(grid), f"{len(cells)} cells; dry run: nothing was trained")
         return errors.DONE
     if not options.workdir:
         raise UsageError("--workdir is missing; name the sweep's folder, such as --workdir=sweeps/one")
     workdir = Path(options.workdir)
     with _opened(workdir, config, grid):
-        rows = sweep(cells, workdir)
+        rows = begin_rows(cells, workdir)
+        try:
+            sweep(cells, rows, workdir)
+        except (StoppedError, KeyboardInterrupt):
+            print_rows(rows, list(grid), f"{_done(rows)} of {len(cells)} cells done; stopped")
+            print(f"table: {workdir / 'sweep.csv'}", flush=True)
+            raise
         figure = workdir / "figures" / "sweep.png"
         done = [row for row in rows if "top1" in row]
         if done:
             draw_sweep(done, list(grid), figure)
     failed = sum(row["status"] == "failed" for row in rows)
-    print_rows(rows, list(grid), f"{len(rows) - failed} of {len(rows)} cells done")
+    print_rows(rows, list(grid), f"{_done(rows)} of {len(rows)} cells done")
     print(f"table: {workdir / 'sweep.csv'}" + (f"   figure: {figure}" if done else ""))
     sys.stdout.flush()
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE

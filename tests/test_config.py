@@ -14,6 +14,7 @@ from jaxvit.config import (
     flatten,
     from_plain,
     load_config_file,
+    load_grid,
     model_config,
     to_plain,
 )
@@ -112,6 +113,27 @@ def test_a_bad_config_file_is_one_line(tmp_path, spec, text, says):
     with pytest.raises(UsageError) as error:
         load_config_file(str(tmp_path / spec))
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "grid", "says"),
+    [
+        ("experiment.py:deep", "def get_grid(): return {'seed': (1, 2)}", "get_grid() takes no variant; write it as"),
+        ("experiment.py", "def get_grid(): return {}['x']", "get_grid failed: KeyError: 'x'"),
+        ("experiment.py", "def get_grid(variant): return {}", "get_grid failed: TypeError"),
+        ("experiment.py", "def get_grid(): raise ValueError('two\\nlines')", "get_grid failed: ValueError: two"),
+        ("experiment.py", "def get_grid(): return ['seed']", "get_grid() must return {key: (value, value)}"),
+        ("experiment.py", "def get_grid(): return {'seed': 1}", "get_grid() must return {key: (value, value)}"),
+        ("experiment.py", "def get_grid(): return {'seed': '12'}", "get_grid() must return {key: (value, value)}"),
+        ("experiment.py", "def get_grid(): return {'seed': ()}", "get_grid() must return {key: (value, value)}"),
+        ("experiment.py", "get_grid = {'seed': (1, 2)}", "get_grid must be a function"),
+    ],
+)
+def test_a_bad_grid_is_one_line(tmp_path, spec, grid, says):
+    (tmp_path / "experiment.py").write_text(grid)
+    with pytest.raises(UsageError) as error:
+        load_grid(str(tmp_path / spec))
+    assert says in str(error.value) and "\n" not in str(error.value) and "experiment.py" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,28 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import product
 
 import jax
 import pytest
 from tiny import tiny_config
 
 import jaxvit.sweep as sweep_verb
-from jaxvit.errors import UsageError
+from jaxvit.errors import StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
 from jaxvit.sweep import main, parse_grid, split_values
 
 TESTS = __file__.rpartition("/")[0]
+CONFIG = (
+    f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
+    "def get_config(): return tiny_config(train__duration='1 epochs', log__writers=('jsonl',))\n"
+    "def get_grid(): return {'model.heads': (1, 2)}\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +35,7 @@ def _optax_mixes_dtypes():
 @pytest.fixture
 def file(tmp_path):
     file = tmp_path / "config.py"
-    file.write_text(
-        f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
-        "def get_config(): return tiny_config(train__duration='1 epochs', log__writers=('jsonl',))\n"
-        "def get_grid(): return {'model.heads': (1, 2)}\n"
-    )
+    file.write_text(CONFIG)
     return file
 
 
@@ -188,3 +191,137 @@ def test_seeds_make_each_cell_a_mean(file, tmp_path, capsys):
     assert "(n = 2)" in capsys.readouterr().out
     assert rows_of(workdir)[0]["n"] == "2"
     assert tiny_config().seeds == ()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(words of the command, its folder) of a finished sweep of two cells."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "config.py").write_text(CONFIG)
+    words = [f"--config={folder / 'config.py'}", "--over=model.heads=1,2"]
+    with jax.numpy_dtype_promotion("standard"):
+        assert main([*words, f"--workdir={folder / 'sweep'}"]) == 0
+    return words, folder / "sweep"
+
+
+@pytest.fixture
+def swept(trained, tmp_path):
+    words, workdir = trained
+    shutil.copytree(workdir, tmp_path / "sweep")
+    return [*words, f"--workdir={tmp_path / 'sweep'}"], tmp_path / "sweep"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("result.json", '{"test": {'), ("result.json", "{}"), ("config.json", "[]"), ("environment.json", "{")],
+)
+def test_a_damaged_file_fails_its_cell_only(swept, capsys, name, text):
+    words, workdir = swept
+    if name == "environment.json":
+        (workdir / "heads=1" / "result.json").unlink()
+    (workdir / "heads=1" / name).write_text(text)
+    assert main(words) == 1
+    out = capsys.readouterr().out
+    assert f"failed: {workdir}/heads=1/{name} cannot be read" in out and "1 of 2 cells done" in out
+    assert [row["status"] for row in rows_of(workdir)] == ["failed", "done"]
+
+
+def test_a_finished_sweep_is_shown_without_the_data_and_without_tracing(swept, capsys, monkeypatch):
+    words, workdir = swept
+    before = rows_of(workdir)
+    for name in ("resolve", "assemble", "train", "count_macs"):
+        monkeypatch.setattr(sweep_verb, name, lambda *_, **__: pytest.fail("this is not needed"))
+    assert main(words) == 0
+    assert rows_of(workdir) == before and all(int(row["macs"]) > 0 for row in before)
+    out = capsys.readouterr().out
+    assert out.startswith("2 cells over model.heads\n") and out.count("finished before") == 2
+    monkeypatch.undo()
+    (workdir / "sweep.csv").write_text("of another program\n")
+    assert main(words) == 0
+    assert rows_of(workdir) == before
+
+
+def test_the_first_word_comes_before_the_cells_are_made(swept, capsys, monkeypatch):
+    said = []
+    plain = sweep_verb.make_cells
+    monkeypatch.setattr(sweep_verb, "make_cells", lambda *a: (said.append(capsys.readouterr().out), plain(*a))[1])
+    main(swept[0])
+    assert said == ["2 cells over model.heads\n"]
+
+
+@pytest.mark.parametrize("error", [StoppedError("stopped at step 1; saved", 75), KeyboardInterrupt()])
+def test_a_stopped_sweep_shows_what_it_has(swept, capsys, monkeypatch, error):
+    """All rows are there from the start: a stop soon after loses none of an earlier start's."""
+    words, workdir = swept
+    (done,) = (row for row in rows_of(workdir) if row["cell"] == "heads=2")
+    shutil.rmtree(workdir / "heads=1")
+
+    def stopped(*_, **__):
+        assert [row["status"] for row in rows_of(workdir)] == ["not run", "done"]
+        raise error
+
+    monkeypatch.setattr(sweep_verb, "train", stopped)
+    with pytest.raises(type(error)):
+        main(words)
+    rows = rows_of(workdir)
+    assert [row["status"] for row in rows] == ["stopped", "done"] and rows[1] == done
+    out = capsys.readouterr().out
+    assert "1 of 2 cells done; stopped" in out and f"{float(done['loss']):.4f}" in out and "sweep.csv" in out
+
+
+@pytest.mark.parametrize("left", [[".lock"], [".lock", ".sweep.json.tmp"]])
+def test_killed_before_it_noted_what_it_is(file, tmp_path, left):
+    (tmp_path / "sweep").mkdir()
+    for name in left:
+        (tmp_path / "sweep" / name).touch()
+    assert main([f"--config={file}", "--over=model.heads=1", f"--workdir={tmp_path / 'sweep'}"]) == 0
+    (tmp_path / "run").mkdir()
+    for name in (".lock", "config.json"):
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(UsageError, match="holds other files"):
+        main([f"--config={file}", f"--workdir={tmp_path / 'run'}"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": {}, "grid": []}', '{"config": {"a.b": 1}, "grid": {}}'])
+def test_a_damaged_note_of_what_it_is(swept, text):
+    (swept[1] / "sweep.json").write_text(text)
+    with pytest.raises(UsageError, match=r"sweep.json cannot be read \(.*\); it is damaged: use a new --workdir"):
+        main(swept[0])
+
+
+def names(*over):
+    cells = [dict(zip(grid, values, strict=True)) for grid in [parse_grid(over)] for values in product(*grid.values())]
+    return [sweep_verb.Cell(settings, None, ()).name for settings in cells]
+
+
+def test_every_cell_has_a_folder_of_its_own():
+    """Also where what tells them apart cannot stand in a folder's name, or comes too late."""
+    assert names("optim.peak_lr=1e-3,(1, 2)")[0] == "peak_lr=1e-3"
+    for over in (
+        "data.train=train[:60],train[60:],train60",
+        "optim.warmup=10%,10",
+        "data.name=a/b,ab,a:b,../ab",
+        "data.name=ä,ö,o\u0308",
+        f"data.name={'x' * 200}a,{'x' * 200}b",
+    ):
+        found = names(over)
+        assert len(set(found)) == len(found), over
+        assert all(name.isascii() and "/" not in name and len(name) < 200 for name in found)
+    assert names("data.train=train[:60]") == names("data.train=train[:60]") == ["train=train60,c0fb1c13"]
+
+
+def test_parts_of_one_split_are_different_cells(file, tmp_path):
+    words = [
+        f"--config={file}",
+        "--over=data.train=train[:60],train[60:120]",
+        "--config.data.validation=train[120:150]",
+    ]
+    assert main([*words, f"--workdir={tmp_path / 'sweep'}"]) == 0
+    rows = rows_of(tmp_path / "sweep")
+    assert len({row["cell"] for row in rows}) == 2 and rows[0]["loss"] != rows[1]["loss"]
+
+
+@pytest.mark.parametrize("over", ["optim.peak_lr=1e-3,0.001", "augment.scale=(0.1,1.0),(0.1, 1.0)"])
+def test_the_same_cell_twice_is_refused(file, over):
+    with pytest.raises(UsageError, match=r"=.* and .*=.* are the same run; leave one out"):
+        main([f"--config={file}", f"--over={over}", "--dry_run"])
