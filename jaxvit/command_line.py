@@ -188,6 +188,8 @@ def _suggest(key: str, known: Sequence[str] | dict) -> str:
     if elsewhere in known:
         return f" (did you mean '{elsewhere}'?)"
     leaves = {path.rpartition(".")[2]: path for path in known}
+    if "." not in key and key in leaves:
+        return f" (did you mean '{leaves[key]}'?)"
     direct = nearest(key, known)
     if direct:
         return direct

@@ -307,7 +307,12 @@ def report(result: dict[str, Any], path: Path, remark: str = "") -> None:
         chosen = f"last weights, since those of epoch {result['best_epoch']}, the best on validation, are damaged"
     else:
         chosen = "last weights"
-    print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
+    if "seeds" in result:
+        steps = [one["steps"] for one in result["seeds"]]
+        fewest = f"{min(steps):,} to " if min(steps) < max(steps) else ""
+        print(f"{chosen}; {fewest}{max(steps):,} steps each; {seconds['train']:.1f} s of training in all")
+    else:
+        print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
     print(f"run: {path}", flush=True)
 
 

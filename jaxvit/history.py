@@ -42,6 +42,8 @@ class History(Mapping[str, dict[str, np.ndarray]]):
         self._splits = {split: _columns(records) for split, records in splits.items()}
 
     def __getitem__(self, split: str) -> dict[str, np.ndarray]:
+        if split not in self._splits:
+            raise KeyError(f"there is no '{split}' in this run's metrics; there are {', '.join(self)}")
         return self._splits[split]
 
     def __iter__(self) -> Iterator[str]:

@@ -82,6 +82,8 @@ class RunDirectory:
         foreign = self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.json").exists()
         if foreign and not (self.path / ".lock").exists():
             raise UsageError(f"--workdir={self.path}: this folder holds other files; name a new one for the run")
+        if (self.path / "sweep.json").exists():
+            raise UsageError(f"--workdir={self.path}: this folder holds a sweep; name a new one for the run")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")

@@ -249,7 +249,10 @@ def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, 
     return {
         "test": test,
         "validation": {name: statistics.fmean(v[name] for v in validations) for name in validations[0]},
-        "seeds": [{"seed": seed, **result} for seed, result in results.items()],
+        "seeds": [
+            {"seed": seed, **{key: value for key, value in result.items() if key != "data"}}
+            for seed, result in results.items()
+        ],
         "weights": each[0]["weights"],
         "weights_of": weights_of.pop() if len(weights_of) == 1 else "mixed",
         "params": each[0]["params"],

@@ -154,7 +154,10 @@ def make_cells(spec: str, words: Sequence[str], grid: dict[str, list[str]]) -> l
 
 def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cell:
     tokens = [*words, *(f"--config.{key}={value}" for key, value in settings.items())]
-    config, overrides, _ = command_line.parse_config_arguments(spec, tokens)
+    try:
+        config, overrides, _ = command_line.parse_config_arguments(spec, tokens)
+    except UsageError as error:  # the words given are right: `main` has read them
+        raise UsageError(str(error).replace("--config.", "--over ", 1)) from None
     return Cell(settings, config, tuple(overrides))
 
 
@@ -170,8 +173,17 @@ def _size(assembly: Assembly) -> tuple[int, int]:
 
 
 def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], workdir: Path) -> None:
-    """Trains what is not finished; `rows`, made by `begin_rows`, and sweep.csv are kept up to date."""
-    write_rows(rows, workdir / "sweep.csv")
+    """Trains what is not finished; `rows`, made by `begin_rows`, and sweep.csv are kept up to date.
+
+    sweep.csv keeps the lines of cells that an earlier start had and this one does not go over.
+    """
+    names = {cell.name for cell in cells}
+    others = [row for row in _read_rows(workdir / "sweep.csv") if row["cell"] not in names]
+
+    def write() -> None:
+        write_rows([*rows, *others], workdir / "sweep.csv")
+
+    write()
     for i, (cell, row) in enumerate(zip(cells, rows, strict=True)):
         print(f"cell {i + 1}/{len(cells)}: {cell.name}", flush=True)
         if row["status"] == "done":
@@ -187,15 +199,16 @@ def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], workdir: Path) 
             print(f"failed: {error}", flush=True)
         except (StoppedError, KeyboardInterrupt):
             row["status"] = "stopped"
-            write_rows(rows, workdir / "sweep.csv")
+            write()
             raise
         jax.clear_caches()  # the next cell is another program
-        write_rows(rows, workdir / "sweep.csv")
+        write()
 
 
 def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any]]:
     """A row for each cell as it stands before anything is trained: finished ones with their numbers."""
-    multiply_adds = _multiply_adds(workdir / "sweep.csv")
+    # Of an earlier start's table, so that finished cells need not be traced again.
+    multiply_adds = {row["cell"]: int(row["macs"]) for row in _read_rows(workdir / "sweep.csv") if row["macs"]}
     rows = []
     for cell in cells:
         row = _row(cell)
@@ -208,13 +221,15 @@ def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _multiply_adds(file: Path) -> dict[str, int]:
-    """{cell: multiply-adds} of an earlier start's table, so that finished cells need not be traced again."""
+def _read_rows(file: Path) -> list[dict[str, str]]:
+    """What an earlier start's table says, as written; [] if there is none that can be used."""
     try:
         with file.open(newline="") as stream:
-            return {row["cell"]: int(row["macs"]) for row in csv.DictReader(stream) if row["macs"]}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # none, or not ours: they are traced
-        return {}
+            rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(stream)]
+    except (OSError, ValueError, csv.Error):
+        return []
+    sound = all("cell" in row and row.get("macs", "0").isdecimal() and None not in row for row in rows)
+    return [row | {"macs": row.get("macs", "")} for row in rows] if sound else []
 
 
 def _row(cell: Cell) -> dict[str, Any]:
@@ -341,6 +356,9 @@ def main(argv: list[str]) -> int:
     if not over:
         raise UsageError("--over is missing; such as --over 'optim.peak_lr=3e-4,1e-3'")
     grid = parse_grid(over)
+    for key, _, word in words:
+        if key in grid:
+            raise UsageError(f"{word}: the sweep goes over {key}; leave this out, or {key} out of the grid")
     count = math.prod(map(len, grid.values()))
     print(f"{count} {'cell' if count == 1 else 'cells'} over {', '.join(grid)}", flush=True)  # to make them takes time
     cells = make_cells(options.config, tokens, grid)
@@ -351,7 +369,7 @@ def main(argv: list[str]) -> int:
             for row, cell in zip(rows, cells, strict=True)
         ]
         print_rows(rows, list(grid), f"{len(cells)} cells; dry run: nothing was trained")
-        return errors.DONE
+        return errors.SOME_INPUTS_FAILED if any(cell.problem for cell in cells) else errors.DONE
     if not options.workdir:
         raise UsageError("--workdir is missing; name the sweep's folder, such as --workdir=sweeps/one")
     workdir = Path(options.workdir)

@@ -25,6 +25,13 @@ def test_an_array_for_each_metric_of_each_split(tmp_path):
     np.testing.assert_array_equal(history["validation"]["top1"], [0.5, np.nan])
 
 
+def test_a_split_that_is_not_there(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "split": "train", "loss": 1.0}\n')
+    with pytest.raises(KeyError, match="no 'test' in this run's metrics; there are train"):
+        History(tmp_path)["test"]
+    assert "test" not in History(tmp_path)
+
+
 def test_what_was_not_finite_is_nan(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(line(1, loss=None) + line(2, loss=1.0) + line(1, "test", loss=None))
     history = History(tmp_path)

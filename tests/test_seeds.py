@@ -70,6 +70,7 @@ def test_the_result_holds_mean_spread_and_each_seed(together):
     path, result = together
     assert result == read_json(path / "result.json")
     each = [read_json(path / f"seed_{seed}" / "result.json") for seed in (0, 3, 1)]
+    assert all(one.pop("data") == result["data"] for one in each)  # said once
     assert result["seeds"] == [{"seed": seed, **one} for seed, one in zip((0, 3, 1), each, strict=True)]
     for name in ("top1", "top5", "loss"):
         values = [one["test"][name] for one in each]

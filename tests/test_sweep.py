@@ -13,6 +13,7 @@ import jax
 import pytest
 from tiny import tiny_config
 
+import jaxvit
 import jaxvit.sweep as sweep_verb
 from jaxvit.errors import StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
@@ -106,7 +107,7 @@ def test_the_file_brings_the_grid_and_a_dry_run_lists_it(file, tmp_path, capsys)
     assert main([f"--config={file}", "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "2 cells; dry run: nothing was trained" in out and out.count("not run") == 2
-    assert main([f"--config={file}", "--over=model.heads=1,2,3", "--dry_run"]) == 0
+    assert main([f"--config={file}", "--over=model.heads=1,2,3", "--dry_run"]) == 1
     out = capsys.readouterr().out
     assert "3 cells" in out and "heads=3: config.model: heads=3 does not divide dim=8" in out
 
@@ -115,7 +116,9 @@ def test_the_file_brings_the_grid_and_a_dry_run_lists_it(file, tmp_path, capsys)
     ("words", "says"),
     [
         (["--over=model.depht=1,2"], "did you mean 'model.depth'"),
-        (["--over=model.depth=1,two"], "expected a whole number"),
+        (["--over=depth=1,2"], "^--over depth=1: there is no key config.depth .did you mean 'model.depth'"),
+        (["--over=model.depth=1,two"], "^--over model.depth=two: expected a whole number"),
+        (["--over=model.depth=1,2", "--config.model.depth=3"], "^--config.model.depth=3: the sweep goes over"),
         ([], "--workdir is missing"),
         (["--wrkdir=x"], "did you mean '--workdir'"),
     ],
@@ -307,7 +310,7 @@ def test_every_cell_has_a_folder_of_its_own():
         found = names(over)
         assert len(set(found)) == len(found), over
         assert all(name.isascii() and "/" not in name and len(name) < 200 for name in found)
-    assert names("data.train=train[:60]") == names("data.train=train[:60]") == ["train=train60,c0fb1c13"]
+    assert names("data.train=train[:60]") == names("data.train=train[:60]") == ["train=train60,14054271"]
 
 
 def test_parts_of_one_split_are_different_cells(file, tmp_path):
@@ -325,3 +328,19 @@ def test_parts_of_one_split_are_different_cells(file, tmp_path):
 def test_the_same_cell_twice_is_refused(file, over):
     with pytest.raises(UsageError, match=r"=.* and .*=.* are the same run; leave one out"):
         main([f"--config={file}", f"--over={over}", "--dry_run"])
+
+
+def test_another_grid_over_the_same_keys_keeps_the_lines_of_the_first(swept):
+    words, workdir = swept
+    before = rows_of(workdir)
+    smaller = [word.replace("=1,2", "=2") for word in words]
+    assert main(smaller) == 0
+    assert rows_of(workdir) == [before[1], before[0]]
+    assert main(words) == 0
+    assert rows_of(workdir) == before
+
+
+def test_a_sweeps_folder_is_no_runs_folder(swept):
+    _, workdir = swept
+    with pytest.raises(UsageError, match="this folder holds a sweep; name a new one"):
+        jaxvit.train(tiny_config(), workdir)
