@@ -6,17 +6,21 @@ layout of Flax's own module and of the published ViT checkpoints.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jaxvit.layers.initialisers import attention_kernel
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.stochastic import dropout
+from jaxvit.ops.ways import way
 
 
 class Attention(nn.Module):
     """Attention of `q_BNC` on `kv_BNC`, or of `q_BNC` on itself.
 
-    The softmax is float32. The weights are sown as `attention` (B, M, queries, keys) when `intermediates` is mutable.
+    Where heads are at least as wide as the tokens, as in the tutorials, there is a cheaper way to the same result;
+    whether it is taken `jaxvit.ops.ways` says. The softmax is float32. The weights are sown as `attention`
+    (B, M, queries, keys) when `intermediates` is mutable.
 
     Attributes:
       heads: number of heads.
@@ -61,6 +65,15 @@ class Attention(nn.Module):
                 name=name,
             )(x_BNC)
 
+        if (
+            way("attention") == "absorbed"
+            and head_dim >= kv_BNC.shape[-1]
+            and not (self.qk_norm or self.is_initializing())
+        ):
+            if train and self.dropout > 0 and key is None:
+                key = self.make_rng("dropout")
+            return self._absorbed(q_BNC, kv_BNC, key if train else None)
+
         q_BNMD, k_BNMD, v_BNMD = project("query", q_BNC), project("key", kv_BNC), project("value", kv_BNC)
         if self.qk_norm:
             q_BNMD = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm_query")(q_BNMD)
@@ -82,3 +95,44 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )(x_BNMD)
+
+    def _absorbed(self, q_BNC: jax.Array, kv_BNC: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The same function with two projections for four: of the logits (x Wq)(y Wk)ᵀ = x (Wq Wkᵀ) yᵀ, and of the
+        output (P y Wv) Wo = P y (Wv Wo), the kernels are multiplied first. All heads then share their keys and values,
+        the tokens themselves, so no array is turned around. The key's bias adds the same to all logits of a query, and
+        drops out of the softmax.
+        """
+        params = self.variables["params"]
+        batch, queries, channels = q_BNC.shape
+        dtype, keys = jnp.dtype(self.dtype), kv_BNC.shape[-1]
+        q_BNC, kv_BNC = q_BNC.astype(dtype), kv_BNC.astype(dtype)
+        query_CMD, key_CMD, value_CMD = (params[name]["kernel"] for name in ("query", "key", "value"))
+        out_MDC, out_bias_C = params["out"]["kernel"], params["out"]["bias"]
+        heads, head_dim = query_CMD.shape[1:]
+
+        scale = np.asarray(head_dim**-0.5, query_CMD.dtype)
+        logit_CME = jnp.einsum("cmd,emd->cme", query_CMD * scale, key_CMD).astype(dtype)
+        q_BNE = q_BNC @ logit_CME.reshape(channels, heads * keys)
+        if self.qkv_bias:
+            bias_ME = jnp.einsum("md,emd->me", params["query"]["bias"] * scale, key_CMD).astype(dtype)
+            q_BNE = q_BNE + bias_ME.reshape(1, 1, heads * keys)
+        q_BNE = q_BNE.reshape(batch, queries * heads, keys)
+        logits_BNN = jnp.einsum("bqe,bke->bqk", q_BNE, kv_BNC, preferred_element_type=jnp.float32)
+        weights_BNN = jax.nn.softmax(logits_BNN, axis=-1)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attention", weights_BNN.reshape(batch, queries, heads, -1).swapaxes(1, 2))
+        noisy = key is not None and self.dropout > 0
+        if noisy:
+            weights_BNN = dropout(weights_BNN, self.dropout, key)
+
+        x_BNE = jnp.einsum("bqk,bke->bqe", weights_BNN.astype(dtype), kv_BNC)
+        output_MEC = jnp.einsum("emd,mdc->mec", value_CMD, out_MDC).astype(dtype)
+        x_BNC = x_BNE.reshape(batch, queries, heads * keys) @ output_MEC.reshape(heads * keys, channels)
+        if self.qkv_bias:
+            bias_MC = jnp.einsum("md,mdc->mc", params["value"]["bias"], out_MDC)
+            if noisy:  # the weights of a query do not add up to 1
+                total_BNM = jnp.sum(weights_BNN, axis=-1).reshape(batch, queries, heads)
+                x_BNC = x_BNC + (total_BNM @ bias_MC).astype(dtype)
+            else:
+                out_bias_C = out_bias_C + jnp.sum(bias_MC, axis=0)
+        return x_BNC + out_bias_C.reshape(1, 1, channels).astype(dtype)

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.patches import image_to_patches, patch_grid
+from jaxvit.ops.pool import max_pool
 from jaxvit.ops.positions import sincos_positions, sine_positions
 
 POSITIONS = ("learned", "sincos", "sine", "none")
@@ -117,7 +118,7 @@ class ConvTokenizer(nn.Module):
             if self.pad_after_conv:
                 x_BHWC = jnp.pad(x_BHWC, ((0, 0), around, around, (0, 0)))
             padding = "SAME" if self.same_pooling else ((1, 1), (1, 1))
-            x_BHWC = nn.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=padding)
+            x_BHWC = max_pool(x_BHWC, window=3, stride=2, padding=padding)
         return x_BHWC
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jaxvit.layers.attention import Attention
@@ -22,8 +23,19 @@ from jaxvit.layers.norm import Norm
 from jaxvit.layers.stack import block_keys, run_blocks
 from jaxvit.ops.stochastic import drop_path, drop_path_rates, dropout
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x Φ(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), of any floating dtype, computed in float32.
+
+    By erf, as PyTorch and TensorFlow do. `jax.nn.gelu` goes by erfc, which is exact further into the left tail, where
+    the value is below 1e-6, and takes more than twice as long on CPU.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * np.asarray(0.5**0.5, wide.dtype)))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,

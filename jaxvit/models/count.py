@@ -14,7 +14,7 @@ Keras writes both attention's projections (kernels of rank three) and its produc
 README counts: parameters at work, not products of activations with each other.
 
 A product counts as one of two activations if both sides depend on the input; a convolution counts its whole window at
-every place, padding included.
+every place, padding included. What is counted is the plain way of each operation (`jaxvit.ops.ways`).
 """
 
 import math
@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.extend import core
+
+from jaxvit.ops.ways import use
 
 CONVENTIONS = ("all", "keras_profiler", "cct")
 
@@ -69,7 +71,8 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]
     """
     variables = abstract_variables(model, input_shape)
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    closed = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    with use("plain"):
+        closed = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
     leaves = len(jax.tree.leaves(variables))
     work, _ = _walk(closed.jaxpr, [False] * leaves + [True])
     weights = work.dense + work.conv

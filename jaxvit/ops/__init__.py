@@ -4,6 +4,7 @@ Axis letters: B batch, H W grid, N tokens, C channels, S learned tokens, M heads
 """
 
 from jaxvit.ops.patches import image_to_patches, patch_grid, patches_to_image
+from jaxvit.ops.pool import max_pool
 from jaxvit.ops.positions import resize_positions, sincos_positions, sine_positions
 from jaxvit.ops.shift import mask_borders, shift_channels
 from jaxvit.ops.stochastic import drop_path, drop_path_rates, dropout
@@ -16,6 +17,7 @@ __all__ = [
     "fuse_tokens",
     "image_to_patches",
     "mask_borders",
+    "max_pool",
     "patch_grid",
     "patches_to_image",
     "pool_tokens",

@@ -4,9 +4,36 @@ Dropout: Srivastava et al. 2014. Stochastic depth: Huang et al. 2016 (arXiv:1603
 and Keras, and rescaled by what was kept.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxvit.ops.ways import way
+
+
+def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform 32-bit integers, each a hash of the key and of the element's place in row order.
+
+    Nothing is read from memory and nothing depends on a neighbour, so it fuses with what uses the bits. Two rounds of
+    multiply and xor-shift with constants by C. Wellons (hash-prospector), a word of the key before each. Good enough
+    for noise in training; not for cryptography. Of more than 2**32 elements, those that far apart are the same.
+
+    Args:
+      key: a JAX random key.
+      shape: of the result.
+    """
+    words = jax.random.key_data(key).reshape(-1)
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
+    bits = (place * np.uint32(0x9E3779B1)) ^ words[0]
+    bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    bits = bits + words[-1]
+    bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return bits ^ (bits >> np.uint32(16))
 
 
 def _random_uint16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -21,7 +48,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes elements with probability `rate` and divides the others by the share kept.
 
     The rate is rounded to a multiple of 2**-16, and the division uses the rounded rate, so the mean is exact up to
-    the rounding of x's dtype.
+    the rounding of x's dtype. The noise is made as `jaxvit.ops.ways` says.
 
     Args:
       x: any shape.
@@ -40,7 +67,10 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return jnp.zeros_like(x)
     if key is None:
         raise ValueError("dropout in training needs a random key: pass rngs={'dropout': key}")
-    kept = _random_uint16(key, x.shape) >= np.uint16(threshold)
+    if way("noise") == "hash":
+        kept = hash_bits(key, x.shape) >= np.uint32(threshold << 16)
+    else:
+        kept = _random_uint16(key, x.shape) >= np.uint16(threshold)
     return jnp.where(kept, x / jnp.asarray(1.0 - threshold / 65536, x.dtype), jnp.zeros_like(x))
 
 

@@ -1,0 +1,61 @@
+"""Which of several ways an operation is computed. All ways of one operation compute the same function.
+
+| operation | plain | the other | fastest on |
+|---|---|---|---|
+| `attention` | `plain`: queries, keys and values are projected | `absorbed`: key and value kernels are multiplied into the query and output kernels, where heads are at least as wide as the tokens | CPU |
+| `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: comparisons of strided slices | CPU |
+| `noise` | `threefry`: jax's own generator | `hash`: a hash of each element's place, in the same pass as what uses it | all |
+
+`absorbed` and `slices` agree with the plain ways up to rounding; `hash` gives other, equally distributed, noise.
+docs/performance.md has what was measured.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+
+import jax
+
+PLAIN = {"attention": "plain", "max_pool": "window", "noise": "threefry"}
+WAYS = {"attention": ("plain", "absorbed"), "max_pool": ("window", "slices"), "noise": ("threefry", "hash")}
+_FAST = {"cpu": {"attention": "absorbed", "max_pool": "slices", "noise": "hash"}}
+_FAST_ELSEWHERE = {"attention": "plain", "max_pool": "window", "noise": "hash"}
+
+_chosen: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("ways", default={})  # noqa: B039
+
+
+@contextlib.contextmanager
+def use(ways: str | Mapping[str, str]) -> Iterator[None]:
+    """Computes in the ways named, within; inner choices win.
+
+    It is what holds while a function is traced that counts: a jitted function keeps the ways of its first call.
+
+    Args:
+      ways: 'fast' = the fastest known for jax's default backend, which is what holds without this; 'plain'; or
+        {operation: way}, the others staying as they are.
+
+    Raises:
+      ValueError: there is no such operation or way.
+    """
+    if isinstance(ways, str):
+        if ways not in ("fast", "plain"):
+            raise ValueError(f"ways={ways!r} is neither 'fast' nor 'plain'")
+        chosen = PLAIN if ways == "plain" else {}
+    else:
+        for operation, way in ways.items():
+            if way not in WAYS.get(operation, ()):
+                raise ValueError(f"there is no way {way!r} of {operation!r}; the ways are {WAYS}")
+        chosen = {**_chosen.get(), **ways}
+    token = _chosen.set(dict(chosen))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def way(operation: str) -> str:
+    """How an operation is to be computed here."""
+    chosen = _chosen.get().get(operation)
+    return chosen or _FAST.get(jax.default_backend(), _FAST_ELSEWHERE)[operation]
