@@ -20,6 +20,7 @@ from jaxvit.data.augment import evaluation_transform, geometric_transform, train
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.registry import create_model
+from jaxvit.ops import ways
 from jaxvit.plan import Plan
 from jaxvit.training.optimizer import (
     Schedule,
@@ -146,7 +147,8 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
 
     def applying(model: nn.Module) -> Callable[..., jax.Array]:
         def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-            return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
+            with ways.use(plan.train.ways):
+                return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
 
         return apply
 

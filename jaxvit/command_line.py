@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from jaxvit import errors
 from jaxvit._version import __version__
 from jaxvit.errors import UsageError, first_line, nearest
-from jaxvit.training.hardware import keep_compiled_programs
+from jaxvit.training.hardware import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
 
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
@@ -232,6 +232,7 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code."""
     quieten_libraries()
     keep_compiled_programs()
+    choose_cpu_libraries()
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it: a model of one's own lies in the working folder
     code, met = errors.DONE, None
@@ -285,6 +286,8 @@ def _complain(message: object, code: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script: picks the verb's module and runs its `main`."""
+    if argv is None:
+        take_huge_pages(sys.orig_argv[1:])
     words = list(sys.argv[1:] if argv is None else argv)
     run(_dispatch, words)
 

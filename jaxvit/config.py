@@ -150,6 +150,10 @@ KEYS: dict[str, Key] = {
     "train.accumulate": Key(1, "parts that a batch is cut into, one after the other, to save memory"),
     "train.fsdp": Key(1, "devices that share one copy of parameters and optimizer state; 1 = each has its own"),
     "train.deterministic": Key(False, "have XLA choose deterministic kernels on GPU, slower; other devices always do"),
+    "train.ways": Key(
+        "fast",
+        "how attention, max-pooling and noise are computed: 'fast' = as measured on this kind of device, or 'plain'",
+    ),
     "train.label_smoothing": Key(0.0, "share of the target spread evenly over all classes, in training only"),
     "train.seeds": Key(
         "auto",

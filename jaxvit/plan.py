@@ -64,6 +64,7 @@ class TrainPlan:
     accumulate: int
     fsdp: int
     deterministic: bool
+    ways: str
     label_smoothing: float
     patience_epochs: int
     monitor: str
@@ -259,6 +260,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         accumulate=accumulate,
         fsdp=fsdp,
         deterministic=get("train.deterministic"),
+        ways=get.one_of("train.ways", ("fast", "plain")),
         label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
         patience_epochs=patience,
         monitor=get.one_of("train.monitor", tuple(MONITORS)) if data.validation else "",

@@ -81,6 +81,7 @@ def train(
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     path = Path(workdir)
     hardware.keep_compiled_programs()
+    hardware.choose_cpu_libraries()
     if config.train.deterministic:
         hardware.be_deterministic()
     with _device_and_disk_errors(config):

@@ -131,6 +131,7 @@ OTHER = {
     "train.accumulate": (2, {"model__name": "vit"}),
     "train.fsdp": (1, {}),
     "train.deterministic": (True, {}),
+    "train.ways": ("plain", {}),
     "train.label_smoothing": (0.1, {}),
     "train.seeds": ("in_turn", {"seeds": (0, 1)}),
     "train.patience": ("1 epochs", {}),
@@ -145,6 +146,7 @@ OTHER = {
 ELSEWHERE = {
     "train.fsdp": "tests/training/test_devices.py",
     "train.deterministic": "tests/training/test_hardware.py",
+    "train.ways": "tests/ops/test_ways.py",  # a model that has what can be computed in several ways
 }
 
 

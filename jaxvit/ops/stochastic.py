@@ -25,15 +25,23 @@ def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       shape: of the result.
     """
     words = jax.random.key_data(key).reshape(-1)
+    first = _mix(words[0] + _mix(words[-1]))  # so that keys that differ in a bit differ in all
+    second = _mix(words[-1] ^ first)
     place = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
         place = place + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
-    bits = (place * np.uint32(0x9E3779B1)) ^ words[0]
+    bits = (place * np.uint32(0x9E3779B1)) ^ first
     bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    bits = bits + words[-1]
+    bits = bits + second
     bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B)
     return bits ^ (bits >> np.uint32(16))
+
+
+def _mix(word: jax.Array) -> jax.Array:
+    word = (word ^ (word >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    word = (word ^ (word >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return word ^ (word >> np.uint32(16))
 
 
 def _random_uint16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

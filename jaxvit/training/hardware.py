@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError, first_line
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+# Jaxlib 0.10 gives matrix products on CPU to a library that took twice as long over them as XLA's own; 0.12 does not.
+_SLOW_LIBRARY = {"0.10": ("xla_cpu_experimental_ynn_fusion_type", "reduce")}
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def keep_compiled_programs() -> None:
@@ -36,6 +42,40 @@ def keep_compiled_programs() -> None:
         for name, value in unset.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()  # if anything was compiled before, jax has decided not to keep anything
+
+
+def choose_cpu_libraries() -> None:
+    """Has XLA multiply matrices on CPU by what is fastest in this version of jaxlib: see docs/performance.md.
+
+    To be called before jax starts a device; later it does nothing. A choice in ``XLA_FLAGS`` stays.
+    """
+    release = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
+    name, value = _SLOW_LIBRARY.get(release, ("", ""))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if name and name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
+
+
+def take_huge_pages(argv: Sequence[str]) -> None:
+    """Starts this process anew, once, with an allocator that asks Linux for huge pages, where Linux waits to be asked.
+
+    Every training step on CPU writes to hundreds of megabytes of fresh memory, which in pages of 4 KiB costs a sixth to
+    a quarter of the step (docs/performance.md). The allocator reads this setting only at a process's start.
+    ``GLIBC_TUNABLES`` that are set already stay as they are; ``JAXVIT_HUGE_PAGES=0`` leaves everything alone.
+
+    Args:
+      argv: the words that start this process again.
+    """
+    if os.environ.get("JAXVIT_HUGE_PAGES") == "0" or "GLIBC_TUNABLES" in os.environ:
+        return
+    try:
+        waits = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return
+    if waits and platform.libc_ver()[0] == "glibc":
+        os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *argv])
 
 
 def device_count() -> int:

@@ -10,9 +10,11 @@ import pytest
 
 from jaxvit.training.hardware import (
     be_deterministic,
+    choose_cpu_libraries,
     explain_out_of_memory,
     is_out_of_memory,
     keep_compiled_programs,
+    take_huge_pages,
 )
 
 
@@ -93,3 +95,70 @@ def test_a_cache_chosen_through_jax_stays(tmp_path, monkeypatch):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    ("version", "before", "after"),
+    [
+        ("0.10.2", "", "--xla_cpu_experimental_ynn_fusion_type=reduce"),
+        ("0.10.0", "--xla_foo=1", "--xla_foo=1 --xla_cpu_experimental_ynn_fusion_type=reduce"),
+        ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_experimental_ynn_fusion_type="),
+        ("0.12.0", "--xla_foo=1", "--xla_foo=1"),
+    ],
+)
+def test_slow_libraries_are_left_out_where_a_version_has_them(monkeypatch, version, before, after):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    monkeypatch.setenv("XLA_FLAGS", before)
+    choose_cpu_libraries()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+def test_jax_starts_with_the_libraries_chosen():
+    """An unknown flag ends the process."""
+    script = (
+        "from jaxvit.training.hardware import choose_cpu_libraries; choose_cpu_libraries(); import jax; "
+        "print(float(jax.numpy.ones((64, 64)).sum()))"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "4096.0\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kernel", "libc", "environment", "starts"),
+    [
+        ("always [madvise] never", "glibc", {}, True),
+        ("always [madvise] never", "glibc", {"JAXVIT_HUGE_PAGES": "0"}, False),
+        ("always [madvise] never", "glibc", {"GLIBC_TUNABLES": "glibc.malloc.perturb=1"}, False),
+        ("[always] madvise never", "glibc", {}, False),
+        ("always madvise [never]", "glibc", {}, False),
+        ("always [madvise] never", "", {}, False),
+        (None, "glibc", {}, False),
+    ],
+)
+def test_huge_pages_are_asked_for_once_where_that_helps(monkeypatch, kernel, libc, environment, starts):
+    def read_text(path):
+        if kernel is None:
+            raise FileNotFoundError(path)
+        return kernel
+
+    started = []
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("JAXVIT_HUGE_PAGES", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pathlib.Path.read_text", read_text)
+    monkeypatch.setattr("platform.libc_ver", lambda: (libc, "2.36"))
+    monkeypatch.setattr("os.execv", lambda *words: started.append((*words, os.environ["GLIBC_TUNABLES"])))
+    take_huge_pages(["-m", "jaxvit", "--version"])
+    again = [(sys.executable, [sys.executable, "-m", "jaxvit", "--version"], "glibc.malloc.hugetlb=1")]
+    assert started == again * starts
+    take_huge_pages(["-m", "jaxvit", "--version"])  # what has been started anew starts nothing
+    assert started == again * starts
+
+
+def test_the_command_is_the_same_after_it_has_started_anew():
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    words = [sys.executable, "-X", "utf8", "-m", "jaxvit", "summary", "--model=no such", "model"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "jaxvit: " in done.stderr and done.stdout == ""

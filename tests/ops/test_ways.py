@@ -1,0 +1,248 @@
+"""All ways of an operation compute the same; noise has the distribution that it should have."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from tiny import tiny_config
+
+from jaxvit.assembly import assemble
+from jaxvit.layers import Attention
+from jaxvit.models import create_model
+from jaxvit.models.count import count_macs
+from jaxvit.ops import dropout, max_pool, ways
+from jaxvit.ops.stochastic import hash_bits
+from jaxvit.plan import resolve
+
+KEY = jax.random.key(0)
+NUMBERS = np.random.default_rng(0)
+
+
+def test_which_way_holds():
+    assert ways.way("attention") == "absorbed" and ways.way("noise") == "hash"  # tests run on a CPU
+    with ways.use("plain"):
+        assert [ways.way(operation) for operation in ways.WAYS] == ["plain", "window", "threefry"]
+        with ways.use({"noise": "hash"}):
+            assert ways.way("noise") == "hash" and ways.way("attention") == "plain"
+        with ways.use("fast"):
+            assert ways.way("attention") == "absorbed"
+        assert ways.way("noise") == "threefry"
+    assert ways.way("attention") == "absorbed"
+
+
+@pytest.mark.parametrize("wrong", ["slow", {"attention": "fast"}, {"convolution": "plain"}])
+def test_ways_that_there_are_not(wrong):
+    with pytest.raises(ValueError, match=r"fast|no way"), ways.use(wrong):
+        pass
+
+
+def pool_loops(x, gradient, window, stride, padding):
+    """Maxima, and gradients sent to the first maximum of each window in row order."""
+    out, back = np.full(gradient.shape, -np.inf, np.float32), np.zeros_like(x)
+    for b, i, j, c in np.ndindex(*out.shape):
+        best = None
+        for di in range(window):
+            for dj in range(window):
+                row, column = i * stride + di - padding[0][0], j * stride + dj - padding[1][0]
+                inside = 0 <= row < x.shape[1] and 0 <= column < x.shape[2]
+                if inside and x[b, row, column, c] > out[b, i, j, c]:
+                    out[b, i, j, c], best = x[b, row, column, c], (row, column)
+        back[b, best[0], best[1], c] += gradient[b, i, j, c]
+    return out, back
+
+
+@pytest.mark.parametrize("way", ["slices", "window"])
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"),
+    [
+        ((8, 7), 3, 2, ((1, 1), (1, 1))),
+        ((7, 8), 3, 2, ((0, 1), (0, 0))),
+        ((6, 6), 2, 2, ((0, 0), (0, 0))),
+        ((7, 5), 3, 1, ((1, 1), (2, 0))),
+        ((8, 9), 2, 3, ((0, 0), (0, 0))),
+        ((9, 4), 4, 2, ((3, 1), (1, 2))),
+    ],
+)
+def test_max_pooling_and_its_gradient_against_loops(way, size, window, stride, padding):
+    x = NUMBERS.integers(0, 4, (2, *size, 3)).astype(np.float32)  # with many equal values
+    with ways.use({"max_pool": way}):
+        out, back = jax.vjp(lambda x: max_pool(x, window=window, stride=stride, padding=padding), jnp.asarray(x))
+    gradient = NUMBERS.normal(size=out.shape).astype(np.float32)
+    expected, expected_back = pool_loops(x, gradient, window, stride, padding)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_allclose(back(jnp.asarray(gradient))[0], expected_back, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["slices", "window"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 6)])
+def test_same_padding_is_tensorflows(way, size):
+    x = jnp.asarray(NUMBERS.normal(size=(2, *size, 3)), jnp.bfloat16)
+    with ways.use({"max_pool": way}):
+        out = max_pool(x, padding="SAME")
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, nn.max_pool(x, (3, 3), (2, 2), "SAME"))
+
+
+def test_what_cannot_be_pooled():
+    with pytest.raises(ValueError, match="maps"):
+        max_pool(jnp.ones((4, 4)))
+    for settings in ({"padding": ((0, 0), (0, 0))}, {"padding": ((1, 3), (1, 1))}):
+        with pytest.raises(ValueError, match="a window of 3 does not fit"):
+            max_pool(jnp.ones((1, 2, 8, 1)), **settings)
+
+
+class Attends(nn.Module):
+    """Attention on itself or on a context, with a head as wide as the tokens or wider."""
+
+    settings: tuple
+    context: bool = False
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        attention = Attention(**dict(self.settings), name="attention")
+        return attention(x, jnp.flip(x, 1)[:, :3] if self.context else None, train=train)
+
+
+def program(function):
+    return str(jax.make_jaxpr(function)())
+
+
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("more", [{}, {"qkv_bias": False}, {"head_dim": 11}])
+def test_absorbed_attention_is_attention(more, context):
+    model = Attends(tuple({"heads": 3, "head_dim": 6, **more}.items()), context)
+    x = jnp.asarray(NUMBERS.normal(size=(2, 5, 6)), jnp.float32)
+    variables = model.init(KEY, x)
+    variables = jax.tree.map(lambda p: p + jnp.asarray(0.3 * NUMBERS.normal(size=p.shape), p.dtype), variables)
+
+    def run(variables, x):
+        y, state = model.apply(variables, x, mutable=["intermediates"])
+        return jnp.sum(jnp.sin(y)), (y, state["intermediates"]["attention"]["attention"][0])
+
+    with ways.use("plain"):
+        plain = jax.value_and_grad(run, (0, 1), has_aux=True)(variables, x)
+        plain_program = program(lambda: run(variables, x))
+    fast = jax.value_and_grad(run, (0, 1), has_aux=True)(variables, x)
+    assert program(lambda: run(variables, x)) != plain_program
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), plain, fast)
+    half = Attends((*model.settings, ("dtype", "bfloat16")), context)
+    rounded = half.apply(variables, x.astype(jnp.bfloat16))
+    assert rounded.dtype == jnp.bfloat16
+    spread = float(jnp.abs(plain[0][1][0]).max())
+    np.testing.assert_allclose(rounded.astype(jnp.float32), plain[0][1][0], atol=0.03 * spread)
+
+
+def test_absorbed_attention_with_dropout_drops_the_weights():
+    """Also that of the value's bias, which is not the output's bias then."""
+    model = Attends((("heads", 2), ("head_dim", 6), ("dropout", 0.5)))
+    x = jnp.asarray(NUMBERS.normal(size=(2, 5, 6)), jnp.float32)
+    variables = model.init(KEY, x)
+    variables = jax.tree.map(lambda p: p + jnp.asarray(0.3 * NUMBERS.normal(size=p.shape), p.dtype), variables)
+    rngs = {"dropout": jax.random.key(3)}
+    out = np.asarray(model.apply(variables, x, train=True, rngs=rngs))
+
+    class Draws(nn.Module):  # the key that the module called 'attention' draws
+        @nn.compact
+        def __call__(self):
+            return self.make_rng("dropout")
+
+    class Whole(nn.Module):
+        @nn.compact
+        def __call__(self):
+            return Draws(name="attention")()
+
+    factors = np.asarray(dropout(jnp.ones((2, 10, 5)), 0.5, Whole().apply({}, rngs=rngs))).reshape(2, 5, 2, 5)
+    assert 0.2 < (factors == 0).mean() < 0.8
+    p = jax.tree.map(np.asarray, variables["params"]["attention"])
+    q, k, v = (np.einsum("bnc,cmd->bnmd", x, p[n]["kernel"]) + p[n]["bias"] for n in ("query", "key", "value"))
+    weights = np.asarray(jax.nn.softmax(jnp.asarray(np.einsum("bqmd,bkmd->bqmk", q, k) / np.sqrt(6)), axis=-1))
+    mixed = np.einsum("bqmk,bkmd->bqmd", weights * factors, v)
+    expected = np.einsum("bqmd,mdc->bqc", mixed, p["out"]["kernel"]) + p["out"]["bias"]
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"heads": 2}, {"heads": 2, "head_dim": 6, "qk_norm": True}])
+def test_attention_that_has_nothing_to_gain_is_left_alone(settings):
+    model, x = Attends(tuple(settings.items())), jnp.ones((1, 4, 6))
+    variables = model.init(KEY, x)
+    found = program(lambda: model.apply(variables, x))
+    with ways.use("plain"):
+        assert program(lambda: model.apply(variables, x)) == found
+
+
+def test_multiply_adds_are_those_of_the_plain_way():
+    model, size = create_model("tutorial_mini_vit"), (48, 48, 3)
+    with ways.use("plain"):
+        plain = count_macs(model, size)
+    assert count_macs(model, size) == plain
+
+
+def test_a_run_goes_by_its_config():
+    """Without noise the same up to rounding; with noise, other noise."""
+    made = {}
+    for way in ("fast", "plain"):
+        config = tiny_config(model__head_dim=8, model__dropout=0.2, train__ways=way)
+        made[way] = assemble(resolve(config))
+    variables = made["fast"].create_state().variables
+    variables = jax.tree.map(lambda p: p + jnp.asarray(0.3 * NUMBERS.normal(size=p.shape), p.dtype), variables)
+    images = jnp.asarray(NUMBERS.normal(size=(4, *made["fast"].plan.input_shape)), jnp.float32)
+    calm, noisy = (
+        [made[way].apply(variables, images, train=train, key=KEY) for way in made] for train in (False, True)
+    )
+    np.testing.assert_allclose(*calm, rtol=1e-4, atol=1e-5)
+    assert np.abs(noisy[0] - noisy[1]).max() > 1e-3
+
+
+def uniform(key, shape):
+    return np.asarray(hash_bits(key, shape)).astype(np.float64) / 2**32
+
+
+@pytest.mark.parametrize("shape", [(512, 511), (64, 8, 512), (262_144,)])
+def test_hashed_noise_is_uniform(shape):
+    u = uniform(KEY, shape)
+    n = u.size
+    assert abs(u.mean() - 1 / 2) < 4 * (1 / 12 / n) ** 0.5
+    assert abs(u.var() - 1 / 12) < 4 * (1 / 180 / n) ** 0.5
+    counts = np.histogram(u, 256, (0, 1))[0]
+    assert abs(((counts - n / 256) ** 2 / (n / 256)).sum() - 255) < 5 * (2 * 255) ** 0.5  # chi-squared
+    bits = np.asarray(hash_bits(KEY, shape)).reshape(-1)
+    ones = [((bits >> i) & 1).mean() for i in range(32)]
+    assert max(abs(share - 0.5) for share in ones) < 4.5 * 0.5 / n**0.5
+    assert len(np.unique(bits)) > n - 4 - n * n / 2**33 * 3  # few values twice: birthdays
+
+
+def correlation(a, b):
+    return np.corrcoef(a.reshape(-1), b.reshape(-1))[0, 1] * a.size**0.5  # standard normal when independent
+
+
+def test_hashed_noise_is_independent_of_place_example_step_and_layer():
+    u = uniform(KEY, (128, 16, 128))
+    for lag in (1, 2, 3, 16, 64):
+        assert abs(correlation(u[..., lag:], u[..., :-lag])) < 4, lag  # channels
+        assert abs(correlation(u[lag:], u[:-lag])) < 4, lag  # examples
+    assert abs(correlation(u[:, 1:], u[:, :-1])) < 4  # tokens
+    others = [jax.random.fold_in(KEY, step) for step in range(4)] + list(jax.random.split(jax.random.key(1), 4))
+    drawn = [u, *(uniform(key, u.shape) for key in others)]
+    for i, a in enumerate(drawn):
+        for b in drawn[:i]:
+            assert abs(correlation(a, b)) < 4.5
+
+
+def test_neighbouring_keys_share_nothing():
+    """Also keys that differ in one bit of one word, which jax's own never do."""
+    base = np.array([123, 456], np.uint32)
+    u = uniform(jax.random.wrap_key_data(base), (256, 256))
+    for word in (0, 1):
+        for bit in (0, 5, 31):
+            changed = base.copy()
+            changed[word] ^= np.uint32(1 << bit)
+            other = uniform(jax.random.wrap_key_data(changed), (256, 256))
+            assert abs(correlation(u, other)) < 4.5 and (u == other).mean() < 1e-3, (word, bit)
+
+
+def test_noise_of_stacked_seeds_is_that_of_each():
+    keys = jax.random.split(KEY, 3)
+    x = jnp.ones((4, 6))
+    together = jax.vmap(lambda key: dropout(x, 0.5, key))(keys)
+    np.testing.assert_array_equal(together, jnp.stack([dropout(x, 0.5, key) for key in keys]))
