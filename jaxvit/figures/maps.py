@@ -53,7 +53,7 @@ def draw_maps(
             if b == 0:
                 axis.set_title("image" if k == 0 else names[k - 1], fontsize=10)
         if rows:
-            axes[b, 0].set_ylabel(rows[b], fontsize=10)
+            axes[b, 0].set_ylabel(rows[b], fontsize=10, parse_math=False)
     figure.colorbar(shown, ax=axes, shrink=min(1.0, 2 / images), ticks=(0, 1), label=scale)
     entitle(figure, title)
     return save(figure, file)
