@@ -107,7 +107,10 @@ def draw_run(loaded: Loaded, folder: Path, options: Any) -> Path:
         except (UsageError, RunFailedError) as error:  # scores that are not finite: its curves are wanted then
             missing.setdefault(str(error), []).append(name)
             continue
-        shown += [(caption, file) for file in files if file.suffix in (".png", ".gif")]
+        pictures = [file for file in files if file.suffix in (".png", ".gif")]
+        for file in pictures:  # of several layers each is told apart
+            layer = f" Here: {file.stem.removeprefix(f'{name}_')}." if len(pictures) > 1 else ""
+            shown.append((caption + layer, file))
     for reason, names in missing.items():
         print(f"left out: {', '.join(names)}: {reason}", file=sys.stderr)
     index = folder / "index.html"

@@ -94,6 +94,7 @@ def test_the_page_shows_them_all(drawn):
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert sorted(picture["src"] for picture in pictures) == sorted(file.name for file in drawn.glob("*.png"))
     assert all(len(picture["alt"]) > 15 for picture in pictures)
+    assert len({picture["alt"] for picture in pictures}) == len(pictures)
     targets = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert len(targets) == len(pictures) and all((drawn / target).is_file() for target in targets)
 

@@ -93,6 +93,7 @@ def draw_positions(similarities_NN: np.ndarray, grid: tuple[int, int], file: Pat
     for c in range(columns):
         axes[-1, c].set_xlabel(c + 1, fontsize=9)
     figure.colorbar(shown, ax=axes, shrink=0.7, label="cosine similarity")
+    figure.get_layout_engine().set(rect=(0.03, 0, 0.97, 1))  # or the numbers of the rows touch the edge
     entitle(figure, title or "similarity of positions; rows and columns of places")
     return save(figure, file)
 

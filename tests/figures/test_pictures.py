@@ -8,7 +8,7 @@ import pytest
 from jaxvit.figures import images, style
 from jaxvit.figures.evaluation import draw_confusion
 from jaxvit.figures.history import draw_history
-from jaxvit.figures.maps import draw_maps
+from jaxvit.figures.maps import draw_maps, draw_positions
 from jaxvit.figures.predictions import draw_predictions
 
 
@@ -82,3 +82,10 @@ def test_dollars_in_names_are_no_mathematics(figures, tmp_path):
         picture[None] / 255, np.zeros((1, 1, 2, 2)), ["weights"], tmp_path / "maps", covered=(8, 8), rows=["$x^$"]
     )
     assert len(figures) == 4
+
+
+@pytest.mark.parametrize("side", [2, 4, 12])
+def test_numbers_of_rows_lie_within_the_figure(side, figures, tmp_path):
+    draw_positions(np.eye(side**2), (side, side), tmp_path / "positions", "a title")
+    (figure,) = figures
+    assert min(axis.get_tightbbox().x0 for axis in figure.axes) > 3
