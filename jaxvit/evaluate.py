@@ -18,7 +18,7 @@ from jaxvit.errors import UsageError
 from jaxvit.inference import Outcomes, Predictor
 from jaxvit.loading import CHECKPOINTS, WEIGHTS, Loaded, load
 from jaxvit.plan import dataset_of
-from jaxvit.run_directory import read_environment, write_json
+from jaxvit.run_directory import make_writable, read_environment, write_json
 
 PARTS = ("train", "validation", "test")
 
@@ -52,10 +52,7 @@ def main(argv: list[str]) -> int:
     loaded = load_run(options)
     split, source = read_split(loaded, options.split, options.data, options.data_dir)
     folder = Path(options.out) if options.out else loaded.workdir / "evaluation"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}); name another with --out=DIR") from None
+    make_writable(folder, "name another with --out=DIR")
     found, outcomes = evaluate(loaded, source, split=split, batch_size=options.batch_size, devices=options.devices)
     file = folder / _file_name(found, options)
     scores.write_tables(found, outcomes, file)
@@ -195,18 +192,19 @@ def _file_name(found: dict[str, Any], options: Any) -> str:
 
 def _show(found: dict[str, Any], file: Path) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
     rows = sorted(found["per_class"], key=lambda row: row["f1"]) if len(found["per_class"]) > 30 else found["per_class"]
     title = f"{found['data']}, {found['count']:,} images" + (", the 30 worst classes" if len(rows) > 30 else "")
-    table = Table(title=title)
+    table = Table(title=escape(title))
     table.add_column("class")
     for heading in ("images", "precision", "recall", "F1"):
         table.add_column(heading, justify="right")
     for row in rows[:30]:
         values = (f"{100 * row[name]:.2f}" for name in ("precision", "recall", "f1"))
-        table.add_row(row["name"], f"{row['count']:,}", *values)
+        table.add_row(escape(row["name"]), f"{row['count']:,}", *values)
     table.add_section()
     for kind in ("macro", "weighted"):
         table.add_row(f"mean, {kind}", "", *(f"{100 * found[n][kind]:.2f}" for n in ("precision", "recall", "f1")))
@@ -229,15 +227,16 @@ def _show(found: dict[str, Any], file: Path) -> None:
 
 
 def _confusion(found: dict[str, Any]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="true class by row, predicted by column")
     table.add_column("")
     for name in found["class_names"]:
-        table.add_column(name[:8], justify="right")
+        table.add_column(escape(name[:8]), justify="right")
     for i, (name, row) in enumerate(zip(found["class_names"], found["confusion"], strict=True)):
         cells = (f"[bold]{n}[/bold]" if i == j else (str(n) if n else "·") for j, n in enumerate(row))
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 

@@ -1,6 +1,6 @@
 """Image files by name, folder, pattern or list: found, and decoded to what a model takes, in the order asked for.
 
-Nothing here grows with the number of files: they are found while others are decoded.
+They are found while others are decoded; what is kept of those to come are the names in one folder, or of one pattern.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ def find_images(words: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str
 
     Args:
       words: files; folders, searched to their depths for images, in the order of names; patterns with *, ? or **,
-        should no such file exist; '-' = the lines.
-      lines: file names, one a line.
+        should no such file exist; '-' = the lines. A folder or a pattern that holds none is named itself.
+      lines: more of such words, one a line; blank ones are passed over.
     """
     for word in words:
         if word == "-":
-            yield from (line.rstrip("\r\n") for line in lines if line.strip())
+            yield from find_images(line.rstrip("\r\n") for line in lines if line.strip())
         elif os.path.isdir(word):
-            yield from _walk(word)
+            inside = _walk(word)
+            yield next(inside, word)
+            yield from inside
         elif glob.has_magic(word) and not os.path.exists(word):
             found = sorted(glob.iglob(word, recursive=True))
             yield from (name for name in found if not os.path.isdir(name)) if found else (word,)
@@ -91,5 +93,7 @@ def read_images(names: Iterable[str], shape: Sequence[int], chunk: int) -> Itera
 
 def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "no file is like this pattern" if glob.has_magic(str(error.filename)) else "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return f"there are no images in this folder ({', '.join(sorted(ENDINGS))})"
     return error.strerror or why_unreadable(error)

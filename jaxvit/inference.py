@@ -97,6 +97,9 @@ class Predictor:
         """What the model says about a whole split: every image once, whatever the batch size and number of devices.
 
         Images that cannot be decoded, where such are skipped, are left out.
+
+        Raises:
+          RunFailedError: none of them can be decoded; else as `logits`.
         """
         waiting: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
 
@@ -111,6 +114,8 @@ class Predictor:
         for logits in self.logits(batches()):
             rows, labels, good = waiting.popleft()
             parts.append(judge(logits[good], labels[good], rows[good]))
+        if not any(map(len, parts)):
+            raise RunFailedError(f"{source.name}: not one of its images can be decoded")
         merged = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Outcomes)}
         return Outcomes(**merged)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from jaxvit.evaluate import add_run_options, load_run
 from jaxvit.image_files import ImageFile, find_images, read_images
 from jaxvit.inference import Predictor
 from jaxvit.loading import Loaded
+from jaxvit.run_directory import make_writable
 
 FORMATS = ("table", "csv", "jsonl")
 BATCH = 64  # images at a time, unless told otherwise
@@ -77,10 +79,14 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
     figure = _figure_file(options.figure)
     loaded = load_run(options)
+    names = find_images(options.images, sys.stdin)
+    some = list(itertools.islice(names, 2))
+    if all(map(os.path.isdir, some)) and len(some) < 2:
+        raise UsageError(f"{' '.join(options.images)}: there are no images here")
+    names = itertools.chain(some, names)
     pictures: list[tuple[np.ndarray, Prediction]] = []
     write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
     counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
-    names = find_images(options.images, sys.stdin)
     with _Progress() as advance:
         for image, said in predict(loaded, names, top=options.top, batch=options.batch_size, devices=options.devices):
             write(said)
@@ -93,8 +99,6 @@ def main(argv: list[str]) -> int:
             counts["right"] += said.truth == said.top[0][0]
             if figure and len(pictures) < options.pictures:
                 pictures.append((image, said))
-    if not counts["done"] + counts["failed"]:
-        raise UsageError(f"{' '.join(options.images)}: there are no images here")
     if figure and pictures:
         from jaxvit.figures.predictions import draw_predictions
 
@@ -208,6 +212,9 @@ def _figure_file(name: str) -> Path | None:
         raise UsageError(f"--figure={name}: its name must end in .png, .svg or .pdf")
     if not file.parent.is_dir():
         raise UsageError(f"--figure={name}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise UsageError(f"--figure={name}: this is a folder; name a file")
+    make_writable(file.parent, f"name another place than --figure={name}")
     return file
 
 

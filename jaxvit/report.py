@@ -189,13 +189,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
     for name, heading in _COLUMNS:
         table.add_column(heading, justify="left" if name in ("run", "model", "data") else "right", overflow="fold")
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*map(escape, _cells(row)))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a file has no edge to fit into

@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from ml_collections import ConfigDict
 
 from jaxvit._version import __version__
 from jaxvit.config import EXTENDABLE, config_hash, differences, from_plain, to_plain
-from jaxvit.errors import UsageError, first_line
+from jaxvit.errors import UsageError, first_line, is_disk_full
 from jaxvit.plan import Plan
 
 PACKAGES = (
@@ -315,6 +316,22 @@ def read_json(path: Path, remedy: str = "it is damaged: put a copy of it back, o
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all, as `write_text`."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def make_writable(folder: Path, remedy: str) -> None:
+    """Makes a folder where it is missing, and tries whether files can be written there: before the work, not after it.
+
+    Raises:
+      UsageError: it cannot be written; the remedy ends the sentence.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
+            pass
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UsageError(f"{folder} cannot be written ({error.strerror}); {remedy}") from None
 
 
 def write_text(path: Path, text: str) -> None:

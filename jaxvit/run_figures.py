@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxvit import introspection
 from jaxvit.data.sources import Source, StreamedSource
-from jaxvit.errors import UsageError
+from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.evaluate import evaluate, read_split
 from jaxvit.figures import evaluation, maps
 from jaxvit.figures.architecture import draw_architecture
@@ -26,7 +27,7 @@ from jaxvit.figures.token_learner import draw_token_learner
 from jaxvit.inference import Outcomes
 from jaxvit.loading import Loaded
 from jaxvit.models import ShiftViT, ViT
-from jaxvit.run_directory import read_result, write_text
+from jaxvit.run_directory import make_writable, read_result, write_text
 from jaxvit.training.journal import read_jsonl
 
 GRID = 30  # images in a grid of predictions
@@ -54,20 +55,25 @@ class _Subject:
     @cached_property
     def examples(self) -> tuple[np.ndarray, list[str]]:
         """(uint8 images, class names): the first of each class, in the order of the split, then the next of any."""
-        count = min(self._options.n, len(self.source))
-        labels = self.source.batch(np.arange(min(len(self.source), 1000)))[1]
-        firsts = np.sort(np.unique(labels, return_index=True)[1])
-        rows = np.concatenate([firsts, np.setdiff1d(np.arange(len(labels)), firsts)])[:count]
-        images, labels, _ = self.source.batch(rows)
-        return images, [self.source.class_names[label] for label in labels]
+        _, labels, good = self.source.batch(np.arange(min(len(self.source), 1000)))
+        readable = np.flatnonzero(good)
+        firsts = readable[np.sort(np.unique(labels[readable], return_index=True)[1])]
+        rows = np.concatenate([firsts, np.setdiff1d(readable, firsts)])[: self._options.n]
+        return self.source.batch(rows)[0], [self.source.class_names[label] for label in labels[rows]]
 
     @cached_property
     def recorded(self) -> introspection.Recorded:
         return introspection.record(self.loaded, self.examples[0])
 
     def maps(self, weights_BKN: np.ndarray, names: list[str], file: str, title: str, **settings: Any) -> list[Path]:
-        """Draws weights over places, 0..1, as maps over the examples."""
+        """Draws weights over places, 0..1, as maps over the examples.
+
+        Raises:
+          UsageError: the weights are not over the places that the model cuts the image into.
+        """
         grid = self.recorded.grid
+        if grid is None or math.prod(grid) != weights_BKN.shape[-1]:
+            raise UsageError(f"{weights_BKN.shape[-1]} weights, and it is not known where in the image they belong")
         return maps.draw_maps(
             self.loaded.pictures(self.examples[0]),
             weights_BKN.reshape(*weights_BKN.shape[:2], *grid),
@@ -91,20 +97,20 @@ def draw_run(loaded: Loaded, folder: Path, options: Any) -> Path:
     Raises:
       UsageError: the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror})") from None
+    make_writable(folder, "copy the run to where you may write")
     subject = _Subject(loaded, folder, options)
     shown: list[tuple[str, Path]] = []
     missing: dict[str, list[str]] = {}
     for name, (draw, caption) in FIGURES.items():
         try:
             files = draw(subject)
-        except UsageError as error:
+        except (UsageError, RunFailedError) as error:  # scores that are not finite: its curves are wanted then
             missing.setdefault(str(error), []).append(name)
             continue
-        shown += [(caption, file) for file in files if file.suffix in (".png", ".gif")]
+        pictures = [file for file in files if file.suffix in (".png", ".gif")]
+        for file in pictures:  # of several layers each is told apart
+            layer = f" Here: {file.stem.removeprefix(f'{name}_')}." if len(pictures) > 1 else ""
+            shown.append((caption + layer, file))
     for reason, names in missing.items():
         print(f"left out: {', '.join(names)}: {reason}", file=sys.stderr)
     index = folder / "index.html"
@@ -230,7 +236,10 @@ def _rollout(subject: _Subject) -> list[Path]:
     pool = getattr(subject.loaded.model, "pool", "")
     if not any(step.kind == "attention" for step in _steps(subject)) or subject.recorded.grid is None:
         return []
-    rollout = introspection.attention_rollout(subject.recorded, pool)[:, None]
+    try:
+        rollout = introspection.attention_rollout(subject.recorded, pool)[:, None]
+    except ValueError as error:  # a model of one's own
+        raise UsageError(f"attention rollout: {error}") from None
     return subject.maps(_relative(rollout), ["rollout"], "attention_rollout", f"{subject.name}: attention rollout")
 
 
@@ -253,11 +262,11 @@ def _positions(subject: _Subject) -> list[Path]:
 
 
 def _receptive_field(subject: _Subject) -> list[Path]:
-    count = min(FIELD_IMAGES, len(subject.source))
-    fields = introspection.receptive_fields(subject.loaded, subject.source.batch(np.arange(count))[0])
+    images, _, good = subject.source.batch(np.arange(min(FIELD_IMAGES, len(subject.source))))
+    fields = introspection.receptive_fields(subject.loaded, images[good])
     if not fields:
         return []
-    title = f"{subject.name}: what the middle of each stage's map sees, mean of {count} images"
+    title = f"{subject.name}: what the middle of each stage's map sees, mean of {good.sum()} images"
     return maps.draw_receptive_fields(fields, subject.folder / "receptive_field", title)
 
 

@@ -210,6 +210,7 @@ def test_images_that_are_not_those_of_the_run_are_told(run, tmp_path, capsys):
         (["--workdir={run}", "--devices=99"], "--devices=99"),
         (["--workdir={run}", "--data=nonsense"], "nonsense"),
         (["--workdir={run}", "--out={file}/x"], "cannot be written"),
+        (["--workdir={run}", "--out=/proc"], "/proc cannot be written .*--out=DIR"),
         (["--workdir={run}", "--spilt=test"], "did you mean '--split'"),
     ],
 )
@@ -220,6 +221,35 @@ def test_mistakes_are_one_line(run, tmp_path, arguments, says):
     with pytest.raises(UsageError, match=says) as caught:
         main(words)
     assert "\n" not in str(caught.value)
+
+
+def test_names_in_brackets_are_shown(random_scores, capsys, tmp_path):
+    from jaxvit import evaluate as verb
+
+    logits, labels = random_scores
+    outcomes = judge(logits, labels, np.arange(len(labels)))
+    names = ["[red]", "[/x]", *map(str, range(2, logits.shape[1]))]
+    found = score(outcomes, names, places=logits.shape[1])
+    verb._show({**found, "data": "image_folder:[a]: test", "step": 1, "weights": "model"}, tmp_path / "test")
+    out = capsys.readouterr().out
+    assert out.count("[red]") >= 2 and out.count("[/x]") >= 2 and "image_folder:[a]" in out
+
+
+def test_a_split_of_which_nothing_can_be_decoded_is_refused(loaded):
+    source = read_split(loaded, "test[:1]")[1]
+
+    class Damaged:
+        name = source.name
+
+        def __len__(self):
+            return 1
+
+        def batch(self, rows):
+            images, labels, good = source.batch(rows)
+            return images, labels, ~good
+
+    with pytest.raises(RunFailedError, match="not one of its images"):
+        Predictor(loaded, 5).outcomes(Damaged())
 
 
 def test_scores_that_are_not_numbers_are_refused(loaded):

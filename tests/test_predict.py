@@ -240,10 +240,34 @@ def test_folders_are_walked_in_the_order_of_names(images):
         (["--workdir={run}", "x.png", "--top=0"], "--top=0"),
         (["--workdir={run}", "x.png", "--figure=x.gif"], "must end in .png"),
         (["--workdir={run}", "x.png", "--figure=missing/x.png"], "there is no folder missing"),
+        (["--workdir={run}", "x.png", "--figure=/proc/x.png"], "/proc cannot be written"),
+        (["--workdir={run}", "x.png", "--figure={folder}"], "x.png: this is a folder"),
         (["--workdir={run}", "{empty}"], "there are no images here"),
         (["--workdir={run}", "x.png", "--fromat=csv"], "did you mean '--format'"),
     ],
 )
-def test_mistakes_are_one_line(run, tmp_path, arguments, says):
+def test_mistakes_are_one_line(run, tmp_path, capsys, arguments, says):
+    folder = tmp_path / "x.png"
+    folder.mkdir()
     with pytest.raises(UsageError, match=says):
-        verb.main([a.format(run=run, empty=tmp_path) for a in arguments])
+        verb.main([*(a.format(run=run, empty=tmp_path / "x.png", folder=folder) for a in arguments), "--format=csv"])
+    assert not capsys.readouterr().out  # not even a heading
+
+
+def test_what_holds_no_images_is_named_among_others(run, images, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{images}/1\n \n{tmp_path}/empty\n"))
+    assert verb.main([f"--workdir={run}", "-", f"{images}/*.webp", "--format=jsonl", "--top=1"]) == 1
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [Path(line["file"]).name for line in lines] == ["0.png", "1.png", "2.png", "3.png", "empty", "*.webp"]
+    assert ["error" in line for line in lines] == [False] * 4 + [True] * 2
+    assert f"jaxvit: {tmp_path}/empty: there are no images in this folder" in err
+    assert f"jaxvit: {images}/*.webp: no file is like this pattern" in err
+
+
+def test_the_figure_has_the_name_asked_for(run, images, tmp_path, capsys):
+    figure = tmp_path / "Grid.PNG"
+    verb.main([f"--workdir={run}", f"{images}/1/0.png", f"--figure={figure}"])
+    assert str(figure) in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["Grid.PNG"]

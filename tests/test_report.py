@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import csv
+import dataclasses
 import json
-import re
 import shutil
+from html.parser import HTMLParser
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 from tiny import tiny_config, train_family
 
 import jaxvit
-from jaxvit.errors import UsageError
+from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.report import find_runs, main
 
 
@@ -84,10 +86,89 @@ def test_all_figures_that_fit_the_model(drawn):
 
 
 def test_the_page_shows_them_all(drawn):
-    page = (drawn / "index.html").read_text()
-    assert set(re.findall(r'src="([^"]+)"', page)) == {file.name for file in drawn.glob("*.png")}
-    assert all((drawn / name).exists() for name in re.findall(r'href="([^"]+)"', page))
-    assert "<script" not in page
+    page = Page()
+    page.feed((drawn / "index.html").read_text())
+    page.close()
+    assert page.open == [] and page.seen["title"] == page.seen["h1"] == page.seen["body"] == 1
+    assert "script" not in page.seen
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert sorted(picture["src"] for picture in pictures) == sorted(file.name for file in drawn.glob("*.png"))
+    assert all(len(picture["alt"]) > 15 for picture in pictures)
+    assert len({picture["alt"] for picture in pictures}) == len(pictures)
+    targets = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert len(targets) == len(pictures) and all((drawn / target).is_file() for target in targets)
+
+
+class Page(HTMLParser):
+    """Reads a page, and insists that what is opened is closed, in its order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.seen = [], [], collections.Counter()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.seen[tag] += 1
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_diverged_run_shows_how_it_came_to_that(runs, monkeypatch, tmp_path, capsys):
+    """Its scores are not finite: what is made of them is left out, its curves and its architecture are there."""
+    from jaxvit import inference
+
+    shutil.copytree(runs / "one", tmp_path / "run")
+
+    def not_finite(*_):
+        raise RunFailedError("the model's scores are not finite numbers")
+
+    monkeypatch.setattr(inference, "_fetch", not_finite)
+    assert main([str(tmp_path / "run"), "--figures", "--n=1"]) == 0
+    assert "left out: predictions, mistakes, confusion, calibration: the model's scores" in capsys.readouterr().err
+    page = (tmp_path / "run" / "figures" / "index.html").read_text()
+    assert "history.png" in page and "architecture.png" in page and "confusion.png" not in page
+
+
+def test_weights_of_unknown_places_are_left_out(runs, monkeypatch, tmp_path, capsys):
+    """Such as those of a model of one's own, whose first map is not where this package's models have it."""
+    from jaxvit import introspection
+
+    shutil.copytree(runs / "one", tmp_path / "run")
+    plain = introspection.record
+
+    def record(loaded, images):
+        recorded = plain(loaded, images)
+        learned = introspection.Step("learn", "token_learner_0", np.full((len(images), 2, 9), 1 / 9), "softmax")
+        return dataclasses.replace(recorded, grid=None, steps=(*recorded.steps, learned))
+
+    monkeypatch.setattr(introspection, "record", record)
+    assert main([str(tmp_path / "run"), "--figures", "--n=1"]) == 0
+    assert "left out: token_maps: 9 weights" in capsys.readouterr().err
+    monkeypatch.setattr(introspection, "record", plain)
+
+    def unknown(*_):
+        raise ValueError("pool='max' is not known here")
+
+    monkeypatch.setattr(introspection, "attention_rollout", unknown)
+    assert main([str(tmp_path / "run"), "--figures", "--n=1"]) == 0
+    assert "left out: attention_rollout: attention rollout: pool='max'" in capsys.readouterr().err
+
+
+def test_folders_in_brackets_are_shown(runs, tmp_path, capsys, monkeypatch):
+    shutil.copytree(runs / "one", tmp_path / "[red]")
+    monkeypatch.chdir(tmp_path)
+    main(["[red]"])
+    assert "[red]" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_drawn(runs, tmp_path):
+    shutil.copytree(runs / "one", tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    (tmp_path / "run" / "figures").symlink_to("/proc")
+    with pytest.raises(UsageError, match=r"figures cannot be written .*copy the run"):
+        main([str(tmp_path / "run"), "--figures"])
 
 
 def test_figures_of_a_shiftvit(tmp_path):

@@ -29,10 +29,9 @@ def draw_confusion(found: Mapping[str, Any], file: Path) -> list[Path]:
                 predicted, true, f"{counts[true, predicted]:,}", ha="center", va="center", fontsize=9,
                 color="white" if dark else "black",
             )  # fmt: skip
-        axis.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="right")
-        axis.set_yticks(range(len(names)), names)
-        if max(map(len, names)) <= 3:
-            axis.set_xticks(range(len(names)), names, ha="center")
+        turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+        axis.set_xticks(range(len(names)), names, parse_math=False, **turned)
+        axis.set_yticks(range(len(names)), names, parse_math=False)
     axis.set(xlabel="predicted", ylabel="true")
     figure.colorbar(shown, ax=axis, shrink=0.8, label="% of the true class")
     axis.set_title(f"{found['data']}: {100 * found['top1']:.2f} % of {found['count']:,} images right", fontsize=12)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from jaxvit.figures import style
 
 TRAIN, VALIDATION, BEST = style.BLUE, style.VERMILION, style.GREEN
@@ -42,6 +44,7 @@ def draw_history(
         if name == "loss" and smoothing:
             label = f"loss (train: labels smoothed by {smoothing:g})"
         axis.set(title=label, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is nothing between epochs
         if best_epoch and by_split["validation"]:
             axis.axvline(best_epoch, color=BEST, linestyle="--", linewidth=1.2, label=f"best: epoch {best_epoch}")
         axis.grid(alpha=0.3)

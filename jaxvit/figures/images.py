@@ -11,6 +11,7 @@ import numpy as np
 from jaxvit.figures.style import new_figure, save
 
 GAP = (150, 190, 230)
+IN_LINE, IN_STRIP = 32, 256  # patches of the sequence in a line, and at most in all
 
 
 def draw_batch(
@@ -49,7 +50,7 @@ def _describe(target_K: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") -> list[Path]:
-    """One image, its patches as a grid, and as the row that a transformer reads.
+    """One image, its patches as a grid, and as the sequence that a transformer reads.
 
     Args:
       image_HWC: uint8, or 0..1.
@@ -60,32 +61,55 @@ def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") 
     rows, columns = image_HWC.shape[0] // patch, image_HWC.shape[1] // patch
     cut = image_HWC[: rows * patch, : columns * patch]
     patches = cut.reshape(rows, patch, columns, patch, -1).swapaxes(1, 2).reshape(rows * columns, patch, patch, -1)
+    times = math.ceil(8 / patch)  # so that gaps can be thinner than a pixel of the image
+    patches = patches.repeat(times, axis=1).repeat(times, axis=2)
     high = 255 if image_HWC.dtype == np.uint8 else 1.0
     shown = {"cmap": "gray", "vmin": 0, "vmax": high, "interpolation": "nearest"}
-    figure = new_figure(9, 5.6)
-    outer = figure.add_gridspec(2, 2, height_ratios=(4, 1))
+    strip = _strip(patches, columns)
+    width = 9.0
+    strip_height = min(width * strip.shape[0] / strip.shape[1], 4.2)
+    figure = new_figure(width, 5.0 + strip_height)
+    outer = figure.add_gridspec(2, 2, height_ratios=(4.5, strip_height + 0.3))
     whole = figure.add_subplot(outer[0, 0])
     whole.imshow(image_HWC.squeeze(), **shown)
-    whole.set_title(f"{name}, {image_HWC.shape[0]}×{image_HWC.shape[1]}", fontsize=9)
-    whole.set_axis_off()
+    whole.set_title(f"{name}, {image_HWC.shape[0]}×{image_HWC.shape[1]}", fontsize=11, parse_math=False)
     grid = figure.add_subplot(outer[0, 1])
-    grid.imshow(_tile(patches.reshape(rows, columns, patch, patch, -1)).squeeze(), **shown)
-    grid.set_title(f"{rows}×{columns} patches of {patch}×{patch}", fontsize=9)
-    grid.set_axis_off()
-    per_line = min(len(patches), 72)
-    lines = math.ceil(len(patches) / per_line)
-    blank = np.full((lines * per_line - len(patches), *patches.shape[1:]), high, patches.dtype)
+    grid.imshow(_tile(patches.reshape(rows, columns, *patches.shape[1:])), **shown)
+    grid.set_title(f"{rows}×{columns} patches of {patch}×{patch}", fontsize=11)
     row = figure.add_subplot(outer[1, :])
-    row.imshow(_tile(np.concatenate([patches, blank]).reshape(lines, per_line, patch, patch, -1)).squeeze(), **shown)
-    row.set_title(f"the same as a sequence of {len(patches)} tokens", fontsize=9)
-    row.set_axis_off()
+    row.imshow(strip, **shown)
+    first = f"the first {IN_STRIP} of " if len(patches) > IN_STRIP else ""
+    row.set_title(f"the same as a sequence, line by line: {first}{len(patches):,} tokens", fontsize=11)
+    for axis in (whole, grid, row):
+        axis.set_axis_off()
     return save(figure, path)
+
+
+def _strip(patches_NPPD: np.ndarray, columns: int) -> np.ndarray:
+    """The first patches side by side, RGB, in lines so short that each patch can be seen: whole rows of the image."""
+    patches_NPPD = patches_NPPD[:IN_STRIP]
+    patch = patches_NPPD.shape[1]
+    per_line = columns * max(1, IN_LINE // columns)
+    lines = [_tile(patches_NPPD[None, start : start + per_line]) for start in range(0, len(patches_NPPD), per_line)]
+    step = patch + max(2, patch // 2)
+    white = 255 if patches_NPPD.dtype == np.uint8 else 1
+    # Few patches stay as small as many: a line has room for at least half of IN_LINE.
+    width = max(lines[0].shape[1], (IN_LINE // 2) * (patch + _gap(patch)))
+    canvas = np.full((len(lines) * step, width, 3), white, patches_NPPD.dtype)
+    left = (width - lines[0].shape[1]) // 2
+    for i, line in enumerate(lines):
+        canvas[i * step : i * step + patch, left : left + line.shape[1]] = line
+    return canvas
+
+
+def _gap(patch: int) -> int:
+    return max(1, patch // 6)
 
 
 def _tile(patches_RCPQD: np.ndarray) -> np.ndarray:
     """Patches in rows and columns, RGB, with gaps of a colour that neither black nor white pictures have."""
     rows, columns, patch, _, channels = patches_RCPQD.shape
-    gap = max(1, patch // 6)
+    gap = _gap(patch)
     step = patch + gap
     if channels == 1:
         patches_RCPQD = np.repeat(patches_RCPQD, 3, axis=-1)

@@ -53,7 +53,7 @@ def draw_maps(
             if b == 0:
                 axis.set_title("image" if k == 0 else names[k - 1], fontsize=10)
         if rows:
-            axes[b, 0].set_ylabel(rows[b], fontsize=10)
+            axes[b, 0].set_ylabel(rows[b], fontsize=10, parse_math=False)
     figure.colorbar(shown, ax=axes, shrink=min(1.0, 2 / images), ticks=(0, 1), label=scale)
     entitle(figure, title)
     return save(figure, file)
@@ -93,6 +93,7 @@ def draw_positions(similarities_NN: np.ndarray, grid: tuple[int, int], file: Pat
     for c in range(columns):
         axes[-1, c].set_xlabel(c + 1, fontsize=9)
     figure.colorbar(shown, ax=axes, shrink=0.7, label="cosine similarity")
+    figure.get_layout_engine().set(rect=(0.03, 0, 0.97, 1))  # or the numbers of the rows touch the edge
     entitle(figure, title or "similarity of positions; rows and columns of places")
     return save(figure, file)
 

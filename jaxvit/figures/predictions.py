@@ -34,7 +34,7 @@ def draw_predictions(
         axis.set_yticks([])
         colour = style.GREY if right is None else style.GREEN if right else style.VERMILION
         sign = "" if right is None else "✓ " if right else "✗ "
-        axis.set_title(sign + text, fontsize=10, color=style.BLACK if right is None else colour)
+        axis.set_title(sign + text, fontsize=10, color=style.BLACK if right is None else colour, parse_math=False)
         for spine in axis.spines.values():
             spine.set(color=colour, linewidth=1 if right is None else 2.5)
     known = [right for _, right in captions if right is not None]

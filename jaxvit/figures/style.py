@@ -55,7 +55,8 @@ def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: in
     written = []
     for suffix in formats:
         stem = file.name.removesuffix(file.suffix) if file.suffix.lower() in _ENDINGS else file.name
-        target = file.with_name(f"{stem}.{suffix}")
+        asked_for = file.suffix.lower() == f".{suffix}"  # a.PNG stays that
+        target = file if asked_for else file.with_name(f"{stem}.{suffix}")
         beside = target.with_name(f".{target.name}.tmp")
         metadata = {"Date": None} if suffix == "svg" else None
         with matplotlib.rc_context(_SETTINGS):

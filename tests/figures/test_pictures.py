@@ -1,0 +1,91 @@
+"""Pictures of images, curves and names: what they show, not only that there is a file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jaxvit.figures import images, style
+from jaxvit.figures.evaluation import draw_confusion
+from jaxvit.figures.history import draw_history
+from jaxvit.figures.maps import draw_maps, draw_positions
+from jaxvit.figures.predictions import draw_predictions
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that are saved, drawn but not written."""
+    saved = []
+
+    def save(figure, *_):
+        figure.draw_without_rendering()
+        saved.append(figure)
+        return []
+
+    monkeypatch.setattr(style, "save", save)
+    monkeypatch.setattr(images, "save", save)
+    monkeypatch.setattr("jaxvit.figures.evaluation.save", save)
+    monkeypatch.setattr("jaxvit.figures.maps.save", save)
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "lines"), [((32, 32, 3), 4, 2), ((8, 8, 1), 4, 1), ((8, 8, 1), 1, 2), ((40, 56, 3), 4, 5)]
+)
+def test_every_patch_stands_in_the_sequence_and_can_be_seen(shape, patch, lines, figures, tmp_path):
+    """Each patch has a grey of its own: the strip shows them in their order, at least a sixth of an inch wide."""
+    rows, columns = shape[0] // patch, shape[1] // patch
+    greys = np.arange(rows * columns, dtype=np.uint8).reshape(rows, columns)
+    image = np.repeat(np.kron(greys, np.ones((patch, patch), np.uint8))[..., None], shape[-1], axis=-1)
+    images.draw_patches(image, patch, tmp_path / "patches", "$1^$")
+    (figure,) = figures
+    whole, grid, strip = figure.axes
+    assert whole.get_title().startswith("$1^$") and f"{rows * columns} tokens" in strip.get_title()
+    shown = np.asarray(strip.images[0].get_array())
+    is_grey = (shown.min(axis=-1) == shown.max(axis=-1)) & (shown[..., 0] < 255)
+    in_order = []
+    for line in np.flatnonzero(is_grey.any(axis=1)):
+        values = shown[line][is_grey[line]][:, 0].tolist()
+        if not in_order or values != in_order[-1]:
+            in_order.append(values)
+    assert len(in_order) == lines
+    assert list(dict.fromkeys(v for values in in_order for v in values)) == list(range(rows * columns))
+    side = max(8, patch)
+    inches = strip.get_window_extent().width / figure.dpi * side / shown.shape[1]
+    assert inches > 1 / 6
+    assert {label.get_fontsize() for label in (whole.title, grid.title, strip.title)} == {11}
+
+
+def test_a_long_sequence_is_shown_in_part(figures, tmp_path):
+    images.draw_patches(np.zeros((64, 48, 3), np.uint8), 1, tmp_path / "patches")
+    assert "the first 256 of 3,072 tokens" in figures[0].axes[2].get_title()
+
+
+def test_epochs_are_whole_numbers(figures, tmp_path):
+    values = {"loss": 1.0, "top1": 0.5, "top5": 0.9, "precision": 0.5, "recall": 0.5}
+    draw_history(
+        [{"split": split, "epoch": epoch, **values} for split in ("train", "validation") for epoch in (1, 2)],
+        tmp_path / "history",
+    )
+    for axis in figures[0].axes[:5]:
+        assert all(tick == round(tick) for tick in axis.get_xticks()), axis.get_title()
+
+
+def test_dollars_in_names_are_no_mathematics(figures, tmp_path):
+    """'$x^$' as mathematics is an error."""
+    picture = np.zeros((8, 8, 1), np.uint8)
+    draw_predictions([picture], [("$x^$ 50 %", True)], tmp_path / "grid")
+    for names in (["$x^$", "b"], ["$^$", "b"]):
+        found = {"confusion": [[1, 0], [0, 1]], "class_names": names, "data": "d", "top1": 1.0, "count": 2}
+        draw_confusion(found, tmp_path / "confusion")
+    draw_maps(
+        picture[None] / 255, np.zeros((1, 1, 2, 2)), ["weights"], tmp_path / "maps", covered=(8, 8), rows=["$x^$"]
+    )
+    assert len(figures) == 4
+
+
+@pytest.mark.parametrize("side", [2, 4, 12])
+def test_numbers_of_rows_lie_within_the_figure(side, figures, tmp_path):
+    draw_positions(np.eye(side**2), (side, side), tmp_path / "positions", "a title")
+    (figure,) = figures
+    assert min(axis.get_tightbbox().x0 for axis in figure.axes) > 3
