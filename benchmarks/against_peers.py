@@ -21,7 +21,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -32,6 +31,9 @@ from typing import Any
 from peers.timing import MissingPackageError, Worker, WorkerError
 from peers.worker import PEERS
 from peers.workloads import WORKLOADS
+
+from jaxvit.timing import spread
+from jaxvit.training.hardware import machine
 
 OURS = "jaxvit"
 MEASURES = {
@@ -49,12 +51,6 @@ def command(measure: str, model: str, count: int) -> str:
     if measure == "train":
         return f"train {count}"
     return f"infer {1 if measure == 'infer_one' else WORKLOADS[model].batch} {count}"
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds, and how many times there were."""
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4), "count": len(times)}
 
 
 def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, options: tuple[str, ...]) -> Results:
@@ -104,28 +100,8 @@ def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, op
             order = order[1:] + order[:1]
             print(f"  round {i + 1} of {rounds}", flush=True)
         for peer in workers:
-            results[peer] |= {measure: summary(times[peer, measure]) for measure in MEASURES}
+            results[peer] |= {measure: spread(times[peer, measure]) for measure in MEASURES}
     return results
-
-
-def machine() -> dict[str, str]:
-    """Of this computer: processor, cores, memory, system."""
-
-    def field(file: str, name: str) -> str:
-        with contextlib.suppress(OSError):
-            for line in Path(file).read_text().splitlines():
-                if line.lower().startswith(name):
-                    return line.split(":", 1)[1].strip()
-        return ""
-
-    memory = field("/proc/meminfo", "memtotal").split()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "processor": field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": str(cores),
-        "memory": f"{int(memory[0]) / 2**20:.1f} GiB" if memory else "unknown",
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
 
 
 class Store:
