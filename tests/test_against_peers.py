@@ -64,17 +64,43 @@ def known():
     return {"settings": settings, "models": {"tutorial_cct": {"date": "2026-01-01", "load_before": 0, "peers": peers}}}
 
 
+def two_models():
+    models = known()["models"]
+    other = json.loads(json.dumps(models["tutorial_cct"]))
+    other["peers"]["torch-eager"]["train"] = times(1.0)
+    del other["peers"]["torch-compile"]["train"]  # it has failed
+    return models | {"tutorial_shiftvit": other}
+
+
 def test_ratios_are_against_the_fastest():
     driver = importlib.import_module("against_peers")
-    models = known()["models"]
-    assert driver.ratios(models, "train")["tutorial_cct"]["fastest"] == pytest.approx(2 / 3)
-    assert driver.ratios(models, "infer_batch")["tutorial_cct"]["fastest"] == pytest.approx(2.0)
+    row = driver.ratios(known()["models"], "train")["tutorial_cct"]
+    assert row == {"torch-eager": 0.5, "torch-compile": pytest.approx(2 / 3)}
+    assert driver.fastest(row) == "torch-compile"
+    row = driver.ratios(known()["models"], "infer_batch")["tutorial_cct"]
+    assert (driver.fastest(row), row["torch-eager"]) == ("torch-eager", 2.0)
 
 
-def test_the_page_names_what_is_missing():
-    page = importlib.import_module("against_peers").report(known())
-    assert "- keras-jax (keras is not installed): `tutorial_cct`" in page
-    assert "| `tutorial_cct` | 128 | 2 (2–2) | 4 (4–4) | 3 (3–3) | **0.67** |" in page
+def test_means_are_geometric_and_of_those_that_were_timed():
+    driver = importlib.import_module("against_peers")
+    found = driver.means(driver.ratios(two_models(), "train"))
+    assert found["torch-eager"] == (pytest.approx(1.0), 2)  # of 1/2 and 2
+    assert found["torch-compile"] == (pytest.approx(2 / 3), 1)
+    assert found["fastest"] == (pytest.approx((2 / 3 * 2) ** 0.5), 2)
+
+
+def test_the_outcome_is_said():
+    lines = importlib.import_module("against_peers").said(two_models())
+    assert lines[0].startswith("train: geometric mean of jaxvit / it") and "torch-eager 1.00 (2)" in lines[0]
+    assert "  tutorial_shiftvit: fastest other torch-eager, jaxvit / it 2.00" in lines
+
+
+def test_the_page_names_the_fastest_and_what_is_missing():
+    page = importlib.import_module("against_peers").report(known() | {"models": two_models()})
+    assert "- keras-jax (keras is not installed): `tutorial_cct`, `tutorial_shiftvit`" in page
+    assert "| `tutorial_cct` | 128 | 2 (2–2) | 4 (4–4) | 3 (3–3) | torch-compile | **0.67** |" in page
+    assert "| `tutorial_shiftvit` | 256 | 2 (2–2) | 1 (1–1) | – | torch-eager | **2.00** |" in page
+    assert "| | 1 | 1.00 (2) | 0.67 (1) |  | **1.15** (2) |" in page
 
 
 def test_results_are_kept_and_not_mixed(tmp_path):
