@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 
 import jax
 import numpy as np
@@ -146,11 +147,12 @@ def test_a_mistake_that_only_a_process_sees_ends_it_all(capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
-def test_one_real_process(tmp_path, monkeypatch):
+def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2")
     options = benchmark._parser().parse_args(["--model=vit,cct", "--batch=2", *QUICK])
     monkeypatch.chdir(tmp_path)
     found = benchmark._in_a_process(options, TINY, "vit")
-    assert set(found) >= PROMISED and found["batch"] == 2
+    assert set(found) >= PROMISED and (found["batch"], found["devices"]) == (2, 2)
     with pytest.raises(UsageError, match=r"^cct: --config\.model\.patch: nothing reads this"):
         benchmark._in_a_process(options, TINY, "cct")
 
