@@ -3,6 +3,8 @@
 import importlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,31 @@ def test_a_worker_answers_line_by_line():
     assert len(one["ms"]) == 2
     assert much == {"error": "ValueError: too"}
     assert "sing" in unknown["error"]
+
+
+def test_a_worker_finds_no_compiled_programs(monkeypatch):
+    timing = importlib.import_module("peers.timing")
+    started, popen = [], subprocess.Popen
+
+    def start(command, **options):
+        started.append(options["env"])
+        assert not list(Path(options["env"]["TORCHINDUCTOR_CACHE_DIR"]).iterdir())
+        return popen([sys.executable, "-c", "print('{}')"], **options)
+
+    monkeypatch.setattr(timing.subprocess, "Popen", start)
+    with timing.Worker("torch-compile", "tutorial_cct"), timing.Worker("jaxvit", "tutorial_cct"):
+        pass
+    assert not any("JAX_COMPILATION_CACHE_DIR" in environment for environment in started)
+    folders = {environment["TORCHINDUCTOR_CACHE_DIR"] for environment in started}
+    assert len(folders) == 2 and not any(Path(folder).exists() for folder in folders)
+
+
+def test_a_worker_that_ends_says_why(monkeypatch):
+    timing, popen = importlib.import_module("peers.timing"), subprocess.Popen
+    broken = [sys.executable, "-c", "import sys; sys.exit('noise\\nit broke')"]
+    monkeypatch.setattr(timing.subprocess, "Popen", lambda command, **options: popen(broken, **options))
+    with pytest.raises(timing.WorkerError, match=r"^ended with code 1: it broke$"):
+        timing.Worker("jaxvit", "tutorial_cct")
 
 
 def times(median):
