@@ -225,7 +225,7 @@ def report(known: dict[str, Any]) -> str:
     ]
     for measure, title in MEASURES.items():
         lines += ["", f"## {title}", "", *table(models, peers, measure)]
-    lines += ["", "## First step: compiling and one step, in seconds", ""]
+    lines += ["", "## First step, in seconds: compiling, with nothing kept from before, and one step", ""]
     lines += [f"| model | {' | '.join(peers)} |", f"|---|{'---|' * len(peers)}"]
     for model, entry in models.items():
         first = [entry["peers"].get(peer, {}).get("first_step_s") for peer in peers]
