@@ -19,9 +19,7 @@ import contextlib
 import csv
 import datetime
 import json
-import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -32,6 +30,9 @@ from typing import Any
 from peers.timing import MissingPackageError, Worker, WorkerError
 from peers.worker import PEERS
 from peers.workloads import WORKLOADS
+
+from jaxvit.timing import spread
+from jaxvit.training.hardware import machine
 
 OURS = "jaxvit"
 MEASURES = {
@@ -49,12 +50,6 @@ def command(measure: str, model: str, count: int) -> str:
     if measure == "train":
         return f"train {count}"
     return f"infer {1 if measure == 'infer_one' else WORKLOADS[model].batch} {count}"
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds, and how many times there were."""
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4), "count": len(times)}
 
 
 def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, options: tuple[str, ...]) -> Results:
@@ -104,28 +99,8 @@ def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, op
             order = order[1:] + order[:1]
             print(f"  round {i + 1} of {rounds}", flush=True)
         for peer in workers:
-            results[peer] |= {measure: summary(times[peer, measure]) for measure in MEASURES}
+            results[peer] |= {measure: spread(times[peer, measure]) for measure in MEASURES}
     return results
-
-
-def machine() -> dict[str, str]:
-    """Of this computer: processor, cores, memory, system."""
-
-    def field(file: str, name: str) -> str:
-        with contextlib.suppress(OSError):
-            for line in Path(file).read_text().splitlines():
-                if line.lower().startswith(name):
-                    return line.split(":", 1)[1].strip()
-        return ""
-
-    memory = field("/proc/meminfo", "memtotal").split()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "processor": field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": str(cores),
-        "memory": f"{int(memory[0]) / 2**20:.1f} GiB" if memory else "unknown",
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
 
 
 class Store:
@@ -158,38 +133,65 @@ class Store:
 
 
 def ratios(models: dict[str, Any], measure: str) -> dict[str, dict[str, float]]:
-    """{model: {peer or 'fastest': our time / its time}}, for the models that we and a peer have times of."""
+    """{model: {peer: our time / its time}}, for the models that we and a peer have times of."""
     found = {}
     for model, entry in models.items():
         medians = {peer: got[measure]["median"] for peer, got in entry["peers"].items() if measure in got}
         ours = medians.pop(OURS, None)
         if ours is not None and medians:
             found[model] = {peer: ours / theirs for peer, theirs in medians.items()}
-            found[model]["fastest"] = max(found[model].values())
     return found
 
 
+def fastest(row: dict[str, float]) -> str:
+    """Which peer of a row of `ratios` takes the least time."""
+    return max(row, key=row.__getitem__)
+
+
+def means(by_model: dict[str, dict[str, float]]) -> dict[str, tuple[float, int]]:
+    """{peer, or 'fastest' for each model's fastest: (geometric mean of `ratios`, of how many models)}."""
+    values: dict[str, list[float]] = {}
+    for row in by_model.values():
+        for peer, ratio in [*row.items(), ("fastest", row[fastest(row)])]:
+            values.setdefault(peer, []).append(ratio)
+    return {peer: (statistics.geometric_mean(each), len(each)) for peer, each in values.items()}
+
+
 def table(models: dict[str, Any], peers: list[str], measure: str) -> list[str]:
-    """Rows of a Markdown table: milliseconds, and our time through the fastest peer's."""
+    """Rows of a Markdown table: milliseconds, the fastest peer, and our time through its time."""
     by_model = ratios(models, measure)
     lines = [
-        f"| model | batch | {' | '.join(peers)} | {OURS} / fastest other |",
-        f"|---|---|{'---|' * len(peers)}---|",
+        f"| model | batch | {' | '.join(peers)} | fastest other | {OURS} / fastest other |",
+        f"|---|---|{'---|' * len(peers)}---|---|",
     ]
     for model, entry in models.items():
         cells = []
         for peer in peers:
             got = entry["peers"].get(peer, {}).get(measure)
             cells.append(f"{got['median']:.4g} ({got['q1']:.4g}–{got['q3']:.4g})" if got else "–")
-        ratio = f"**{by_model[model]['fastest']:.2f}**" if model in by_model else "–"
+        row = by_model.get(model)
+        cells += [fastest(row), f"**{row[fastest(row)]:.2f}**"] if row else ["–", "–"]
         batch = 1 if measure == "infer_one" else WORKLOADS[model].batch
-        lines.append(f"| `{model}` | {batch} | {' | '.join(cells)} | {ratio} |")
-    means = []
-    for peer in [*peers, "fastest"]:
-        values = [row[peer] for row in by_model.values() if peer in row]
-        mean = f"{math.exp(statistics.fmean(map(math.log, values))):.2f}" if values else "–"
-        means.append("1" if peer == OURS else f"**{mean}**" if peer == "fastest" else mean)
-    lines.append(f"| geometric mean of {OURS} / it | | {' | '.join(means)} |")
+        lines.append(f"| `{model}` | {batch} | {' | '.join(cells)} |")
+    found = means(by_model)
+    cells = ["1" if p == OURS else f"{found[p][0]:.2f} ({found[p][1]})" if p in found else "–" for p in peers]
+    cells += ["", f"**{found['fastest'][0]:.2f}** ({found['fastest'][1]})" if found else "–"]
+    lines.append(f"| geometric mean of {OURS} / it (of how many models) | | {' | '.join(cells)} |")
+    return lines
+
+
+def said(models: dict[str, Any]) -> list[str]:
+    """The outcome in lines for a terminal: geometric means for each measure, and each model's fastest peer."""
+    lines = []
+    for measure in MEASURES:
+        by_model = ratios(models, measure)
+        found = means(by_model)
+        if not found:
+            continue
+        shown = ", ".join(f"{peer} {mean:.2f} ({count})" for peer, (mean, count) in found.items())
+        lines.append(f"{measure}: geometric mean of {OURS} / it (of how many models): {shown}")
+        for model, row in by_model.items():
+            lines.append(f"  {model}: fastest other {fastest(row)}, {OURS} / it {row[fastest(row)]:.2f}")
     return lines
 
 
@@ -201,12 +203,13 @@ def report(known: dict[str, Any]) -> str:
     dates = sorted({entry["date"] for entry in models.values()})
     found = [got for entry in models.values() for got in entry["peers"].values() if "versions" in got]
     versions = {name: version for got in found for name, version in got["versions"].items()}
+    loads = [entry["load_before"] for entry in models.values()]
     devices = sorted({got["device"] for got in found})
     lines = [
         "# Speed against Keras and PyTorch",
         "",
         "Milliseconds, median (quartiles). The last column and the last row are times of jaxvit divided by the",
-        "other's: below 1, jaxvit is faster. Written by `benchmarks/against_peers.py`, which says how it is measured;",
+        "others': below 1, jaxvit is faster. Written by `benchmarks/against_peers.py`, which says how it is measured;",
         "the other frameworks' models are in `benchmarks/peers`, equal in parameters and, as `benchmarks.peers.check`",
         "shows, in logits. jaxvit's step computes its metrics and norms too; the others' only the loss.",
         "",
@@ -217,11 +220,12 @@ def report(known: dict[str, Any]) -> str:
         f"| precision | {'bfloat16, weights float32' if settings['amp'] else 'float32'} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))} |",
         f"| date | {' to '.join(dict.fromkeys([dates[0], dates[-1]]))} |",
+        f"| load before a model | {min(loads):g} to {max(loads):g} processes |",
         f"| rounds | {settings['rounds']}, each {settings['seconds']:g} s for everything timed |",
     ]
     for measure, title in MEASURES.items():
         lines += ["", f"## {title}", "", *table(models, peers, measure)]
-    lines += ["", "## First step: compiling and one step, in seconds", ""]
+    lines += ["", "## First step, in seconds: compiling, with nothing kept from before, and one step", ""]
     lines += [f"| model | {' | '.join(peers)} |", f"|---|{'---|' * len(peers)}"]
     for model, entry in models.items():
         first = [entry["peers"].get(peer, {}).get("first_step_s") for peer in peers]
@@ -279,6 +283,7 @@ def main() -> None:
         store.put(model, time_model(model, options.peers, options.rounds, options.seconds, words), load)
         write_tables(store.known, options.out)
     write_tables(store.known, options.out)
+    print("\n".join(said({model: store.known["models"][model] for model in options.models})))
     print(f"written: {options.out}", flush=True)
 
 

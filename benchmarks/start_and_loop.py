@@ -35,18 +35,9 @@ from jaxvit.training.loop import Course, Position, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.sharding import make_mesh
 from jaxvit.training.stopping import StopRequest
+from jaxvit.workloads import DOCUMENTS
 
-# The documents' models and batches.
-BATCHES = {
-    "tutorial_fashion_vit": 32,
-    "tutorial_fashion_fast_vit": 32,
-    "tutorial_mini_vit": 256,
-    "tutorial_mini_vit_tl8": 256,
-    "tutorial_mini_vit_tl4": 256,
-    "tutorial_vit_cifar100": 256,
-    "tutorial_shiftvit": 256,
-    "tutorial_cct": 128,
-}
+BATCHES = {name: workload.batch for name, workload in DOCUMENTS.items()}
 
 
 def random_images() -> dict:

@@ -24,6 +24,7 @@ VERBS = {
     "evaluate": "measure a trained model on a split: per class, confusion, calibration",
     "predict": "say what a trained model sees in image files",
     "report": "draw a run's figures; compare runs in one table",
+    "benchmark": "measure the speed and the memory of models on this machine",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
     "data": "prepare a data set, show what training sees of it, export images, measure the input",
 }

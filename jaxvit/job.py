@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,27 +43,23 @@ def make_job(
     options: StartOptions,
     workdir: Path,
     seeds: Sequence[int] = (),
+    feed: ResidentFeed | StreamFeed | None = None,
 ) -> Job:
     """Compiles the two steps and ties them to the data.
 
     With `seeds`, `state` is that of as many runs, stacked, which are trained together; else the plan's seed counts.
+    `feed` is that of the training split where it has been made already.
     """
     started = time.monotonic()
     t = plan.train
     steps_per_call = 1 if options.debug_nans else t.steps_per_call
-    feed = make_feed(plan, assembly, sources["train"], mesh, steps_per_call, seeds)
-    # The state before a step must outlive it when a step may have to be looked into.
-    donated = () if options.debug_nans else (0,)
-    layout = jax.tree.map(lambda x: x.sharding, state)
+    feed = feed or make_feed(plan, assembly, sources["train"], mesh, steps_per_call, seeds)
     call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
-    in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
-    program = _train_program(assembly, feed.pick, steps_per_call if in_one_go else 1, bool(seeds))
-    program = jax.jit(program, donate_argnums=donated, out_shardings=(layout, None))
-    numbers = replicate(mesh, [np.int32(number) for number in range(steps_per_call + 1)])
-    # An argument, not a constant: so one compiled program serves all seeds.
-    root = replicate(mesh, _key_data([assembly.step_key(seed) for seed in seeds] or assembly.step_key()))
+    # The state before a step must outlive it when a step may have to be looked into.
+    made = make_train_program(assembly, feed, state, mesh, steps_per_call, seeds, donate=not options.debug_nans)
+    program, in_one_go, numbers, root = made.run, made.in_one_go, made.numbers, made.root
     if position.step < t.steps and not position.stopped_early:  # else only the test is left to be done
-        program = program.lower(state, feed.data, call, numbers[0], root).compile()
+        program = made.lower(state, feed, call).compile()
     eval_step = jax.jit(jax.vmap(assembly.eval_step(), in_axes=(0, None)) if seeds else assembly.eval_step())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
@@ -117,6 +113,56 @@ def make_job(
     )
 
 
+class TrainProgram(NamedTuple):
+    """The program of a training step, jitted, and what it takes beside state and data.
+
+    Attributes:
+      run: (state, data, call, i or count, root key's data) -> (state, sums).
+      in_one_go: one run of it is all steps of a call, not one of them.
+      numbers: 0, 1, … to the steps of a call, on the devices.
+      root: root key's data, on the devices.
+    """
+
+    run: Any
+    in_one_go: bool
+    numbers: list[jax.Array]
+    root: jax.Array
+
+    def lower(self, state: TrainState, feed: ResidentFeed | StreamFeed, call: Any) -> Any:
+        """The program, traced for such a state and such a call of the feed, to be compiled."""
+        return self.run.lower(state, feed.data, call, self.numbers[0], self.root)
+
+
+def make_train_program(
+    assembly: Assembly,
+    feed: ResidentFeed | StreamFeed,
+    state: TrainState,
+    mesh: Any,
+    steps_per_call: int,
+    seeds: Sequence[int] = (),
+    *,
+    donate: bool = True,
+) -> TrainProgram:
+    """The program of a run's training step, or of the steps of a call where the device does them in one go.
+
+    Args:
+      assembly, mesh, steps_per_call, seeds: of the run.
+      feed: of the training split.
+      state: where it lies is where the next one will.
+      donate: let the next state take the place of the one before.
+    """
+    in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    program = _train_program(assembly, feed.pick, steps_per_call if in_one_go else 1, bool(seeds))
+    return TrainProgram(
+        jax.jit(program, donate_argnums=(0,) if donate else (), out_shardings=(layout, None)),
+        in_one_go,
+        replicate(mesh, [np.int32(number) for number in range(steps_per_call + 1)]),
+        # An argument, not a constant: so one compiled program serves all seeds.
+        replicate(mesh, _key_data([assembly.step_key(seed) for seed in seeds] or assembly.step_key())),
+    )
+
+
 def _key_data(keys: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(jnp.stack(keys) if isinstance(keys, list) else keys))
 
@@ -151,6 +197,7 @@ def make_feed(
     steps_per_call: int,
     seeds: Sequence[int] = (),
 ) -> ResidentFeed | StreamFeed:
+    """How the training split's batches get to the devices: as the plan says, `resident` or `stream`."""
     t = plan.train
     order, *others = [
         TrainOrder(len(source), t.batch_size, seed, t.last_batch, plan.augment.repeats)

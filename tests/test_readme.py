@@ -17,7 +17,7 @@ from jaxvit.data.__main__ import main
 from jaxvit.data.builders import PREPARABLE
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/extend.md", "docs/scale.md")
+PAGES = ("README.md", "docs/extend.md", "docs/scale.md", "docs/performance.md")
 
 
 def blocks(page, language):
@@ -71,7 +71,7 @@ def test_every_command_runs(page, command, tmp_path, request):
     if words[:2] == ["data", "prepare"]:  # needs a network, or an archive; tests/data has its own
         assert words[2] in PREPARABLE
         return
-    if words[0] in ("train", "sweep") and "--dry_run" not in words and page != "docs/extend.md":
+    if words[0] in ("train", "sweep", "benchmark") and "--dry_run" not in words and page != "docs/extend.md":
         words.append("--dry_run")
     if "--distributed" in words:  # the cluster is missing here
         words.remove("--distributed")

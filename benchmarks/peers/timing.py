@@ -113,7 +113,11 @@ class Worker:
     def __init__(self, peer: str, model: str, options: tuple[str, ...] = ()):
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         # A compiled program kept from an earlier run would hide what compiling costs.
+        self._kept = tempfile.TemporaryDirectory(prefix="jaxvit-peer-", ignore_cleanup_errors=True)
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        environment["TORCHINDUCTOR_CACHE_DIR"] = self._kept.name
+        # As `jaxvit` starts itself where Linux waits to be asked for huge pages; for all of them alike.
+        environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.peers.worker", "--peer", peer, "--model", model, *options],
             cwd=ROOT,
@@ -164,6 +168,7 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
         self._log.close()
+        self._kept.cleanup()
 
     def __enter__(self) -> Worker:
         return self

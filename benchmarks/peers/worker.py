@@ -44,7 +44,11 @@ def make_peer(name: str, *, amp: bool, compile_mode: str) -> Peer:
     if "jax" not in PEERS[name]:
         os.environ["JAX_PLATFORMS"] = "cpu"  # jaxvit then only counts parameters
     if name == "jaxvit":
+        from jaxvit.training.hardware import choose_cpu_libraries
+
         from .jaxvit_peer import JaxvitPeer
+
+        choose_cpu_libraries()  # as the command does
 
         return JaxvitPeer(amp=amp)
     if name.startswith("keras"):

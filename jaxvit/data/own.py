@@ -82,15 +82,21 @@ class OwnStore:
     Images are uint8 [N, H, W, C], all of one size, labels whole numbers [N] from 0. `class_names` may be left out: then
     the classes are called after their numbers. The attributes are those of `jaxvit.data.prepared.PreparedStore`.
 
+    Args:
+      name: 'package.module:function'.
+      directory: the TFDS directory; nothing is read from it.
+      given: what the function would give; then none is called, and the name is only what the set is called.
+
     Raises:
       UsageError: the function does not give that.
     """
 
     version = ""
 
-    def __init__(self, name: str, directory: Path):
+    def __init__(self, name: str, directory: Path, given: Mapping[str, Any] | None = None):
         self.name, self.directory = name, directory
-        given = self._call(load_function(name, "data.name"))
+        if given is None:
+            given = self._call(load_function(name, "data.name"))
         if not isinstance(given, Mapping) or "train" not in given:
             raise UsageError(f"config.data.name='{name}': must return a dict with (images, labels) for 'train'")
         parts = {split: self._checked(split, value) for split, value in given.items() if split != "class_names"}

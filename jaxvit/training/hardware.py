@@ -1,13 +1,15 @@
-"""What depends on the machine: where compiled programs are kept, determinism, running out of memory, profiles."""
+"""What depends on the machine: its name, where compiled programs are kept, determinism, lack of memory, profiles."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,59 @@ def take_huge_pages(argv: Sequence[str]) -> None:
         os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *argv])
+
+
+@contextlib.contextmanager
+def fresh_program_cache() -> Iterator[None]:
+    """Within, compiled programs are kept in a new folder, empty at first; the user's own is left alone."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings: dict[str, Any] = {
+        "jax_enable_compilation_cache": True,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    with tempfile.TemporaryDirectory(prefix="jaxvit-programs-") as folder:
+        settings["jax_compilation_cache_dir"] = folder
+        before = {name: getattr(jax.config, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def machine() -> dict[str, str]:
+    """What this computer is: processor, cores that this process may use, memory, system with Python's version."""
+
+    def field(file: str, name: str) -> str:
+        with contextlib.suppress(OSError):
+            for line in Path(file).read_text().splitlines():
+                if line.lower().startswith(name):
+                    return line.split(":", 1)[1].strip()
+        return ""
+
+    memory = field("/proc/meminfo", "memtotal").split()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": str(cores),
+        "memory": f"{int(memory[0]) / 2**20:.1f} GiB" if memory else "unknown",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def device_name() -> str:
+    """The first device's kind; of a CPU, which jax calls just that, the processor's name."""
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    return machine()["processor"] if kind.lower() == "cpu" else kind
 
 
 def device_count() -> int:
