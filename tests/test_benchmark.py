@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -244,14 +245,18 @@ def test_data_that_is_not_there_is_replaced_and_that_is_said(capsys, tmp_path):
 def made(tmp_path_factory):
     """A Bench of the tiny run, with what happened while it was made: the programs, and events of the cache."""
     programs, events = [], []
-    make, compile_ = job.make_train_program, Bench._compile
+    make, lower, compile_ = job.make_train_program, job.TrainProgram.lower, Bench._compile
 
     def noting_programs(*arguments, **options):
         programs.append(make(*arguments, **options))
         return programs[-1]
 
+    def noting_lowering(self, *arguments):
+        lowered = lower(self, *arguments)
+        events.append("began")  # after the small programs that tracing may need
+        return lowered
+
     def noting_compiling(self):
-        events.append("began")
         found = compile_(self)
         events.append("ended")
         return found
@@ -259,6 +264,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"), fresh_program_cache():
         patch.setattr(job, "make_train_program", noting_programs)
         patch.setattr(measurement, "make_train_program", noting_programs)
+        patch.setattr(job.TrainProgram, "lower", noting_lowering)
         patch.setattr(Bench, "_compile", noting_compiling)
         jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
         bench = Bench(make_subject(tiny_config()), tmp_path_factory.mktemp("bench"))
@@ -281,6 +287,20 @@ def test_compiling_is_measured_without_and_with_kept_programs(made):
     second = rest[rest.index("began") : rest.index("ended")]
     assert "cache_misses" in first and "cache_hits" not in first
     assert "cache_hits" in second and "cache_misses" not in second
+
+
+def test_a_model_is_measured_with_an_empty_cache_of_its_own(monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+
+    def looking(subject, folder):
+        cache = Path(jax.config.jax_compilation_cache_dir)
+        assert cache != Path(before) and not list(cache.iterdir())
+        raise InterruptedError
+
+    monkeypatch.setattr(measurement, "Bench", looking)
+    with pytest.raises(InterruptedError):
+        measurement.measure(make_subject(tiny_config()), measurement.Effort())
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_each_step_is_given_the_state_of_the_one_before(made):
