@@ -13,7 +13,6 @@ docs/performance.md has what was measured.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -23,14 +22,16 @@ WAYS = {"attention": ("plain", "absorbed"), "max_pool": ("window", "slices"), "n
 _FAST = {"cpu": {"attention": "absorbed", "max_pool": "slices", "noise": "hash"}}
 _FAST_ELSEWHERE = {"attention": "plain", "max_pool": "window", "noise": "hash"}
 
-_chosen: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("ways", default={})  # noqa: B039
+# (operation, way), …; a part of what jax goes by when it asks whether a function was traced before.
+_chosen = jax.make_user_context(())
 
 
 @contextlib.contextmanager
 def use(ways: str | Mapping[str, str]) -> Iterator[None]:
     """Computes in the ways named, within; inner choices win.
 
-    It is what holds while a function is traced that counts: a jitted function keeps the ways of its first call.
+    It is what holds while a function is traced that counts; jax traces a jitted function anew where it is called with
+    other ways.
 
     Args:
       ways: 'fast' = the fastest known for jax's default backend, which is what holds without this; 'plain'; or
@@ -42,20 +43,17 @@ def use(ways: str | Mapping[str, str]) -> Iterator[None]:
     if isinstance(ways, str):
         if ways not in ("fast", "plain"):
             raise ValueError(f"ways={ways!r} is neither 'fast' nor 'plain'")
-        chosen = PLAIN if ways == "plain" else {}
+        chosen = PLAIN if ways == "plain" else {}  # what is not chosen is fast
     else:
         for operation, way in ways.items():
             if way not in WAYS.get(operation, ()):
                 raise ValueError(f"there is no way {way!r} of {operation!r}; the ways are {WAYS}")
-        chosen = {**_chosen.get(), **ways}
-    token = _chosen.set(dict(chosen))
-    try:
+        chosen = {**dict(_chosen.value), **ways}
+    with _chosen(tuple(sorted(chosen.items()))):
         yield
-    finally:
-        _chosen.reset(token)
 
 
 def way(operation: str) -> str:
     """How an operation is to be computed here."""
-    chosen = _chosen.get().get(operation)
+    chosen = dict(_chosen.value).get(operation)
     return chosen or _FAST.get(jax.default_backend(), _FAST_ELSEWHERE)[operation]

@@ -31,6 +31,16 @@ def test_which_way_holds():
     assert ways.way("attention") == "absorbed"
 
 
+def test_what_was_traced_in_other_ways_is_traced_anew():
+    run = jax.jit(lambda x: dropout(x, 0.5, KEY))
+    x = jnp.ones((64, 64))
+    fast = run(x)
+    with ways.use("plain"):
+        plain = run(x)
+    assert (fast != plain).any()
+    np.testing.assert_array_equal(run(x), fast)
+
+
 @pytest.mark.parametrize("wrong", ["slow", {"attention": "fast"}, {"convolution": "plain"}])
 def test_ways_that_there_are_not(wrong):
     with pytest.raises(ValueError, match=r"fast|no way"), ways.use(wrong):
