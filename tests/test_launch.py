@@ -132,3 +132,15 @@ def test_a_sigterm_to_the_script_is_passed_on_and_ends_it_with_75(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75 and "saved" in err and "starting it again" not in err
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_measured_by_is_valid(tmp_path):
+    """Every command of benchmarks/on_gpu.sh, as a dry run."""
+    words = ["bash", str(ROOT / "benchmarks" / "on_gpu.sh"), str(tmp_path / "out")]
+    variables = {**os.environ, "DRY_RUN": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": ""}
+    done = subprocess.run(words, env=variables, capture_output=True, text=True)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "== epochs" in log and log.count("==") == 10
+    # CIFAR-10 need not be prepared here.
+    assert done.returncode == 0 or log.count(" ended with ") == 1 and "cifar10" in log, log
