@@ -143,4 +143,4 @@ def test_what_a_gpu_is_measured_by_is_valid(tmp_path):
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "== epochs" in log and log.count("==") == 10
     # CIFAR-10 need not be prepared here.
-    assert done.returncode == 0 or log.count(" ended with ") == 1 and "cifar10" in log, log
+    assert done.returncode == 0 or (log.count(" ended with ") == 1 and "cifar10" in log), log
