@@ -1,10 +1,10 @@
 """How long a start takes with and without kept programs, and what the loop costs beside the device's own steps.
 
-    python benchmarks/start_and_loop.py [--model=NAME …] [--steps=60]
+    python benchmarks/start_and_loop.py [--model=NAME|FILE …] [--steps=60]
 
-Data are random images of the model's own size. A start is that of a process, up to its first step; the loop is
-`jaxvit.training.loop.fit` with metrics written every 50 steps, against a bare loop over the same compiled step; both
-are run turn by turn, and medians are compared.
+Data are random images of the model's own size; of a config file, its own. A start is that of a process, up to its
+first step; the loop is `jaxvit.training.loop.fit` with metrics written every 50 steps, against a bare loop over the
+same compiled step; both are run turn by turn, and medians are compared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxvit.assembly import assemble
-from jaxvit.config import base_config
+from jaxvit.config import base_config, load_config_file
 from jaxvit.job import StartOptions, make_job
 from jaxvit.models.registry import input_shape
 from jaxvit.plan import dataset_of, resolve
@@ -49,6 +49,10 @@ def random_images() -> dict:
 
 
 def config_of(model: str, duration: str):
+    if ":" in model or model.endswith(".py"):
+        config = load_config_file(model)
+        config.train.duration, config.log.writers = duration, ("jsonl",)
+        return config
     os.environ |= {"BENCHMARK_MODEL": model, "BENCHMARK_BATCH": str(BATCHES[model])}
     config = base_config(model)
     config.data.name = "start_and_loop:random_images"
@@ -124,7 +128,7 @@ def loop_seconds(model: str, steps: int, rounds: int = 3) -> tuple[float, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", default=[], choices=tuple(BATCHES))
+    parser.add_argument("--model", action="append", default=[], metavar="NAME|FILE", help=", ".join(BATCHES))
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
