@@ -219,6 +219,9 @@ def report(known: dict[str, Any]) -> str:
         f"| device | {', '.join(devices)} |",
         f"| precision | {'bfloat16, weights float32' if settings['amp'] else 'float32'} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))} |",
+        *(f"| `{name}` | {value or 'not set'} |" for name, value in settings.get("environment", {}).items()),
+        "| all alike | huge pages for the allocator, if the environment says nothing else; float32 products on a GPU "
+        "are TF32, which is what JAX and TensorFlow do |",
         f"| date | {' to '.join(dict.fromkeys([dates[0], dates[-1]]))} |",
         f"| load before a model | {min(loads):g} to {max(loads):g} processes |",
         f"| rounds | {settings['rounds']}, each {settings['seconds']:g} s for everything timed |",
@@ -272,6 +275,7 @@ def main() -> None:
     options = parser.parse_args()
 
     settings = {key: getattr(options, key) for key in ("rounds", "seconds", "amp", "compile_mode")}
+    settings["environment"] = {name: os.environ.get(name, "") for name in ("GLIBC_TUNABLES", "XLA_FLAGS")}
     store = Store(options.out.with_suffix(".json"), {**settings, "machine": machine()})
     words = (*(["--amp"] if options.amp else []), "--compile_mode", options.compile_mode)
     for model in options.models:

@@ -23,20 +23,20 @@ part() {  # part SECONDS NAME WORD…
 
 measured() { local seconds=$1 name=$2; shift 2; part "$seconds" "$name" "$python" -m jaxvit benchmark "$@" --dtype=bfloat16 --json $dry; }
 
-measured 40 vit_b16 --model=vit_b16_224 --batch=256 --rounds=2 --seconds=1
-measured 40 vit_b16_remat --model=vit_b16_224 --batch=256 --config.model.remat=full --rounds=2 --seconds=1
-for batch in 256 512 1024 2048; do
+measured 75 vit_b16 --model=vit_b16_224 --batch=256 --rounds=2 --seconds=0.4
+measured 75 vit_b16_remat --model=vit_b16_224 --batch=256 --config.model.remat=full --rounds=2 --seconds=0.4
+for batch in 256 512 1024; do
   measured 25 "growth_$batch" --model=tutorial_mini_vit --batch=$batch --rounds=2 --seconds=0.5
 done
-for model in tutorial_mini_vit_tl4 tutorial_shiftvit tutorial_cct; do
+for model in tutorial_mini_vit_tl4 tutorial_shiftvit; do
   measured 25 "$model" --model=$model --rounds=2 --seconds=0.5
 done
 if [ -z "$dry" ]; then
-  part 120 peers "$python" benchmarks/against_peers.py --amp --models tutorial_mini_vit tutorial_cct \
+  part 110 peers "$python" benchmarks/against_peers.py --amp --models tutorial_mini_vit tutorial_cct \
     --peers jaxvit keras-jax torch-compile --rounds 2 --seconds 1 --out "$out/peers.md"
 fi
 if [ -n "$dry" ] || [ -e "${TFDS_DATA_DIR:-$HOME/tensorflow_datasets}/cifar10" ]; then
-  part 75 epochs "$python" -m jaxvit train --config=configs/token_learner.py --config.model.name=tutorial_mini_vit \
+  part 60 epochs "$python" -m jaxvit train --config=configs/token_learner.py --config.model.name=tutorial_mini_vit \
     --config.augment.train=resize_crop --config.augment.evaluation=centre_crop --config.augment.resize=54 \
     --config.augment.size=48 --config.augment.pad_crop=0 --config.model.dtype=bfloat16 --config.train.duration='5 epochs' --config.train.steps_per_call=16 \
     --workdir="$out/epochs" $dry

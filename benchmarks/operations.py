@@ -40,8 +40,13 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def both(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Forward and backward: (gradient, *arguments) -> gradients of the arguments."""
-    return lambda gradient, *arguments: jax.vjp(function, *arguments)[1](gradient)
+    """Forward and backward: (gradient, *arguments) -> (value, gradients of the arguments)."""
+
+    def run(gradient: Any, *arguments: Any) -> Any:
+        value, pull = jax.vjp(function, *arguments)
+        return value, pull(gradient)
+
+    return run
 
 
 def by(way: dict[str, str], function: Callable[..., Any]) -> Callable[..., Any]:

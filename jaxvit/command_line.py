@@ -231,6 +231,8 @@ def quieten_libraries() -> None:
 
 def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code."""
+    if argv is None and _is_the_process():
+        take_huge_pages(sys.orig_argv[1:])
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
@@ -272,6 +274,15 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     sys.exit(code)
 
 
+def _is_the_process() -> bool:
+    """Whether this process is nothing but a verb: no test, debugger, notebook or program that calls one."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name.partition(".")[0] if spec else os.path.basename(sys.argv[0])
+    words = sys.argv[1:]
+    given = sys.orig_argv[len(sys.orig_argv) - len(words) :]
+    return name == "jaxvit" and given == words and sys.gettrace() is None and threading.active_count() == 1
+
+
 def _joined() -> Any:
     """`jaxvit.training.processes`, if this is one of several processes that are one run."""
     processes = sys.modules.get("jaxvit.training.processes")
@@ -287,7 +298,7 @@ def _complain(message: object, code: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script: picks the verb's module and runs its `main`."""
-    if argv is None:
+    if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
     words = list(sys.argv[1:] if argv is None else argv)
     run(_dispatch, words)

@@ -22,6 +22,7 @@ from jaxvit.errors import RunFailedError
 from jaxvit.layers import PositionEmbed, ShiftStage, TokenLearner
 from jaxvit.layers.stack import plainly
 from jaxvit.loading import Loaded
+from jaxvit.ops import ways
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
 
     def run(variables: Any, images: Any) -> Any:
         x = loaded.preprocess(images)
-        with nn.intercept_methods(watch):
+        with ways.use(loaded.ways), nn.intercept_methods(watch):
             return model.apply(variables, x, train=False, mutable=["intermediates"])[1]
 
     sown = jax.device_get(jax.jit(run)(loaded.variables, images_BHWC)).get("intermediates", {})

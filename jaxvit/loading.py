@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxvit.data.augment import Augmentation, evaluation_transform
 from jaxvit.errors import UsageError, first_line
 from jaxvit.model_facts import REMEDY, ModelFacts, read_model
+from jaxvit.ops import ways
 from jaxvit.run_directory import read_config, read_json, refuse_seeds
 
 CHECKPOINTS = ("best", "latest")
@@ -53,6 +54,11 @@ class Loaded:
     augmentation: Augmentation
     own_code: bool = False
 
+    @property
+    def ways(self) -> str:
+        """In which of the `jaxvit.ops.ways` it was trained, and is computed here."""
+        return self.config.train.get("ways", "fast")
+
     def _checked(self, images_BHWC: Any) -> Any:
         if not hasattr(images_BHWC, "dtype"):  # a list of images
             try:
@@ -82,7 +88,8 @@ class Loaded:
 
     def apply(self, variables: Any, images_BHWC: Any) -> jax.Array:
         """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program."""
-        return self.model.apply(variables, self.preprocess(images_BHWC), train=False)
+        with ways.use(self.ways):
+            return self.model.apply(variables, self.preprocess(images_BHWC), train=False)
 
     @cached_property
     def _logits(self) -> Any:

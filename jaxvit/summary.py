@@ -14,6 +14,7 @@ from jaxvit.layers import EncoderBlock, ShiftBlock
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import abstract_variables, count_macs, count_params
 from jaxvit.models.registry import create_model, input_shape, list_models, model_defaults
+from jaxvit.ops.ways import use
 
 _EXAMPLES = """examples:
   jaxvit summary --list                                            the registered names
@@ -54,7 +55,7 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "")
         return out
 
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    with nn.intercept_methods(record):
+    with use("plain"), nn.intercept_methods(record):  # every module is called
         jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
     return {
         "name": name or type(model).__name__,

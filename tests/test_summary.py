@@ -21,6 +21,8 @@ def test_json(capsys):
     learner = {"path": "encoder/token_learner_3", "type": "TokenLearner", "output": [4, 128], "params": 5_296}
     assert rows["encoder/token_learner_3"] == learner
     assert sum(row["params"] for path, row in rows.items() if path.count("/") == 0 and path) == facts["params"]
+    parts = [row["params"] for path, row in rows.items() if path.startswith("encoder/block_0/attention/")]
+    assert len(parts) == 4 and sum(parts) == rows["encoder/block_0/attention"]["params"]
 
 
 def test_table_overrides_and_size(capsys):

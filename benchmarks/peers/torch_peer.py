@@ -32,6 +32,7 @@ class TorchPeer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, which is what JAX and TensorFlow do
 
     def prepare(self, workload: Workload) -> None:
         w, device = workload, self._device

@@ -43,12 +43,12 @@ def make_peer(name: str, *, amp: bool, compile_mode: str) -> Peer:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     if "jax" not in PEERS[name]:
         os.environ["JAX_PLATFORMS"] = "cpu"  # jaxvit then only counts parameters
-    if name == "jaxvit":
+    if "jax" in PEERS[name]:
         from jaxvit.training.hardware import choose_cpu_libraries
 
+        choose_cpu_libraries()  # as jaxvit's command does; a part of XLA, so for Keras on JAX alike
+    if name == "jaxvit":
         from .jaxvit_peer import JaxvitPeer
-
-        choose_cpu_libraries()  # as the command does
 
         return JaxvitPeer(amp=amp)
     if name.startswith("keras"):

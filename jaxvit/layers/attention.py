@@ -15,6 +15,18 @@ from jaxvit.ops.stochastic import dropout
 from jaxvit.ops.ways import way
 
 
+def _absorbing_pays(queries: tuple[int, ...], context: tuple[int, ...], head_dim: int) -> bool:
+    """Whether `Attention._absorbed` has fewer multiply-adds a head: its products of kernels cost as much for one image
+    as for many, and do not pay for a few tokens. Shapes (B, N, C); a batch that is not known yet counts as large.
+    """
+    (batch, tokens, channels), (_, keys, width) = queries, context
+    if head_dim < width or not isinstance(batch, int):
+        return head_dim >= width
+    products = 2 * batch * tokens * keys
+    plain = 2 * batch * (tokens * channels + keys * width) * head_dim + products * head_dim
+    return 2 * (batch * tokens + head_dim) * channels * width + products * width < plain
+
+
 class Attention(nn.Module):
     """Attention of `q_BNC` on `kv_BNC`, or of `q_BNC` on itself.
 
@@ -65,11 +77,8 @@ class Attention(nn.Module):
                 name=name,
             )(x_BNC)
 
-        if (
-            way("attention") == "absorbed"
-            and head_dim >= kv_BNC.shape[-1]
-            and not (self.qk_norm or self.is_initializing())
-        ):
+        may = way("attention") == "absorbed" and self.has_variable("params", "query") and not self.qk_norm
+        if may and _absorbing_pays(q_BNC.shape, kv_BNC.shape, head_dim):
             if train and self.dropout > 0 and key is None:
                 key = self.make_rng("dropout")
             return self._absorbed(q_BNC, kv_BNC, key if train else None)

@@ -77,7 +77,8 @@ def _max_and_place(x: jax.Array, axis: int, window: int, stride: int, around: Pa
         if best is None:
             best, place = candidate, jnp.zeros(candidate.shape, jnp.uint8)
         else:
-            larger = candidate > best
+            # Not `>`: what is not a number wins, as it does with XLA, and stays.
+            larger = ~(candidate <= best) & (best == best)
             best, place = jnp.where(larger, candidate, best), jnp.where(larger, jnp.uint8(i), place)
     return best, place
 

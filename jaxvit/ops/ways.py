@@ -4,9 +4,11 @@
 |---|---|---|---|
 | `attention` | `plain`: queries, keys and values are projected | `absorbed`: key and value kernels are multiplied into the query and output kernels, where heads are at least as wide as the tokens | CPU |
 | `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: comparisons of strided slices | CPU |
+| `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and only the input is kept for the gradient | all |
 | `noise` | `threefry`: jax's own generator | `hash`: a hash of each element's place, in the same pass as what uses it | all |
 
-`absorbed` and `slices` agree with the plain ways up to rounding; `hash` gives other, equally distributed, noise.
+Without noise all agree up to rounding. `hash` gives other, equally distributed, noise, and so does `absorbed` where the
+attention's weights are dropped, since it lays them out otherwise.
 docs/performance.md has what was measured.
 """  # noqa: E501
 
@@ -17,10 +19,15 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-PLAIN = {"attention": "plain", "max_pool": "window", "noise": "threefry"}
-WAYS = {"attention": ("plain", "absorbed"), "max_pool": ("window", "slices"), "noise": ("threefry", "hash")}
-_FAST = {"cpu": {"attention": "absorbed", "max_pool": "slices", "noise": "hash"}}
-_FAST_ELSEWHERE = {"attention": "plain", "max_pool": "window", "noise": "hash"}
+WAYS = {
+    "attention": ("plain", "absorbed"),
+    "max_pool": ("window", "slices"),
+    "gelu": ("erfc", "erf"),
+    "noise": ("threefry", "hash"),
+}
+PLAIN = {operation: ways[0] for operation, ways in WAYS.items()}
+_FAST = {"cpu": {operation: ways[1] for operation, ways in WAYS.items()}}
+_FAST_ELSEWHERE = {**PLAIN, "gelu": "erf", "noise": "hash"}
 
 # (operation, way), …; a part of what jax goes by when it asks whether a function was traced before.
 _chosen = jax.make_user_context(())

@@ -51,6 +51,8 @@ def choose_cpu_libraries() -> None:
 
     To be called before jax starts a device; later it does nothing. A choice in ``XLA_FLAGS`` stays.
     """
+    if os.environ.get("JAX_PLATFORMS", "").partition(",")[0] not in ("", "cpu"):
+        return
     release = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
     name, value = _SLOW_LIBRARY.get(release, ("", ""))
     flags = os.environ.get("XLA_FLAGS", "")
@@ -74,10 +76,11 @@ def take_huge_pages(argv: Sequence[str]) -> None:
         waits = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
     except OSError:
         return
-    if waits and platform.libc_ver()[0] == "glibc":
+    library, version = platform.libc_ver()
+    if waits and sys.executable and library == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35):
         os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, *argv])
+        with contextlib.suppress(OSError):  # then it goes on as it is
+            os.execv(sys.executable, [sys.executable, *argv])
 
 
 @contextlib.contextmanager

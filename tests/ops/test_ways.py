@@ -1,5 +1,7 @@
 """All ways of an operation compute the same; noise has the distribution that it should have."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from tiny import tiny_config
 
 from jaxvit.assembly import assemble
 from jaxvit.layers import Attention
+from jaxvit.layers.encoder import gelu
 from jaxvit.models import create_model
 from jaxvit.models.count import count_macs
 from jaxvit.ops import dropout, max_pool, ways
@@ -22,7 +25,7 @@ NUMBERS = np.random.default_rng(0)
 def test_which_way_holds():
     assert ways.way("attention") == "absorbed" and ways.way("noise") == "hash"  # tests run on a CPU
     with ways.use("plain"):
-        assert [ways.way(operation) for operation in ways.WAYS] == ["plain", "window", "threefry"]
+        assert [ways.way(operation) for operation in ways.WAYS] == ["plain", "window", "erfc", "threefry"]
         with ways.use({"noise": "hash"}):
             assert ways.way("noise") == "hash" and ways.way("attention") == "plain"
         with ways.use("fast"):
@@ -84,6 +87,15 @@ def test_max_pooling_and_its_gradient_against_loops(way, size, window, stride, p
     np.testing.assert_allclose(back(jnp.asarray(gradient))[0], expected_back, atol=1e-6)
 
 
+@pytest.mark.parametrize("place", [(0, 0), (1, 2), (3, 3)])
+def test_what_is_not_a_number_is_not_lost_in_pooling(place):
+    x = jnp.ones((1, 4, 4, 1)).at[0, place[0], place[1], 0].set(jnp.nan)
+    with ways.use("plain"):
+        plain = max_pool(x)
+    assert jnp.isnan(plain).any()
+    np.testing.assert_array_equal(max_pool(x), plain)
+
+
 @pytest.mark.parametrize("way", ["slices", "window"])
 @pytest.mark.parametrize("size", [(8, 8), (7, 6)])
 def test_same_padding_is_tensorflows(way, size):
@@ -122,7 +134,7 @@ def program(function):
 @pytest.mark.parametrize("more", [{}, {"qkv_bias": False}, {"head_dim": 11}])
 def test_absorbed_attention_is_attention(more, context):
     model = Attends(tuple({"heads": 3, "head_dim": 6, **more}.items()), context)
-    x = jnp.asarray(NUMBERS.normal(size=(2, 5, 6)), jnp.float32)
+    x = jnp.asarray(NUMBERS.normal(size=(8, 5, 6)), jnp.float32)
     variables = model.init(KEY, x)
     variables = jax.tree.map(lambda p: p + jnp.asarray(0.3 * NUMBERS.normal(size=p.shape), p.dtype), variables)
 
@@ -179,6 +191,39 @@ def test_attention_that_has_nothing_to_gain_is_left_alone(settings):
     found = program(lambda: model.apply(variables, x))
     with ways.use("plain"):
         assert program(lambda: model.apply(variables, x)) == found
+
+
+@pytest.mark.parametrize(("batch", "tokens", "pays"), [(1, 4, False), (64, 4, True), (1, 64, False), (1, 256, True)])
+def test_kernels_are_not_multiplied_for_a_few_tokens(batch, tokens, pays):
+    """By XLA's own count of the operations."""
+    model = Attends((("heads", 2), ("head_dim", 64)))
+    x = jax.ShapeDtypeStruct((batch, tokens, 64), jnp.float32)
+    variables = jax.eval_shape(model.init, KEY, x)
+
+    def operations(way):
+        with ways.use({"attention": way}):
+            return jax.jit(model.apply).lower(variables, x).cost_analysis()["flops"]
+
+    assert operations("absorbed") <= operations("plain") and (operations("absorbed") < operations("plain")) == pays
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_gelu_and_its_gradient(dtype):
+    x = jnp.linspace(-6, 6, 241).astype(dtype)
+    value, back = jax.vjp(gelu, x)
+    (slope,) = back(jnp.ones_like(x))
+    assert value.dtype == slope.dtype == jnp.dtype(dtype)
+    exact = np.asarray(x, np.float64)
+    share = np.array([0.5 * (1 + math.erf(v / 2**0.5)) for v in exact])
+    tolerance = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
+    np.testing.assert_allclose(np.asarray(value, np.float64), exact * share, atol=tolerance)
+    density = np.exp(-(exact**2) / 2) / (2 * np.pi) ** 0.5
+    np.testing.assert_allclose(np.asarray(slope, np.float64), share + exact * density, atol=tolerance)
+    with ways.use("plain"):
+        np.testing.assert_allclose(np.asarray(gelu(x), np.float64), exact * share, atol=tolerance)
+    kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(gelu, x)[1], x))
+    assert sum(array.size for array in kept if array.shape) == x.size  # one array, of x's own dtype
+    assert {array.dtype for array in kept if array.shape} == {x.dtype}
 
 
 def test_multiply_adds_are_those_of_the_plain_way():
@@ -249,6 +294,20 @@ def test_neighbouring_keys_share_nothing():
             changed[word] ^= np.uint32(1 << bit)
             other = uniform(jax.random.wrap_key_data(changed), (256, 256))
             assert abs(correlation(u, other)) < 4.5 and (u == other).mean() < 1e-3, (word, bit)
+
+
+def test_noise_takes_one_key():
+    with pytest.raises(ValueError, match="one key"):
+        dropout(jnp.ones((4, 4)), 0.5, jax.random.split(KEY, 2))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_dropout_of_bfloat16_keeps_the_mean(rate):
+    x = (1 + jnp.arange(2**16) / 2**16).astype(jnp.bfloat16)
+    assert abs(dropout(x, rate, KEY).astype(jnp.float32).mean() / x.astype(jnp.float32).mean() - 1) < 0.006
+    kept = dropout(x, rate, KEY)
+    ratio = (kept.astype(jnp.float32) / x.astype(jnp.float32))[kept > 0].mean() * (1 - rate)
+    assert abs(ratio - 1) < 2e-4
 
 
 def test_noise_of_stacked_seeds_is_that_of_each():

@@ -78,7 +78,9 @@ ZERO = ("attention/key/bias",) if OPTIMIZER != "sgd" else ()
 def compare(name, got):
     for want, have in zip(base[0], got[0], strict=True):
         for key in want:
-            assert abs(want[key] - have[key]) <= 1e-5 * max(1.0, abs(want[key])), (name, key, want[key], have[key])
+            # Adam's updates hold the steps of noise that ZERO names.
+            allowed = TOLERANCE if key == "update_norm" and ZERO else 1e-5
+            assert abs(want[key] - have[key]) <= allowed * max(1.0, abs(want[key])), (name, key, want[key], have[key])
     for want, have in zip(base[2], got[2], strict=True):
         for key in want:
             assert abs(want[key] - have[key]) <= 2e-5 * max(1.0, abs(want[key])), (name, "evaluation", key)

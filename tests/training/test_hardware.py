@@ -162,3 +162,26 @@ def test_the_command_is_the_same_after_it_has_started_anew():
     words = [sys.executable, "-X", "utf8", "-m", "jaxvit", "summary", "--model=no such", "model"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "jaxvit: " in done.stderr and done.stdout == ""
+
+
+def test_a_program_that_calls_the_command_is_not_started_anew(tmp_path):
+    """Its own words would be lost, or done twice."""
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    script = "print('once')\nfrom jaxvit.command_line import main\nmain()\n"
+    done = subprocess.run(
+        [sys.executable, "-", "--version"], input=script, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("once\njaxvit ") and done.stdout.count("\n") == 2, done.stderr
+    (tmp_path / "program.py").write_text(script)
+    words = [sys.executable, tmp_path / "program.py", "--version"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("once\njaxvit ") and done.stdout.count("\n") == 2, done.stderr
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "cuda,cpu", "tpu"])
+def test_flags_of_the_cpu_are_left_alone_elsewhere(monkeypatch, platforms):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.10.2")
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    choose_cpu_libraries()
+    assert os.environ["XLA_FLAGS"] == ""
