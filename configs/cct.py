@@ -1,17 +1,21 @@
-"""CCT: how many convolutions in its tokenizer, and how many layers in its encoder. A grid for `jaxvit sweep`.
+"""CCT on CIFAR-10: how many convolutions and layers, as a grid for `jaxvit sweep`; and the Keras document's CCT.
 
     jaxvit sweep --config=configs/cct.py --workdir=sweeps/cct           CIFAR-10
     jaxvit sweep --config=configs/cct.py:digits --workdir=sweeps/c      minutes on two CPU cores
+    jaxvit train --config=configs/cct.py:document --workdir=runs/cct
 
-Source: Hassani et al. (2021), table 2, and the Keras document's closing questions. Expected: a second convolution helps
-more than further layers.
+Source of the grid: Hassani et al. (2021), table 2, and the document's closing questions. Expected: a second convolution
+helps more than further layers.
+Variants document, best: the document's model and 30 epochs, as it has them (only mirrored, AdamW at a constant rate,
+decay of all weights independent of it), and with crops, warm-up and cosine. Source: 77.61 %, 98.44 % among the first
+five.
 """
 
 from ml_collections import ConfigDict
 
 from jaxvit.config import base_config
 
-VARIANTS = ("cifar10", "digits")
+VARIANTS = ("cifar10", "digits", "document", "best")
 
 
 def get_grid(variant: str = "cifar10") -> dict[str, tuple]:
@@ -20,7 +24,17 @@ def get_grid(variant: str = "cifar10") -> dict[str, tuple]:
 
 
 def get_config(variant: str = "cifar10") -> ConfigDict:
-    if variant == "digits":
+    if variant == "document":
+        return _document()
+    if variant == "best":
+        config = base_config("tutorial_cct")
+        config.data.name = "cifar10"
+        config.data.train, config.data.validation = "train[:45000]", "train[45000:]"
+        config.augment.mean, config.augment.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+        config.augment.pad_crop, config.augment.flip = 4, True
+        config.train.duration = "30 epochs"
+        config.train.batch_size = 128
+    elif variant == "digits":
         config = base_config("cct", dim=64, depth=2, conv_layers=1, mlp_ratio=2.0)
         config.data.name = "digits"
         config.data.train, config.data.validation = "train[:1257]", "train[1257:]"
@@ -41,4 +55,17 @@ def get_config(variant: str = "cifar10") -> ConfigDict:
     config.optim.clip_norm = 1.0
     config.train.label_smoothing = 0.1
     config.train.steps_per_call = 20
+    return config
+
+
+def _document() -> ConfigDict:
+    config = base_config("tutorial_cct", frozen_positions=True)
+    config.data.name = "cifar10"
+    config.data.train, config.data.validation = "train[:45000]", "train[45000:]"
+    config.augment.flip = True
+    config.optim.schedule, config.optim.warmup = "constant", "0 steps"
+    config.optim.decay, config.optim.decay_mask, config.optim.eps = "independent", "all", 1e-7
+    config.train.label_smoothing = 0.1
+    config.train.duration = "30 epochs"
+    config.train.batch_size = 128
     return config

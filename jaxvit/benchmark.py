@@ -274,8 +274,8 @@ def _ms(value: float) -> str:
     return f"{value:,.4g} ms" if value < 1e4 else f"{value:,.0f} ms"
 
 
-def _share(value: float | None, otherwise: str = "none") -> str:
-    return otherwise if value is None else f"{value:.1%}"
+def _share(value: float) -> str:
+    return f"{value:.1%}"
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -304,7 +304,7 @@ def _show(found: dict[str, Any]) -> None:
             "arithmetic": f"{found['tflops']:.4g} TFLOP/s in training, {_share(found['peak_share'])} of the "
             f"{found['peak_tflops']:.4g} of large products in {found['dtype']}",
             "memory": f"{found['memory_mb']:,.4g} MB {memory}; {found['process_mb']:,.4g} MB for the process",
-            "waiting for input": f"{_share(found['input_share'], 'none (synthetic images)')}; "
+            "waiting for input": f"{_share(found['input_share'])}; "
             f"{_ms(found['input_device_ms'])} of the step gathers and augments",
             "training loop": f"{_share(found['loop_overhead'])} beside the step",
         }

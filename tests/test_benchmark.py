@@ -63,7 +63,7 @@ def test_every_promised_key_is_there_and_follows_from_the_times(measured):
     assert found["infer_tflops"] == pytest.approx(2 * macs * 4 / found["infer_ms_per_batch"]["4"] / 1e9, rel=1e-2)
     assert found["peak_share"] == pytest.approx(found["tflops"] / found["peak_tflops"], rel=1e-2)
     assert found["compile_s"] > found["trace_s"] > 0 and found["compile_cached_s"] > 0
-    assert (found["data"], found["feed"], found["input_share"]) == ("synthetic", "none", None)
+    assert (found["data"], found["feed"]) == ("synthetic", "resident") and found["input_share"] < 1
     assert found["overrides"]["train.batch_size"] == 4 and found["versions"]["jax"] == jax.__version__
     for name in ("train", "fed", "loop", "infer_1", "infer_4", "infer_latency", "products", "input_device"):
         times = found["spread"][name]
@@ -84,7 +84,7 @@ def test_tables_hold_hardware_versions_and_the_figures(measured):
     assert f"| device | {found['device']}" in page and f"jax {jax.__version__}" in page
     (row,) = [line for line in page.splitlines() if line.startswith("| `vit` | 4 | float32 | ")]
     heading = next(line for line in page.splitlines() if line.startswith("| model | batch"))
-    assert row.count("|") == heading.count("|") and "none" in row
+    assert row.count("|") == heading.count("|")
     (line,) = csv.DictReader((folder / "benchmark.csv").open())
     assert float(line["train_ms_per_step"]) == found["train_ms_per_step"]
     assert float(line["infer_batch_ms"]) == found["infer_ms_per_batch"]["4"] and line["input_shape"] == "32x32x3"
@@ -132,9 +132,14 @@ def _example():
     times = {"median": 2.0, "q1": 1.0, "q3": 3.0, "count": 3}
     return {
         **{"model": "", "batch": 4, "dtype": "float32", "device": "cpu", "devices": 1, "input_shape": [8, 8, 1]},
-        **{"data": "synthetic", "feed": "none", "train_ms_per_step": 2.0, "infer_ms_per_batch": {"1": 2.0, "4": 2.0}},
+        **{
+            "data": "synthetic",
+            "feed": "resident",
+            "train_ms_per_step": 2.0,
+            "infer_ms_per_batch": {"1": 2.0, "4": 2.0},
+        },
         **dict.fromkeys(("images_per_s", "compile_s", "compile_cached_s", "tflops", "memory_mb", "peak_share"), 0.5),
-        **{"memory_of": "program", "input_share": None, "loop_overhead": 0.5, "rounds": 1, "seconds": 1.0},
+        **{"memory_of": "program", "input_share": 0.01, "loop_overhead": 0.5, "rounds": 1, "seconds": 1.0},
         **{"spread": dict.fromkeys(("train", "infer_1", "infer_4"), times)},
         **{"machine": {"cores": "2"}, "versions": {"jax": "1"}, "date": "2026-01-01"},
     }
@@ -201,7 +206,7 @@ def test_a_dry_run_says_the_sizes_and_measures_nothing(tmp_path, capsys, monkeyp
     assert main(["--model=tutorial_cct,vit", "--dry_run", f"--out={tmp_path / 'out'}"]) == 0
     out = capsys.readouterr().out
     assert "416,331 parameters, 41,189,376 multiply-adds" in out and "batch 128, adamw: its document's" in out
-    assert "32×32×3, 10 classes, feed none" in out and out.endswith("nothing was measured\n")
+    assert "32×32×3, 10 classes, feed resident" in out and out.endswith("nothing was measured\n")
     assert not (tmp_path / "out").exists()
 
 

@@ -33,7 +33,12 @@ class ResidentFeed:
       put_split: puts the arrays on every device.
       put_call: puts {'rows': int32 [K, B], 'mask': float32 [K, B]} on the devices, split along B; [K, R, B] for R runs.
       own: this process's rows of a batch; it hands over nothing else.
+
+    Attributes:
+      ahead: batches that may have been made before they are asked for.
     """
+
+    ahead = 0
 
     def __init__(
         self,
@@ -83,6 +88,9 @@ class StreamFeed:
       host_transform: (step, batch) -> batch, done by the threads; None = nothing.
       own: this process's rows of a batch; it makes and hands over nothing else.
       threads: of Grain; 0 = by the number of processors.
+
+    Attributes:
+      ahead: as of `ResidentFeed`.
     """
 
     def __init__(
@@ -102,6 +110,7 @@ class StreamFeed:
         self._steps_per_call, self._steps, self._put = steps_per_call, steps, put_call
         self._host_transform, self._own = host_transform, own
         self._threads = threads or max(1, min(16, os.cpu_count() or 1))
+        self.ahead = max(STREAM_BATCHES, self._threads)
         self._start, self._next = -1, -1  # of the last call; the step after it
         self._recent: list[Batch] = []
         self._batches: Iterator[Batch] = iter(())
@@ -116,8 +125,7 @@ class StreamFeed:
         import grain
 
         steps = grain.MapDataset.range(start, self._steps).map(self.host_batch)
-        ahead = max(STREAM_BATCHES, self._threads)
-        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self.ahead)
         return iter(steps.to_iter_dataset(options))
 
     def __call__(self, step: int, count: int) -> Mapping[str, jax.Array]:

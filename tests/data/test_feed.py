@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -146,3 +147,16 @@ def test_the_same_batch_on_one_device_and_on_eight():
     assert done.returncode == 0, done.stderr
     devices, same = map(json.loads, done.stdout.strip().splitlines()[-2:])
     assert devices == [1, 1, 8, 8] and all(same)
+
+
+def test_what_is_made_ahead_is_known(source):
+    """To time an input, what its threads made before the clock started has to be taken first."""
+    order = TrainOrder(len(source), 8, seed=0)
+    stream = StreamFeed(source, order, 8, 1, steps=40, put_call=put, threads=6)
+    made = []
+    plain = stream.host_batch
+    stream.host_batch = lambda step: (made.append(step), plain(step))[1]
+    stream(0, 1)
+    time.sleep(1.0)
+    assert stream.ahead == 6 and 0 < len(made) - 1 <= stream.ahead + 6
+    assert ResidentFeed.ahead == 0

@@ -1,0 +1,37 @@
+"""CIFAR-100: the ViT of the Keras document on image classification.
+
+    jaxvit train --config=configs/vit_cifar100.py --workdir=runs/vit-cifar100
+
+Variants: document (default), gap (the mean of the tokens in place of all of them), best (as gap, with warm-up, cosine
+and more augmentation).
+Source: about 55 % after 100 epochs, 82 % among the first five; a ResNet50V2 trained beside it 67 %.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxvit.config import base_config
+
+VARIANTS = ("document", "gap", "best")
+
+
+def get_config(variant: str = "document") -> ConfigDict:
+    config = base_config("tutorial_vit_cifar100" if variant == "document" else "tutorial_vit_cifar100_gap")
+    config.data.name = "cifar100"
+    config.data.train, config.data.validation = "train[:45000]", "train[45000:]"
+    config.augment.mean, config.augment.std = (), ()  # measured on the training images
+    config.augment.size = 72
+    config.augment.flip = True
+    config.train.duration = "100 epochs"
+    config.train.batch_size = 256
+    if variant == "best":
+        config.augment.train, config.augment.scale = "random_resized_crop", (0.3, 1.0)
+        config.augment.mixup, config.augment.cutmix = 0.2, 1.0
+        config.optim.weight_decay = 0.05
+        config.optim.clip_norm = 1.0
+        config.train.label_smoothing = 0.1
+    else:
+        config.augment.rotation, config.augment.zoom = 0.02, 0.2
+        config.optim.schedule, config.optim.warmup = "constant", "0 steps"
+        config.optim.decay, config.optim.decay_mask = "independent", "all"
+        config.optim.eps = 1e-7
+    return config
