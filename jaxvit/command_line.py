@@ -25,6 +25,7 @@ VERBS = {
     "predict": "say what a trained model sees in image files",
     "report": "draw a run's figures; compare runs in one table",
     "benchmark": "measure the speed and the memory of models on this machine",
+    "reproduce": "run the documents' experiments and compare with what they report",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
     "data": "prepare a data set, show what training sees of it, export images, measure the input",
 }

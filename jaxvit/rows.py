@@ -1,0 +1,175 @@
+"""The rows of results/rows.toml: what the documents report, what is asked for it, and whether a run has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxvit.errors import UsageError
+
+MEASURES = ("top1", "top5", "loss")
+# Student's t at 97.5 %, by degrees of freedom; beyond them the normal distribution's.
+_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+_Z = 1.96
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Another row to compare with, seed by seed.
+
+    Attributes:
+      row: its name.
+      ratio: its training time must be at least so many times this row's; 0 = not asked.
+      document: the ratio that the document has; 0 = none.
+    """
+
+    row: str
+    ratio: float = 0.0
+    document: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; see the head of results/rows.toml for its attributes."""
+
+    name: str
+    config: str
+    weights: str
+    document: Mapping[str, float]
+    target: Mapping[str, float]
+    tolerance: float
+    n: int
+    epochs: int
+    minutes: float
+    seeds: tuple[int, ...]
+    quirks: tuple[str, ...]
+    pair: Pair | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one measure of a row compares with its target.
+
+    Attributes:
+      measure: 'top1' or 'top5'.
+      value: mean over the runs.
+      low, high: 95 % interval: of one run, Wilson's for n images; of several, Student's for their mean.
+      target, passed: what was asked, and whether it is there, the row's tolerance allowed for.
+    """
+
+    measure: str
+    value: float
+    low: float
+    high: float
+    target: float
+    passed: bool
+
+    @property
+    def missing(self) -> float:
+        """By how much the target is missed; 0 or less = it is not."""
+        return self.target - self.value
+
+
+def read_rows(file: Path) -> dict[str, Row]:
+    """The rows by name.
+
+    Raises:
+      UsageError: the file is not there, or a row is not right.
+    """
+    try:
+        found = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise UsageError(
+            f"{file}: there are no rows here; run this in the project's folder, or name --results"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from None
+    rows: dict[str, Row] = {}
+    known = {f.name for f in dataclasses.fields(Row)}
+    needed = known - {"pair", "note"}
+    for given in found.get("row", []):
+        name = given.get("name", "?")
+        wrong = sorted(set(given) - known) + sorted(needed - set(given))
+        if wrong:
+            raise UsageError(f"{file}: row '{name}': '{wrong[0]}' is {'not known' if wrong[0] in given else 'missing'}")
+        if name in rows:
+            raise UsageError(f"{file}: row '{name}' is there twice")
+        pair = Pair(**given["pair"]) if "pair" in given else None
+        given = given | {"seeds": tuple(given["seeds"]), "quirks": tuple(given["quirks"]), "pair": pair}
+        rows[name] = Row(**given)
+    for row in rows.values():
+        if row.pair and row.pair.row not in rows:
+            raise UsageError(f"{file}: row '{row.name}': there is no row '{row.pair.row}' to compare with")
+    return rows
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n images (Wilson 1927)."""
+    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return middle - half, middle + half
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of two values or more."""
+    half = _T.get(len(values) - 1, _Z) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
+
+
+def judge(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """What `runs` (of one form, one a seed, with 'top1', 'top5' and 'n') say to the row's targets."""
+    verdicts = []
+    for measure, target in row.target.items():
+        values = [float(run[measure]) for run in runs]
+        low, high = student(values) if len(values) > 1 else wilson(values[0], int(runs[0]["n"]))
+        mean = statistics.fmean(values)
+        verdicts.append(Verdict(measure, mean, low, high, target, mean >= target - row.tolerance - 1e-9))
+    return verdicts
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row against the one that it is paired with.
+
+    Attributes:
+      seeds: how many both have.
+      mean, low, high: difference of accuracies, this minus that, and its 95 % interval; None where one seed is not enough.
+      ratio: that row's training seconds through this row's.
+      asked: the least ratio; 0 = none.
+    """
+
+    seeds: int
+    mean: float
+    low: float | None
+    high: float | None
+    ratio: float
+    asked: float = field(default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        return self.ratio >= self.asked
+
+    @property
+    def equal(self) -> bool | None:
+        """Whether the whole interval lies within a point of 0; None where there is no interval."""
+        return None if self.low is None else self.low >= -0.01 and self.high <= 0.01
+
+
+def compare(row: Row, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Difference | None:
+    """The comparison over the seeds that both have, on the same hardware; None where there is none."""
+    others = {(run["seed"], run["hardware"]): run for run in theirs}
+    pairs = [(run, others[key]) for run in mine if (key := (run["seed"], run["hardware"])) in others]
+    if not pairs:
+        return None
+    differences = [float(a["top1"]) - float(b["top1"]) for a, b in pairs]
+    low, high = student(differences) if len(differences) > 1 else (None, None)
+    ratios = [float(b["train_seconds"]) / float(a["train_seconds"]) for a, b in pairs]
+    asked = row.pair.ratio if row.pair else 0.0
+    return Difference(len(pairs), statistics.fmean(differences), low, high, statistics.median(ratios), asked)

@@ -1,0 +1,200 @@
+"""The table of the documents' numbers, and the verb that runs it."""
+
+import csv
+from pathlib import Path
+
+import jax
+import pytest
+from scipy import stats
+from tiny import tiny_config
+
+import jaxvit.reproduce as verb
+from jaxvit.config import load_config_file
+from jaxvit.errors import UsageError
+from jaxvit.rows import compare, judge, read_rows, student, wilson
+
+ROOT = Path(__file__).parents[1]
+ROWS = read_rows(ROOT / "results" / "rows.toml")
+TESTS = __file__.rpartition("/")[0]
+
+
+@pytest.fixture(autouse=True)
+def _optax_mixes_dtypes():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
+def test_every_row_has_a_config_and_a_target(row):
+    config = load_config_file(str(ROOT / "configs" / row.config))
+    assert row.weights in ("best", "latest") and row.seeds and row.epochs > 0 and row.n in (4000, 10000)
+    # Where a document reports a number, a number is asked for.
+    assert set(row.target) >= {name for name in row.document if name == "top1"} or row.pair
+    assert row.target or row.pair or row.name.endswith(("_10", "_best"))
+    duration = int(config.train.duration.partition(" ")[0])
+    assert duration == row.epochs or row.name == "mini_vit_tl4_1epoch"
+
+
+def test_the_documents_numbers_are_there():
+    """As the documents have them."""
+    found = {row.name: row.document.get("top1") for row in ROWS.values() if row.document}
+    assert found == {
+        **{"fashion_vit": 0.8315, "fashion_fast_vit": 0.92475},
+        **{"mini_vit": 0.56112, "mini_vit_tl8": 0.5655, "mini_vit_tl4": 0.56498, "mini_vit_8l": 0.5536},
+        **{"mini_vit_v11_g4t4": 0.54638, "mini_vit_v11_g8t8": 0.54898, "mini_vit_v11_g4t8": 0.55196},
+        **{"mini_vit_tl4_1epoch": 0.229, "vit_cifar100": 0.55, "shiftvit": 0.7638, "cct": 0.7761},
+    }
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.5, 100), (0.98, 360), (1.0, 25), (0.0, 10), (0.9247, 4000)])
+def test_the_interval_of_one_run(share, n):
+    expected = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
+    assert wilson(round(share * n) / n, n) == pytest.approx((expected.low, expected.high), abs=1e-4)
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.52], [0.561, 0.559, 0.57, 0.55, 0.566], [0.1] * 3])
+def test_the_interval_of_several(values):
+    low, high = student(values)
+    if len(set(values)) == 1:
+        assert low == high == values[0]
+        return
+    expected = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / len(values), scale=stats.sem(values))
+    assert (low, high) == pytest.approx(expected, abs=1e-4)
+
+
+def line(row, seed=0, top1=0.5, seconds=10.0, form="full", hardware="here", **more):
+    known = {"row": row, "form": form, "seed": str(seed), "n": "10000", "top1": str(top1), "top5": "0.9", "loss": "1"}
+    return dict.fromkeys(verb.COLUMNS, "") | known | {"train_seconds": str(seconds), "hardware": hardware, **more}
+
+
+def test_a_target_is_met_or_missed_by_so_much():
+    row = ROWS["mini_vit_tl4"]
+    (verdict,) = judge(row, [line(row.name, seed, top1) for seed, top1 in enumerate((0.57, 0.58, 0.575))])
+    assert verdict.passed and verdict.value == pytest.approx(0.575) and verdict.low < 0.575 < verdict.high
+    (verdict,) = judge(row, [line(row.name, 0, 0.56)])
+    assert not verdict.passed and verdict.missing == pytest.approx(0.00498)
+    said, passed = verb.outcome(row, [line(row.name, 0, 0.56)], ROWS)
+    assert not passed and said[0].startswith("top1 56.00% (95 %: 55.0") and said[0].endswith("misses it by 0.50 points")
+    assert verb.outcome(row, [line(row.name, form="1 of 20 epochs")], ROWS) == (["not run"], False)
+
+
+def test_pairs_are_compared_seed_by_seed_on_one_machine():
+    row = ROWS["mini_vit_tl4"]
+    mine = [line(row.name, seed, 0.57 + seed / 1000, 80.0) for seed in range(4)]
+    theirs = [line("mini_vit", seed, 0.571 + seed / 1000, 100.0) for seed in range(3)]
+    found = compare(row, mine, theirs)
+    assert (found.seeds, found.ratio) == (3, 1.25) and found.mean == pytest.approx(-0.001) and found.equal
+    assert compare(row, mine, [line("mini_vit", 0, hardware="elsewhere")]) is None
+    far = [line("mini_vit", seed, 0.6 + seed / 50) for seed in range(3)]
+    assert compare(row, mine, far).equal is False and compare(row, mine, far[:1]).equal is None
+    fast = ROWS["fashion_fast_vit"]
+    both = [line(fast.name, 0, 0.94, 100.0), line("fashion_vit", 0, 0.84, 140.0)]
+    said, passed = verb.outcome(fast, both, ROWS)
+    assert not passed and said[1].endswith("1.40 times as fast, 1.5 asked: misses it")
+    both[1]["train_seconds"] = "160.0"
+    assert verb.outcome(fast, both, ROWS)[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[row]]\nname = 'a'\n", "row 'a': 'config' is missing"),
+        ("[[row]\n", "cannot be read"),
+        ("[[row]]\nname = 'a'\ncolour = 1\n", "row 'a': 'colour' is not known"),
+    ],
+)
+def test_rows_that_are_not_right(tmp_path, text, says):
+    (tmp_path / "rows.toml").write_text(text)
+    with pytest.raises(UsageError, match=says):
+        read_rows(tmp_path / "rows.toml")
+    with pytest.raises(UsageError, match="there is no such file"):
+        read_rows(tmp_path / "none.toml")
+
+
+TINY = """[[row]]
+name = "tiny"
+config = "tiny_row.py"
+weights = "{weights}"
+document = {{ top1 = 0.05 }}
+target = {{ top1 = {target} }}
+tolerance = 0.0
+n = 25
+epochs = 2
+minutes = 1
+seeds = [0, 1]
+quirks = ["small"]
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of one row, which is run in seconds."""
+    (tmp_path / "tiny_row.py").write_text(
+        f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
+        "def get_config(): return tiny_config(log__writers=('jsonl',))\n"
+    )
+    (tmp_path / "rows.toml").write_text(TINY.format(weights="latest", target=0.01))
+    return [f"--{name}={tmp_path / folder}" for name, folder in (("results", ""), ("configs", ""), ("runs", "runs"))]
+
+
+def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys, monkeypatch):
+    assert verb.main([*project, "--list"]) == 0
+    assert "not run" in capsys.readouterr().out and not (tmp_path / "results.csv").exists()
+    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+    assert "tiny: top1 " in capsys.readouterr().out
+    assert verb.main([*project, "tiny"]) == 0
+    lines = verb.results_of(tmp_path / "results.csv")
+    assert [(one["row"], one["seed"], one["form"], one["n"]) for one in lines] == [
+        ("tiny", "0", "full", "25"),
+        ("tiny", "1", "full", "25"),
+    ]
+    assert all(one[name] for one in lines for name in ("config_hash", "hardware", "versions", "data", "date", "loss"))
+    page = (tmp_path / "README.md").read_text()
+    assert "| `tiny` | `tiny_row.py` | top1 5.00% | top1 1.00% | 2, n = 25 | top1 " in page and ": passes" in page
+
+    def trained(*_, **__):
+        raise AssertionError("a finished run was trained again")
+
+    capsys.readouterr()
+    monkeypatch.setattr("jaxvit.train.execute", trained)
+    assert verb.main([*project]) == 0
+    assert verb.results_of(tmp_path / "results.csv") == lines
+
+
+def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
+    (tmp_path / "rows.toml").write_text(TINY.format(weights="best", target=1.1))
+    assert verb.main([*project, "--epochs=1", "--seeds=1"]) == 0
+    assert "tiny: not run" in capsys.readouterr().out
+    assert "not run<br>a short form, 1 of 2 epochs: " in (tmp_path / "README.md").read_text()
+    assert verb.main([*project, "--seeds=1"]) == 1
+    assert "misses it by" in capsys.readouterr().out
+    with (tmp_path / "results.csv").open() as file:
+        assert [row["form"] for row in csv.DictReader(file)] == ["1 of 2 epochs", "full"]
+
+
+def test_a_row_whose_data_is_missing_is_named_and_the_others_run(project, tmp_path, capsys):
+    (tmp_path / "rows.toml").write_text(
+        TINY.format(weights="best", target=0.01).replace("tiny_row", "other").replace('"tiny"', '"other"')
+        + TINY.format(weights="best", target=0.01)
+    )
+    text = (tmp_path / "tiny_row.py").read_text()
+    (tmp_path / "other.py").write_text(
+        text.replace("tiny_config(", "tiny_config(data__name='mnist', data__dir='/no', ")
+    )
+    assert verb.main([*project, "--seeds=1"]) == 1
+    out = capsys.readouterr().out
+    assert "other: not run: " in out and "tiny: top1 " in out
+    assert tiny_config().data.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["fashion_vitt"], "there is no row 'fashion_vitt' .did you mean 'fashion_vit'"),
+        (["--seeds=-1"], "--seeds=-1: must be 1 or more"),
+        (["--seed=1"], "did you mean '--seeds'"),
+    ],
+)
+def test_mistakes_are_one_line(words, says):
+    with pytest.raises(UsageError, match=says):
+        verb.main([f"--results={ROOT / 'results'}", *words])
