@@ -49,8 +49,8 @@ _EXAMPLES = """examples:
   jaxvit reproduce cct --epochs=2                    a short form, marked as such, which passes and fails nothing
   jaxvit reproduce                                   all rows, in their order; what is finished is not done again
 
-exit codes: 0 what was run passes, 1 a target is missed or a row could not be run, 2 a mistake in the command, 75 and 130
-stopped and saved: the same command goes on
+exit codes: 0 what was run passes, 1 a target is missed or a row could not be run, 2 a mistake in the command, 75 and
+130 stopped and saved: the same command goes on
 """
 
 
@@ -180,7 +180,7 @@ def page(rows: dict[str, Row], lines: Sequence[dict[str, str]]) -> str:
         "# Results",
         "",
         "What the five documents report, what is asked of this project for it, and what was measured. Written by",
-        "`jaxvit reproduce` from `rows.toml` and `results.csv`; every number has its line there. A row that has no line",
+        "`jaxvit reproduce` from `rows.toml` and `results.csv`, where every number has its line; a row without a line",
         "says so. Intervals are of 95 %: of one run Wilson's for its test images, of several seeds Student's for their",
         "mean.",
         "",

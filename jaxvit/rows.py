@@ -140,7 +140,7 @@ class Difference:
 
     Attributes:
       seeds: how many both have.
-      mean, low, high: difference of accuracies, this minus that, and its 95 % interval; None where one seed is not enough.
+      mean, low, high: difference of accuracies, this minus that, and its 95 % interval; None for one seed alone.
       ratio: that row's training seconds through this row's.
       asked: the least ratio; 0 = none.
     """
