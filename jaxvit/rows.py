@@ -87,7 +87,7 @@ def read_rows(file: Path) -> dict[str, Row]:
         found = tomllib.loads(file.read_text())
     except FileNotFoundError:
         raise UsageError(
-            f"{file}: there are no rows here; run this in the project's folder, or name --results"
+            f"{file}: there is no such file; run this in the project's folder, or name --results"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from None

@@ -71,7 +71,7 @@ def test_every_command_runs(page, command, tmp_path, request):
     if words[:2] == ["data", "prepare"]:  # needs a network, or an archive; tests/data has its own
         assert words[2] in PREPARABLE
         return
-    if words[0] in ("train", "sweep", "benchmark") and "--dry_run" not in words and page != "docs/extend.md":
+    if words[0] in ("train", "sweep", "benchmark", "reproduce") and "--dry_run" not in words and page != "docs/extend.md":
         words.append("--dry_run")
     if "--distributed" in words:  # the cluster is missing here
         words.remove("--distributed")
@@ -79,6 +79,7 @@ def test_every_command_runs(page, command, tmp_path, request):
     for name, text in own_files(page).items():
         (tmp_path / name).write_text(text)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "results").symlink_to(ROOT / "results")
     if words[0] in ("evaluate", "predict", "report"):
         if page == "docs/extend.md":  # of the run that the page has trained
             (workdir,) = (word for word in words if word.startswith("--workdir="))
