@@ -9,7 +9,7 @@ import io
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxvit import command_line, errors
-from jaxvit.config import config_hash, load_config_file
+from jaxvit.config import load_config_file
 from jaxvit.errors import RunFailedError, UsageError, nearest
 from jaxvit.evaluate import evaluate, read_split
 from jaxvit.loading import load
@@ -69,35 +69,49 @@ def results_of(file: Path) -> list[dict[str, str]]:
         return list(reader)
 
 
-def run_row(row: Row, seed: int, epochs: int, configs: Path, runs: Path) -> dict[str, Any]:
-    """Trains a row with a seed, or goes on, or takes what is finished; returns its line of results.csv.
+def run_row(
+    row: Row, seeds: Sequence[int], epochs: int, configs: Path, runs: Path, *, together: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Trains a row with each seed, or goes on, or takes what is finished; yields its lines of results.csv.
 
     Args:
       row: what to run.
-      seed: of the run.
+      seeds: of the runs.
       epochs: 0 = the row's own.
       configs: folder of config files.
       runs: folder for the runs.
+      together: all seeds as one run, which an accelerator trains in one program; else one after the other.
 
     Raises:
       UsageError, RunFailedError, StoppedError: as `jaxvit.train`.
     """
     config = load_config_file(str(configs / row.config))
-    config.seed = seed
     config.train.duration = f"{epochs or row.epochs} epochs"
     form = FULL if epochs in (0, row.epochs) else f"{epochs} of {row.epochs} epochs"
-    folder = runs / (row.name if form == FULL else f"{row.name}_{epochs}") / f"seed_{seed}"
-    result = train(config, folder)
+    folder = runs / (row.name if form == FULL else f"{row.name}_{epochs}")
+    if together and len(seeds) > 1:
+        config.seeds = tuple(seeds)
+        folder = folder / f"seeds_{'_'.join(map(str, seeds))}"
+        for result in train(config, folder)["seeds"]:
+            yield _line(row, form, epochs, result["seed"], result, folder / f"seed_{result['seed']}")
+        return
+    for seed in seeds:
+        config.seed = seed
+        print(f"{row.name}, seed {seed}: {row.config}", flush=True)
+        yield _line(row, form, epochs, seed, train(config, folder / f"seed_{seed}"), folder / f"seed_{seed}")
+
+
+def _line(row: Row, form: str, epochs: int, seed: int, result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A finished run's line; measures its last weights where the row asks for these."""
     measured = result["test"]
     if row.weights == "latest":
         loaded = load(folder, checkpoint="latest", weights="model")
         _, source = read_split(loaded, "test")
         measured, _ = evaluate(loaded, source)
-    data = read_environment(folder)["data"]
     return {
         "row": row.name,
         "form": form,
-        "config_hash": config_hash(config),
+        "config_hash": result["config_hash"],
         "seed": seed,
         "n": measured["count"],
         **{name: round(measured[name], 6) for name in ("top1", "top5", "loss")},
@@ -107,7 +121,7 @@ def run_row(row: Row, seed: int, epochs: int, configs: Path, runs: Path) -> dict
         **{f"{kind}_seconds": result["seconds"][kind] for kind in ("compile", "train", "eval", "save")},
         "hardware": f"{hardware.device_name()}, {hardware.machine()['cores']} cores",
         "versions": f"jax {importlib.metadata.version('jax')}, Python {platform.python_version()}",
-        "data": data["test"].get("sha256", "") if "test" in data else "",
+        "data": read_environment(folder)["data"].get("test", {}).get("sha256", ""),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
@@ -242,6 +256,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--seeds", type=int, default=0, metavar="N", help="the first N of each row's seeds (default: all)"
     )
+    parser.add_argument("--together", action="store_true", help="a row's seeds in one program, for an accelerator")
     parser.add_argument("--epochs", type=int, default=0, metavar="N", help="a short form of so many epochs")
     parser.add_argument("--runs", default="runs/reproduce", metavar="DIR", help="(default: runs/reproduce)")
     parser.add_argument("--results", default="results", metavar="DIR", help="rows.toml, results.csv, README.md")
@@ -271,16 +286,15 @@ def main(argv: list[str]) -> int:
         return errors.DONE
     failed = False
     for row in rows:
-        for seed in row.seeds[: options.seeds or None]:
-            print(f"{row.name}, seed {seed}: {row.config}", flush=True)
-            try:
-                line = run_row(row, seed, options.epochs, Path(options.configs), Path(options.runs))
-            except (UsageError, RunFailedError) as error:
-                failed = True
-                print(f"{row.name}: not run: {error}", flush=True)
-                break
-            keep(line, file)
-            write_text(results / "README.md", page(every, results_of(file)))
+        seeds = row.seeds[: options.seeds or None]
+        folders = Path(options.configs), Path(options.runs)
+        try:
+            for line in run_row(row, seeds, options.epochs, *folders, together=options.together):
+                keep(line, file)
+                write_text(results / "README.md", page(every, results_of(file)))
+        except (UsageError, RunFailedError) as error:
+            failed = True
+            print(f"{row.name}: not run: {error}", flush=True)
     lines = results_of(file)
     for row in rows:
         said, passed = outcome(row, lines, every)

@@ -71,7 +71,11 @@ def test_every_command_runs(page, command, tmp_path, request):
     if words[:2] == ["data", "prepare"]:  # needs a network, or an archive; tests/data has its own
         assert words[2] in PREPARABLE
         return
-    if words[0] in ("train", "sweep", "benchmark", "reproduce") and "--dry_run" not in words and page != "docs/extend.md":
+    if (
+        words[0] in ("train", "sweep", "benchmark", "reproduce")
+        and "--dry_run" not in words
+        and page != "docs/extend.md"
+    ):
         words.append("--dry_run")
     if "--distributed" in words:  # the cluster is missing here
         words.remove("--distributed")

@@ -161,6 +161,16 @@ def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys,
     assert verb.results_of(tmp_path / "results.csv") == lines
 
 
+def test_seeds_of_a_row_in_one_run(project, tmp_path):
+    assert verb.main([*project, "--together"]) == 0
+    lines = verb.results_of(tmp_path / "results.csv")
+    assert [line["seed"] for line in lines] == ["0", "1"] and lines[0]["loss"] != lines[1]["loss"]
+    assert (tmp_path / "runs" / "tiny" / "seeds_0_1" / "seed_1" / "result.json").exists()
+    before = (tmp_path / "results.csv").read_text()
+    assert verb.main([*project, "--together"]) == 0
+    assert (tmp_path / "results.csv").read_text() == before
+
+
 def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
     (tmp_path / "rows.toml").write_text(TINY.format(weights="best", target=1.1))
     assert verb.main([*project, "--epochs=1", "--seeds=1"]) == 0
