@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Runs rows of results/rows.toml on a GPU within a time limit, without network: bash benchmarks/gpu_rows.sh OUT [SECONDS] [ROW …]
+# Runs rows of results/rows.toml on a GPU within a time limit, without network:
+#
+#   bash benchmarks/gpu_rows.sh OUT [SECONDS] [ROW …]
 #
 # NOT RUN ON A GPU so far: no number in the documentation comes from this script.
 #
 # Seeds of a row are trained in one program, in bfloat16 where the row's config says so. What is stopped by the limit
-# goes on in the next call with the same OUT. OUT/results gets results.csv, its page and a log; OUT/runs the checkpoints.
+# goes on in the next call with the same OUT. OUT/results gets results.csv, its page, metrics and a log; OUT/runs the
+# checkpoints.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 out=${1:?name a folder, such as: bash benchmarks/gpu_rows.sh rows_gpu 540}
 limit=${2:-540}
 shift; shift || true
 rows=("$@")
-[ ${#rows[@]} -gt 0 ] || rows=(mini_vit mini_vit_tl4 mini_vit_tl8 mini_vit_8l mini_vit_tl4_best cct cct_best shiftvit shiftvit_true)
+[ ${#rows[@]} -gt 0 ] || rows=(mini_vit mini_vit_tl4 mini_vit_tl8 mini_vit_8l mini_vit_tl4_best cct cct_best \
+  shiftvit shiftvit_true)
 mkdir -p "$out/results" || exit 2
 cp results/rows.toml "$out/results/" || exit 2
 end=$(($(date +%s) + limit))

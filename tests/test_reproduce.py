@@ -1,6 +1,9 @@
 """The table of the documents' numbers, and the verb that runs it."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -208,3 +211,13 @@ def test_a_row_whose_data_is_missing_is_named_and_the_others_run(project, tmp_pa
 def test_mistakes_are_one_line(words, says):
     with pytest.raises(UsageError, match=says):
         verb.main([f"--results={ROOT / 'results'}", *words])
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_given_is_valid(tmp_path):
+    """benchmarks/gpu_rows.sh, as a dry run."""
+    words = ["bash", str(ROOT / "benchmarks" / "gpu_rows.sh"), str(tmp_path / "out"), "300", "cct", "no_such_row"]
+    variables = {**os.environ, "DRY_RUN": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(words, env=variables, capture_output=True).returncode == 0
+    log = (tmp_path / "out" / "results" / "log.txt").read_text()
+    assert "cct ended with 0" in log and "no_such_row ended with 2" in log and "cct.py:document" in log
