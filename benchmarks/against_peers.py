@@ -5,7 +5,8 @@
 
 All frameworks run the same arithmetic on the same random images, which lie on the device: see `benchmarks/peers`. Each
 has a process; in every round each of them is timed for some seconds, one after the other, the first one changing from
-round to round, so that a machine that slows down slows all of them. Medians are compared.
+round to round, so that a machine that slows down slows all of them. The first two of a turn do not count. Medians are
+compared.
 
 Leave the machine alone meanwhile. Beside the Markdown file the same numbers are written as CSV, and a JSON file that
 keeps each model's results: started again, the program goes on with the next model. Frameworks come with
@@ -41,6 +42,7 @@ MEASURES = {
     "infer_batch": "Inference, a batch",
 }
 MOST_RUNS = 200  # of one thing in one round
+SETTLE = 2  # of a turn, which do not count: memory of a process that has waited may have to be fetched back
 PAUSE = 0.3  # seconds in which a worker that has just been timed comes to rest
 
 Results = dict[str, Any]  # of a model: peer -> what it said at its start, and measure -> summary; or why there is none
@@ -95,7 +97,8 @@ def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, op
             for measure in MEASURES:
                 for peer in order:
                     time.sleep(PAUSE)
-                    times.setdefault((peer, measure), []).extend(ask(peer, measure, counts.get((peer, measure), 1)))
+                    found = ask(peer, measure, counts.get((peer, measure), 1) + SETTLE)
+                    times.setdefault((peer, measure), []).extend(found[SETTLE:])
             order = order[1:] + order[:1]
             print(f"  round {i + 1} of {rounds}", flush=True)
         for peer in workers:
