@@ -44,7 +44,7 @@ def variants():
         yield from (f"{file.name}:{variant}" for variant in names["VARIANTS"])
 
 
-@pytest.mark.parametrize("spec", variants())
+@pytest.mark.parametrize("spec", list(variants()))
 def test_it_can_be_trained(spec):
     config, plan = planned(spec)
     found = assemble(plan)
@@ -76,7 +76,7 @@ def test_it_can_be_trained(spec):
 )
 def test_it_is_what_the_document_has(spec, images, steps_per_epoch, steps, params):
     _, plan = planned(spec)
-    found = (plan.data.train_size, plan.train.steps_per_epoch, plan.train.steps)
+    found = (plan.data.train_count, plan.train.steps_per_epoch, plan.train.steps)
     assert found == (images, steps_per_epoch, steps)
     assert count_params(assemble(plan).abstract_state.variables) == params
 

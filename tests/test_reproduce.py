@@ -59,7 +59,7 @@ def test_the_interval_of_one_run(share, n):
 def test_the_interval_of_several(values):
     low, high = student(values)
     if len(set(values)) == 1:
-        assert low == high == values[0]
+        assert (low, high) == pytest.approx((values[0], values[0]))
         return
     expected = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / len(values), scale=stats.sem(values))
     assert (low, high) == pytest.approx(expected, abs=1e-4)
