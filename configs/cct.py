@@ -26,15 +26,7 @@ def get_grid(variant: str = "cifar10") -> dict[str, tuple]:
 def get_config(variant: str = "cifar10") -> ConfigDict:
     if variant == "document":
         return _document()
-    if variant == "best":
-        config = base_config("tutorial_cct")
-        config.data.name = "cifar10"
-        config.data.train, config.data.validation = "train[:45000]", "train[45000:]"
-        config.augment.mean, config.augment.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-        config.augment.pad_crop, config.augment.flip = 4, True
-        config.train.duration = "30 epochs"
-        config.train.batch_size = 128
-    elif variant == "digits":
+    if variant == "digits":
         config = base_config("cct", dim=64, depth=2, conv_layers=1, mlp_ratio=2.0)
         config.data.name = "digits"
         config.data.train, config.data.validation = "train[:1257]", "train[1257:]"
@@ -43,12 +35,13 @@ def get_config(variant: str = "cifar10") -> ConfigDict:
         config.train.duration = "30 epochs"
         config.train.batch_size = 32
     else:
-        config = base_config("cct", dim=128, depth=2, conv_layers=2, mlp_ratio=1.0)
+        grid = {"dim": 128, "depth": 2, "conv_layers": 2, "mlp_ratio": 1.0}
+        config = base_config("tutorial_cct") if variant == "best" else base_config("cct", **grid)
         config.data.name = "cifar10"
         config.data.train, config.data.validation = "train[:45000]", "train[45000:]"
         config.augment.mean, config.augment.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
         config.augment.pad_crop, config.augment.flip = 4, True
-        config.train.duration = "20 epochs"
+        config.train.duration = "30 epochs" if variant == "best" else "20 epochs"
         config.train.batch_size = 128
     config.optim.peak_lr = 1e-3
     config.optim.weight_decay = 0.06

@@ -299,10 +299,7 @@ def _complain(message: object, code: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script: picks the verb's module and runs its `main`."""
-    if argv is None and _is_the_process():
-        take_huge_pages(sys.orig_argv[1:])
-    words = list(sys.argv[1:] if argv is None else argv)
-    run(_dispatch, words)
+    run(_dispatch, argv)
 
 
 def _dispatch(words: list[str]) -> int:

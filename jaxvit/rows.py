@@ -7,16 +7,13 @@ import math
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxvit.errors import UsageError
+from scipy import stats
 
-MEASURES = ("top1", "top5", "loss")
-# Student's t at 97.5 %, by degrees of freedom; beyond them the normal distribution's.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-_Z = 1.96
+from jaxvit.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -112,14 +109,13 @@ def read_rows(file: Path) -> dict[str, Row]:
 
 def wilson(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a share of n images (Wilson 1927)."""
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return middle - half, middle + half
+    found = stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def student(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean of two values or more."""
-    half = _T.get(len(values) - 1, _Z) * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
@@ -150,7 +146,7 @@ class Difference:
     low: float | None
     high: float | None
     ratio: float
-    asked: float = field(default=0.0)
+    asked: float = 0.0
 
     @property
     def passed(self) -> bool:

@@ -1,5 +1,6 @@
 """Every config of the project resolves, on data of the right size, to the numbers that its source gives."""
 
+import runpy
 from functools import cache
 from pathlib import Path
 
@@ -39,9 +40,7 @@ def planned(spec):
 
 def variants():
     for file in sorted(CONFIGS.glob("*.py")):
-        names = {}
-        exec(compile(file.read_text(), file, "exec"), names)
-        yield from (f"{file.name}:{variant}" for variant in names["VARIANTS"])
+        yield from (f"{file.name}:{variant}" for variant in runpy.run_path(str(file))["VARIANTS"])
 
 
 @pytest.mark.parametrize("spec", list(variants()))
