@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxvit.training.hardware import choose_cpu_libraries, take_huge_pages
+from jaxvit.training.runtime import choose_cpu_libraries, take_huge_pages
 
 if __name__ == "__main__":
     take_huge_pages(sys.orig_argv[1:])

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from jaxvit import errors
 from jaxvit._version import __version__
 from jaxvit.errors import UsageError, first_line, nearest
-from jaxvit.training.hardware import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
+from jaxvit.training.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
 
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",

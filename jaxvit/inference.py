@@ -17,6 +17,7 @@ from jaxvit.data.sources import Source, StreamedSource
 from jaxvit.errors import RunFailedError
 from jaxvit.loading import Loaded
 from jaxvit.training.hardware import explain_out_of_memory, is_out_of_memory
+from jaxvit.training.runtime import forward_options
 from jaxvit.training.sharding import make_mesh, place_batch, replicate
 
 AHEAD = 2  # batches that the device has while the host reads the one before
@@ -67,7 +68,7 @@ class Predictor:
         self._mesh = make_mesh(count)
         self.batch_size = -(-batch_size // count) * count
         self._variables = replicate(self._mesh, loaded.variables)
-        self._run = jax.jit(loaded.apply)
+        self._run = jax.jit(loaded.apply, compiler_options=forward_options())
         batch = jax.ShapeDtypeStruct((self.batch_size, *loaded.image_shape), np.uint8)
         self.places: int = jax.eval_shape(loaded.apply, loaded.variables, batch).shape[-1]
 

@@ -17,7 +17,7 @@ from jaxvit.data.batches import TrainOrder
 from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
 from jaxvit.data.sources import Source, StreamedSource
 from jaxvit.plan import Plan
-from jaxvit.training import hardware, nans
+from jaxvit.training import hardware, nans, runtime
 from jaxvit.training.loop import Job, Position
 from jaxvit.training.sharding import own_rows, place_batch, place_call, replicate, split_batch
 from jaxvit.training.state import TrainState
@@ -60,7 +60,8 @@ def make_job(
     program, in_one_go, numbers, root = made.run, made.in_one_go, made.numbers, made.root
     if position.step < t.steps and not position.stopped_early:  # else only the test is left to be done
         program = made.lower(state, feed, call).compile()
-    eval_step = jax.jit(jax.vmap(assembly.eval_step(), in_axes=(0, None)) if seeds else assembly.eval_step())
+    eval_step = jax.vmap(assembly.eval_step(), in_axes=(0, None)) if seeds else assembly.eval_step()
+    eval_step = jax.jit(eval_step, compiler_options=runtime.forward_options())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
         eval_step = eval_step.lower(state.variables, eval_batch).compile()

@@ -20,6 +20,7 @@ from jaxvit.errors import UsageError, first_line
 from jaxvit.model_facts import REMEDY, ModelFacts, read_model
 from jaxvit.ops import ways
 from jaxvit.run_directory import read_config, read_json, refuse_seeds
+from jaxvit.training.runtime import forward_options
 
 CHECKPOINTS = ("best", "latest")
 WEIGHTS = ("chosen", "model", "ema")
@@ -93,7 +94,7 @@ class Loaded:
 
     @cached_property
     def _logits(self) -> Any:
-        return jax.jit(self.apply)
+        return jax.jit(self.apply, compiler_options=forward_options())
 
     def logits(self, images_BHWC: Any) -> jax.Array:
         """Scores [B, K], float32, of uint8 images [B, *image_shape]. Compiles once for each batch size."""

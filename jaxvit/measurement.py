@@ -38,7 +38,7 @@ from jaxvit.models.count import count_macs, count_params
 from jaxvit.models.registry import input_shape
 from jaxvit.plan import Plan, dataset_of, resolve
 from jaxvit.timing import Runner, spread, stopwatch, time_in_turns
-from jaxvit.training import hardware
+from jaxvit.training import hardware, runtime
 from jaxvit.training.journal import Journal, JsonLines
 from jaxvit.training.loop import Course, Position, fit
 from jaxvit.training.progress import Progress
@@ -184,7 +184,7 @@ class Bench:
     """A run, ready to train, whose parts can be timed.
 
     Making it compiles the training step two times: into an empty cache of programs, and again through that cache. To be
-    made within `hardware.fresh_program_cache`.
+    made within `runtime.fresh_program_cache`.
 
     Args:
       subject: what is measured.
@@ -301,7 +301,9 @@ class Bench:
         placed = place_batch(mesh, {"image": images})["image"]
         prepare = evaluation_transform(plan.augment)
         run = jax.jit(
-            lambda variables, x: assembly.apply(variables, prepare(x), train=False), out_shardings=split_batch(mesh)
+            lambda variables, x: assembly.apply(variables, prepare(x), train=False),
+            out_shardings=split_batch(mesh),
+            compiler_options=runtime.forward_options(),
         )
 
         def repeated(count: int) -> None:
@@ -431,7 +433,7 @@ def measure(subject: Subject, effort: Effort, trace: Path | None = None) -> dict
     facts = facts_of(subject)
     sizes = sorted({1, batch})
     with contextlib.ExitStack() as stack:
-        stack.enter_context(hardware.fresh_program_cache())
+        stack.enter_context(runtime.fresh_program_cache())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxvit-benchmark-"))
         bench = stack.enter_context(contextlib.closing(Bench(subject, Path(folder))))
         bench.train(2)

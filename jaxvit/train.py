@@ -33,7 +33,7 @@ from jaxvit.job import StartOptions
 from jaxvit.plan import Plan, dataset_of, resolve
 from jaxvit.run_directory import RunDirectory, finished_result
 from jaxvit.seeds import train_seeds
-from jaxvit.training import hardware, processes
+from jaxvit.training import hardware, processes, runtime
 from jaxvit.training.progress import nobody_need_listen
 from jaxvit.training.stopping import StopRequest
 
@@ -80,10 +80,10 @@ def train(
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     path = Path(workdir)
-    hardware.keep_compiled_programs()
-    hardware.choose_cpu_libraries()
+    runtime.keep_compiled_programs()
+    runtime.choose_cpu_libraries()
     if config.train.deterministic:
-        hardware.be_deterministic()
+        runtime.be_deterministic()
     with _device_and_disk_errors(config):
         finished = processes.told(lambda: finished_result(path, config))
     if finished is not None:

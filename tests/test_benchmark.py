@@ -19,7 +19,7 @@ from jaxvit.models import create_model, list_models
 from jaxvit.models.count import count_macs
 from jaxvit.models.registry import input_shape
 from jaxvit.timing import spread, time_in_turns
-from jaxvit.training.hardware import fresh_program_cache
+from jaxvit.training.runtime import fresh_program_cache
 from jaxvit.workloads import DOCUMENTS, workload_of
 
 TINY = ["--config.model.dim=8", "--config.model.depth=1", "--config.model.heads=2", "--config.model.patch=8"]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxvit.models import create_model
 from jaxvit.training.loss import one_hot
 from jaxvit.training.optimizer import OptimizerSettings, make_optimizer
+from jaxvit.training.runtime import forward_options
 from jaxvit.training.state import create_state, derive_key
 from jaxvit.training.step import make_loss, make_train_step
 
@@ -53,7 +54,10 @@ class JaxvitPeer:
         prepare, loss = make_loss(apply, as_is, derive_key(0, "step"))
         self._step = jax.jit(make_train_step(prepare, loss, optimizer), donate_argnums=0)
         self._state = jax.jit(lambda key: create_state(init, optimizer, key))(derive_key(0, "init"))
-        self._apply = jax.jit(lambda variables, images_BHWC: apply(variables, images_BHWC, train=False))
+        self._apply = jax.jit(
+            lambda variables, images_BHWC: apply(variables, images_BHWC, train=False),
+            compiler_options=forward_options(),
+        )
         self._images = cache(lambda count: jax.device_put(images(w, count)))
         label_B = jax.device_put(labels(w, w.batch))
         self._batch = {"image": self._images(w.batch), "label": label_B, "mask": jnp.ones(w.batch)}

@@ -18,9 +18,9 @@ def max_pool(
 ) -> jax.Array:
     """The largest value of each window; the gradient goes to the first one of equal values, in row order.
 
-    Computed as `jaxvit.ops.ways` says: 'window' is XLA's reduce-window; 'slices' takes the maximum of strided slices,
-    first along the rows, then along the columns, and keeps its place in a byte for the gradient, over which XLA's CPU
-    backend otherwise takes several times as long. No forward-mode derivative with 'slices'.
+    Computed as `jaxvit.ops.ways` says: 'window' is XLA's reduce-window; 'slices' goes first along the rows, then along
+    the columns, and where a gradient is asked for it takes the maximum of strided slices, whose place it keeps in a
+    byte: XLA's CPU backend otherwise takes several times as long. No forward-mode derivative with 'slices'.
 
     Args:
       x_BHWC: maps.
@@ -62,7 +62,10 @@ def _lowest(dtype: jnp.dtype) -> np.ndarray:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _max_along(x: jax.Array, axis: int, window: int, stride: int, around: Padding) -> jax.Array:
-    return _max_and_place(x, axis, window, stride, around)[0]
+    ones = [1] * x.ndim
+    windows, strides, padding = ones.copy(), ones.copy(), [(0, 0)] * x.ndim
+    windows[axis], strides[axis], padding[axis] = window, stride, around
+    return jax.lax.reduce_window(x, _lowest(x.dtype), jax.lax.max, windows, strides, padding)
 
 
 def _max_and_place(x: jax.Array, axis: int, window: int, stride: int, around: Padding) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,146 @@
+"""How this process computes: which libraries and pages it takes, where compiled programs are kept, determinism."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxvit.errors import UsageError
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+# Jaxlib 0.10 gives matrix products on CPU to a library that took twice as long over them as XLA's own; 0.12 does not.
+_SLOW_LIBRARY = {"0.10": ("xla_cpu_experimental_ynn_fusion_type", "reduce")}
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def keep_compiled_programs() -> None:
+    """Lets jax keep compiled programs in the user's cache folder, so that a second start compiles nothing.
+
+    ``JAX_COMPILATION_CACHE_DIR`` names another folder; set to '' it keeps none. What was set through jax.config stays.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    settings = {
+        "jax_compilation_cache_dir": str(cache / "jaxvit" / "xla"),
+        # By default jax keeps only what took a second to compile, which leaves out most of a small model.
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    unset = {name: value for name, value in settings.items() if name.upper() not in os.environ}
+    if "jax" not in sys.modules:
+        os.environ.update({name.upper(): str(value) for name, value in unset.items()})
+        return
+    # Jax has read its environment by now.
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if jax.config.jax_compilation_cache_dir is None and "jax_compilation_cache_dir" in unset:
+        for name, value in unset.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # if anything was compiled before, jax has decided not to keep anything
+
+
+def choose_cpu_libraries() -> None:
+    """Has XLA multiply matrices on CPU by what is fastest in this version of jaxlib: see docs/performance.md.
+
+    To be called before jax starts a device; later it does nothing. A choice in ``XLA_FLAGS`` stays.
+    """
+    if os.environ.get("JAX_PLATFORMS", "").partition(",")[0] not in ("", "cpu"):
+        return
+    name, value = _slow_library()
+    flags = os.environ.get("XLA_FLAGS", "")
+    if name and name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
+
+
+def forward_options() -> dict[str, str] | None:
+    """The ``compiler_options`` of ``jax.jit`` for a program that takes no gradient; None where nothing is to be chosen.
+
+    What `choose_cpu_libraries` leaves to the library are sums: it is fast at those over a batch that gradients consist
+    of, and slower than XLA at those of norms and softmaxes, which are all that a forward pass has. A choice in
+    ``XLA_FLAGS`` stays.
+    """
+    import jax
+
+    name, value = _slow_library()
+    chosen = re.findall(rf"--{name}=(\S*)", os.environ.get("XLA_FLAGS", "")) if name else []
+    if not name or any(each != value for each in chosen) or jax.default_backend() != "cpu":
+        return None
+    return {name: ""}
+
+
+def _slow_library() -> tuple[str, str]:
+    """The flag that says what the slow library is given, and the value that gives it what it is good at; or nothing."""
+    release = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
+    return _SLOW_LIBRARY.get(release, ("", ""))
+
+
+def take_huge_pages(argv: Sequence[str]) -> None:
+    """Starts this process anew, once, with an allocator that asks Linux for huge pages, where Linux waits to be asked.
+
+    Every training step on CPU writes to hundreds of megabytes of fresh memory, which in pages of 4 KiB costs a sixth to
+    a quarter of the step (docs/performance.md). The allocator reads this setting only at a process's start.
+    ``GLIBC_TUNABLES`` that are set already stay as they are; ``JAXVIT_HUGE_PAGES=0`` leaves everything alone.
+
+    Args:
+      argv: the words that start this process again.
+    """
+    if os.environ.get("JAXVIT_HUGE_PAGES") == "0" or "GLIBC_TUNABLES" in os.environ:
+        return
+    try:
+        waits = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return
+    library, version = platform.libc_ver()
+    if waits and sys.executable and library == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35):
+        os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
+        with contextlib.suppress(OSError):  # then it goes on as it is
+            os.execv(sys.executable, [sys.executable, *argv])
+
+
+@contextlib.contextmanager
+def fresh_program_cache() -> Iterator[None]:
+    """Within, compiled programs are kept in a new folder, empty at first; the user's own is left alone."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings: dict[str, Any] = {
+        "jax_enable_compilation_cache": True,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    with tempfile.TemporaryDirectory(prefix="jaxvit-programs-") as folder:
+        settings["jax_compilation_cache_dir"] = folder
+        before = {name: getattr(jax.config, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def be_deterministic() -> None:
+    """Has XLA choose deterministic kernels on GPU. Call it before the first use of a device.
+
+    Raises:
+      UsageError: a GPU is already in use without it.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _DETERMINISTIC in flags:
+        return
+    started = "jax" in sys.modules and sys.modules["jax"]._src.xla_bridge.backends_are_initialized()
+    if started and sys.modules["jax"].default_backend() == "gpu":
+        raise UsageError(
+            f"config.train.deterministic: jax has already started its GPU; set XLA_FLAGS='{_DETERMINISTIC}' before"
+        )
+    os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}".strip()
