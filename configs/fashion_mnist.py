@@ -40,4 +40,5 @@ def get_config(variant: str = "fast") -> ConfigDict:
         config.optim.name, config.optim.eps = "adam", 1e-7
         config.optim.schedule, config.optim.warmup = "constant", "0 steps"
         config.optim.weight_decay = 0.0
+        config.train.ways = "plain"  # the article's ratio of times is of attention that projects
     return config

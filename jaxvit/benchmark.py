@@ -23,6 +23,7 @@ import jaxvit
 from jaxvit import command_line, errors
 from jaxvit._version import __version__
 from jaxvit.errors import RunFailedError, UsageError, first_line
+from jaxvit.export.formats import format_of
 from jaxvit.measurement import Effort, Subject, document_config, facts_of, make_subject, measure
 from jaxvit.run_directory import write_text
 from jaxvit.training import hardware
@@ -36,6 +37,7 @@ _EXAMPLES = """examples:
   jaxvit benchmark --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    benchmark.md and benchmark.csv there
   jaxvit benchmark --config=configs/digits.py --config.augment.policy=trivial     with the config's own data and feed
   jaxvit benchmark --model=vit --config.model.depth=4 --trace=profile --dry_run   what would be measured
+  jaxvit benchmark --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files, batches 1, 32
 
 Everything is timed turn by turn, --rounds turns of --seconds each, several steps between two waits; medians and
 quartiles are given. TFLOP/s are counted: 2 for each multiply-add of `jaxvit summary` ('all'), times 3 for training. Its
@@ -50,6 +52,13 @@ def _parser() -> command_line.Parser:
         "--model", action="append", default=[], metavar="NAME", help="a registered name, or several: a,b,c"
     )
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a config file in place of --model")
+    parser.add_argument(
+        "--file", action="append", default=[], metavar="FILE", help="exported files in place of --model; they are run"
+    )
+    parser.add_argument("--workdir", default="", metavar="RUN", help="with --file: the run that they were made of")
+    parser.add_argument(
+        "--own_code", action="store_true", help="with --workdir or a hub folder: as jaxvit evaluate has it"
+    )
     parser.add_argument("--batch", type=int, metavar="N", help="images of a step (default: the document's)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the computation (default: the model's own)"
@@ -73,6 +82,8 @@ def main(argv: list[str]) -> int:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
+    if options.file or options.workdir or options.own_code:
+        return _files(parser, options, rest)
     models = list(dict.fromkeys(name for value in options.model for name in value.split(",")))
     _check(options, models)
     # All of them are looked at before the first is measured.
@@ -101,6 +112,40 @@ def main(argv: list[str]) -> int:
     return errors.DONE
 
 
+def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Measures exported files."""
+    from jaxvit.file_speed import BATCHES, measure_files, table
+
+    parser.refuse_unknown(rest)
+    files = [Path(name) for value in options.file for name in value.split(",")]
+    if not files:
+        raise UsageError(
+            "--workdir and --own_code are for --file: name exported files, such as --file=RUN/export/model.stablehlo"
+        )
+    for name in ("model", "config", "batch", "dtype", "synthetic", "trace"):
+        if getattr(options, name) not in (None, "", [], False):
+            raise UsageError(f"--{name} says nothing of exported files, which --file names; leave one of them out")
+    _check_effort(options)
+    for path in files:
+        format_of(path).check()
+    if options.dry_run:
+        print(f"{', '.join(map(str, files))}: batches of {' and '.join(map(str, BATCHES))}")
+        print("dry run: nothing was measured")
+        return errors.DONE
+    if options.out:
+        _make_folder(Path(options.out))
+    effort = Effort(options.rounds, options.seconds)
+    found = measure_files(files, options.workdir, effort, own_code=options.own_code)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    circumstances = {"machine": hardware.machine(), "versions": versions, "date": datetime.date.today().isoformat()}
+    where = ", ".join(circumstances["machine"].values())
+    said = f"{table(found)}\n{where}; jax {versions['jax']}; {circumstances['date']}\n"
+    print(json.dumps({"files": found, **circumstances}) + "\n" if options.json else said, end="")
+    if options.out:
+        write_text(Path(options.out) / "files.md", said)
+    return errors.DONE
+
+
 def _check(options: argparse.Namespace, models: Sequence[str]) -> None:
     if bool(models) == bool(options.config):
         raise UsageError("name a model or a config file: --model=NAME or --config=FILE, see jaxvit benchmark --help")
@@ -108,6 +153,10 @@ def _check(options: argparse.Namespace, models: Sequence[str]) -> None:
         raise UsageError(f"--model={','.join(options.model)}: a name is missing; write --model=a,b")
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"--batch={options.batch}: must be 1 or more")
+    _check_effort(options)
+
+
+def _check_effort(options: argparse.Namespace) -> None:
     if options.rounds < 1:
         raise UsageError(f"--rounds={options.rounds}: must be 1 or more")
     if not 0 < options.seconds < float("inf"):

@@ -24,6 +24,7 @@ VERBS = {
     "evaluate": "measure a trained model on a split: per class, confusion, calibration",
     "predict": "say what a trained model sees in image files",
     "report": "draw a run's figures; compare runs in one table",
+    "export": "write a trained model as files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
     "benchmark": "measure the speed and the memory of models on this machine",
     "reproduce": "run the documents' experiments and compare with what they report",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",

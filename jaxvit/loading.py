@@ -1,4 +1,4 @@
-"""`jaxvit.load`: a trained model from its run's folder alone; neither the data set nor the optimizer is needed."""
+"""`jaxvit.load`: a trained model from the folder of its run or of `jaxvit export --to=hub`, and from that alone."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ class Loaded:
 
 
 def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chosen", own_code: bool = False) -> Loaded:
-    """Loads a trained model from a run's folder.
+    """Loads a trained model from a run's folder, or from one of `jaxvit export --to=hub`.
 
     Args:
-      workdir: the folder of a run; it may still be training.
-      checkpoint: 'best' (on validation; without one the last) or 'latest'.
+      workdir: the folder; a run may still be training.
+      checkpoint: 'best' (on validation; without one the last) or 'latest'. An exported folder holds but one.
       weights: 'chosen' = those that the run's test result is of: averaged where it keeps an average, else 'model'; or
         one of the two, 'model' and 'ema'.
       own_code: allow a model that is code outside this package, 'module:Class', to be imported, and so to be run. The
@@ -126,14 +126,50 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
             raise UsageError(f"{name}='{value}': must be one of {', '.join(known)}")
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such folder; name that of a run")
-    if not (path / "checkpoints").exists():
+    exported = (path / "model.safetensors").exists()
+    if not exported and not (path / "checkpoints").exists():
         refuse_seeds(path)
     config = read_config(path)
+    steps = [] if exported else _saved_steps(path)
+    facts = read_model(path)
+    model = facts.create(own_code=own_code)
+    variables, step, chosen = _exported(path, weights) if exported else _trained(path, steps, checkpoint, weights)
+    loaded = Loaded(
+        workdir=path,
+        config=config,
+        model=model,
+        variables=variables,
+        class_names=facts.class_names,
+        image_shape=facts.image_shape,
+        input_shape=facts.input_shape,
+        step=step,
+        weights=chosen,
+        augmentation=facts.augmentation,
+        own_code=own_code,
+    )
+    _check_that_it_fits(loaded, facts)
+    return loaded
+
+
+def _exported(path: Path, weights: str) -> tuple[dict[str, Any], int, str]:
+    """(variables, step, which weights) of an exported folder."""
+    from jaxvit.export.hub import read
+
+    variables, step, there = read(path)
+    if weights not in ("chosen", there):
+        raise UsageError(f"{path}: weights='{weights}': it holds only '{there}'")
+    return jax.device_put(variables, jax.local_devices()[0]), step, there
+
+
+def _saved_steps(path: Path) -> list[int]:
     steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit())
     if not steps:
         raise UsageError(f"{path} holds no checkpoint yet; train it first")
-    facts = read_model(path)
-    model = facts.create(own_code=own_code)
+    return steps
+
+
+def _trained(path: Path, steps: list[int], checkpoint: str, weights: str) -> tuple[dict[str, Any], int, str]:
+    """(variables, step, which weights) of a run's folder."""
     step = steps[-1]
     if checkpoint == "best":
         file = path / "checkpoints" / str(step) / "metrics" / "metrics"
@@ -144,21 +180,8 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
     if weights == "ema" and not tree["ema"]:
         raise UsageError(f"{path}: this run keeps no average of its weights; use weights='model'")
     averaged = bool(tree["ema"]) and weights != "model"
-    loaded = Loaded(
-        workdir=path,
-        config=config,
-        model=model,
-        variables={"params": tree["ema"] if averaged else tree["params"], **tree["constants"]},
-        class_names=facts.class_names,
-        image_shape=facts.image_shape,
-        input_shape=facts.input_shape,
-        step=step,
-        weights="ema" if averaged else "model",
-        augmentation=facts.augmentation,
-        own_code=own_code,
-    )
-    _check_that_it_fits(loaded, facts)
-    return loaded
+    params = tree["ema"] if averaged else tree["params"]
+    return {"params": params, **tree["constants"]}, step, "ema" if averaged else "model"
 
 
 def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:

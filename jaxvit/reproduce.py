@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import importlib.metadata
-import io
+import math
 import platform
-import statistics
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from flax import linen as nn
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from jaxvit import command_line, errors
-from jaxvit.config import load_config_file
-from jaxvit.errors import RunFailedError, UsageError, nearest
+from jaxvit.config import config_hash, load_config_file
+from jaxvit.data.batches import TrainBatches
+from jaxvit.errors import RunFailedError, UsageError, first_line, nearest
 from jaxvit.evaluate import evaluate, read_split
 from jaxvit.loading import load
-from jaxvit.rows import Row, compare, judge, read_rows, student, wilson
+from jaxvit.measurement import make_subject
+from jaxvit.models.count import count_macs, count_params
+from jaxvit.row_results import COLUMNS, FULL, form_of, keep, numbers, outcome, page, results_of
+from jaxvit.rows import Row, read_rows
 from jaxvit.run_directory import read_environment, write_text
 from jaxvit.train import train
 from jaxvit.training import hardware
 
-COLUMNS = (
-    *("row", "form", "config_hash", "seed", "n", "top1", "top5", "loss", "epochs", "weights", "params"),
-    *(
-        "compile_seconds",
-        "train_seconds",
-        "eval_seconds",
-        "save_seconds",
-        "hardware",
-        "versions",
-        "data",
-        "commit",
-        "date",
-    ),
-)
-FULL = "full"
+STEP_BATCH = 12  # images of a step on random images
 
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, what they ask for and what is known
-  jaxvit reproduce fashion_fast_vit                  trains it, or goes on; compares; adds a line to results/results.csv
+  jaxvit reproduce fashion_fast_vit                  trains it, or goes on; compares; adds to results/results.csv; and
+                                                     before it fashion_vit, whose time it is compared with
   jaxvit reproduce mini_vit mini_vit_tl4 --seeds=2   the first two of each row's seeds
   jaxvit reproduce cct --epochs=2                    a short form, marked as such, which passes and fails nothing
   jaxvit reproduce                                   all rows, in their order; what is finished is not done again
@@ -54,19 +47,10 @@ exit codes: 0 what was run passes, 1 a target is missed or a row could not be ru
 """
 
 
-def results_of(file: Path) -> list[dict[str, str]]:
-    """The lines of results.csv; [] if there is none.
-
-    Raises:
-      UsageError: it is not that file.
-    """
-    if not file.exists():
-        return []
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UsageError(f"{file}: its columns are not those of this version; move it away")
-        return list(reader)
+def with_partner(row: Row, every: dict[str, Row]) -> list[Row]:
+    """A row, and before it the one that it must beat or outrun: times of another day or machine say nothing."""
+    asked = row.pair is not None and (row.pair.ratio > 0 or row.pair.above)
+    return [every[row.pair.row], row] if row.pair and asked else [row]
 
 
 def run_row(
@@ -86,6 +70,10 @@ def run_row(
       UsageError, RunFailedError, StoppedError: as `jaxvit.train`.
     """
     config = load_config_file(str(configs / row.config))
+    if row.steps:
+        print(f"{row.name}: {row.config}, {form_of(row)}", flush=True)
+        yield _take_steps(row, config)
+        return
     config.train.duration = f"{epochs or row.epochs} epochs"
     form = FULL if epochs in (0, row.epochs) else f"{epochs} of {row.epochs} epochs"
     folder = runs / (row.name if form == FULL else f"{row.name}_{epochs}")
@@ -101,11 +89,60 @@ def run_row(
         yield _line(row, form, epochs, seed, train(config, folder / f"seed_{seed}"), folder / f"seed_{seed}")
 
 
+def _take_steps(row: Row, config: ConfigDict) -> dict[str, Any]:
+    """Takes a recipe's steps on random images, as its model, augmentation and optimizer have it; its line.
+
+    Raises:
+      RunFailedError: the loss is not finite, or the device fails.
+    """
+    of_recipe = config_hash(config)
+    config.train.batch_size = STEP_BATCH
+    subject = make_subject(config, synthetic=True)
+    assembly, started = subject.assembly, time.monotonic()
+    state = jax.jit(assembly.create_state)(assembly.init_key())
+    params = count_params(state.variables)
+    batches = TrainBatches(subject.dataset.read(subject.plan.data.train), STEP_BATCH, subject.plan.seed)
+    step = jax.jit(assembly.train_step(), donate_argnums=0).lower(state, dict(batches[0])).compile()
+    compiled = time.monotonic()
+    for i in range(row.steps):
+        state, sums = step(state, dict(batches[i]))
+    loss = float(sums["loss"] / sums["count"])
+    if not math.isfinite(loss):
+        raise RunFailedError(f"{row.config}: the loss of step {row.steps} is {loss}")
+    seconds = {"compile": compiled - started, "train": time.monotonic() - compiled}
+    return {
+        **dict.fromkeys(COLUMNS, ""),
+        "row": row.name,
+        "form": form_of(row),
+        "config_hash": of_recipe,
+        "seed": subject.plan.seed,
+        "n": 0,
+        "loss": round(loss, 6),
+        "params": params,
+        "multiply_adds": _multiply_adds(assembly.model, subject.plan.input_shape),
+        **{f"{kind}_seconds": round(value, 3) for kind, value in seconds.items()},
+        **_circumstances(),
+    }
+
+
+def _multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    return count_macs(model, input_shape)["all"]
+
+
+def _circumstances() -> dict[str, str]:
+    return {
+        "hardware": f"{hardware.device_name()}, {hardware.machine()['cores']} cores",
+        "versions": f"jax {importlib.metadata.version('jax')}, Python {platform.python_version()}",
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
 def _line(row: Row, form: str, epochs: int, seed: int, result: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A finished run's line; measures its last weights where the row asks for these."""
     measured = result["test"]
+    loaded = load(folder, checkpoint=row.weights, weights="model" if row.weights == "latest" else "chosen")
     if row.weights == "latest":
-        loaded = load(folder, checkpoint="latest", weights="model")
         _, source = read_split(loaded, "test")
         measured, _ = evaluate(loaded, source)
     return {
@@ -118,12 +155,10 @@ def _line(row: Row, form: str, epochs: int, seed: int, result: dict[str, Any], f
         "epochs": epochs or row.epochs,
         "weights": row.weights,
         "params": result["params"],
+        "multiply_adds": _multiply_adds(loaded.model, loaded.input_shape),
         **{f"{kind}_seconds": result["seconds"][kind] for kind in ("compile", "train", "eval", "save")},
-        "hardware": f"{hardware.device_name()}, {hardware.machine()['cores']} cores",
-        "versions": f"jax {importlib.metadata.version('jax')}, Python {platform.python_version()}",
         "data": read_environment(folder)["data"].get("test", {}).get("sha256", ""),
-        "commit": _commit(),
-        "date": datetime.date.today().isoformat(),
+        **_circumstances(),
     }
 
 
@@ -137,104 +172,6 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def keep(line: dict[str, Any], file: Path) -> None:
-    """Adds a line to results.csv, in place of an older one of the same run on the same hardware."""
-    same = ("row", "form", "seed", "hardware", "config_hash")
-    lines = [old for old in results_of(file) if any(str(line[name]) != old[name] for name in same)]
-    lines.append({name: str(line[name]) for name in COLUMNS})
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, stream.getvalue())
-
-
-def newest(lines: Sequence[dict[str, str]], row: Row, form: str = FULL) -> list[dict[str, str]]:
-    """A row's lines of one form on one hardware, that of the last line: one a seed, in the order of the seeds."""
-    mine = [line for line in lines if line["row"] == row.name and line["form"] == form]
-    if not mine:
-        return []
-    hardware_of_last = mine[-1]["hardware"]
-    by_seed = {int(line["seed"]): line for line in mine if line["hardware"] == hardware_of_last}
-    return [by_seed[seed] for seed in sorted(by_seed)]
-
-
-def outcome(row: Row, lines: Sequence[dict[str, str]], rows: dict[str, Row]) -> tuple[list[str], bool]:
-    """Sentences on what a row's full runs say to its targets, and whether all are met."""
-    runs = newest(lines, row)
-    if not runs:
-        return ["not run"], False
-    said, passed = [], True
-    for verdict in judge(row, runs):
-        passed &= verdict.passed
-        end = "passes" if verdict.passed else f"misses it by {100 * verdict.missing:.2f} points"
-        said.append(
-            f"{verdict.measure} {verdict.value:.2%} (95 %: {verdict.low:.2%} to {verdict.high:.2%}) against "
-            f"{verdict.target:.2%}: {end}"
-        )
-    if not row.target:
-        values = [float(run["top1"]) for run in runs]
-        low, high = student(values) if len(values) > 1 else wilson(values[0], int(runs[0]["n"]))
-        said.append(f"top1 {statistics.fmean(values):.2%} (95 %: {low:.2%} to {high:.2%}); nothing is asked")
-    if row.pair and (found := compare(row, runs, newest(lines, rows[row.pair.row]))):
-        interval = "" if found.low is None else f" (95 %: {100 * found.low:+.2f} to {100 * found.high:+.2f})"
-        equal = "" if found.equal is None else ", equal within a point" if found.equal else ", not shown to be equal"
-        ratio = f"{found.ratio:.2f} times as fast"
-        if found.asked:
-            passed &= found.passed
-            ratio += f", {found.asked:g} asked: {'passes' if found.passed else 'misses it'}"
-        said.append(f"{100 * found.mean:+.2f} points to {row.pair.row}{interval}{equal}; {ratio}")
-    return said, passed
-
-
-def page(rows: dict[str, Row], lines: Sequence[dict[str, str]]) -> str:
-    """results/README.md."""
-    text = [
-        "# Results",
-        "",
-        "What the five documents report, what is asked of this project for it, and what was measured. Written by",
-        "`jaxvit reproduce` from `rows.toml` and `results.csv`, where every number has its line; a row without a line",
-        "says so. Intervals are of 95 %: of one run Wilson's for its test images, of several seeds Student's for their",
-        "mean.",
-        "",
-        "| row | config | document | asked | runs | measured |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows.values():
-        runs = newest(lines, row)
-        said, _ = outcome(row, lines, rows)
-        forms = sorted({line["form"] for line in lines if line["row"] == row.name} - {FULL})
-        for form in forms:
-            short = newest(lines, row, form)
-            values = ", ".join(f"{float(line['top1']):.2%}" for line in short)
-            said.append(f"a short form, {form}: {values}")
-        seeds = f"{len(runs)}, n = {runs[0]['n']}" if runs else "none"
-        cells = [
-            f"`{row.name}`",
-            f"`{row.config}`",
-            _numbers(row.document),
-            _numbers(row.target),
-            seeds,
-            "<br>".join(said),
-        ]
-        text.append(f"| {' | '.join(cells)} |")
-    text += ["", "## Departures that a row has switched on", ""]
-    text += [f"- `{row.name}`: {', '.join(row.quirks)}" for row in rows.values() if row.quirks]
-    notes = [f"- `{row.name}`: {row.note}" for row in rows.values() if row.note]
-    if notes:
-        text += ["", "## Notes", "", *notes]
-    if lines:
-        text += ["", "## Where", ""]
-        text += [f"- {where}" for where in sorted({f"{line['hardware']}; {line['versions']}" for line in lines})]
-    return "\n".join(text) + "\n"
-
-
-def _numbers(numbers: Any) -> str:
-    shown = [f"{name} {value:.4f}" if name == "loss" else f"{name} {value:.2%}" for name, value in numbers.items()]
-    return ", ".join(shown) or "–"
-
-
 def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str, Row]) -> None:
     table = Table(title=f"{len(rows)} rows", title_justify="left")
     for name in ("row", "config", "asked", "epochs", "minutes", "measured"):
@@ -242,7 +179,7 @@ def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str,
     for row in rows:
         minutes = f"{row.minutes * len(row.seeds):g}" if row.minutes else "long"
         said, _ = outcome(row, lines, every)
-        table.add_row(row.name, row.config, _numbers(row.target), str(row.epochs), minutes, "\n".join(said))
+        table.add_row(row.name, row.config, numbers(row.target), str(row.epochs), minutes, "\n".join(said))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
@@ -278,7 +215,8 @@ def main(argv: list[str]) -> int:
     for name in options.rows:
         if name not in every:
             raise UsageError(f"there is no row '{name}'{nearest(name, every)}; see jaxvit reproduce --list")
-    rows = [every[name] for name in options.rows] or list(every.values())
+    rows = list({row.name: row for name in options.rows for row in with_partner(every[name], every)}.values())
+    rows = rows or list(every.values())
     file = results / "results.csv"
     lines = results_of(file)
     if options.list or options.dry_run:
@@ -292,13 +230,13 @@ def main(argv: list[str]) -> int:
             for line in run_row(row, seeds, options.epochs, *folders, together=options.together):
                 keep(line, file)
                 write_text(results / "README.md", page(every, results_of(file)))
-        except (UsageError, RunFailedError) as error:
+        except (UsageError, RunFailedError, jax.errors.JaxRuntimeError) as error:
             failed = True
-            print(f"{row.name}: not run: {error}", flush=True)
+            print(f"{row.name}: not run: {first_line(error)[:300]}", flush=True)
     lines = results_of(file)
     for row in rows:
         said, passed = outcome(row, lines, every)
-        failed |= not passed and not options.epochs
+        failed |= not passed and (not options.epochs or row.steps > 0)
         print(f"{row.name}: {'; '.join(said)}")
     print(f"table: {results / 'README.md'}", flush=True)
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE

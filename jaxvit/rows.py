@@ -24,11 +24,13 @@ class Pair:
       row: its name.
       ratio: its training time must be at least so many times this row's; 0 = not asked.
       document: the ratio that the document has; 0 = none.
+      above: this row's accuracy must be above it.
     """
 
     row: str
     ratio: float = 0.0
     document: float = 0.0
+    above: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Row:
     seeds: tuple[int, ...]
     quirks: tuple[str, ...]
     pair: Pair | None = None
+    steps: int = 0
+    params: int = 0
     note: str = ""
 
 
@@ -90,17 +94,25 @@ def read_rows(file: Path) -> dict[str, Row]:
         raise UsageError(f"{file}: cannot be read: {error}") from None
     rows: dict[str, Row] = {}
     known = {f.name for f in dataclasses.fields(Row)}
-    needed = known - {"pair", "note"}
-    for given in found.get("row", []):
+    needed = known - {"pair", "steps", "params", "note"}
+    listed = found.get("row", [])
+    if not isinstance(listed, list):
+        raise UsageError(f"{file}: each row begins with [[row]]")
+    for given in listed:
         name = given.get("name", "?")
         wrong = sorted(set(given) - known) + sorted(needed - set(given))
         if wrong:
             raise UsageError(f"{file}: row '{name}': '{wrong[0]}' is {'not known' if wrong[0] in given else 'missing'}")
         if name in rows:
             raise UsageError(f"{file}: row '{name}' is there twice")
-        pair = Pair(**given["pair"]) if "pair" in given else None
-        given = given | {"seeds": tuple(given["seeds"]), "quirks": tuple(given["quirks"]), "pair": pair}
-        rows[name] = Row(**given)
+        try:
+            pair = Pair(**given["pair"]) if "pair" in given else None
+            given = given | {"seeds": tuple(given["seeds"]), "quirks": tuple(given["quirks"]), "pair": pair}
+            rows[name] = Row(**given)
+        except TypeError as error:
+            raise UsageError(f"{file}: row '{name}': {error}") from None
+        if not (rows[name].params if rows[name].steps else rows[name].target):
+            raise UsageError(f"{file}: row '{name}' has no {'params' if rows[name].steps else 'target'}")
     for row in rows.values():
         if row.pair and row.pair.row not in rows:
             raise UsageError(f"{file}: row '{row.name}': there is no row '{row.pair.row}' to compare with")
@@ -138,7 +150,9 @@ class Difference:
       seeds: how many both have.
       mean, low, high: difference of accuracies, this minus that, and its 95 % interval; None for one seed alone.
       ratio: that row's training seconds through this row's.
+      counted: that row's multiply-adds through this row's.
       asked: the least ratio; 0 = none.
+      above: whether the accuracy is to be above that row's.
     """
 
     seeds: int
@@ -146,11 +160,13 @@ class Difference:
     low: float | None
     high: float | None
     ratio: float
+    counted: float
     asked: float = 0.0
+    above: bool = False
 
     @property
     def passed(self) -> bool:
-        return self.ratio >= self.asked
+        return self.ratio >= self.asked and (self.mean > 0 or not self.above)
 
     @property
     def equal(self) -> bool | None:
@@ -167,5 +183,6 @@ def compare(row: Row, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mappin
     differences = [float(a["top1"]) - float(b["top1"]) for a, b in pairs]
     low, high = student(differences) if len(differences) > 1 else (None, None)
     ratios = [float(b["train_seconds"]) / float(a["train_seconds"]) for a, b in pairs]
-    asked = row.pair.ratio if row.pair else 0.0
-    return Difference(len(pairs), statistics.fmean(differences), low, high, statistics.median(ratios), asked)
+    counted = float(pairs[0][1]["multiply_adds"]) / float(pairs[0][0]["multiply_adds"])
+    found = len(pairs), statistics.fmean(differences), low, high, statistics.median(ratios), counted
+    return Difference(*found, *((row.pair.ratio, row.pair.above) if row.pair else ()))

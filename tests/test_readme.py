@@ -15,9 +15,10 @@ from tiny import tiny_config
 import jaxvit
 from jaxvit.data.__main__ import main
 from jaxvit.data.builders import PREPARABLE
+from jaxvit.export.__main__ import main as export
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/extend.md", "docs/scale.md", "docs/performance.md")
+PAGES = ("README.md", "docs/extend.md", "docs/scale.md", "docs/performance.md", "docs/export.md")
 
 
 def blocks(page, language):
@@ -52,6 +53,7 @@ def trained(tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
         jaxvit.train(tiny_config(train__duration="1 steps"), folder / "runs" / "digits")
     main(["export", "digits", "--n=3", str(folder / "images")])
+    export([f"--workdir={folder / 'runs' / 'digits'}"])
     return folder
 
 
@@ -72,7 +74,7 @@ def test_every_command_runs(page, command, tmp_path, request):
         assert words[2] in PREPARABLE
         return
     if (
-        words[0] in ("train", "sweep", "benchmark", "reproduce")
+        words[0] in ("train", "sweep", "benchmark", "reproduce", "export")
         and "--dry_run" not in words
         and page != "docs/extend.md"
     ):

@@ -21,6 +21,21 @@ ROWS = read_rows(ROOT / "results" / "rows.toml")
 TESTS = __file__.rpartition("/")[0]
 
 
+TINY = """[[row]]
+name = "tiny"
+config = "tiny_row.py"
+weights = "{weights}"
+document = {{ top1 = 0.05 }}
+target = {{ top1 = {target} }}
+tolerance = 0.0
+n = 25
+epochs = 2
+minutes = 1
+seeds = [0, 1]
+quirks = ["small"]
+"""
+
+
 @pytest.fixture(autouse=True)
 def _optax_mixes_dtypes():
     with jax.numpy_dtype_promotion("standard"):
@@ -30,12 +45,15 @@ def _optax_mixes_dtypes():
 @pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
 def test_every_row_has_a_config_and_a_target(row):
     config = load_config_file(str(ROOT / "configs" / row.config))
-    assert row.weights in ("best", "latest") and row.seeds and row.epochs > 0 and row.n in (4000, 10000)
-    # Where a document reports a number, a number is asked for.
-    assert set(row.target) >= {name for name in row.document if name == "top1"} or row.pair
-    assert row.target or row.pair or row.name.endswith(("_10", "_best"))
+    assert row.weights in ("best", "latest") and row.seeds and row.epochs > 0 and row.n in (4000, 10000, 50000)
+    assert row.params if row.steps else row.target["top1"] > 0
     duration = int(config.train.duration.partition(" ")[0])
-    assert duration == row.epochs or row.name == "mini_vit_tl4_1epoch"
+    assert duration == row.epochs or row.name in ("mini_vit_tl4_1epoch", "fashion_fast_vit_30")
+
+
+def test_the_page_is_made_of_the_table_and_its_runs():
+    found = verb.page(ROWS, verb.results_of(ROOT / "results" / "results.csv"))
+    assert (ROOT / "results" / "README.md").read_text() == found
 
 
 def test_the_documents_numbers_are_there():
@@ -46,6 +64,8 @@ def test_the_documents_numbers_are_there():
         **{"mini_vit": 0.56112, "mini_vit_tl8": 0.5655, "mini_vit_tl4": 0.56498, "mini_vit_8l": 0.5536},
         **{"mini_vit_v11_g4t4": 0.54638, "mini_vit_v11_g8t8": 0.54898, "mini_vit_v11_g4t8": 0.55196},
         **{"mini_vit_tl4_1epoch": 0.229, "vit_cifar100": 0.55, "shiftvit": 0.7638, "cct": 0.7761},
+        **{"cct_vit": 0.7822, "cct_7_3x1_32": 0.9653},
+        **{"imagenet_vit_s16": 0.765, "imagenet_shiftvit_t": 0.817, "imagenet_cct_14": 0.8067},
     }
 
 
@@ -71,6 +91,7 @@ def test_the_interval_of_several(values):
 
 def line(row, seed=0, top1=0.5, seconds=10.0, form="full", hardware="here", **more):
     known = {"row": row, "form": form, "seed": str(seed), "n": "10000", "top1": str(top1), "top5": "0.9", "loss": "1"}
+    known["multiply_adds"] = "100"
     return dict.fromkeys(verb.COLUMNS, "") | known | {"train_seconds": str(seconds), "hardware": hardware, **more}
 
 
@@ -97,9 +118,27 @@ def test_pairs_are_compared_seed_by_seed_on_one_machine():
     fast = ROWS["fashion_fast_vit"]
     both = [line(fast.name, 0, 0.94, 100.0), line("fashion_vit", 0, 0.84, 140.0)]
     said, passed = verb.outcome(fast, both, ROWS)
-    assert not passed and said[1].endswith("1.40 times as fast, 1.5 asked: misses it")
+    assert not passed
+    assert said[1].endswith("1.40 times as fast for 1.00 times fewer multiply-adds, 1.5 asked: misses it")
     both[1]["train_seconds"] = "160.0"
     assert verb.outcome(fast, both, ROWS)[1]
+    true = ROWS["shiftvit_true"]
+    both = [line(true.name, 42, 0.78), line("shiftvit", 42, 0.77)]
+    assert verb.outcome(true, both, ROWS)[1]
+    both[1]["top1"] = "0.78"
+    said, passed = verb.outcome(true, both, ROWS)
+    assert not passed and "not above it" in said[1]
+    said, passed = verb.outcome(true, both[:1], ROWS)
+    assert not passed and "not compared with shiftvit" in said[1]
+
+
+def test_short_forms_are_compared_too_and_pass_nothing():
+    row, form = ROWS["mini_vit_tl4"], "2 of 20 epochs"
+    mine = [line(row.name, seed, 0.3 + seed / 100, form=form, multiply_adds="80") for seed in range(2)]
+    theirs = [line("mini_vit", seed, 0.3 + seed / 100, form=form) for seed in range(2)]
+    text = verb.page(ROWS, mine + theirs)
+    assert "not run<br>a short form, 2 of 20 epochs, 2 runs: top1 30.50%" in text
+    assert "1.00 times as fast for 1.25 times fewer multiply-adds" in text and "passes" not in text
 
 
 @pytest.mark.parametrize(
@@ -108,6 +147,10 @@ def test_pairs_are_compared_seed_by_seed_on_one_machine():
         ("[[row]]\nname = 'a'\n", "row 'a': 'config' is missing"),
         ("[[row]\n", "cannot be read"),
         ("[[row]]\nname = 'a'\ncolour = 1\n", "row 'a': 'colour' is not known"),
+        ("[row]\nname = 'a'\n", r"begins with \[\[row\]\]"),
+        (TINY.format(weights="best", target=0.5).replace("target = { top1 = 0.5 }", "target = {}"), "has no target"),
+        (TINY.format(weights="best", target=0.5) + "steps = 1\n", "has no params"),
+        (TINY.format(weights="best", target=0.5) + "pair = { rov = 'x' }\n", "row 'tiny': .*rov"),
     ],
 )
 def test_rows_that_are_not_right(tmp_path, text, says):
@@ -116,21 +159,6 @@ def test_rows_that_are_not_right(tmp_path, text, says):
         read_rows(tmp_path / "rows.toml")
     with pytest.raises(UsageError, match="there is no such file"):
         read_rows(tmp_path / "none.toml")
-
-
-TINY = """[[row]]
-name = "tiny"
-config = "tiny_row.py"
-weights = "{weights}"
-document = {{ top1 = 0.05 }}
-target = {{ top1 = {target} }}
-tolerance = 0.0
-n = 25
-epochs = 2
-minutes = 1
-seeds = [0, 1]
-quirks = ["small"]
-"""
 
 
 @pytest.fixture
@@ -182,7 +210,7 @@ def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
     (tmp_path / "rows.toml").write_text(TINY.format(weights="best", target=1.1))
     assert verb.main([*project, "--epochs=1", "--seeds=1"]) == 0
     assert "tiny: not run" in capsys.readouterr().out
-    assert "not run<br>a short form, 1 of 2 epochs: " in (tmp_path / "README.md").read_text()
+    assert "not run<br>a short form, 1 of 2 epochs, 1 run: top1 " in (tmp_path / "README.md").read_text()
     assert verb.main([*project, "--seeds=1"]) == 1
     assert "misses it by" in capsys.readouterr().out
     with (tmp_path / "results.csv").open() as file:
@@ -202,6 +230,27 @@ def test_a_row_whose_data_is_missing_is_named_and_the_others_run(project, tmp_pa
     out = capsys.readouterr().out
     assert "other: not run: " in out and "tiny: top1 " in out
     assert tiny_config().data.name == "digits"
+
+
+def test_a_damaged_table_is_one_line(project, tmp_path):
+    assert verb.main([*project, "--seeds=1"]) == 0
+    file = tmp_path / "results.csv"
+    file.write_text(file.read_text().rsplit(",", 3)[0] + "\n")
+    with pytest.raises(UsageError, match="a line is damaged"):
+        verb.main([*project, "--list"])
+
+
+def test_a_recipe_takes_its_step_and_is_counted(project, tmp_path, capsys):
+    text = (tmp_path / "tiny_row.py").read_text()
+    (tmp_path / "tiny_row.py").write_text(text.replace("tiny_config(", "tiny_config(data__name='imagenet2012', "))
+    rows = TINY.format(weights="latest", target=0.01).replace("top1 = 0.01", "")
+    (tmp_path / "rows.toml").write_text(f"{rows}steps = 2\nparams = 1\n")
+    assert verb.main([*project]) == 1
+    assert "2 steps on random images, loss " in (out := capsys.readouterr().out) and ", not 1" in out
+    (line,) = verb.results_of(tmp_path / "results.csv")
+    assert (line["n"], line["top1"], line["epochs"]) == ("0", "", "") and float(line["loss"]) > 0
+    (tmp_path / "rows.toml").write_text(f"{rows}steps = 2\nparams = {line['params']}\n")
+    assert verb.main([*project]) == 0 and "parameters, as expected" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvit.models import create_model
+from jaxvit.ops.ways import use
 from jaxvit.training.loss import one_hot
 from jaxvit.training.optimizer import OptimizerSettings, make_optimizer
 from jaxvit.training.runtime import forward_options
@@ -24,8 +25,9 @@ class JaxvitPeer:
 
     name = "jaxvit"
 
-    def __init__(self, *, amp: bool = False):
+    def __init__(self, *, amp: bool = False, ways: str = "fast"):
         self._dtype = "bfloat16" if amp else "float32"
+        self._ways = ways
 
     def prepare(self, workload: Workload) -> None:
         w = workload
@@ -35,7 +37,8 @@ class JaxvitPeer:
             return dict(model.init(key, jnp.zeros((1, *w.input)), train=False))
 
         def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-            return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
+            with use(self._ways):
+                return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
 
         def as_is(key: jax.Array, step: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             del key, step

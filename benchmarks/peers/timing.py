@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -104,17 +104,20 @@ class Worker:
     Args:
       peer, model: what it runs.
       options: further words of its command line.
+      variables: of its environment, in place of this process's.
 
     Raises:
       MissingPackageError: the peer's framework is not installed.
       WorkerError: it did not start.
     """
 
-    def __init__(self, peer: str, model: str, options: tuple[str, ...] = ()):
+    def __init__(
+        self, peer: str, model: str, options: tuple[str, ...] = (), variables: Mapping[str, str] | None = None
+    ):
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         # A compiled program kept from an earlier run would hide what compiling costs.
         self._kept = tempfile.TemporaryDirectory(prefix="jaxvit-peer-", ignore_cleanup_errors=True)
-        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | dict(variables or {})
         environment["TORCHINDUCTOR_CACHE_DIR"] = self._kept.name
         # As `jaxvit` starts itself where Linux waits to be asked for huge pages; for all of them alike.
         environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")

@@ -63,7 +63,7 @@ def forward_options() -> dict[str, str] | None:
     """The ``compiler_options`` of ``jax.jit`` for a program that takes no gradient; None where nothing is to be chosen.
 
     What `choose_cpu_libraries` leaves to the library are sums: it is fast at those over a batch that gradients consist
-    of, and slower than XLA at those of norms and softmaxes, which are all that a forward pass has. A choice in
+    of, and slower than XLA at those of norms and softmaxes, which are all that a forward pass has. Another choice in
     ``XLA_FLAGS`` stays.
     """
     import jax

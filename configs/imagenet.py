@@ -1,0 +1,88 @@
+"""ImageNet: the recipes of the authors of the four families, for those who have the data and the machines.
+
+    jaxvit train --config=configs/imagenet.py:vit_s16 --workdir=runs/vit-s16
+    jaxvit reproduce imagenet_vit_s16            resolves it, counts, and takes a step on random images
+
+Variants, with the source's own top-1 accuracy: vit_s16 (big_vision, configs/vit_s16_i1k.py: 76.5 %, 90 epochs),
+shiftvit_t (SPACH, main.py and README: 81.7 %), cct_14 (Compact-Transformers, configs/pretrained/cct_14-7x2_imagenet.yml:
+80.67 %), token_learner_b16 (Scenic, configs/im1k_token_learner_config.py: none given). None of them was run here.
+Images are decoded to 256 pixels square, and training windows are cut from these. Departures: one filter where
+Compact-Transformers draws one for each image; a warm-up before the schedule, not on top of it. vit_s16: RandAugment
+without Cutout, the first moment in float32. shiftvit_t: batches of 1,023 for its 1,024; what is tested are the averaged weights,
+of the last step, where SPACH reports the best epoch of the others. token_learner_b16: a softmax loss where Scenic has a sigmoid for each class and a
+head's bias that starts at -10.
+"""  # noqa: E501
+
+from ml_collections import ConfigDict
+
+from jaxvit.config import base_config
+
+VARIANTS = ("vit_s16", "shiftvit_t", "cct_14", "token_learner_b16")
+MODELS = {
+    "vit_s16": ("vit_s16_224", {"pool": "mean", "positions": "sincos", "rep_size": 384}),
+    "shiftvit_t": ("shiftvit_tiny", {}),
+    "cct_14": ("cct_14_7x2_224", {}),
+    "token_learner_b16": ("token_learner_vit_b16_224", {}),
+}
+
+
+def get_config(variant: str = "vit_s16") -> ConfigDict:
+    name, attributes = MODELS[variant]
+    config = base_config(name, **attributes)
+    config.data.name, config.data.side, config.data.feed = "imagenet2012", 256, "stream"
+    config.data.test = "validation"
+    config.augment.size = 224
+    config.augment.train = "random_resized_crop"
+    config.augment.evaluation, config.augment.crop_fraction = "crop_fraction", 0.875
+    config.augment.mean, config.augment.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    config.augment.flip = True
+    config.train.batch_size = 1024
+    config.train.last_batch = "drop"
+    {"vit_s16": _big_vision, "token_learner_b16": _scenic}.get(variant, _timm)(config)
+    if variant == "shiftvit_t":
+        config.train.duration = "300 epochs"  # SPACH's loop ends before timm's ten of cooling down
+        config.optim.peak_lr, config.optim.warmup = 1e-3, "20 epochs"
+        config.optim.ema_decay, config.optim.ema_ramp = 0.99996, False
+        config.augment.repeats, config.train.batch_size = 3, 1023  # the copies of an image are in one batch
+    if variant == "cct_14":
+        config.train.duration = "310 epochs"
+        config.optim.peak_lr, config.optim.warmup, config.optim.cooldown = 5e-4, "10 epochs", "10 epochs"
+        config.augment.crop_fraction = 0.9
+    return config
+
+
+def _timm(config: ConfigDict) -> None:
+    """What both recipes that grew from timm share. Beside a policy timm leaves its colour jitter out."""
+    config.data.train = "train"
+    config.augment.interpolation = "bicubic"
+    config.augment.policy = "rand-m9-mstd0.5-inc1"
+    config.augment.mixup, config.augment.cutmix = 0.8, 1.0
+    config.augment.erase = 0.25
+    config.optim.start_lr, config.optim.end_lr = 1e-6, 1e-5
+    config.optim.weight_decay = 0.05
+    config.train.label_smoothing = 0.1
+    config.model.dtype = "bfloat16"
+
+
+def _big_vision(config: ConfigDict) -> None:
+    config.data.train, config.data.validation = "train[:99%]", "train[99%:]"
+    config.augment.mean, config.augment.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    config.augment.scale = (0.05, 1.0)
+    config.augment.policy = "rand-m10-n2-p1"  # theirs applies both operations, always
+    config.augment.mixup = 0.2
+    config.optim.peak_lr, config.optim.warmup = 1e-3, "10000 steps"
+    config.optim.weight_decay = 0.1  # theirs is 1e-4, which its learning rate does not multiply: 1e-4 / 1e-3
+    config.optim.clip_norm = 1.0
+    config.train.duration = "90 epochs"
+
+
+def _scenic(config: ConfigDict) -> None:
+    config.seed = 42
+    config.data.train = "train"
+    config.augment.interpolation = "bicubic"
+    config.optim.schedule, config.optim.peak_lr, config.optim.end_lr = "linear", 5e-3, 1e-5
+    config.optim.warmup = "10000 steps"
+    config.optim.weight_decay, config.optim.decay_mask = 0.3, "all"
+    config.optim.clip_norm = 1.0
+    config.train.batch_size = 4096
+    config.train.duration = "90 epochs"

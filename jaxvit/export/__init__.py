@@ -1,0 +1,10 @@
+"""A trained model as a file that runs without jaxvit. `jaxvit export` is in `jaxvit.export.__main__`.
+
+weights.py     which numbers a file holds: float32, bfloat16 or int8
+model.py       the function that every format holds: uint8 images to probabilities
+formats.py     what a format is, and the list of them
+stablehlo.py, onnx_file.py, savedmodel.py, hub.py    one each
+loaders/       what runs a file, each a script of its own, which knows nothing of jaxvit
+card.py        the model card of hub/
+check.py       runs a written file in a fresh process and compares
+"""

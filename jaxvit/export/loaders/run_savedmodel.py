@@ -1,0 +1,21 @@
+"""Runs a model of jaxvit: python run_savedmodel.py savedmodel images.npy [out.npy]. Needs tensorflow."""
+
+import json
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+
+def load(path):
+    model = tf.saved_model.load(path)
+    return lambda images: model(images).numpy(), json.loads(model.facts.numpy())
+
+
+if __name__ == "__main__":
+    model, facts = load(sys.argv[1])
+    probabilities = model(np.load(sys.argv[2]))  # uint8 [B, H, W, C] to float32 [B, K]
+    for row in probabilities[:8]:
+        print(f"{facts['class_names'][row.argmax()]} {row.max():.4f}")
+    if len(sys.argv) > 3:
+        np.save(sys.argv[3], probabilities)
