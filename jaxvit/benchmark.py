@@ -123,7 +123,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
             "--workdir and --own_code are for --file: name exported files, such as --file=RUN/export/model.stablehlo"
         )
     for name in ("model", "config", "batch", "dtype", "synthetic", "trace"):
-        if getattr(options, name) not in (None, "", [], False):
+        if (value := getattr(options, name)) not in (None, "", []) and value is not False:
             raise UsageError(f"--{name} says nothing of exported files, which --file names; leave one of them out")
     _check_effort(options)
     for path in files:

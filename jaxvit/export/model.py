@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,15 +48,15 @@ class ExportModel:
     def _variables(self) -> dict[str, Any]:
         return {**self.loaded.variables, "params": restore(self.stored)}
 
-    def probabilities(self, images_BHWC: Any, *, plain: bool = False) -> jax.Array:
+    def probabilities(self, images_BHWC: Any, by: Mapping[str, str] | str = "") -> jax.Array:
         """Probabilities [B, K], float32, of uint8 images [B, *image_shape]; to be traced: the weights become constants.
 
         Args:
           images_BHWC: the images.
-          plain: each operation in its plain way, for formats that do not know others.
+          by: ways of the operations, see `jaxvit.ops.ways`; '' = those of the training.
         """
         loaded = self.loaded
-        with ways.use("plain" if plain else loaded.ways):
+        with ways.use(by or loaded.ways):
             logits_BK = loaded.model.apply(self._variables(), loaded.preprocess(images_BHWC), train=False)
         # Outputs beyond the classes have their share in the softmax, as in training, and no name.
         return jax.nn.softmax(logits_BK, axis=-1)[:, : len(loaded.class_names)]

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from jaxvit.export.model import ExportModel
+from jaxvit.ops.ways import PLAIN
+
+# onnxruntime's MaxPool knows no more than three axes of pixels, and jax2onnx counts all of them as such.
+_WAYS = {**PLAIN, "max_pool": "maximum"}
 
 
 def write(model: ExportModel, path: Path) -> None:
     """Writes the graph for any batch size, with its weights."""
     import onnx
+
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # it tells of plugins for libraries that nobody uses here
     from jax2onnx import to_onnx
 
     shape = ("B", *model.loaded.image_shape)
-    graph = to_onnx(
-        lambda images_BHWC: model.probabilities(images_BHWC, plain=True),
-        inputs=[jax.ShapeDtypeStruct(shape, jnp.uint8)],
-        model_name="jaxvit",
-    )
+    # It puts functions of its own in the place of Flax's, and these promote ranks.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        graph = to_onnx(
+            lambda images_BHWC: model.probabilities(images_BHWC, _WAYS),
+            inputs=[jax.ShapeDtypeStruct(shape, jnp.uint8)],
+            model_name="jaxvit",
+        )
     onnx.helper.set_model_props(graph, {"jaxvit": json.dumps(model.facts())})
     onnx.save(graph, path)

@@ -190,62 +190,64 @@ def save(tensors, metadata=None):
     return lambda file: safetensors.numpy.save_file(tensors, file, metadata)
 
 
-class TestHub:
-    """A folder to give away."""
+@pytest.fixture(scope="module")
+def hub(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    verb.main([f"--workdir={run}", "--to=hub", f"--out={folder}"])
+    return folder / "hub"
 
-    @pytest.fixture(scope="class")
-    def hub(self, run, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("hub")
-        verb.main([f"--workdir={run}", "--to=hub", f"--out={folder}"])
-        return folder / "hub"
 
-    def test_it_is_the_model(self, run, hub):
-        mine, theirs = jaxvit.load(hub), jaxvit.load(run)
-        assert (mine.step, mine.weights, mine.class_names) == (theirs.step, "ema", theirs.class_names)
-        batch = images(mine.image_shape)
-        assert np.array_equal(np.asarray(mine(batch)), np.asarray(theirs(batch)))
-        assert json.loads((hub / "config.json").read_text())["config"]["data"]["dir"] == ""
+def test_a_hub_folder_is_the_model(run, hub):
+    mine, theirs = jaxvit.load(hub), jaxvit.load(run)
+    assert (mine.step, mine.weights, mine.class_names) == (theirs.step, "ema", theirs.class_names)
+    batch = images(mine.image_shape)
+    assert np.array_equal(np.asarray(mine(batch)), np.asarray(theirs(batch)))
+    assert json.loads((hub / "config.json").read_text())["config"]["data"]["dir"] == ""
 
-    def test_other_verbs_take_it(self, hub, tmp_path, capsys):
-        from jaxvit.evaluate import main as evaluate
 
-        assert evaluate([f"--workdir={hub}", f"--out={tmp_path}", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["count"] == 25
+def test_other_verbs_take_a_hub_folder(hub, tmp_path, capsys):
+    from jaxvit.evaluate import main as evaluate
 
-    def test_its_card_tells_the_run(self, run, hub):
-        card, test = (hub / "README.md").read_text(), json.loads((run / "result.json").read_text())["test"]
-        assert f"top-1 {test['top1']:.2%}" in card and "| train | train[:60] | 60 |" in card
-        assert "| `optim.ema_decay` | 0.9 |" in card and "averaged over training" in card
-        for heading in ("Use", "Data", "Recipe", "Result", "Limits"):
-            assert f"## {heading}\n" in card
+    assert evaluate([f"--workdir={hub}", f"--out={tmp_path}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 25
 
-    @pytest.mark.parametrize(
-        ("damage", "says"),
-        [
-            (lambda f: f.write_bytes(f.read_bytes()[:100]), "cannot be read"),
-            (lambda f: f.write_text("no weights"), "cannot be read"),
-            (save({"params.a": F(2)}, {}), "cannot be read"),
-            (save({"params.a": F(2)}), "model.json does not fit the weights of step 1"),
-            (save({"params.a": F(2), "params.a.b": F(2)}), "goes on from the name of an array"),
-            (save({"params.a": np.zeros(2, np.float64)}), "params.a is float64"),
-            (save({"params.a": np.zeros((2, 2), np.int8), "params.a.scale": F(2)}), "cannot be read"),
-            (save({"params.a": np.zeros((2, 2), np.int8), "params.a.scale": F(3, 1)}), "params.a.scale is float32"),
-            (save({"params.a": np.zeros((2, 2), np.int8)}), "cannot be read"),
-            (save({"params.a": F(2)}, {"step": "-1", "weights": "model"}), "step -1"),
-            (save({"params.a": F(2)}, {"step": "1", "weights": "others"}), "weights 'others'"),
-        ],
-    )
-    def test_damage_is_one_line(self, hub, tmp_path, damage, says):
-        import shutil
 
-        shutil.copytree(hub, tmp_path / "hub")
-        damage(tmp_path / "hub" / "model.safetensors")
-        with pytest.raises(UsageError, match=says):
-            jaxvit.load(tmp_path / "hub")
+def test_the_card_tells_the_run(run, hub):
+    card, test = (hub / "README.md").read_text(), json.loads((run / "result.json").read_text())["test"]
+    assert f"top-1 {test['top1']:.2%}" in card and "| train | train[:60] | 60 |" in card
+    assert "| `optim.ema_decay` | 0.9 |" in card and "averaged over training" in card
+    for heading in ("Use", "Data", "Recipe", "Result", "Limits"):
+        assert f"## {heading}\n" in card
 
-    def test_it_holds_one_set_of_weights(self, hub):
-        with pytest.raises(UsageError, match="it holds only 'ema'"):
-            jaxvit.load(hub, weights="model")
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: f.write_bytes(f.read_bytes()[:100]), "cannot be read"),
+        (lambda f: f.write_text("no weights"), "cannot be read"),
+        (save({"params.a": F(2)}, {}), "cannot be read"),
+        (save({"params.a": F(2)}), "model.json does not fit the weights of step 1"),
+        (save({"params.a": F(2), "params.a.b": F(2)}), "goes on from the name of an array"),
+        (save({"params.a": np.zeros(2, np.float64)}), "params.a is float64"),
+        (save({"params.a": np.zeros((2, 2), np.int8), "params.a.scale": F(2)}), "cannot be read"),
+        (save({"params.a": np.zeros((2, 2), np.int8), "params.a.scale": F(3, 1)}), "params.a.scale is float32"),
+        (save({"params.a": np.zeros((2, 2), np.int8)}), "cannot be read"),
+        (save({"params.a": F(2)}, {"step": "-1", "weights": "model"}), "step -1"),
+        (save({"params.a": F(2)}, {"step": "1", "weights": "others"}), "weights 'others'"),
+    ],
+)
+def test_damage_of_a_hub_folder_is_one_line(hub, tmp_path, damage, says):
+    import shutil
+
+    shutil.copytree(hub, tmp_path / "hub")
+    damage(tmp_path / "hub" / "model.safetensors")
+    with pytest.raises(UsageError, match=says):
+        jaxvit.load(tmp_path / "hub")
+
+
+def test_a_hub_folder_holds_one_set_of_weights(hub):
+    with pytest.raises(UsageError, match="it holds only 'ema'"):
+        jaxvit.load(hub, weights="model")
 
 
 def test_files_are_timed_beside_the_original(run, tmp_path, capsys):

@@ -87,6 +87,15 @@ def test_max_pooling_and_its_gradient_against_loops(way, size, window, stride, p
     np.testing.assert_allclose(back(jnp.asarray(gradient))[0], expected_back, atol=1e-6)
 
 
+@pytest.mark.parametrize("way", ways.WAYS["max_pool"])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (2, 1)), ((0, 0), (0, 0))])
+def test_max_pooling_without_a_gradient_against_loops(way, padding):
+    x = NUMBERS.normal(size=(2, 7, 9, 3)).astype(np.float32)
+    with ways.use({"max_pool": way}):
+        out = jax.jit(lambda x: max_pool(x, padding=padding))(x)
+    np.testing.assert_array_equal(out, pool_loops(x, np.zeros_like(out), 3, 2, padding)[0])
+
+
 @pytest.mark.parametrize("place", [(0, 0), (1, 2), (3, 3)])
 def test_what_is_not_a_number_is_not_lost_in_pooling(place):
     x = jnp.ones((1, 4, 4, 1)).at[0, place[0], place[1], 0].set(jnp.nan)
