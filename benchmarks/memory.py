@@ -1,6 +1,6 @@
 """What `remat` leaves of a training step's activations: compiled for two batch sizes, not run.
 
-    python benchmarks/memory.py [MODEL] [--batch 8] [--remat none dots_no_batch dots full]
+    python benchmarks/memory.py [MODEL] [--batch 8] [--remat none dots_no_batch dots full] [--scan]
 
 By XLA's own account of a program's temporary memory. What grows with the batch is what a forward pass keeps for the
 backward pass and what either works on, so the difference of two batch sizes, through that of their images, is the
@@ -22,9 +22,9 @@ from jaxvit.plan import resolve
 KINDS = ("none", "dots_no_batch", "dots", "full")
 
 
-def temporary_bytes(model: str, remat: str, batch: int) -> int:
+def temporary_bytes(model: str, remat: str, batch: int, *, scan: bool) -> int:
     """Of one training step."""
-    config = base_config(model, remat=remat)
+    config = base_config(model, remat=remat, scan=scan)
     config.data.name, config.data.test = "synthetic", ""
     config.model.num_classes = 1000 if input_shape(model)[0] == 224 else 10
     config.train.batch_size, config.train.duration, config.train.last_batch = batch, "1 steps", "drop"
@@ -44,13 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="vit_b16_224", choices=list_models(), metavar="MODEL")
     parser.add_argument("--batch", type=int, default=8, choices=range(1, 513), metavar="N", help="and twice that")
+    parser.add_argument("--scan", action="store_true", help="compile one block and loop")
     parser.add_argument("--remat", nargs="+", default=KINDS, choices=KINDS)
     options = parser.parse_args()
     device = jax.devices()[0].device_kind
     print(f"{options.model} on {device}, jax {jax.__version__}; batch {options.batch} and its double")
     whole = 0.0
     for remat in options.remat:
-        small, large = (temporary_bytes(options.model, remat, batch) for batch in (options.batch, 2 * options.batch))
+        batches = (options.batch, 2 * options.batch)
+        small, large = (temporary_bytes(options.model, remat, batch, scan=options.scan) for batch in batches)
         each = (large - small) / options.batch / 1e6
         whole = whole or each
         print(f"remat={remat:<14} {each:8.1f} MB an image, {each / whole:5.1%} of the first", flush=True)

@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         model = _measured(model, split, source, options)
     if options.dtype != "float32":
         print(_cost_in_accuracy(model, split, source, why_not, options), flush=True)
-    compared = f"{len(images)} images {f'of {source.name}' if source else 'of noise'}"
+    compared = f"{len(images)} images of {_named(source) if source else 'noise'}"
     for kind in kinds:
         made = _write_checked(model, kind, folder, images)
         print(f"{made.target}: {_size(made.target):,} bytes, {made.difference:.1e} from the model on {compared}")
@@ -99,6 +99,11 @@ def _labelled_images(loaded: Loaded, options: Any) -> tuple[str, Any, str]:
         return "", None, str(error)
 
 
+def _named(source: Any) -> str:
+    """Its name, within a sentence."""
+    return source.name.replace(": ", ", ")
+
+
 def _noise(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
 
@@ -121,7 +126,7 @@ def _cost_in_accuracy(model: ExportModel, split: str, source: Any, why_not: str,
     before, after = _evaluated(model.loaded, split, source, options), model.result
     change = 100 * (after["top1"] - before["top1"])
     return (
-        f"{model.kind} weights: top-1 {after['top1']:.2%} on {source.name}, {after['count']:,} images; float32 "
+        f"{model.kind} weights: top-1 {after['top1']:.2%} on {_named(source)}, {after['count']:,} images; float32 "
         f"{before['top1']:.2%}, a change of {change:+.2f} points; loss {after['loss']:.4f}, was {before['loss']:.4f}"
     )
 

@@ -10,6 +10,7 @@ from jaxvit.config import KEYS, flatten
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.export.model import ExportModel
 from jaxvit.models.count import count_macs, count_params
+from jaxvit.models.registry import model_defaults
 from jaxvit.rows import wilson
 from jaxvit.run_directory import read_environment
 
@@ -62,7 +63,7 @@ def model_card(model: ExportModel) -> str:
         "",
         "## Recipe",
         "",
-        "What differs from jaxvit's defaults; `config.json` has every value.",
+        "What differs from the defaults of jaxvit and of the model named; `config.json` has every value.",
         "",
         "| key | value |",
         "|---|---|",
@@ -111,12 +112,10 @@ def _data(model: ExportModel) -> list[str]:
 
 
 def _recipe(config: Any) -> list[tuple[str, Any]]:
-    skipped = ("data.", "log.", "eval.", "checkpoint.", "model.")
-    return [
-        (key, value)
-        for key, value in flatten(config)
-        if key in KEYS and not key.startswith(skipped) and value != KEYS[key].default
-    ]
+    skipped = ("data.", "log.", "eval.", "checkpoint.")
+    defaults = {f"model.{name}": value for name, value in model_defaults(config.model.name).items()}
+    defaults |= {key: about.default for key, about in KEYS.items() if not key.startswith(skipped)}
+    return [(key, value) for key, value in flatten(config) if key in defaults and value != defaults[key]]
 
 
 def _result(model: ExportModel) -> list[str]:

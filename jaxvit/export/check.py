@@ -72,6 +72,7 @@ def _run_it(model: ExportModel, kind: Format, path: Path, batches: list[np.ndarr
         words += [file for pair in files for file in pair]
         done = subprocess.run(list(map(str, words)), cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise RunFailedError(f"--to={kind.name}: the file written does not run: {last[:300]}")
+            said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"code {done.returncode}"]
+            errors = [line for line in said if "rror:" in line] or said[-1:]
+            raise RunFailedError(f"--to={kind.name}: the file written does not run: {errors[0][:300]}")
         return [np.load(out) for _, out in files]

@@ -48,15 +48,15 @@ class ExportModel:
     def _variables(self) -> dict[str, Any]:
         return {**self.loaded.variables, "params": restore(self.stored)}
 
-    def probabilities(self, images_BHWC: Any, by: Mapping[str, str] | str = "") -> jax.Array:
+    def probabilities(self, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
         """Probabilities [B, K], float32, of uint8 images [B, *image_shape]; to be traced: the weights become constants.
 
         Args:
           images_BHWC: the images.
-          by: ways of the operations, see `jaxvit.ops.ways`; '' = those of the training.
+          by: ways of some operations, see `jaxvit.ops.ways`; the others are computed as in training.
         """
         loaded = self.loaded
-        with ways.use(by or loaded.ways):
+        with ways.use(loaded.ways), ways.use(by or {}):
             logits_BK = loaded.model.apply(self._variables(), loaded.preprocess(images_BHWC), train=False)
         # Outputs beyond the classes have their share in the softmax, as in training, and no name.
         return jax.nn.softmax(logits_BK, axis=-1)[:, : len(loaded.class_names)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 from pathlib import Path
@@ -24,12 +26,17 @@ def write(model: ExportModel, path: Path) -> None:
     from jax2onnx import to_onnx
 
     shape = ("B", *model.loaded.image_shape)
-    # It puts functions of its own in the place of Flax's, and these promote ranks.
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    # It puts functions of its own in the place of Flax's; these promote ranks, and print what they do.
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         graph = to_onnx(
             lambda images_BHWC: model.probabilities(images_BHWC, _WAYS),
             inputs=[jax.ShapeDtypeStruct(shape, jnp.uint8)],
             model_name="jaxvit",
         )
+    del graph.graph.value_info[:]  # shapes of what lies between, some of which onnxruntime warns of
     onnx.helper.set_model_props(graph, {"jaxvit": json.dumps(model.facts())})
     onnx.save(graph, path)

@@ -15,7 +15,8 @@ def write(model: ExportModel, path: Path) -> None:
 
     shape = model.loaded.image_shape
     run = jax2tf.convert(
-        model.probabilities,
+        # TensorFlow's StableHLO is older than jax's, and cannot read its erf.
+        lambda images_BHWC: model.probabilities(images_BHWC, {"gelu": "rational"}),
         polymorphic_shapes=[f"(b, {', '.join(map(str, shape))})"],
         native_serialization_platforms=("cpu", "cuda", "tpu"),
         with_gradient=False,

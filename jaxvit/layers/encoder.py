@@ -54,7 +54,24 @@ def _gelu_by_erf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> t
 def _cumulative(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x in at least float32, and the normal distribution's cumulative function of it."""
     wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
-    return wide, 0.5 * (1.0 + jax.lax.erf(wide * np.asarray(0.5**0.5, wide.dtype)))
+    erf = _rational_erf if way("gelu") == "rational" else jax.lax.erf
+    return wide, 0.5 * (1.0 + erf(wide * np.asarray(0.5**0.5, wide.dtype)))
+
+
+# Of Eigen's generic_fast_erf (Eigen/src/SpecialFunctions), which XLA uses too: x p(x²) / q(x²), exact to float32 within
+# ±4, where it is clamped. The highest powers first.
+_ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05)
+_ERF_P += (-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
+_ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
+_ERF_Q += (-1.42647390514189e-02,)
+
+
+def _rational_erf(x: jax.Array) -> jax.Array:
+    """erf by multiplying and adding, for programs that others read whose erf is another one."""
+    x = jnp.clip(x, -4.0, 4.0)
+    square = x * x
+    p, q = (jnp.polyval(np.asarray(each, np.float32), square, unroll=16) for each in (_ERF_P, _ERF_Q))
+    return x * p / q
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

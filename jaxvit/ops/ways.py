@@ -4,7 +4,7 @@
 |---|---|---|---|
 | `attention` | `plain`: queries, keys and values are projected | `absorbed`: key and value kernels are multiplied into the query and output kernels, where heads are at least as wide as the tokens | CPU |
 | `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: comparisons of strided slices; and `maximum`, these alone, for export | CPU |
-| `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and only the input is kept for the gradient | all |
+| `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and only the input is kept for the gradient; and `rational`, the same without XLA's erf, for export | all |
 | `noise` | `threefry`: jax's own generator | `hash`: a hash of each element's place, in the same pass as what uses it | all |
 
 Without noise all agree up to rounding. `hash` gives other, equally distributed, noise, and so does `absorbed` where the
@@ -22,7 +22,7 @@ import jax
 WAYS = {
     "attention": ("plain", "absorbed"),
     "max_pool": ("window", "slices", "maximum"),
-    "gelu": ("erfc", "erf"),
+    "gelu": ("erfc", "erf", "rational"),
     "noise": ("threefry", "hash"),
 }
 PLAIN = {operation: ways[0] for operation, ways in WAYS.items()}

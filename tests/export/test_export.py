@@ -215,7 +215,12 @@ def test_other_verbs_take_a_hub_folder(hub, tmp_path, capsys):
 def test_the_card_tells_the_run(run, hub):
     card, test = (hub / "README.md").read_text(), json.loads((run / "result.json").read_text())["test"]
     assert f"top-1 {test['top1']:.2%}" in card and "| train | train[:60] | 60 |" in card
-    assert "| `optim.ema_decay` | 0.9 |" in card and "averaged over training" in card
+    assert (
+        "| `optim.ema_decay` | 0.9 |" in card
+        and "| `model.dim` | 8 |" in card
+        and "`model.pool`" not in card
+        and "averaged over training" in card
+    )
     for heading in ("Use", "Data", "Recipe", "Result", "Limits"):
         assert f"## {heading}\n" in card
 
