@@ -86,7 +86,7 @@ def test_every_command_runs(page, command, tmp_path, request):
         (tmp_path / name).write_text(text)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "results").symlink_to(ROOT / "results")
-    if words[0] in ("evaluate", "predict", "report"):
+    if words[0] in ("evaluate", "predict", "report", "export") or any(word.startswith("--file=") for word in words):
         if page == "docs/extend.md":  # of the run that the page has trained
             (workdir,) = (word for word in words if word.startswith("--workdir="))
             (before,) = (c for c in commands(page) if c.startswith("jaxvit train ") and f" {workdir} " in c)
