@@ -137,9 +137,13 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     effort = Effort(options.rounds, options.seconds)
     found = measure_files(files, options.workdir, effort, own_code=options.own_code)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["onnxruntime"] = importlib.metadata.version("onnxruntime")
     circumstances = {"machine": hardware.machine(), "versions": versions, "date": datetime.date.today().isoformat()}
-    where = ", ".join(circumstances["machine"].values())
-    said = f"{table(found)}\n{where}; jax {versions['jax']}; {circumstances['date']}\n"
+    about = circumstances["machine"]
+    where = f"{about['processor']}, {about['cores']} cores, {about['memory']}; {about['system']}"
+    of = ", ".join(f"{name} {version}" for name, version in versions.items())
+    said = f"{table(found)}\n{where}; {of}; {circumstances['date']}\n"
     print(json.dumps({"files": found, **circumstances}) + "\n" if options.json else said, end="")
     if options.out:
         write_text(Path(options.out) / "files.md", said)
@@ -148,7 +152,10 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
 
 def _check(options: argparse.Namespace, models: Sequence[str]) -> None:
     if bool(models) == bool(options.config):
-        raise UsageError("name a model or a config file: --model=NAME or --config=FILE, see jaxvit benchmark --help")
+        raise UsageError(
+            "name a model, a config file or exported files: --model=NAME, --config=FILE or --file=FILE; see "
+            "jaxvit benchmark --help"
+        )
     if not all(models):
         raise UsageError(f"--model={','.join(options.model)}: a name is missing; write --model=a,b")
     if options.batch is not None and options.batch < 1:

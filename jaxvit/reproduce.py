@@ -40,7 +40,7 @@ _EXAMPLES = """examples:
                                                      before it fashion_vit, whose time it is compared with
   jaxvit reproduce mini_vit mini_vit_tl4 --seeds=2   the first two of each row's seeds
   jaxvit reproduce cct --epochs=2                    a short form, marked as such, which passes and fails nothing
-  jaxvit reproduce                                   all rows, in their order; what is finished is not done again
+  jaxvit reproduce --all                             all rows, in their order; what is finished is not done again
 
 exit codes: 0 what was run passes, 1 a target is missed or a row could not be run, 2 a mistake in the command, 75 and
 130 stopped and saved: the same command goes on
@@ -188,7 +188,8 @@ def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str,
 
 def _parser() -> command_line.Parser:
     parser = command_line.Parser("reproduce", "Runs the documents' experiments and compares.", _EXAMPLES)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="(default: all)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="what to run; --list shows them")
+    parser.add_argument("--all", action="store_true", help="every row, one after the other: days on a CPU")
     parser.add_argument("--list", action="store_true", help="show the rows; run nothing")
     parser.add_argument(
         "--seeds", type=int, default=0, metavar="N", help="the first N of each row's seeds (default: all)"
@@ -216,6 +217,10 @@ def main(argv: list[str]) -> int:
         if name not in every:
             raise UsageError(f"there is no row '{name}'{nearest(name, every)}; see jaxvit reproduce --list")
     rows = list({row.name: row for name in options.rows for row in with_partner(every[name], every)}.values())
+    if options.all and options.rows:
+        raise UsageError("--all names every row already: leave out the others, or --all")
+    if not (rows or options.all or options.list):
+        raise UsageError("name rows, or give --all, which takes days; jaxvit reproduce --list shows them")
     rows = rows or list(every.values())
     file = results / "results.csv"
     lines = results_of(file)

@@ -89,6 +89,7 @@ def outcome(row: Row, lines: Sequence[dict[str, str]], rows: dict[str, Row], for
     said, passed = [], True
     for verdict in judge(row, runs):
         between = f"{verdict.measure} {verdict.value:.2%} (95 %: {verdict.low:.2%} to {verdict.high:.2%})"
+        between += " with the last step's weights" * (row.weights == "latest" and verdict.measure == "top1")
         if form != FULL:
             said.append(between)
             continue
@@ -126,7 +127,9 @@ def page(rows: dict[str, Row], lines: Sequence[dict[str, str]]) -> str:
         "What the five documents report, what is asked of this project for it, and what was measured. Written by",
         "`jaxvit reproduce` from `rows.toml` and `results.csv`, where every number has its line; a row without a line",
         "says so. Intervals are of 95 %: of one run Wilson's for its test images, of several seeds Student's for their",
-        "mean.",
+        "mean. Weights are those that the document measured: of the last step where a row says so, else the best on",
+        "validation. Ratios of times are of whole trainings, one after the other; `benchmarks/RESULTS.md` has steps timed",
+        "turn by turn. A row that is run again renews its line.",
         "",
         "| row | config | document | asked | runs | measured |",
         "|---|---|---|---|---|---|",

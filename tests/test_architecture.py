@@ -17,7 +17,7 @@ ALLOWED = {
     "data": {"data", "errors", "own_code"},
     "training": {"training", "errors"},
     "export": {
-        *("export", "errors", "ops", "models", "data", "training", "_version", "config", "rows"),
+        *("export", "errors", "ops", "layers", "models", "data", "training", "_version", "config", "rows"),
         *("loading", "run_directory"),
     },
     "figures": {"figures", "errors", "ops", "layers", "models", "summary"},

@@ -192,26 +192,26 @@ def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys,
 
     capsys.readouterr()
     monkeypatch.setattr("jaxvit.train.execute", trained)
-    assert verb.main([*project]) == 0
+    assert verb.main([*project, "--all"]) == 0
     assert verb.results_of(tmp_path / "results.csv") == lines
 
 
 def test_seeds_of_a_row_in_one_run(project, tmp_path):
-    assert verb.main([*project, "--together"]) == 0
+    assert verb.main([*project, "--all", "--together"]) == 0
     lines = verb.results_of(tmp_path / "results.csv")
     assert [line["seed"] for line in lines] == ["0", "1"] and lines[0]["loss"] != lines[1]["loss"]
     assert (tmp_path / "runs" / "tiny" / "seeds_0_1" / "seed_1" / "result.json").exists()
     before = (tmp_path / "results.csv").read_text()
-    assert verb.main([*project, "--together"]) == 0
+    assert verb.main([*project, "--all", "--together"]) == 0
     assert (tmp_path / "results.csv").read_text() == before
 
 
 def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
     (tmp_path / "rows.toml").write_text(TINY.format(weights="best", target=1.1))
-    assert verb.main([*project, "--epochs=1", "--seeds=1"]) == 0
+    assert verb.main([*project, "--all", "--epochs=1", "--seeds=1"]) == 0
     assert "tiny: not run" in capsys.readouterr().out
     assert "not run<br>a short form, 1 of 2 epochs, 1 run: top1 " in (tmp_path / "README.md").read_text()
-    assert verb.main([*project, "--seeds=1"]) == 1
+    assert verb.main([*project, "--all", "--seeds=1"]) == 1
     assert "misses it by" in capsys.readouterr().out
     with (tmp_path / "results.csv").open() as file:
         assert [row["form"] for row in csv.DictReader(file)] == ["1 of 2 epochs", "full"]
@@ -226,14 +226,14 @@ def test_a_row_whose_data_is_missing_is_named_and_the_others_run(project, tmp_pa
     (tmp_path / "other.py").write_text(
         text.replace("tiny_config(", "tiny_config(data__name='mnist', data__dir='/no', ")
     )
-    assert verb.main([*project, "--seeds=1"]) == 1
+    assert verb.main([*project, "--all", "--seeds=1"]) == 1
     out = capsys.readouterr().out
     assert "other: not run: " in out and "tiny: top1 " in out
     assert tiny_config().data.name == "digits"
 
 
 def test_a_damaged_table_is_one_line(project, tmp_path):
-    assert verb.main([*project, "--seeds=1"]) == 0
+    assert verb.main([*project, "--all", "--seeds=1"]) == 0
     file = tmp_path / "results.csv"
     file.write_text(file.read_text().rsplit(",", 3)[0] + "\n")
     with pytest.raises(UsageError, match="a line is damaged"):
@@ -245,12 +245,12 @@ def test_a_recipe_takes_its_step_and_is_counted(project, tmp_path, capsys):
     (tmp_path / "tiny_row.py").write_text(text.replace("tiny_config(", "tiny_config(data__name='imagenet2012', "))
     rows = TINY.format(weights="latest", target=0.01).replace("top1 = 0.01", "")
     (tmp_path / "rows.toml").write_text(f"{rows}steps = 2\nparams = 1\n")
-    assert verb.main([*project]) == 1
+    assert verb.main([*project, "--all"]) == 1
     assert "2 steps on random images, loss " in (out := capsys.readouterr().out) and ", not 1" in out
     (line,) = verb.results_of(tmp_path / "results.csv")
     assert (line["n"], line["top1"], line["epochs"]) == ("0", "", "") and float(line["loss"]) > 0
     (tmp_path / "rows.toml").write_text(f"{rows}steps = 2\nparams = {line['params']}\n")
-    assert verb.main([*project]) == 0 and "parameters, as expected" in capsys.readouterr().out
+    assert verb.main([*project, "--all"]) == 0 and "parameters, as expected" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -258,6 +258,8 @@ def test_a_recipe_takes_its_step_and_is_counted(project, tmp_path, capsys):
     [
         (["fashion_vitt"], "there is no row 'fashion_vitt' .did you mean 'fashion_vit'"),
         (["--seeds=-1"], "--seeds=-1: must be 1 or more"),
+        ([], "name rows, or give --all"),
+        (["--all", "cct"], "--all names every row already"),
         (["--seed=1"], "did you mean '--seeds'"),
     ],
 )

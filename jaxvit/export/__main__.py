@@ -26,14 +26,14 @@ IMAGES = 32  # that a written file is compared on
 _PREFIX, _OLD = ".exporting-", "old"
 
 _EXAMPLES = """examples:
-  jaxvit export --workdir=runs/digits                               model.stablehlo: jax alone runs it, on CPU, GPU, TPU
+  jaxvit export --workdir=runs/digits                               model.stablehlo: jax runs it, on CPU, GPU, TPU
   jaxvit export --workdir=runs/digits --to=onnx,hub --out=digits    model.onnx; and a folder with a model card to give away
   jaxvit export --workdir=runs/digits --to=stablehlo --dtype=int8   a quarter of the size; says what it costs in accuracy
 
 Every file takes uint8 images of the run's size, any number at once, and gives probabilities; resizing and normalising
-are inside, and so are the class names. Before it gets its name it is run in a fresh process, without jaxvit, and
-compared on 32 images; one that differs by 1e-4 or more is thrown away. Beside each file lies a short script that runs
-it. hub/ is for jaxvit.load. `jaxvit benchmark --file=FILE` measures how fast a file is.
+are inside, and so are the class names. Beside each file lies a short script that runs it, without jaxvit but for hub/,
+which is for jaxvit.load. Before a file gets its name it is run so in a fresh process and compared, on 32 images, with the
+model of the same weights; one that differs by 1e-4 or more is thrown away. `jaxvit benchmark --file=FILE` measures it.
 """  # noqa: E501
 
 
@@ -72,9 +72,10 @@ def main(argv: list[str]) -> int:
     if options.dtype != "float32":
         print(_cost_in_accuracy(model, split, source, why_not, options), flush=True)
     compared = f"{len(images)} images of {_named(source) if source else 'noise'}"
+    of = "" if options.dtype == "float32" else f"with {options.dtype} weights "
     for kind in kinds:
         made = _write_checked(model, kind, folder, images)
-        print(f"{made.target}: {_size(made.target):,} bytes, {made.difference:.1e} from the model on {compared}")
+        print(f"{made.target}: {_size(made.target):,} bytes, {made.difference:.1e} from the model {of}on {compared}")
         print(f"  it needs {kind.runs_on}: python {made.loader} {made.target} images.npy", flush=True)
         if len(kinds) == 1:
             print(f"\n{kind.loader.read_text()}", end="")

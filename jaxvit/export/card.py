@@ -115,7 +115,11 @@ def _recipe(config: Any) -> list[tuple[str, Any]]:
     skipped = ("data.", "log.", "eval.", "checkpoint.")
     defaults = {f"model.{name}": value for name, value in model_defaults(config.model.name).items()}
     defaults |= {key: about.default for key, about in KEYS.items() if not key.startswith(skipped)}
-    return [(key, value) for key, value in flatten(config) if key in defaults and value != defaults[key]]
+    return [
+        (key, value)
+        for key, value in flatten(config)
+        if key in defaults and value != defaults[key] and key != "model.num_classes"
+    ]
 
 
 def _result(model: ExportModel) -> list[str]:

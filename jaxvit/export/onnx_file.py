@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvit.export.model import ExportModel
+from jaxvit.layers.stack import plainly
 from jaxvit.ops.ways import PLAIN
 
 # onnxruntime's MaxPool knows no more than three axes of pixels, and jax2onnx counts all of them as such.
@@ -22,9 +24,12 @@ def write(model: ExportModel, path: Path) -> None:
     """Writes the graph for any batch size, with its weights."""
     import onnx
 
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # it tells of plugins for libraries that nobody uses here
+    for name in ("jax2onnx", "onnx_ir"):  # they tell of plugins for libraries that nobody uses here, and of types
+        logging.getLogger(name).setLevel(logging.ERROR)
     from jax2onnx import to_onnx
 
+    # Block by block: a loop of blocks is what jax2onnx knows least of.
+    model = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, model=plainly(model.loaded.model)))
     shape = ("B", *model.loaded.image_shape)
     # It puts functions of its own in the place of Flax's; these promote ranks, and print what they do.
     with (

@@ -51,7 +51,7 @@ def test_a_file_gives_the_models_probabilities(run, tmp_path, capsys, kind, dtyp
     assert verb.main([f"--workdir={run}", f"--to={kind}", f"--dtype={dtype}", f"--out={tmp_path}"]) == 0
     out = capsys.readouterr().out
     path = tmp_path / FORMATS[kind].file(dtype)
-    assert f"{path}: " in out and " from the model on 25 images of " in out
+    assert f"{path}: " in out and "on 25 images of digits, test[:25]" in out
     assert (dtype == "float32") != (f"{dtype} weights: top-1 " in out)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, f"run_{kind}.py"])  # and nothing else
     model = jaxvit.load(run)
@@ -120,7 +120,7 @@ def test_without_the_data_it_is_compared_on_noise(run, tmp_path, capsys, monkeyp
     monkeypatch.setattr(verb, "read_split", gone)
     assert verb.main([f"--workdir={run}", f"--out={tmp_path}", "--dtype=int8"]) == 0
     out = capsys.readouterr().out
-    assert "on 32 images of noise" in out
+    assert "with int8 weights on 32 images of noise" in out
     assert "what int8 weights cost in accuracy was not measured: the data is not here" in out
 
 

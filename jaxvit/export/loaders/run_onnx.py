@@ -15,6 +15,8 @@ def load(path):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     model, facts = load(sys.argv[1])
     probabilities = model(np.load(sys.argv[2]))  # uint8 [B, H, W, C] to float32 [B, K]
     for row in probabilities[:8]:
