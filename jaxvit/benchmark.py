@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
 
 def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Measures exported files."""
-    from jaxvit.file_speed import BATCHES, measure_files, table
+    from jaxvit.file_speed import BATCHES, measure_files, page
 
     parser.refuse_unknown(rest)
     files = [Path(name) for value in options.file for name in value.split(",")]
@@ -136,14 +136,8 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
         _make_folder(Path(options.out))
     effort = Effort(options.rounds, options.seconds)
     found = measure_files(files, options.workdir, effort, own_code=options.own_code)
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        versions["onnxruntime"] = importlib.metadata.version("onnxruntime")
-    circumstances = {"machine": hardware.machine(), "versions": versions, "date": datetime.date.today().isoformat()}
-    about = circumstances["machine"]
-    where = f"{about['processor']}, {about['cores']} cores, {about['memory']}; {about['system']}"
-    of = ", ".join(f"{name} {version}" for name, version in versions.items())
-    said = f"{table(found)}\n{where}; {of}; {circumstances['date']}\n"
+    circumstances = _circumstances(*PACKAGES, "onnxruntime", "tensorflow")
+    said = page(found, circumstances)
     print(json.dumps({"files": found, **circumstances}) + "\n" if options.json else said, end="")
     if options.out:
         write_text(Path(options.out) / "files.md", said)
@@ -222,13 +216,16 @@ def _measure(config: ConfigDict, overrides: dict[str, Any], origin: str, options
     with _device_errors_explained(settings):
         effort = Effort(options.rounds, options.seconds)
         found = measure(subject, effort, Path(options.trace) if options.trace else None)
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return found | {
-        "overrides": overrides,
-        "machine": hardware.machine(),
-        "versions": {"jaxvit": __version__, **versions},
-        "date": datetime.date.today().isoformat(),
-    }
+    return found | {"overrides": overrides, **_circumstances(*PACKAGES)}
+
+
+def _circumstances(*packages: str) -> dict[str, Any]:
+    """The machine, the versions of this package and of those of `packages` that are there, and the date."""
+    versions = {"jaxvit": __version__}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {"machine": hardware.machine(), "versions": versions, "date": datetime.date.today().isoformat()}
 
 
 @contextlib.contextmanager

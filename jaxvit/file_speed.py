@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import runpy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +117,11 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         ratios = ", ".join(f"{ratio:.2f}" for ratio in each.get("ratios", {}).values()) or "–"
         lines.append(f"| {each['file']} | {each['format']} | {' | '.join(cells)} | {ratios} |")
     return "\n".join(lines) + "\n"
+
+
+def page(found: Sequence[dict[str, Any]], circumstances: Mapping[str, Any]) -> str:
+    """The table, and below it the machine, versions and date that it was measured with."""
+    about = circumstances["machine"]
+    where = f"{about['processor']}, {about['cores']} cores, {about['memory']}; {about['system']}"
+    of = ", ".join(f"{name} {version}" for name, version in circumstances["versions"].items())
+    return f"{table(found)}\n{where}; {of}; {circumstances['date']}\n"
