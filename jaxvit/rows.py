@@ -61,7 +61,7 @@ class Verdict:
     Attributes:
       measure: 'top1' or 'top5'.
       value: mean over the runs.
-      low, high: 95 % interval: of one run, Wilson's for n images; of several, Student's for their mean.
+      low, high: 95 % interval: of one run, Wilson's for n images; of several, Student's for their mean, cut to 0..1.
       target, passed: what was asked, and whether it is there, the row's tolerance allowed for.
     """
 
@@ -138,7 +138,7 @@ def judge(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         values = [float(run[measure]) for run in runs]
         low, high = student(values) if len(values) > 1 else wilson(values[0], int(runs[0]["n"]))
         mean = statistics.fmean(values)
-        verdicts.append(Verdict(measure, mean, low, high, target, mean >= target - row.tolerance - 1e-9))
+        verdicts.append(Verdict(measure, mean, max(low, 0.0), min(high, 1.0), target, mean >= target - row.tolerance - 1e-9))
     return verdicts
 
 

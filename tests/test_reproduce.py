@@ -104,6 +104,19 @@ def test_a_target_is_met_or_missed_by_so_much():
     said, passed = verb.outcome(row, [line(row.name, 0, 0.56)], ROWS)
     assert not passed and said[0].startswith("top1 56.00% (95 %: 55.0") and said[0].endswith("misses it by 0.50 points")
     assert verb.outcome(row, [line(row.name, form="1 of 20 epochs")], ROWS) == (["not run"], False)
+    (verdict,) = judge(row, [line(row.name, seed, top1) for seed, top1 in enumerate((0.9, 0.99, 0.1))])
+    assert (verdict.low, verdict.high) == (0.0, 1.0)
+    row = ROWS["cct"]
+    said, passed = verb.outcome(row, [line(row.name, 0, 0.77)], ROWS)
+    assert passed and said[0].endswith("0.61 points below it, within the tolerance of 0.82: passes")
+    assert not verb.outcome(row, [line(row.name, 0, 0.767)], ROWS)[1]
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS.values() if row.tolerance], ids=lambda row: row.name)
+def test_a_tolerance_is_what_the_documents_one_run_leaves_open(row):
+    p = row.target["top1"]
+    assert row.tolerance == pytest.approx(1.96 * math.sqrt(p * (1 - p) / row.n), abs=5e-5)
+    assert p == row.document.get("top1", p)  # of a row without a number of its own: that of the one it is paired with
 
 
 def test_pairs_are_compared_seed_by_seed_on_one_machine():
@@ -138,7 +151,7 @@ def test_short_forms_are_compared_too_and_pass_nothing():
     theirs = [line("mini_vit", seed, 0.3 + seed / 100, form=form) for seed in range(2)]
     text = verb.page(ROWS, mine + theirs)
     assert "not run<br>a short form, 2 of 20 epochs, 2 runs: top1 30.50%" in text
-    assert "1.00 times as fast for 1.25 times fewer multiply-adds" in text and "passes" not in text
+    assert "1.00 times as fast for 1.25 times fewer multiply-adds" in text and ": passes" not in text
 
 
 @pytest.mark.parametrize(
