@@ -96,7 +96,8 @@ def outcome(row: Row, lines: Sequence[dict[str, str]], rows: dict[str, Row], for
         passed &= verdict.passed
         end = "passes" if verdict.passed else f"misses it by {100 * verdict.missing:.2f} points"
         if verdict.passed and verdict.missing > 1e-9:
-            end = f"{100 * verdict.missing:.2f} points below it, within the tolerance of {100 * row.tolerance:.2f}: passes"
+            below, tolerance = 100 * verdict.missing, 100 * row.tolerance
+            end = f"{below:.2f} points below it, within the tolerance of {tolerance:.2f}: passes"
         said.append(f"{between} against {verdict.target:.2%}: {end}")
     if row.pair:
         found = compare(row, runs, newest(lines, rows[row.pair.row], form))

@@ -138,7 +138,8 @@ def judge(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         values = [float(run[measure]) for run in runs]
         low, high = student(values) if len(values) > 1 else wilson(values[0], int(runs[0]["n"]))
         mean = statistics.fmean(values)
-        verdicts.append(Verdict(measure, mean, max(low, 0.0), min(high, 1.0), target, mean >= target - row.tolerance - 1e-9))
+        passed = mean >= target - row.tolerance - 1e-9
+        verdicts.append(Verdict(measure, mean, max(low, 0.0), min(high, 1.0), target, passed))
     return verdicts
 
 
