@@ -69,7 +69,7 @@ FORMATS = {
         ),
         Format(
             *("savedmodel", "savedmodel", "", "savedmodel", ("tensorflow",)),
-            remedy="pip install tensorflow",
+            remedy="pip install 'jaxvit[savedmodel]'",
             runs_on="tensorflow",
         ),
         Format("hub", "hub", "", "hub", runs_on="jaxvit"),
