@@ -27,8 +27,3 @@ for row in "${rows[@]}"; do
     --results="$out/results" ${DRY_RUN:+--dry_run} >>"$out/results/log.txt" 2>&1
   echo "$row ended with $?" | tee -a "$out/results/log.txt"
 done
-for run in "$out"/runs/*/*/seed_*/metrics.jsonl "$out"/runs/*/seed_*/metrics.jsonl; do  # small files beside the table
-  [ -e "$run" ] || continue
-  name=${run#"$out/runs/"}
-  cp "$run" "$out/results/$(echo "${name%/metrics.jsonl}" | tr / _).jsonl"
-done

@@ -26,6 +26,7 @@ from jaxvit.evaluate import evaluate, read_split
 from jaxvit.loading import load
 from jaxvit.measurement import make_subject
 from jaxvit.models.count import count_macs, count_params
+from jaxvit.row_curves import draw_curves, keep_metrics
 from jaxvit.row_results import COLUMNS, FULL, form_of, keep, numbers, outcome, page, results_of
 from jaxvit.rows import Row, read_rows
 from jaxvit.run_directory import read_environment, write_text
@@ -55,8 +56,10 @@ def with_partner(row: Row, every: dict[str, Row]) -> list[Row]:
 
 def run_row(
     row: Row, seeds: Sequence[int], epochs: int, configs: Path, runs: Path, *, together: bool = False
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[dict[str, Any], Path | None]]:
     """Trains a row with each seed, or goes on, or takes what is finished; yields its lines of results.csv.
+
+    Beside each line is the run's folder; None for a row of steps, which has none.
 
     Args:
       row: what to run.
@@ -72,7 +75,7 @@ def run_row(
     config = load_config_file(str(configs / row.config))
     if row.steps:
         print(f"{row.name}: {row.config}, {form_of(row)}", flush=True)
-        yield _take_steps(row, config)
+        yield _take_steps(row, config), None
         return
     config.train.duration = f"{epochs or row.epochs} epochs"
     form = FULL if epochs in (0, row.epochs) else f"{epochs} of {row.epochs} epochs"
@@ -81,12 +84,14 @@ def run_row(
         config.seeds = tuple(seeds)
         folder = folder / f"seeds_{'_'.join(map(str, seeds))}"
         for result in train(config, folder)["seeds"]:
-            yield _line(row, form, epochs, result["seed"], result, folder / f"seed_{result['seed']}")
+            run = folder / f"seed_{result['seed']}"
+            yield _line(row, form, epochs, result["seed"], result, run), run
         return
     for seed in seeds:
         config.seed = seed
         print(f"{row.name}, seed {seed}: {row.config}", flush=True)
-        yield _line(row, form, epochs, seed, train(config, folder / f"seed_{seed}"), folder / f"seed_{seed}")
+        run = folder / f"seed_{seed}"
+        yield _line(row, form, epochs, seed, train(config, run), run), run
 
 
 def _take_steps(row: Row, config: ConfigDict) -> dict[str, Any]:
@@ -232,9 +237,11 @@ def main(argv: list[str]) -> int:
         seeds = row.seeds[: options.seeds or None]
         folders = Path(options.configs), Path(options.runs)
         try:
-            for line in run_row(row, seeds, options.epochs, *folders, together=options.together):
+            for line, run in run_row(row, seeds, options.epochs, *folders, together=options.together):
                 keep(line, file)
-                write_text(results / "README.md", page(every, results_of(file)))
+                if run:
+                    keep_metrics(run, row, line["form"], line["seed"], results)
+                write_text(results / "README.md", page(every, results_of(file), draw_curves(every, results)))
         except (UsageError, RunFailedError, jax.errors.JaxRuntimeError) as error:
             failed = True
             print(f"{row.name}: not run: {first_line(error)[:300]}", flush=True)

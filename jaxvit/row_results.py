@@ -122,8 +122,8 @@ def _compared(row: Row, found: Difference) -> str:
     return f"{100 * found.mean:+.2f} points to {row.pair.row}{interval}{end}; {ratio}"
 
 
-def page(rows: dict[str, Row], lines: Sequence[dict[str, str]]) -> str:
-    """results/README.md."""
+def page(rows: dict[str, Row], lines: Sequence[dict[str, str]], curves: Sequence[str] = ()) -> str:
+    """results/README.md; `curves` are pictures beside it."""
     text = [
         "# Results",
         "",
@@ -155,6 +155,9 @@ def page(rows: dict[str, Row], lines: Sequence[dict[str, str]]) -> str:
             "<br>".join(said),
         ]
         text.append(f"| {' | '.join(cells)} |")
+    if curves:
+        text += ["", "## Learning curves", "", "Of the runs in full; `metrics/` has their numbers.", ""]
+        text += [f"![Validation accuracy over epochs: {curve}]({curve})" for curve in curves]
     text += ["", "## Departures that a row has switched on", ""]
     text += [f"- `{row.name}`: {', '.join(row.quirks)}" for row in rows.values() if row.quirks]
     notes = [f"- `{row.name}`: {row.note}" for row in rows.values() if row.note]

@@ -52,7 +52,8 @@ def test_every_row_has_a_config_and_a_target(row):
 
 
 def test_the_page_is_made_of_the_table_and_its_runs():
-    found = verb.page(ROWS, verb.results_of(ROOT / "results" / "results.csv"))
+    curves = [f"curves/{file.name}" for file in sorted((ROOT / "results" / "curves").glob("*.png"))]
+    found = verb.page(ROWS, verb.results_of(ROOT / "results" / "results.csv"), curves)
     assert (ROOT / "results" / "README.md").read_text() == found
 
 
@@ -197,7 +198,11 @@ def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys,
         ("tiny", "1", "full", "25"),
     ]
     assert all(one[name] for one in lines for name in ("config_hash", "hardware", "versions", "data", "date", "loss"))
+    assert (tmp_path / "metrics" / "tiny_seed_1.jsonl").read_bytes() == (
+        tmp_path / "runs" / "tiny" / "seed_1" / "metrics.jsonl"
+    ).read_bytes()
     page = (tmp_path / "README.md").read_text()
+    assert (tmp_path / "curves" / "tiny_row.png").stat().st_size > 10_000 and "](curves/tiny_row.png)" in page
     assert "| `tiny` | `tiny_row.py` | top1 5.00% | top1 1.00% | 2, n = 25 | top1 " in page and ": passes" in page
 
     def trained(*_, **__):
@@ -224,6 +229,7 @@ def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
     assert verb.main([*project, "--all", "--epochs=1", "--seeds=1"]) == 0
     assert "tiny: not run" in capsys.readouterr().out
     assert "not run<br>a short form, 1 of 2 epochs, 1 run: top1 " in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "metrics" / "tiny_1_epochs_seed_0.jsonl").exists() and not (tmp_path / "curves").exists()
     assert verb.main([*project, "--all", "--seeds=1"]) == 1
     assert "misses it by" in capsys.readouterr().out
     with (tmp_path / "results.csv").open() as file:

@@ -10,6 +10,7 @@ from jaxvit.figures.evaluation import draw_confusion
 from jaxvit.figures.history import draw_history
 from jaxvit.figures.maps import draw_maps, draw_positions
 from jaxvit.figures.predictions import draw_predictions
+from jaxvit.figures.rows import draw_rows
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def figures(monkeypatch):
     """Those that are saved, drawn but not written."""
     saved = []
 
-    def save(figure, *_):
+    def save(figure, *_, **__):
         figure.draw_without_rendering()
         saved.append(figure)
         return []
@@ -89,3 +90,15 @@ def test_numbers_of_rows_lie_within_the_figure(side, figures, tmp_path):
     draw_positions(np.eye(side**2), (side, side), tmp_path / "positions", "a title")
     (figure,) = figures
     assert min(axis.get_tightbbox().x0 for axis in figure.axes) > 3
+
+
+def test_rows_show_their_mean_each_seed_and_what_was_reported(figures, tmp_path):
+    curves = {"one": [[(1, 0.5), (2, 0.6)], [(1, 0.7), (2, 0.9), (3, 0.9)]], "two": [[(1, 0.2)]]}
+    draw_rows(curves, {"one": 0.8, "three": 0.1}, tmp_path / "rows")
+    (figure,) = figures
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].get_lines()]
+    assert ([1, 2], [50, 60]) in lines and ([1, 2, 3], [70, 90, 90]) in lines  # the seeds
+    assert any(x == [1, 2] and y == pytest.approx([60, 75]) for x, y in lines)  # their mean, as far as both go
+    assert ([1], [20]) in lines and any(list(y) == [80, 80] for _, y in lines) and len(lines) == 5
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["one: 75.00%, mean of 2 seeds (dotted: the document's test accuracy, 80.00%)", "two: 20.00%"]

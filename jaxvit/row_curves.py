@@ -1,0 +1,46 @@
+"""results/metrics, the metrics of each run of a row, and results/curves, pictures that are drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxvit.figures.rows import Curve, draw_rows
+from jaxvit.row_results import FULL
+from jaxvit.rows import Row
+from jaxvit.run_directory import write_text
+from jaxvit.training.journal import read_jsonl
+
+
+def keep_metrics(run: Path, row: Row, form: str, seed: int, results: Path) -> None:
+    """Copies a run's metrics.jsonl into results/metrics, in place of an older one of the same row, form and seed."""
+    short = "" if form == FULL else f"_{form.partition(' ')[0]}_epochs"
+    folder = results / "metrics"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{row.name}{short}_seed_{seed}.jsonl", (run / "metrics.jsonl").read_text())
+
+
+def draw_curves(rows: Mapping[str, Row], results: Path) -> list[str]:
+    """Draws results/curves/CONFIG.png for each config file of which a row was run in full.
+
+    Returns:
+      The files' names, as results/README.md has them.
+    """
+    by_config: dict[str, list[Row]] = {}
+    for row in rows.values():
+        by_config.setdefault(row.config.partition(".")[0], []).append(row)
+    drawn = []
+    for config, members in by_config.items():
+        curves = {row.name: found for row in members if (found := _curves(row, results))}
+        if curves:
+            documents = {row.name: row.document["top1"] for row in members if "top1" in row.document}
+            draw_rows(curves, documents, results / "curves" / config)
+            drawn.append(f"curves/{config}.png")
+    return drawn
+
+
+def _curves(row: Row, results: Path) -> list[Curve]:
+    """(epoch, validation accuracy) of the row's runs in full."""
+    files = (results / "metrics" / f"{row.name}_seed_{seed}.jsonl" for seed in row.seeds)
+    found = ([(r["epoch"], r["top1"]) for r in read_jsonl(file) if r["split"] == "validation"] for file in files)
+    return [curve for curve in found if curve]
