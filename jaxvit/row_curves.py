@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxvit.figures.rows import Curve, draw_rows
 from jaxvit.row_results import FULL
@@ -12,12 +14,21 @@ from jaxvit.run_directory import write_text
 from jaxvit.training.journal import read_jsonl
 
 
-def keep_metrics(run: Path, row: Row, form: str, seed: int, results: Path) -> None:
-    """Copies a run's metrics.jsonl into results/metrics, in place of an older one of the same row, form and seed."""
-    short = "" if form == FULL else f"_{form.partition(' ')[0]}_epochs"
+def keep_metrics(run: Path, row: Row, line: Mapping[str, Any], results: Path) -> None:
+    """Copies a run's metrics.jsonl into results/metrics, in place of an older one of the same row, form and seed.
+
+    Where the table's line is of the last weights, which a run does not measure by itself, it is added: 'test_latest'.
+    """
+    short = "" if line["form"] == FULL else f"_{line['form'].replace(' ', '_').replace(',', '')}"
+    text = (run / "metrics.jsonl").read_text()
+    if row.weights == "latest":
+        last = read_jsonl(run / "metrics.jsonl")[-1]
+        found = {name: line[name] for name in ("loss", "top1", "top5", "precision", "recall")}
+        place = {"step": last["step"], "epoch": last["epoch"], "split": "test_latest"}
+        text += json.dumps({**place, **found, "count": line["n"]}) + "\n"
     folder = results / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{row.name}{short}_seed_{seed}.jsonl", (run / "metrics.jsonl").read_text())
+    write_text(folder / f"{row.name}{short}_seed_{line['seed']}.jsonl", text)
 
 
 def draw_curves(rows: Mapping[str, Row], results: Path) -> list[str]:
