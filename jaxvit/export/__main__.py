@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +59,21 @@ def main(argv: list[str]) -> int:
     loaded = load_run(options)
     folder = Path(options.out) if options.out else loaded.workdir / "export"
     for kind in kinds:
-        _check_place(folder / kind.file(options.dtype), kind)
+        _check_place(folder / kind.file(options.dtype), kind, loaded)
     if options.dry_run:
         for kind in kinds:
             print(f"{folder / kind.file(options.dtype)}: {options.dtype} weights of step {loaded.step:,}")
         print("dry run: nothing was written")
         return DONE
     make_writable(folder, "name another with --out=DIR")
-    _clear(folder)
+    with _alone(folder):
+        _clear(folder)
+        _export(loaded, kinds, folder, options)
+    return DONE
+
+
+def _export(loaded: Loaded, kinds: list[Format], folder: Path, options: Any) -> None:
+    """Writes the files and says what was found."""
     model = ExportModel.of(loaded, options.dtype)
     split, source, why_not = _labelled_images(loaded, options)
     images = source.batch(np.arange(min(IMAGES, len(source))))[0] if source else _noise(loaded.image_shape)
@@ -79,7 +89,6 @@ def main(argv: list[str]) -> int:
         print(f"  it needs {kind.runs_on}: python {made.loader} {made.target} images.npy", flush=True)
         if len(kinds) == 1:
             print(f"\n{kind.loader.read_text()}", end="")
-    return DONE
 
 
 def _formats(words: str) -> list[Format]:
@@ -132,10 +141,38 @@ def _cost_in_accuracy(model: ExportModel, split: str, source: Any, why_not: str,
     )
 
 
-def _check_place(target: Path, kind: Format) -> None:
-    """Raises UsageError where something else has the name that a file is to get."""
+# What a folder of a format holds; one that has anything else is no export.
+_HOLDS = {
+    "hub": {"model.safetensors", "model.json", "config.json", "environment.json", "README.md"},
+    "savedmodel": {"saved_model.pb", "fingerprint.pb", "variables", "assets"},
+}
+
+
+def _check_place(target: Path, kind: Format, loaded: Loaded) -> None:
+    """Raises UsageError where something else has the name that a file, or the script beside it, is to get."""
+    remedy = "move it away, or name another --out=DIR"
     if target.is_symlink() or (target.exists() and target.is_dir() != (not kind.suffix)):
-        raise UsageError(f"{target} is there already and is no {kind.name}: move it away, or name another --out=DIR")
+        raise UsageError(f"{target} is there already and is no {kind.name}: {remedy}")
+    if target.is_dir() and (foreign := sorted({path.name for path in target.iterdir()} - _HOLDS[kind.name])):
+        raise UsageError(f"{target} is there already and holds {foreign[0]}, which no {kind.name} does: {remedy}")
+    if loaded.workdir.resolve().is_relative_to(target.resolve()):
+        raise UsageError(f"{target} is what is to be exported, or above it: name another --out=DIR")
+    script = target.parent / kind.loader.name
+    if script.exists() and not script.read_bytes().startswith(b'"""Runs a model of jaxvit'):
+        raise UsageError(f"{script} is there already and is none of jaxvit's: {remedy}")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises UsageError while another export writes into this folder, whose drafts `_clear` would take away."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError(f"{folder}: another export is writing there; wait for it, or name another --out=DIR") from None
+    finally:
+        os.close(lock)
 
 
 def _clear(folder: Path) -> None:
@@ -183,8 +220,8 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
         script = Path(name) / loader.name
         shutil.copyfile(kind.loader, script)
         _sync(Path(name))
-        os.replace(script, loader)
         _put(draft, target, Path(name) / _OLD)
+        os.replace(script, loader)  # of another version it runs the file too
     return _Written(target, loader, difference)
 
 

@@ -14,6 +14,8 @@ from jaxvit.models.registry import model_defaults
 from jaxvit.rows import wilson
 from jaxvit.run_directory import read_environment
 
+FOLDER = "hub"  # its name where it is written
+
 
 def model_card(model: ExportModel) -> str:
     """Markdown, with the front matter that model hubs read.
@@ -47,7 +49,7 @@ def model_card(model: ExportModel) -> str:
         "import jaxvit",
         "import numpy as np",
         "",
-        f'model = jaxvit.load("hub"{own})  # this folder',
+        f'model = jaxvit.load("{FOLDER}{"" if model.kind == "float32" else f"-{model.kind}"}"{own})  # this folder',
         f"images = np.zeros((1, {', '.join(map(str, loaded.image_shape))}), np.uint8)  # yours",
         f"probabilities = np.asarray(model(images))[:, :{classes}]",
         "print(model.class_names[probabilities[0].argmax()])",
@@ -75,9 +77,8 @@ def model_card(model: ExportModel) -> str:
         "",
         "## Limits",
         "",
-        f"It knows the {classes} classes above and gives each image one of them, whatever it shows. It was measured on",
-        f"{_cell(data)} alone, brought to {size} as in its training; how it does on other images, under noise, or for",
-        "groups of people or things that the data has few of, was not measured. Its probabilities were not calibrated.",
+        f"It knows the {classes} classes above and gives each image one of them, whatever it shows.",
+        *_limits(model, data, size),
     ]
     return "\n".join(lines) + "\n"
 
@@ -127,8 +128,20 @@ def _result(model: ExportModel) -> list[str]:
     if found is None:
         return ["Not measured: the data was not there when this folder was written."]
     low, high = wilson(found["top1"], found["count"])
+    chosen = ["The weights were chosen on these images, so that others are likely to give less."]
     return [
         f"Of these weights as they are stored, on {_cell(public_name(found['data']))}, {found['count']:,} images:",
         f"top-1 {found['top1']:.2%} (95 %: {low:.2%} to {high:.2%}), top-5 {found['top5']:.2%},",
         f"loss {found['loss']:.4f}, expected calibration error {found['ece']:.2%}.",
+        *(chosen if found["split"] == "validation" else ()),
+    ]
+
+
+def _limits(model: ExportModel, data: str, size: str) -> list[str]:
+    if model.result is None:
+        return ["How well it does that was not measured here. Its probabilities were not calibrated."]
+    return [
+        f"It was measured on {_cell(data)} alone, brought to {size} as in its training; how it does on other images,",
+        "under noise, or for groups of people or things that the data has few of, was not measured. Its probabilities",
+        "were not calibrated.",
     ]

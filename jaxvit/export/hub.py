@@ -48,8 +48,11 @@ def write(model: ExportModel, path: Path) -> None:
             tensors[name] = np.asarray(leaf)
     metadata = {"format": "flax", "step": str(loaded.step), "weights": loaded.weights, "dtype": model.kind}
     safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path / FILE, metadata)
-    write_json(path / "model.json", read_json(loaded.workdir / "model.json"))
-    config = read_json(loaded.workdir / "config.json")
+    facts, config = (read_json(loaded.workdir / name) for name in ("model.json", "config.json"))
+    for attributes in (facts["attributes"], config["config"]["model"]):
+        if "dtype" in attributes:
+            attributes["dtype"] = "float32"  # that of every exported model, whatever it was trained in
+    write_json(path / "model.json", facts)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}
     write_json(path / "config.json", {**config, "jaxvit": __version__})
     write_json(path / "environment.json", {"data": read_environment(loaded.workdir)["data"], "starts": []})

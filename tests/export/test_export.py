@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -145,7 +146,7 @@ def test_a_loader_may_not_bring_the_package_in(run, tmp_path, monkeypatch):
     script = tmp_path / "run_stablehlo.py"
     script.write_text("import jaxvit\n" + FORMATS["stablehlo"].loader.read_text())
     monkeypatch.setattr("jaxvit.export.formats._LOADERS", tmp_path)
-    with pytest.raises(RunFailedError, match="the loader imported jaxvit"):
+    with pytest.raises(RunFailedError, match="import of jaxvit halted"):
         verb.main([f"--workdir={run}", f"--out={tmp_path / 'out'}"])
     assert check.LARGEST == 1e-4
 
@@ -154,6 +155,31 @@ def test_again_replaces_what_is_there(run, tmp_path):
     for _ in range(2):
         assert verb.main([f"--workdir={run}", "--to=hub,stablehlo", f"--out={tmp_path}"]) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"hub", "model.stablehlo", "run_hub.py", "run_stablehlo.py"}
+
+
+def test_what_is_not_an_export_is_left_alone(run, tmp_path):
+    """A run whose folder has a format's name, a folder of somebody's, a script of somebody's."""
+    shutil.copytree(run, tmp_path / "hub")
+    with pytest.raises(UsageError, match=r"holds .*, which no hub does"):
+        verb.main([f"--workdir={tmp_path / 'hub'}", "--to=hub", f"--out={tmp_path}"])
+    with pytest.raises(UsageError, match="is none of jaxvit's"):
+        (tmp_path / "run_stablehlo.py").write_text("mine")
+        verb.main([f"--workdir={run}", f"--out={tmp_path}"])
+    assert (tmp_path / "hub" / "result.json").exists() and (tmp_path / "run_stablehlo.py").read_text() == "mine"
+    assert not (tmp_path / "model.stablehlo").exists()
+
+
+def test_one_export_at_a_time(run, tmp_path):
+    with verb._alone(tmp_path), pytest.raises(UsageError, match="another export is writing there"):
+        verb.main([f"--workdir={run}", f"--out={tmp_path}"])
+    assert verb.main([f"--workdir={run}", f"--out={tmp_path}"]) == 0
+
+
+def test_a_file_that_does_not_end_is_thrown_away(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "_PATIENCE", 0.01)
+    with pytest.raises(RunFailedError, match=r"was not done with 25 images after 0.01 s"):
+        verb.main([f"--workdir={run}", f"--out={tmp_path}"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -296,7 +322,7 @@ def test_mistakes_in_timing_files(tmp_path, words, says):
 
 def test_a_model_that_computes_in_bfloat16_is_exported_in_float32(tmp_path):
     config = tiny_config(train__duration="1 steps", data__validation="")
-    config.model.dtype = "bfloat16"
+    config.model.dtype, config.model.initialiser = "bfloat16", "keras"  # whose head does not begin with zeros
     with jax.numpy_dtype_promotion("standard"):
         jaxvit.train(config, tmp_path / "run")
     assert verb.main([f"--workdir={tmp_path / 'run'}", "--to=stablehlo,hub", f"--out={tmp_path}"]) == 0
@@ -304,6 +330,12 @@ def test_a_model_that_computes_in_bfloat16_is_exported_in_float32(tmp_path):
     model, batch = jaxvit.load(tmp_path / "run"), images((8, 8, 1))
     exact = verb.ExportModel.of(model, "float32").compiled(reference=True)(batch)
     assert np.abs(np.asarray(call(batch)) - np.asarray(exact)).max() < 1e-6
+    with jax.numpy_dtype_promotion("standard"):
+        in_bfloat16 = np.asarray(model(batch))
+    assert np.abs(in_bfloat16 - np.asarray(exact)).max() > check.LARGEST  # so that it matters
+    from_hub = jaxvit.load(tmp_path / "hub")
+    assert np.abs(np.asarray(from_hub(batch)) - np.asarray(exact)).max() < 1e-6
+    assert from_hub.config.model.dtype == "float32"
 
 
 def test_outputs_beyond_the_classes_have_no_name(tmp_path):
@@ -373,7 +405,7 @@ def test_a_model_that_has_diverged_is_refused(run, tmp_path, monkeypatch):
 def test_a_folder_is_back_when_its_successor_fails(run, tmp_path, monkeypatch):
     words = [f"--workdir={run}", "--to=hub", f"--out={tmp_path}"]
     verb.main(words)
-    (tmp_path / "hub" / "mine.txt").write_text("the one from before")
+    (tmp_path / "hub" / "README.md").write_text("the one from before")
     rename, seen = os.replace, []
 
     def fails(source, target):
@@ -386,7 +418,8 @@ def test_a_folder_is_back_when_its_successor_fails(run, tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", fails)
     with pytest.raises(OSError, match="Input/output"):
         verb.main(words)
-    assert (tmp_path / "hub" / "mine.txt").exists() and {p.name for p in tmp_path.iterdir()} == {"hub", "run_hub.py"}
+    assert (tmp_path / "hub" / "README.md").read_text() == "the one from before"
+    assert {p.name for p in tmp_path.iterdir()} == {"hub", "run_hub.py"}
 
 
 def test_what_a_killed_export_left_is_taken_away(run, tmp_path):
