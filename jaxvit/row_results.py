@@ -210,7 +210,7 @@ def page(rows: dict[str, Row], lines: Sequence[dict[str, str]], curves: Sequence
     for row in rows.values():
         runs = newest(lines, row, form_of(row))
         said, _ = outcome(row, lines, rows)
-        count = f"{len(runs)} of {len(row.seeds)}, n = {runs[0]['n']}" if runs else "none"
+        count = f"{len(runs)} of {len(row.seeds)}" + f", n = {runs[0]['n']}" * (not row.steps) if runs else "none"
         for form in sorted({line["form"] for line in lines if line["row"] == row.name} - {form_of(row)}):
             seeds = len(newest(lines, row, form))
             found = "; ".join(outcome(row, lines, rows, form)[0])
