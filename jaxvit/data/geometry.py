@@ -12,6 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+# By its own name, because jax2onnx puts another one in its place, which cannot do with a batch of unknown size.
+from jax.image import resize as _resize
+
 INTERPOLATIONS = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
 FILLS = ("zero", "reflect", "edge")
 
@@ -71,7 +74,7 @@ def resize(images_BHWC: jax.Array, height: int, width: int, interpolation: str =
     if (h, w) == (height, width):
         return images_BHWC
     method = INTERPOLATIONS[interpolation]
-    x_BHWC = jax.image.resize(images_BHWC.astype(jnp.float32), (batch, height, width, channels), method)
+    x_BHWC = _resize(images_BHWC.astype(jnp.float32), (batch, height, width, channels), method)
     return jnp.clip(x_BHWC, 0.0, 255.0)  # bicubic overshoots
 
 

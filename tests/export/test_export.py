@@ -338,6 +338,16 @@ def test_a_model_that_computes_in_bfloat16_is_exported_in_float32(tmp_path):
     assert from_hub.config.model.dtype == "float32"
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_a_model_that_sees_resized_images_is_exported(interpolation, tmp_path):
+    config = tiny_config(train__duration="1 steps", data__validation="", augment__size=16)
+    config.augment.interpolation, config.model.initialiser = interpolation, "keras"
+    with jax.numpy_dtype_promotion("standard"):
+        jaxvit.train(config, tmp_path / "run")
+    assert verb.main([f"--workdir={tmp_path / 'run'}", "--to=onnx,stablehlo", f"--out={tmp_path}"]) == 0
+    assert (tmp_path / "model.onnx").exists() and (tmp_path / "model.stablehlo").exists()
+
+
 def test_outputs_beyond_the_classes_have_no_name(tmp_path):
     config = tiny_config(train__duration="1 steps", data__validation="")
     config.model.num_classes = 12
