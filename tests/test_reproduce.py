@@ -110,7 +110,8 @@ def test_a_short_form_can_be_run_and_keeps_its_schedules_shape(row):
 
 
 def test_the_page_is_made_of_the_table_and_its_runs():
-    curves = [f"curves/{file.name}" for file in sorted((ROOT / "results" / "curves").glob("*.png"))]
+    configs = dict.fromkeys(row.config.partition(".")[0] for row in ROWS.values())
+    curves = [f"curves/{name}.png" for name in configs if (ROOT / "results" / "curves" / f"{name}.png").exists()]
     found = verb.page(ROWS, verb.results_of(ROOT / "results" / "results.csv"), curves)
     assert (ROOT / "results" / "README.md").read_text() == found
 
