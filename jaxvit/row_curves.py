@@ -32,21 +32,22 @@ def keep_metrics(run: Path, row: Row, line: Mapping[str, Any], results: Path) ->
 
 
 def draw_curves(rows: Mapping[str, Row], results: Path) -> list[str]:
-    """Draws results/curves/CONFIG.png for each config file of which a row was run in full.
+    """Draws results/curves/CONFIG_EPOCHS_epochs.png for the rows of a config file and length that were run in full.
 
     Returns:
       The files' names, as results/README.md has them.
     """
-    by_config: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows.values():
-        by_config.setdefault(row.config.partition(".")[0], []).append(row)
+        if row.epochs > 1:  # of one epoch there is no curve
+            groups.setdefault(f"{row.config.partition('.')[0]}_{row.epochs}_epochs", []).append(row)
     drawn = []
-    for config, members in by_config.items():
+    for name, members in groups.items():
         curves = {row.name: found for row in members if (found := _curves(row, results))}
         if curves:
             documents = {row.name: row.document["top1"] for row in members if "top1" in row.document}
-            draw_rows(curves, documents, results / "curves" / config)
-            drawn.append(f"curves/{config}.png")
+            draw_rows(curves, documents, results / "curves" / name)
+            drawn.append(f"curves/{name}.png")
     return drawn
 
 

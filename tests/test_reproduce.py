@@ -110,8 +110,8 @@ def test_a_short_form_can_be_run_and_keeps_its_schedules_shape(row):
 
 
 def test_the_page_is_made_of_the_table_and_its_runs():
-    configs = dict.fromkeys(row.config.partition(".")[0] for row in ROWS.values())
-    curves = [f"curves/{name}.png" for name in configs if (ROOT / "results" / "curves" / f"{name}.png").exists()]
+    groups = dict.fromkeys(f"{row.config.partition('.')[0]}_{row.epochs}_epochs" for row in ROWS.values())
+    curves = [f"curves/{name}.png" for name in groups if (ROOT / "results" / "curves" / f"{name}.png").exists()]
     found = verb.page(ROWS, verb.results_of(ROOT / "results" / "results.csv"), curves)
     assert (ROOT / "results" / "README.md").read_text() == found
 
@@ -300,7 +300,8 @@ def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys,
     last = json.loads(kept.removeprefix(metrics))
     assert last["split"] == "test_latest" and last["top1"] == float(lines[1]["top1"])
     page = (tmp_path / "README.md").read_text()
-    assert (tmp_path / "curves" / "tiny_row.png").stat().st_size > 10_000 and "](curves/tiny_row.png)" in page
+    assert (tmp_path / "curves" / "tiny_row_2_epochs.png").stat().st_size > 10_000
+    assert "](curves/tiny_row_2_epochs.png)" in page
     assert "| `tiny` | `tiny_row.py` | top1 5.00% | top1 1.00% | 2 of 2, n = 25 | top1 " in page and ": passes" in page
 
     def trained(*_, **__):
@@ -443,7 +444,7 @@ def test_results_of_another_machine_are_taken(project, tmp_path, capsys):
     (tmp_path / "here" / "rows.toml").write_text((tmp_path / "rows.toml").read_text())
     words = [f"--results={tmp_path / 'here'}", f"--take={tmp_path}"]
     assert verb.main(words) == 0 and "1 lines taken" in capsys.readouterr().out
-    for name in ("results.csv", "README.md", "metrics/tiny_seed_0.jsonl", "curves/tiny_row.png"):
+    for name in ("results.csv", "README.md", "metrics/tiny_seed_0.jsonl", "curves/tiny_row_2_epochs.png"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / name).read_bytes()
     (tmp_path / "here" / "rows.toml").write_text((tmp_path / "rows.toml").read_text().replace('"tiny"', '"other"'))
     with pytest.raises(UsageError, match="there is no row 'tiny' here"):
