@@ -8,7 +8,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def _take_steps(row: Row, config: ConfigDict) -> dict[str, Any]:
         "params": params,
         "multiply_adds": _multiply_adds(assembly.model, subject.plan.input_shape),
         **{f"{kind}_seconds": round(value, 3) for kind, value in seconds.items()},
-        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"]),
+        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"], subject.plan.train.devices),
         "versions": _versions(importlib.metadata.version("jax"), platform.python_version()),
         "commit": source_commit(),
         "date": datetime.date.today().isoformat(),
@@ -183,8 +183,8 @@ def recipe_of(config: ConfigDict) -> str:
     return config_hash(config)
 
 
-def _hardware(device: str, cores: str) -> str:
-    return f"{device}, {cores} cores"
+def _hardware(device: str, cores: str, devices: int) -> str:
+    return f"{devices} devices of " * (devices > 1) + f"{device}, {cores} cores"
 
 
 def _versions(jax_version: str, python: str) -> str:
@@ -218,18 +218,21 @@ def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, 
         "multiply_adds": _multiply_adds(loaded.model, loaded.input_shape),
         **{f"{kind}_seconds": result["seconds"][kind] for kind in ("compile", "train", "eval", "save")},
         "data": "/".join(about["sha256"] for about in environment["data"].values()),
-        **_circumstances(environment["starts"]),
+        **circumstances(environment["starts"]),
     }
 
 
-def _circumstances(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def circumstances(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Where and by what a run was trained: of all its starts, joined by ' + ' where they differ."""
 
-    def each(tell: Any) -> str:
+    def each(tell: Callable[[Mapping[str, Any]], str]) -> str:
         return " + ".join(dict.fromkeys(tell(start) for start in starts))
 
+    def where(start: Mapping[str, Any]) -> str:
+        return _hardware(start.get("device", "?"), start.get("cores", "?"), len(start.get("devices", ())))
+
     return {
-        "hardware": each(lambda start: _hardware(start.get("device", "?"), start.get("cores", "?"))),
+        "hardware": each(where),
         "versions": each(lambda start: _versions(start["packages"]["jax"], start["python"])),
         "commit": each(lambda start: start.get("commit", "")),
         "date": starts[-1]["time"].partition("T")[0] if starts else "",

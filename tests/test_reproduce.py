@@ -438,6 +438,13 @@ def test_where_and_by_what_a_run_was_trained_is_that_of_its_training(project, tm
     assert (line["epochs"], line["data"].count("/")) == ("2.0", 2) and line["recipe"] != ""
 
 
+def test_a_line_says_how_many_devices_a_run_had():
+    about = {"device": "AMD EPYC", "cores": "2", "packages": {"jax": "0.11"}, "python": "3.12", "time": "2026-01-01T1"}
+    assert verb.circumstances([about | {"devices": ["cpu"]}])["hardware"] == "AMD EPYC, 2 cores"
+    both = [about | {"devices": ["cpu"]}, about | {"devices": ["cpu"] * 2}, about | {"devices": ["cpu"]}]
+    assert verb.circumstances(both)["hardware"] == "AMD EPYC, 2 cores + 2 devices of AMD EPYC, 2 cores"
+
+
 def test_results_of_another_machine_are_taken(project, tmp_path, capsys):
     assert verb.main([*project, "tiny", "--seeds=1"]) == 0
     (tmp_path / "here").mkdir()
