@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import datetime
 import importlib.metadata
-import io
 import json
 import os
 import subprocess
@@ -24,8 +22,10 @@ from jaxvit import command_line, errors
 from jaxvit._version import __version__
 from jaxvit.errors import RunFailedError, UsageError, first_line
 from jaxvit.export.formats import format_of
-from jaxvit.measurement import Effort, Subject, document_config, facts_of, make_subject, measure
+from jaxvit.measurement import Effort, facts_of, measure
 from jaxvit.run_directory import write_text
+from jaxvit.speed_page import device_of, images_of, markdown, milliseconds, show, show_lines, write_tables
+from jaxvit.subject import Subject, document_config, make_subject
 from jaxvit.training import hardware
 from jaxvit.workloads import DOCUMENTS
 
@@ -106,9 +106,9 @@ def main(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(found), flush=True)
     else:
-        _show(found)
+        show(found)
     if options.out:
-        _write_tables([found], Path(options.out))
+        write_tables([found], Path(options.out))
     return errors.DONE
 
 
@@ -257,10 +257,10 @@ def _measure_each(options: argparse.Namespace, rest: Sequence[str], models: Sequ
         if options.json:
             print(json.dumps(one), flush=True)
         else:
-            line = f"{model}: {_ms(one['train_ms_per_step'])} a step, {one['images_per_s']:,.4g} images/s"
+            line = f"{model}: {milliseconds(one['train_ms_per_step'])} a step, {one['images_per_s']:,.4g} images/s"
             print(line, file=sys.stderr, flush=True)
         if options.out:
-            _write_tables(found, Path(options.out))
+            write_tables(found, Path(options.out))
     if found and not options.json:
         print(markdown(found), end="")
     if mistake:
@@ -297,158 +297,17 @@ def _show_plan(subject: Subject, options: argparse.Namespace) -> None:
     facts = facts_of(subject)
     sizes = sorted({1, facts["batch"]})
     of = {"document": "its document's", "defaults": "the defaults", "config": "the config's"}[facts["workload"]]
-    _lines(
+    show_lines(
         {
             "model": f"{facts['model']}, {facts['params']:,} parameters, {facts['macs']:,} multiply-adds an image",
-            "images": f"{_images(facts)}, {facts['classes']} classes, feed {facts['feed']}",
+            "images": f"{images_of(facts)}, {facts['classes']} classes, feed {facts['feed']}",
             "training": f"batch {facts['batch']}, {facts['optimizer']}: {of}",
             "dtype": facts["dtype"],
-            "device": _device(facts),
+            "device": device_of(facts),
             "inference": f"batches of {' and '.join(map(str, sizes))}",
             "effort": f"{options.rounds} rounds of {options.seconds:g} s for everything timed",
         }
     )
-
-
-def _lines(values: dict[str, str]) -> None:
-    for name, value in values.items():
-        print(f"{name:<18}{value}")
-
-
-def _images(facts: dict[str, Any]) -> str:
-    return f"{facts['data']}, {'×'.join(map(str, facts['input_shape']))}"
-
-
-def _device(facts: dict[str, Any]) -> str:
-    return facts["device"] if facts["devices"] == 1 else f"{facts['devices']} × {facts['device']}"
-
-
-def _ms(value: float) -> str:
-    return f"{value:,.4g} ms" if value < 1e4 else f"{value:,.0f} ms"
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _show(found: dict[str, Any]) -> None:
-    """The figures of one model, for people."""
-
-    def quartiles(name: str) -> str:
-        s = found["spread"][name]
-        return f"({s['q1']:,.4g} to {s['q3']:,.4g} ms, {s['count']} timed)"
-
-    batch = str(found["batch"])
-    memory = {"device": "on the device at most", "program": "for the compiled step"}[found["memory_of"]]
-    _lines(
-        {
-            "model": f"{found['model']}, {found['params']:,} parameters",
-            "images": f"{_images(found)}, batch {batch}, {found['dtype']}, {found['optimizer']}",
-            "device": _device(found),
-            "training step": f"{_ms(found['train_ms_per_step'])} {quartiles('train')}, "
-            f"{found['images_per_s']:,.4g} images/s",
-            **{
-                f"inference, {size}": f"{_ms(ms)} {quartiles(f'infer_{size}')}"
-                for size, ms in found["infer_ms_per_batch"].items()
-            },
-            "one, waited for": f"{_ms(found['infer_latency_ms'])} {quartiles('infer_latency')}",
-            "compiling": f"{found['compile_s']:.3g} s, {found['compile_cached_s']:.3g} s from the cache; "
-            f"{found['trace_s']:.3g} s of it tracing",
-            "arithmetic": f"{found['tflops']:.4g} TFLOP/s in training, {_share(found['peak_share'])} of the "
-            f"{found['peak_tflops']:.4g} of large products in {found['dtype']}",
-            "memory": f"{found['memory_mb']:,.4g} MB {memory}; {found['process_mb']:,.4g} MB for the process",
-            "waiting for input": f"{_share(found['input_share'])}; "
-            f"{_ms(found['input_device_ms'])} of the step gathers and augments",
-            "training loop": f"{_share(found['loop_overhead'])} beside the step",
-        }
-    )
-
-
-_COLUMNS = (
-    "model",
-    "batch",
-    "dtype",
-    "training step, ms",
-    "images/s",
-    "inference of 1, ms",
-    "of a batch, ms",
-    "compiling, s",
-    "from the cache, s",
-    "TFLOP/s",
-    "of the peak",
-    "memory, MB",
-    "waiting for input",
-    "training loop",
-)
-
-
-def markdown(found: Sequence[dict[str, Any]]) -> str:
-    """A page with what was measured, on what, and with which versions: one row for each model."""
-
-    def cell(one: dict[str, Any], name: str) -> str:
-        s = one["spread"][name]
-        return f"{s['median']:,.4g} ({s['q1']:,.4g}–{s['q3']:,.4g})"
-
-    def all_of(values: Iterator[str]) -> str:
-        return "; ".join(dict.fromkeys(values))
-
-    facts = {
-        "device": all_of(_device(one) for one in found),
-        **{key: all_of(one["machine"][key] for one in found) for key in found[0]["machine"]},
-        "versions": all_of(", ".join(f"{k} {v}" for k, v in one["versions"].items()) for one in found),
-        "date": all_of(one["date"] for one in found),
-        "images": all_of(f"{_images(one)}, feed {one['feed']}" for one in found),
-        "rounds": f"{found[0]['rounds']}, each {found[0]['seconds']:g} s for everything timed",
-    }
-    lines = [
-        "# Speed",
-        "",
-        "Medians (quartiles), by `jaxvit benchmark`; docs/performance.md says what each figure means.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.items()),
-        "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|---|" + "--:|" * (len(_COLUMNS) - 1),
-    ]
-    for one in found:
-        cells = [
-            f"`{one['model']}`",
-            str(one["batch"]),
-            one["dtype"],
-            cell(one, "train"),
-            f"{one['images_per_s']:,.4g}",
-            cell(one, "infer_1"),
-            cell(one, f"infer_{one['batch']}"),
-            f"{one['compile_s']:.3g}",
-            f"{one['compile_cached_s']:.3g}",
-            f"{one['tflops']:.4g}",
-            _share(one["peak_share"]),
-            f"{one['memory_mb']:,.4g} ({one['memory_of']})",
-            _share(one["input_share"]),
-            _share(one["loop_overhead"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _write_tables(found: Sequence[dict[str, Any]], folder: Path) -> None:
-    """benchmark.md, and benchmark.csv with all figures that are numbers or words."""
-    write_text(folder / "benchmark.md", markdown(found))
-    rows = []
-    for one in found:
-        row = {name: value for name, value in one.items() if not isinstance(value, dict | list)}
-        row["input_shape"] = "x".join(map(str, one["input_shape"]))
-        row |= {"infer_1_ms": one["infer_ms_per_batch"]["1"]}
-        row |= {"infer_batch_ms": one["infer_ms_per_batch"][str(one["batch"])]}
-        row |= {f"train_{key}_ms": one["spread"]["train"][key] for key in ("q1", "q3")}
-        rows.append(row | one["machine"] | one["versions"])
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "benchmark.csv", stream.getvalue())
 
 
 if __name__ == "__main__":

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import math
-import platform
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from flax import linen as nn
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from jaxvit import command_line, errors
-from jaxvit.config import config_hash, load_config_file
-from jaxvit.data.batches import TrainBatches
 from jaxvit.errors import RunFailedError, UsageError, first_line, nearest
-from jaxvit.evaluate import evaluate, read_split
-from jaxvit.loading import load
-from jaxvit.measurement import make_subject
-from jaxvit.models.count import count_macs, count_params
 from jaxvit.row_curves import draw_curves, keep_metrics
-from jaxvit.row_results import COLUMNS, form_of, is_full, keep, numbers, outcome, page, results_of, writing
+from jaxvit.row_results import form_of, is_full, keep, numbers, outcome, page, results_of, writing
+from jaxvit.row_runs import Way, config_of, run_row
 from jaxvit.rows import Row, read_rows
-from jaxvit.run_directory import make_writable, read_environment, source_commit, write_text
-from jaxvit.train import train
-from jaxvit.training import hardware
-from jaxvit.training.journal import read_jsonl
-
-STEP_BATCH = 12  # images of a step on random images
-
-# Lengths of a config that a short form shortens with it; shares of the training shorten by themselves.
-_LENGTHS = ("optim.warmup", "optim.length", "optim.cooldown", "augment.mix_until")
+from jaxvit.run_directory import make_writable, write_text
 
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, what they ask for and what is known
@@ -54,189 +33,12 @@ stopped and saved: the same command goes on
 """
 
 
-@dataclass(frozen=True)
-class Way:
-    """How rows are run.
-
-    Attributes:
-      configs: folder of config files.
-      runs: folder for the runs.
-      epochs: a short form of so many; 0 = each row's own.
-      dtype: of the computation; '' = the config's own.
-      together: all seeds of a row as one run, which an accelerator trains in one program; else one after the other.
-    """
-
-    configs: Path
-    runs: Path
-    epochs: int = 0
-    dtype: str = ""
-    together: bool = False
-
-
 def with_partner(row: Row, every: dict[str, Row]) -> list[Row]:
     """A row, and before it the one that it must beat, equal or outrun.
 
     What is finished of it is not done again: for a ratio of times run both on the same quiet machine.
     """
     return [every[row.pair.row], row] if row.pair and row.pair.asked else [row]
-
-
-def config_of(row: Row, way: Way) -> ConfigDict:
-    """A row's config as it is run.
-
-    Raises:
-      UsageError: there is no such config, or it cannot be run so.
-    """
-    config = load_config_file(str(way.configs / row.config))
-    if way.dtype:
-        if "dtype" not in config.model:
-            raise UsageError(f"--dtype={way.dtype}: {config.model.name} has no attribute dtype; leave it out")
-        config.model.dtype = way.dtype
-    if row.steps:
-        return config
-    config.train.duration = f"{way.epochs or row.epochs} epochs"
-    if way.epochs:
-        for key in _LENGTHS:
-            section, _, leaf = key.partition(".")
-            number, _, unit = config[section][leaf].partition(" ")
-            if unit:
-                shorter = float(number) * way.epochs / row.epochs
-                config[section][leaf] = f"{round(shorter) if unit.startswith('step') else shorter:g} {unit}"
-    return config
-
-
-def run_row(row: Row, seeds: Sequence[int], way: Way) -> Iterator[tuple[dict[str, Any], Path | None]]:
-    """Trains a row with each seed, or goes on, or takes what is finished; yields its lines of results.csv.
-
-    Beside each line is the run's folder; None for a row of steps, which has none.
-
-    Raises:
-      UsageError, RunFailedError, StoppedError: as `jaxvit.train`.
-    """
-    config, form = config_of(row, way), form_of(row, way.epochs, way.dtype)
-    if row.steps:
-        print(f"{row.name}: {row.config}, {form}", flush=True)
-        yield _take_steps(row, config), None
-        return
-    folder = way.runs / row.name
-    if not is_full(form):
-        folder /= f"{way.epochs}_epochs"
-    folder /= way.dtype
-    if way.together and len(seeds) > 1:
-        config.seeds = tuple(seeds)
-        folder /= f"seeds_{'_'.join(map(str, seeds))}"
-        for result in train(config, folder)["seeds"]:
-            run = folder / f"seed_{result['seed']}"
-            yield _line(row, form, config, result["seed"], result, run), run
-        return
-    for seed in seeds:
-        config.seed = seed
-        print(f"{row.name}, seed {seed}: {row.config}", flush=True)
-        run = folder / f"seed_{seed}"
-        yield _line(row, form, config, seed, train(config, run), run), run
-
-
-def _take_steps(row: Row, config: ConfigDict) -> dict[str, Any]:
-    """Takes a recipe's steps on random images, as its model, augmentation and optimizer have it; its line.
-
-    Raises:
-      RunFailedError: the loss is not finite, or the device fails.
-    """
-    of_recipe = {"recipe": recipe_of(config), "config_hash": config_hash(config)}
-    config.train.batch_size = STEP_BATCH
-    subject = make_subject(config, synthetic=True)
-    assembly, started = subject.assembly, time.monotonic()
-    state = jax.jit(assembly.create_state)(assembly.init_key())
-    params = count_params(state.variables)
-    batches = TrainBatches(subject.dataset.read(subject.plan.data.train), STEP_BATCH, subject.plan.seed)
-    step = jax.jit(assembly.train_step(), donate_argnums=0).lower(state, dict(batches[0])).compile()
-    compiled = time.monotonic()
-    for i in range(row.steps):
-        state, sums = step(state, dict(batches[i]))
-    loss = float(sums["loss"] / sums["count"])
-    if not math.isfinite(loss):
-        raise RunFailedError(f"{row.config}: the loss of step {row.steps} is {loss}")
-    seconds = {"compile": compiled - started, "train": time.monotonic() - compiled}
-    return {
-        **dict.fromkeys(COLUMNS, ""),
-        "row": row.name,
-        "form": form_of(row),
-        **of_recipe,
-        "seed": subject.plan.seed,
-        "n": 0,
-        "loss": round(loss, 6),
-        "params": params,
-        "multiply_adds": _multiply_adds(assembly.model, subject.plan.input_shape),
-        **{f"{kind}_seconds": round(value, 3) for kind, value in seconds.items()},
-        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"], subject.plan.train.devices),
-        "versions": _versions(importlib.metadata.version("jax"), platform.python_version()),
-        "commit": source_commit(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def recipe_of(config: ConfigDict) -> str:
-    """The config's hash without its seed: the same for runs that may be averaged."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.seed, config.seeds = 0, ()
-    return config_hash(config)
-
-
-def _hardware(device: str, cores: str, devices: int) -> str:
-    return f"{devices} devices of " * (devices > 1) + f"{device}, {cores} cores"
-
-
-def _versions(jax_version: str, python: str) -> str:
-    return f"jax {jax_version}, Python {python}"
-
-
-def _multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    return count_macs(model, input_shape)["all"]
-
-
-def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A finished run's line; measures its last weights where the row asks for these."""
-    measured = result["test"]
-    loaded = load(folder, checkpoint=row.weights, weights="model" if row.weights == "latest" else "chosen")
-    if row.weights == "latest":
-        _, source = read_split(loaded, "test")
-        found, _ = evaluate(loaded, source)
-        measured = found | found["keras"]  # the precision and recall that a run's own test has
-    environment = read_environment(folder)
-    return {
-        "row": row.name,
-        "form": form,
-        "recipe": recipe_of(config),
-        "config_hash": result["config_hash"],
-        "seed": seed,
-        "n": measured["count"],
-        **{name: round(measured[name], 6) for name in ("top1", "top5", "loss", "precision", "recall")},
-        "epochs": round(max(record["epoch"] for record in read_jsonl(folder / "metrics.jsonl")), 3),
-        "weights": row.weights,
-        "params": result["params"],
-        "multiply_adds": _multiply_adds(loaded.model, loaded.input_shape),
-        **{f"{kind}_seconds": result["seconds"][kind] for kind in ("compile", "train", "eval", "save")},
-        "data": "/".join(about["sha256"] for about in environment["data"].values()),
-        **circumstances(environment["starts"]),
-    }
-
-
-def circumstances(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Where and by what a run was trained: of all its starts, joined by ' + ' where they differ."""
-
-    def each(tell: Callable[[Mapping[str, Any]], str]) -> str:
-        return " + ".join(dict.fromkeys(tell(start) for start in starts))
-
-    def where(start: Mapping[str, Any]) -> str:
-        return _hardware(start.get("device", "?"), start.get("cores", "?"), len(start.get("devices", ())))
-
-    return {
-        "hardware": each(where),
-        "versions": each(lambda start: _versions(start["packages"]["jax"], start["python"])),
-        "commit": each(lambda start: start.get("commit", "")),
-        "date": starts[-1]["time"].partition("T")[0] if starts else "",
-    }
 
 
 def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str, Row], options: Any) -> None:

@@ -177,7 +177,8 @@ def _compared(found: Difference, form: str) -> str:
     if pair.above:
         said += ", above it" if found.above else ", not shown to be above it"
         said += verdict(True, found.above, "an interval above 0 asked")
-    said += f"; {found.saved:.1%} fewer multiply-adds, {found.counted:.2f} times"
+    fewer = f"{found.saved:.1%} fewer multiply-adds, {found.counted:.2f} times"
+    said += f"; {fewer if found.saved else 'as many multiply-adds'}"
     if pair.fewer:
         said += verdict(True, found.saves_as_asked, f"{pair.fewer[0]:.1%} to {pair.fewer[1]:.1%} asked")
     said += f"; trained {found.ratio:.2f} times as fast"

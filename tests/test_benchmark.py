@@ -14,10 +14,12 @@ from tiny import tiny_config
 from jaxvit import benchmark, job, measurement
 from jaxvit.benchmark import main
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.measurement import Bench, document_config, make_subject
+from jaxvit.measurement import Bench
 from jaxvit.models import create_model, list_models
 from jaxvit.models.count import count_macs
 from jaxvit.models.registry import input_shape
+from jaxvit.speed_page import show
+from jaxvit.subject import document_config, make_subject
 from jaxvit.timing import spread, time_in_turns
 from jaxvit.training.runtime import fresh_program_cache
 from jaxvit.workloads import DOCUMENTS, workload_of
@@ -98,7 +100,7 @@ def test_a_profile_is_written(measured):
 
 def test_people_are_told_the_same(measured, capsys):
     found, _ = measured
-    benchmark._show(found)
+    show(found)
     out = capsys.readouterr().out
     assert f"{found['train_ms_per_step']:,.4g} ms" in out and "waiting for input " in out
 

@@ -1,8 +1,7 @@
-"""The table of the documents' numbers, and the verb that runs it."""
+"""The verb that runs the table of the documents' numbers."""
 
 import csv
 import json
-import math
 import os
 import subprocess
 import sys
@@ -10,266 +9,21 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import tiny_config
+from tiny import TINY_ROW, tiny_config
 
 import jaxvit.reproduce as verb
-from jaxvit.config import load_config_file
 from jaxvit.errors import UsageError
-from jaxvit.row_results import newest
-from jaxvit.rows import compare, judge, read_rows, student, wilson
+from jaxvit.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 ROWS = read_rows(ROOT / "results" / "rows.toml")
 TESTS = __file__.rpartition("/")[0]
 
 
-TINY = """[[row]]
-name = "tiny"
-config = "tiny_row.py"
-weights = "{weights}"
-document = {{ top1 = 0.05 }}
-target = {{ top1 = {target} }}
-tolerance = {{}}
-n = 25
-epochs = 2
-minutes = 1
-seeds = [0, 1]
-quirks = ["small"]
-"""
-
-
 @pytest.fixture(autouse=True)
 def _optax_mixes_dtypes():
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
-def test_every_row_has_a_config_and_a_target(row):
-    config = load_config_file(str(ROOT / "configs" / row.config))
-    assert row.epochs > 0 and row.n in (4000, 10000, 50000)
-    assert row.params if row.steps else row.target["top1"] > 0
-    assert int(config.train.duration.partition(" ")[0]) == row.epochs
-
-
-def departures(config, weights):
-    """Those of a config's tutorial from its paper or from good practice, by the names of docs/models.md."""
-    model, augment, optim = config.model, config.augment, config.optim
-    tutorial = model.name.startswith("tutorial_")
-    fashion, cct = "fashion" in model.name, model.name == "tutorial_cct"
-    keras = model.get("initialiser") == "keras_3d"
-    decay = optim.name == "adamw" and optim.decay_mask == "all"
-    known = {
-        "border-mask shift": model.get("shift") == "border",
-        "12-wide channel groups": model.get("groups") == "width",
-        "drop-path ramp restarting per stage": model.get("drop_path_ramp") == "stage",
-        "one drop-path seed for all layers": model.get("shared_drop_path"),
-        "frozen random CCT positions": model.get("frozen_positions"),
-        "TF SAME pooling after the pad": model.get("pad_after_conv") and model.same_pooling,
-        "gelu and dropout after both dense layers": model.get("activate_twice"),
-        "post-norm with one shared LayerNorm": model.get("norm_order") == "post_shared",
-        "five convolutions in TokenLearner": model.get("learner") == "v1" and model.learner_convs == 5,
-        "mean instead of sum": model.get("learner") == "v1" and model.learner_reduce == "mean",
-        "dropout built but not connected": fashion and model.head_hidden and not model.head_dropout,
-        "pixels left at 0..255": augment.std == (1 / 255,),
-        "3 rows and columns dropped by 5x5 patches": fashion and augment.size % model.patch == 0 and not augment.size,
-        "one crop position per batch": augment.train == "resize_crop" and augment.crop_position == "batch",
-        "crop 32 of 32": cct and not augment.pad_crop,
-        "decay of all weights, independent of the learning rate (tfa)": decay and optim.decay == "independent",
-        "decay of all weights": decay and tutorial and optim.decay == "lr_scaled",
-        "Adam eps 1e-7": optim.eps == 1e-7,
-        "learning rate 0 after the total": optim.length.endswith("steps") and not optim.end_lr,
-        "best weights not restored by early stopping": config.train.patience and weights == "latest",
-        "Keras 3-D attention initialiser": keras,
-        "embedding uniform ±.05": keras and tutorial,
-    }
-    return {name for name, there in known.items() if there}
-
-
-@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
-def test_a_rows_departures_are_its_configs(row):
-    config = load_config_file(str(ROOT / "configs" / row.config))
-    assert set(row.quirks) == departures(config, row.weights) and len(set(row.quirks)) == len(row.quirks)
-
-
-@pytest.mark.parametrize(
-    "row", [row for row in ROWS.values() if not row.steps and row.epochs > 2], ids=lambda r: r.name
-)
-def test_a_short_form_can_be_run_and_keeps_its_schedules_shape(row):
-    whole, short = (verb.config_of(row, verb.Way(ROOT / "configs", Path("runs"), epochs=epochs)) for epochs in (0, 2))
-    per_epoch = {"train[:40000]": 40000, "train[:45000]": 45000}.get(whole.data.train, 50000) // whole.train.batch_size
-
-    def shares(config):
-        steps = float(config.train.duration.split()[0]) * per_epoch
-        lengths = [config.optim[name] for name in ("warmup", "length", "cooldown")]
-        numbers = [(float(text.rstrip("%").split()[0]), text) for text in lengths]
-        unit = {"%": steps / 100, "s": per_epoch}
-        return [number * (1 if text.endswith("steps") else unit[text[-1]]) / steps for number, text in numbers]
-
-    assert shares(short) == pytest.approx(shares(whole), abs=2e-3) and shares(short)[0] < 1
-
-
-def test_the_page_is_made_of_the_table_and_its_runs():
-    groups = dict.fromkeys(f"{row.config.partition('.')[0]}_{row.epochs}_epochs" for row in ROWS.values())
-    curves = [f"curves/{name}.png" for name in groups if (ROOT / "results" / "curves" / f"{name}.png").exists()]
-    found = verb.page(ROWS, verb.results_of(ROOT / "results" / "results.csv"), curves)
-    assert (ROOT / "results" / "README.md").read_text() == found
-
-
-def test_the_documents_numbers_are_there():
-    """As the documents have them."""
-    found = {row.name: row.document.get("top1") for row in ROWS.values() if row.document}
-    assert found == {
-        **{"fashion_vit": 0.8315, "fashion_fast_vit": 0.92475},
-        **{"mini_vit": 0.56112, "mini_vit_tl8": 0.5655, "mini_vit_tl4": 0.56498, "mini_vit_8l": 0.5536},
-        **{"mini_vit_v11_g4t4": 0.54638, "mini_vit_v11_g8t8": 0.54898, "mini_vit_v11_g4t8": 0.55196},
-        **{"mini_vit_tl4_1epoch": 0.229, "vit_cifar100": 0.55, "shiftvit": 0.7638, "cct": 0.7761},
-        **{"cct_vit": 0.7822, "cct_7_3x1_32": 0.9653},
-        **{"imagenet_vit_s16": 0.765, "imagenet_shiftvit_t": 0.817, "imagenet_cct_14": 0.8067},
-    }
-
-
-@pytest.mark.parametrize(("share", "n"), [(0.5, 100), (0.98, 360), (1.0, 25), (0.0, 10), (0.9247, 4000)])
-def test_the_interval_of_one_run(share, n):
-    p, z = round(share * n) / n, 1.959964
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert wilson(p, n) == pytest.approx((middle - half, middle + half), abs=1e-6)
-
-
-@pytest.mark.parametrize("values", [[0.5, 0.52], [0.561, 0.559, 0.57, 0.55, 0.566], [0.1] * 3])
-def test_the_interval_of_several(values):
-    low, high = student(values)
-    if len(set(values)) == 1:
-        assert (low, high) == pytest.approx((values[0], values[0]))
-        return
-    mean, n = sum(values) / len(values), len(values)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    quantile = {2: 12.7062, 5: 2.77645}[n]  # of Student's distribution at 97.5 %, from a table
-    assert (low, high) == pytest.approx((mean - quantile * spread, mean + quantile * spread), abs=1e-6)
-
-
-def line(row, seed=0, top1=0.5, seconds=10.0, form="full", hardware="here", **more):
-    known = {"row": row, "form": form, "seed": str(seed), "n": "10000", "top1": str(top1), "top5": "0.99", "loss": "1"}
-    known["multiply_adds"] = "100"
-    return dict.fromkeys(verb.COLUMNS, "") | known | {"train_seconds": str(seconds), "hardware": hardware, **more}
-
-
-def test_a_target_is_met_or_missed_by_so_much():
-    row = ROWS["mini_vit_tl4"]
-    (verdict,) = judge(row, [line(row.name, seed, top1) for seed, top1 in enumerate((0.57, 0.58, 0.575))])
-    assert verdict.passed and verdict.value == pytest.approx(0.575) and verdict.low < 0.575 < verdict.high
-    (verdict,) = judge(row, [line(row.name, 0, 0.56)])
-    assert not verdict.passed and verdict.missing == pytest.approx(0.00498)
-    said, passed = verb.outcome(row, [line(row.name, 0, 0.56)], ROWS)
-    assert not passed and said[0].startswith("top1 56.00% (95 %: 55.0") and said[0].endswith("misses it by 0.50 points")
-    assert verb.outcome(row, [line(row.name, form="1 of 20 epochs")], ROWS) == (["not run"], False)
-    (verdict,) = judge(row, [line(row.name, seed, top1) for seed, top1 in enumerate((0.9, 0.99, 0.1))])
-    assert (verdict.low, verdict.high) == (0.0, 1.0)
-    row = ROWS["cct"]
-    said, passed = verb.outcome(row, [line(row.name, 0, 0.77)], ROWS)
-    leaves = "0.61 points below it, within the 0.82 that the one run of the document leaves open"
-    assert passed and said[0].endswith(f"{leaves}: passes")
-    assert not verb.outcome(row, [line(row.name, 0, 0.767)], ROWS)[1]
-    said, passed = verb.outcome(row, [line(row.name, seed, 0.765 + seed / 100) for seed in range(2)], ROWS)
-    # Student's half interval of the mean is 12.7062 * .00707 / sqrt 2; of one more run, sqrt 3 times that.
-    assert passed and said[0].endswith(f"{leaves} (one more run here would have 66.00% to 88.00%): passes")
-    assert said[2] == "top1 of each seed: 76.50, 77.50" and said[3] == "loss 1.0000"
-    said, passed = verb.outcome(row, [line(row.name, 0, 0.9, n="4000")], ROWS)
-    assert not passed and "measured on 4000 images in place of 10000: another test set" in said
-
-
-@pytest.mark.parametrize("row", [row for row in ROWS.values() if row.tolerance], ids=lambda row: row.name)
-def test_a_tolerance_is_what_the_documents_one_run_leaves_open(row):
-    for measure, tolerance in row.tolerance.items():
-        p = row.target[measure]
-        assert tolerance == pytest.approx(1.96 * math.sqrt(p * (1 - p) / row.n), abs=5e-5)
-        assert p == row.document.get(measure, p)  # of a row without a number of its own: that of its pair's
-
-
-def test_pairs_are_compared_seed_by_seed_on_one_machine():
-    row = ROWS["mini_vit_tl4"]
-    mine = [line(row.name, seed, 0.57 + seed / 1000, 80.0, multiply_adds="78") for seed in range(4)]
-    theirs = [line("mini_vit", seed, 0.571 + seed / 1000, 100.0) for seed in range(3)]
-    found = compare(row, mine, theirs)
-    assert (found.seeds, found.ratio) == (3, 1.25) and found.mean == pytest.approx(-0.001) and found.equal(0.01)
-    assert found.saved == pytest.approx(0.22) and found.passed
-    assert compare(row, mine, [line("mini_vit", 0, hardware="elsewhere")]) is None
-    far = [line("mini_vit", seed, 0.6 + seed / 50) for seed in range(3)]
-    assert compare(row, mine, far).equal(0.01) is False and not compare(row, mine, far).passed
-    assert compare(row, mine, far[:1]).equal(0.01) is None and not compare(row, mine, theirs[:1]).passed
-    as_many = [{**one, "multiply_adds": "90"} for one in mine]
-    assert not compare(row, as_many, theirs).passed  # 10 % fewer
-    (_, _, said), passed = verb.outcome(row, mine + theirs, ROWS)
-    assert passed and "equality within 1 asked: passes; 22.0% fewer" in said and "21.0% to 23.5% asked: passes" in said
-
-
-def test_what_a_pair_asks_for_is_part_of_the_verdict():
-    fast = ROWS["fashion_fast_vit"]
-    both = [line(fast.name, 0, 0.94, 100.0, n="4000"), line("fashion_vit", 0, 0.84, 140.0, n="4000")]
-    for one in both:
-        one.update(precision="0.9", recall="0.8")
-    said, passed = verb.outcome(fast, both, ROWS)
-    assert not passed
-    assert said[1] == "loss 1.0000, precision 90.00%, recall 80.00%"
-    assert said[2].endswith("1.00 times; trained 1.40 times as fast, 1.5 asked: misses it")
-    both[1]["train_seconds"] = "160.0"
-    assert verb.outcome(fast, both, ROWS)[1]
-    true, better = ROWS["shiftvit_true"], 0.01
-    runs = [line(true.name, seed, 0.78 + better + seed / 1e4) for seed in (42, 43)]
-    runs += [line("shiftvit", seed, 0.78 + seed / 1e4) for seed in (42, 43)]
-    said, passed = verb.outcome(true, runs, ROWS)
-    assert passed and "above it, an interval above 0 asked: passes" in said[-1]
-    said, passed = verb.outcome(true, [runs[0], runs[2]], ROWS)  # one seed shows nothing
-    assert not passed and "not shown to be above it" in said[-1]
-    runs[2]["top1"] = "0.7999"
-    said, passed = verb.outcome(true, runs, ROWS)
-    assert not passed and "not shown to be above it, an interval above 0 asked: misses it" in said[-1]
-
-
-def test_only_runs_of_one_recipe_and_machine_are_averaged():
-    row = ROWS["cct"]
-    old = [line(row.name, seed, 0.5, recipe="old") for seed in range(5)]
-    new = [line(row.name, seed, 0.8, recipe="new") for seed in range(2)]
-    one_elsewhere = [line(row.name, 0, 0.9, recipe="new", hardware="elsewhere")]
-    found = newest(old + new + one_elsewhere, row)
-    assert [(one["seed"], one["top1"]) for one in found] == [("0", "0.8"), ("1", "0.8")]
-    assert [one["hardware"] for one in newest([*new[:1], *one_elsewhere], row)] == ["elsewhere"]  # as many: the last
-
-
-def test_short_forms_are_compared_too_and_pass_nothing():
-    row, form = ROWS["mini_vit_tl4"], "2 of 20 epochs"
-    mine = [line(row.name, seed, 0.3 + seed / 100, form=form, multiply_adds="80") for seed in range(2)]
-    theirs = [line("mini_vit", seed, 0.3 + seed / 100, form=form) for seed in range(2)]
-    text = verb.page(ROWS, mine + theirs)
-    assert "not run<br>a short form, 2 of 20 epochs, 2 runs: top1 30.50%" in text
-    assert "20.0% fewer multiply-adds, 1.25 times; trained 1.00 times as fast" in text and ": passes" not in text
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("[[row]]\nname = 'a'\n", "row 'a': 'config' is missing"),
-        ("[[row]\n", "cannot be read"),
-        ("[[row]]\nname = 'a'\ncolour = 1\n", "row 'a': 'colour' is not known"),
-        ("[row]\nname = 'a'\n", r"begins with \[\[row\]\]"),
-        (TINY.format(weights="best", target=0.5).replace("target = { top1 = 0.5 }", "target = {}"), "has no target"),
-        (TINY.format(weights="best", target=0.5).replace("target = { top1", "target = { topp1"), "target: topp1 = 0.5"),
-        (TINY.format(weights="best", target=0.5).replace("target = { top1", "target = { loss"), "target: loss = 0.5"),
-        (TINY.format(weights="bests", target=0.5), "weights = 'bests': must be"),
-        (TINY.format(weights="best", target=0.5).replace("[0, 1]", "[]"), "seeds = .*must be a list"),
-        (TINY.format(weights="best", target=0.5).replace("n = 25", "n = '25'"), "n = '25' is no count"),
-        ("row = [1]\n", "row '.': it is no table"),
-        (TINY.format(weights="best", target=0.5) + "steps = 1\n", "has no params"),
-        (TINY.format(weights="best", target=0.5) + "pair = { rov = 'x' }\n", "row 'tiny': .*rov"),
-    ],
-)
-def test_rows_that_are_not_right(tmp_path, text, says):
-    (tmp_path / "rows.toml").write_text(text)
-    with pytest.raises(UsageError, match=says):
-        read_rows(tmp_path / "rows.toml")
-    with pytest.raises(UsageError, match="there is no such file"):
-        read_rows(tmp_path / "none.toml")
 
 
 @pytest.fixture
@@ -279,7 +33,7 @@ def project(tmp_path):
         f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
         "def get_config(): return tiny_config(log__writers=('jsonl',))\n"
     )
-    (tmp_path / "rows.toml").write_text(TINY.format(weights="latest", target=0.01))
+    (tmp_path / "rows.toml").write_text(TINY_ROW.format(weights="latest", target=0.01))
     return [f"--{name}={tmp_path / folder}" for name, folder in (("results", ""), ("configs", ""), ("runs", "runs"))]
 
 
@@ -324,7 +78,7 @@ def test_seeds_of_a_row_in_one_run(project, tmp_path):
 
 
 def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
-    (tmp_path / "rows.toml").write_text(TINY.format(weights="best", target=1.1))
+    (tmp_path / "rows.toml").write_text(TINY_ROW.format(weights="best", target=1.1))
     assert verb.main([*project, "--all", "--epochs=1", "--seeds=1"]) == 0
     assert "tiny, 1 of 2 epochs: top1 " in capsys.readouterr().out
     assert (tmp_path / "runs" / "tiny" / "1_epochs" / "seed_0" / "result.json").exists()
@@ -338,8 +92,8 @@ def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
 
 def test_a_row_whose_data_is_missing_is_named_and_the_others_run(project, tmp_path, capsys):
     (tmp_path / "rows.toml").write_text(
-        TINY.format(weights="best", target=0.01).replace("tiny_row", "other").replace('"tiny"', '"other"')
-        + TINY.format(weights="best", target=0.01)
+        TINY_ROW.format(weights="best", target=0.01).replace("tiny_row", "other").replace('"tiny"', '"other"')
+        + TINY_ROW.format(weights="best", target=0.01)
     )
     text = (tmp_path / "tiny_row.py").read_text()
     (tmp_path / "other.py").write_text(
@@ -362,7 +116,7 @@ def test_a_damaged_table_is_one_line(project, tmp_path):
 def test_a_recipe_takes_its_step_and_is_counted(project, tmp_path, capsys):
     text = (tmp_path / "tiny_row.py").read_text()
     (tmp_path / "tiny_row.py").write_text(text.replace("tiny_config(", "tiny_config(data__name='imagenet2012', "))
-    rows = TINY.format(weights="latest", target=0.01).replace("top1 = 0.01", "")
+    rows = TINY_ROW.format(weights="latest", target=0.01).replace("top1 = 0.01", "")
     (tmp_path / "rows.toml").write_text(f"{rows}steps = 2\nparams = 1\n")
     assert verb.main([*project, "--all"]) == 1
     assert "2 steps on random images, loss " in (out := capsys.readouterr().out) and ", not 1" in out
@@ -414,9 +168,9 @@ def test_a_gpu_is_not_taken_by_mistake(tmp_path, words, says):
 def test_a_row_that_cannot_be_run_is_a_mistake_and_its_partner_decides_nothing(project, tmp_path, capsys):
     text = (tmp_path / "tiny_row.py").read_text()
     (tmp_path / "none.py").write_text(text.replace("tiny_config(", "tiny_config(data__name='mnist', data__dir='/no', "))
-    partner = TINY.format(weights="best", target=0.99).replace('"tiny"', '"partner"')
-    row = TINY.format(weights="best", target=0.01) + 'pair = { row = "partner", ratio = 0.001 }\n'
-    lost = TINY.format(weights="best", target=0.01).replace('"tiny"', '"lost"').replace("tiny_row", "none")
+    partner = TINY_ROW.format(weights="best", target=0.99).replace('"tiny"', '"partner"')
+    row = TINY_ROW.format(weights="best", target=0.01) + 'pair = { row = "partner", ratio = 0.001 }\n'
+    lost = TINY_ROW.format(weights="best", target=0.01).replace('"tiny"', '"lost"').replace("tiny_row", "none")
     (tmp_path / "rows.toml").write_text(partner + row + lost)
     with pytest.raises(UsageError, match="mnist"):
         verb.main([*project, "lost", "--seeds=1"])
@@ -436,13 +190,6 @@ def test_where_and_by_what_a_run_was_trained_is_that_of_its_training(project, tm
     (line,) = verb.results_of(tmp_path / "results.csv")
     assert line["commit"] == "abc-dirty" and not line["hardware"].startswith("another machine")
     assert (line["epochs"], line["data"].count("/")) == ("2.0", 2) and line["recipe"] != ""
-
-
-def test_a_line_says_how_many_devices_a_run_had():
-    about = {"device": "AMD EPYC", "cores": "2", "packages": {"jax": "0.11"}, "python": "3.12", "time": "2026-01-01T1"}
-    assert verb.circumstances([about | {"devices": ["cpu"]}])["hardware"] == "AMD EPYC, 2 cores"
-    both = [about | {"devices": ["cpu"]}, about | {"devices": ["cpu"] * 2}, about | {"devices": ["cpu"]}]
-    assert verb.circumstances(both)["hardware"] == "AMD EPYC, 2 cores + 2 devices of AMD EPYC, 2 cores"
 
 
 def test_results_of_another_machine_are_taken(project, tmp_path, capsys):

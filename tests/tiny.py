@@ -51,3 +51,19 @@ def train_family(workdir: Path, name: str) -> Path:
     with jax.numpy_dtype_promotion("standard"):
         jaxvit.train(config, workdir)
     return workdir
+
+
+# Of results/rows.toml; to be formatted with weights and target.
+TINY_ROW = """[[row]]
+name = "tiny"
+config = "tiny_row.py"
+weights = "{weights}"
+document = {{ top1 = 0.05 }}
+target = {{ top1 = {target} }}
+tolerance = {{}}
+n = 25
+epochs = 2
+minutes = 1
+seeds = [0, 1]
+quirks = ["small"]
+"""
