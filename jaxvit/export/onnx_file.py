@@ -16,13 +16,15 @@ from jaxvit.export.model import ExportModel
 from jaxvit.layers.stack import plainly
 from jaxvit.ops.ways import PLAIN
 
-# onnxruntime's MaxPool knows no more than three axes of pixels, and jax2onnx counts all of them as such.
-_WAYS = {**PLAIN, "max_pool": "maximum"}
+# The ways that jax2onnx knows. Absorbed attention's products of kernels are computed once, when the file is loaded.
+_WAYS = {**PLAIN, "attention": "absorbed"}
 
 
 def write(model: ExportModel, path: Path) -> None:
     """Writes the graph for any batch size, with its weights."""
     import onnx
+
+    from jaxvit.export.onnx_graph import rewrite
 
     for name in ("jax2onnx", "onnx_ir"):  # they tell of plugins for libraries that nobody uses here, and of types
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -42,6 +44,6 @@ def write(model: ExportModel, path: Path) -> None:
             inputs=[jax.ShapeDtypeStruct(shape, jnp.uint8)],
             model_name="jaxvit",
         )
-    del graph.graph.value_info[:]  # shapes of what lies between, some of which onnxruntime warns of
+    rewrite(graph.graph)
     onnx.helper.set_model_props(graph, {"jaxvit": json.dumps(model.facts())})
     onnx.save(graph, path)

@@ -159,7 +159,8 @@ class PositionEmbed(nn.Module):
         elif self.kind == "sine":
             table = jnp.asarray(sine_positions(tokens, channels))
         elif self.frozen:
-            table = draw(jax.random.key(0), (tokens, channels), jnp.float32)
+            with jax.ensure_compile_time_eval():  # a constant: what draws it cannot be put into an ONNX file
+                table = draw(jax.random.key(0), (tokens, channels), jnp.float32)
         else:
             table = self.param("table", draw, (tokens, channels))
         return x_BNC + table.astype(x_BNC.dtype)[None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ def max_pool(
     Computed as `jaxvit.ops.ways` says: 'window' is XLA's reduce-window; 'slices' goes first along the rows, then along
     the columns, and where a gradient is asked for it takes the maximum of strided slices, whose place it keeps in a
     byte: XLA's CPU backend otherwise takes several times as long. No forward-mode derivative with 'slices'.
-    'maximum' is that of the slices and nothing else, for those who translate programs and know no such pooling.
 
     Args:
       x_BHWC: maps.
@@ -38,10 +37,9 @@ def max_pool(
     for size, around in zip(x_BHWC.shape[1:3], padding, strict=True):
         if size + sum(around) < window or max(around) >= window:
             raise ValueError(f"a window of {window} does not fit {x_BHWC.shape} padded by {padding}")
-    if way("max_pool") != "window":
-        along = _max_along if way("max_pool") == "slices" else _maximum_along
+    if way("max_pool") == "slices":
         for axis, around in ((2, padding[1]), (1, padding[0])):
-            x_BHWC = along(x_BHWC, axis, window, stride, around)
+            x_BHWC = _max_along(x_BHWC, axis, window, stride, around)
         return x_BHWC
     return jax.lax.reduce_window(
         x_BHWC,
@@ -68,15 +66,6 @@ def _max_along(x: jax.Array, axis: int, window: int, stride: int, around: Paddin
     windows, strides, padding = ones.copy(), ones.copy(), [(0, 0)] * x.ndim
     windows[axis], strides[axis], padding[axis] = window, stride, around
     return jax.lax.reduce_window(x, _lowest(x.dtype), jax.lax.max, windows, strides, padding)
-
-
-def _maximum_along(x: jax.Array, axis: int, window: int, stride: int, around: Padding) -> jax.Array:
-    outputs = (x.shape[axis] + sum(around) - window) // stride + 1
-    # Padded by what lies at the border, which is in every window that the padding is in: the maximum is the same.
-    first, last = (jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, x.shape[axis] - 1))
-    padded = jnp.concatenate([first] * around[0] + [x] + [last] * around[1], axis=axis)
-    ends = ((i, i + stride * (outputs - 1) + 1) for i in range(window))
-    return reduce(jnp.maximum, (jax.lax.slice_in_dim(padded, a, b, stride, axis=axis) for a, b in ends))
 
 
 def _max_and_place(x: jax.Array, axis: int, window: int, stride: int, around: Padding) -> tuple[jax.Array, jax.Array]:

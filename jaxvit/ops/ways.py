@@ -3,7 +3,7 @@
 | operation | plain | the other | fastest on |
 |---|---|---|---|
 | `attention` | `plain`: queries, keys and values are projected | `absorbed`: key and value kernels are multiplied into the query and output kernels, where heads are at least as wide as the tokens | CPU |
-| `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: comparisons of strided slices; and `maximum`, these alone, for export | CPU |
+| `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: comparisons of strided slices | CPU |
 | `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and only the input is kept for the gradient; and `rational`, the same without XLA's erf, for export | all |
 | `noise` | `threefry`: jax's own generator | `hash`: a hash of each element's place, in the same pass as what uses it | all |
 
@@ -21,7 +21,7 @@ import jax
 
 WAYS = {
     "attention": ("plain", "absorbed"),
-    "max_pool": ("window", "slices", "maximum"),
+    "max_pool": ("window", "slices"),
     "gelu": ("erfc", "erf", "rational"),
     "noise": ("threefry", "hash"),
 }

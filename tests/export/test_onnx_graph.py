@@ -1,0 +1,105 @@
+"""Graphs rewritten for onnxruntime."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxvit.ops import max_pool, ways
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from jaxvit.export.onnx_graph import rewrite  # noqa: E402
+
+SIZES = dict(zip("bcdekmnqs", (2, 3, 4, 5, 6, 7, 8, 9, 1), strict=True))
+NUMBERS = np.random.default_rng(0)
+
+
+def run(graph, opset, *arrays):
+    """What onnxruntime makes of a graph."""
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(None, {each.name: array for each, array in zip(session.get_inputs(), arrays, strict=True)})[0]
+
+
+def sum_over(equation, *shapes):
+    """A graph of one sum over named axes."""
+    inputs = [onnx.helper.make_tensor_value_info(f"in_{i}", 1, shape) for i, shape in enumerate(shapes)]
+    node = onnx.helper.make_node("Einsum", [each.name for each in inputs], ["out"], equation=equation)
+    result = onnx.helper.make_tensor_value_info("out", 1, [None] * len(equation.partition("->")[2]))
+    return onnx.helper.make_graph([node], "g", inputs, [result])
+
+
+@pytest.mark.parametrize(
+    ("equation", "product"),
+    [
+        ("bqe,bke->bqk", True),
+        ("bqk,bke->bqe", True),
+        ("bqmd,bkmd->bmqk", True),
+        ("bmqk,bkmd->bqmd", True),
+        ("bqk,kc->bqc", True),
+        ("cmd,emd->cme", True),
+        ("bsn,bnc->bsc", True),
+        ("qk,ck->cq", True),
+        ("bk,bkc->bc", False),  # no row
+        ("bqmd,mdc->bqc", False),  # two summed
+        ("bqk,kbc->cqbe", None),  # names what nothing has
+        ("bqk,bcn->bqcn", False),  # nothing summed
+        ("bqk,kc->qc", False),  # sums over what one alone has
+        ("bbk,bkc->bc", False),
+        ("b...k,bkc->b...c", False),
+        ("bqk->bkq", False),
+    ],
+)
+def test_sums_over_named_axes_are_matrix_products(equation, product):
+    names = equation.partition("->")[0].split(",")
+    shapes = [[SIZES[axis] for axis in axes.replace("...", "s")] for axes in names]
+    graph = sum_over(equation, *shapes)
+    rewrite(graph)
+    kinds = [node.op_type for node in graph.node]
+    assert ("MatMul" in kinds) == bool(product) and ("Einsum" in kinds) != bool(product)
+    if product is None:
+        return
+    arrays = [NUMBERS.normal(size=shape).astype(np.float32) for shape in shapes]
+    if not product:  # the node stays as it was
+        assert [*graph.node] == [*sum_over(equation, *shapes).node]
+        return
+    np.testing.assert_allclose(run(graph, 17, *arrays), np.einsum(equation, *arrays), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(3, 2, ((1, 1), (1, 1))), (2, 2, ((0, 0), (0, 0))), (3, 1, ((0, 1), (2, 1)))]
+)
+def test_pooling_of_maps_is_onnxruntimes(window, stride, padding):
+    to_onnx = pytest.importorskip("jax2onnx").to_onnx
+    x = NUMBERS.normal(size=(3, 8, 7, 5)).astype(np.float32)
+
+    def pooled(x):
+        with ways.use("plain"):
+            return max_pool(x, window=window, stride=stride, padding=padding)
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        graph = to_onnx(pooled, inputs=[jax.ShapeDtypeStruct(("B", *x.shape[1:]), np.float32)]).graph
+    rewrite(graph)
+    assert [node.op_type for node in graph.node] == ["Transpose", "MaxPool", "Transpose"] and not graph.initializer
+    np.testing.assert_array_equal(run(graph, 17, x), pooled(x))
+
+
+def test_other_nodes_between_are_kept_in_their_order():
+    make = onnx.helper.make_node
+    nodes = [make("Relu", ["in_0"], ["a"]), *sum_over("qk,kc->qc", [2, 3], [3, 4]).node, make("Neg", ["out"], ["b"])]
+    nodes[1].input[0] = "a"
+    graph = sum_over("qk,kc->qc", [2, 3], [3, 4])
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.output[0].name = "b"
+    rewrite(graph)
+    made = set(each.name for each in graph.input)
+    for node in graph.node:
+        assert set(node.input) <= made
+        made |= set(node.output)
+    assert [node.op_type for node in graph.node] == ["Relu", "MatMul", "Neg"]
+    assert all(a.output[0] in b.input for a, b in itertools.pairwise(graph.node))
