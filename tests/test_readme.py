@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import jax
 import pytest
@@ -16,6 +17,8 @@ import jaxvit
 from jaxvit.data.__main__ import main
 from jaxvit.data.builders import PREPARABLE
 from jaxvit.export.__main__ import main as export
+from jaxvit.row_results import newest, results_of
+from jaxvit.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/extend.md", "docs/scale.md", "docs/performance.md", "docs/export.md")
@@ -107,6 +110,21 @@ def test_every_python_block_runs(code, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_results_shown_are_those_of_the_table():
+    lines, rows = results_of(ROOT / "results" / "results.csv"), read_rows(ROOT / "results" / "rows.toml")
+
+    def shown(name):
+        runs = newest(lines, rows[name])
+        return f"{100 * fmean(float(run['top1']) for run in runs):.2f}" if runs else "not run"
+
+    text = (ROOT / "README.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| [^|]+ \| (\S+) \| ([^|]+) \| ([^|]+) \|$", text, re.M)
+    assert len(table) == 5
+    for name, document, written, better in table:
+        assert document == f"{100 * rows[name].document['top1']:.2f}", name
+        assert (written, better) == (shown(name), shown(f"{name}_best")), name
 
 
 def test_every_page_that_is_linked_exists():
