@@ -24,7 +24,7 @@ from jaxvit.errors import RunFailedError, UsageError, first_line
 from jaxvit.export.formats import format_of
 from jaxvit.measurement import Effort, facts_of, measure
 from jaxvit.run_directory import write_text
-from jaxvit.speed_page import device_of, images_of, markdown, milliseconds, show, show_lines, write_tables
+from jaxvit.speed_page import device_of, images_of, in_ms, markdown, show, show_lines, write_tables
 from jaxvit.subject import Subject, document_config, make_subject
 from jaxvit.training import hardware
 from jaxvit.workloads import DOCUMENTS
@@ -257,7 +257,7 @@ def _measure_each(options: argparse.Namespace, rest: Sequence[str], models: Sequ
         if options.json:
             print(json.dumps(one), flush=True)
         else:
-            line = f"{model}: {milliseconds(one['train_ms_per_step'])} a step, {one['images_per_s']:,.4g} images/s"
+            line = f"{model}: {in_ms(one['train_ms_per_step'])} a step, {one['images_per_s']:,.4g} images/s"
             print(line, file=sys.stderr, flush=True)
         if options.out:
             write_tables(found, Path(options.out))

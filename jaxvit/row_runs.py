@@ -142,7 +142,7 @@ def _take_steps(row: Row, config: ConfigDict) -> dict[str, Any]:
         "params": params,
         "multiply_adds": _multiply_adds(assembly.model, subject.plan.input_shape),
         **{f"{kind}_seconds": round(value, 3) for kind, value in seconds.items()},
-        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"], subject.plan.train.devices),
+        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"]),  # the step is of one device
         "versions": _versions(importlib.metadata.version("jax"), platform.python_version()),
         "commit": source_commit(),
         "date": datetime.date.today().isoformat(),
@@ -157,8 +157,13 @@ def recipe_of(config: ConfigDict) -> str:
     return config_hash(config)
 
 
-def _hardware(device: str, cores: str, devices: int) -> str:
-    return f"{devices} devices of " * (devices > 1) + f"{device}, {cores} cores"
+def _hardware(device: str, cores: str, devices: int = 1, processes: int = 1) -> str:
+    """Such as 'AMD EPYC, 2 cores' or 'NVIDIA H100, 16 cores, 8 devices, 2 processes'; cores are of one process. Runs
+    are averaged, and their times compared, where this is the same.
+    """
+    said = [device, f"{cores} cores"]
+    said += [f"{number} {what}" for number, what in ((devices, "devices"), (processes, "processes")) if number > 1]
+    return ", ".join(said)
 
 
 def _versions(jax_version: str, python: str) -> str:
@@ -203,7 +208,8 @@ def circumstances(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         return " + ".join(dict.fromkeys(tell(start) for start in starts))
 
     def where(start: Mapping[str, Any]) -> str:
-        return _hardware(start.get("device", "?"), start.get("cores", "?"), len(start.get("devices", ())))
+        counts = len(start.get("devices", ())), start.get("processes", 1)
+        return _hardware(start.get("device", "?"), start.get("cores", "?"), *counts)
 
     return {
         "hardware": each(where),

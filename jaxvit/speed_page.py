@@ -12,19 +12,23 @@ from jaxvit.run_directory import write_text
 
 
 def show_lines(values: dict[str, str]) -> None:
+    """Prints {name: what is said of it} in two columns."""
     for name, value in values.items():
         print(f"{name:<18}{value}")
 
 
 def images_of(facts: dict[str, Any]) -> str:
+    """Data set and shape of an image, of `jaxvit.measurement.facts_of`."""
     return f"{facts['data']}, {'×'.join(map(str, facts['input_shape']))}"
 
 
 def device_of(facts: dict[str, Any]) -> str:
+    """The device, with how many there are, of the same."""
     return facts["device"] if facts["devices"] == 1 else f"{facts['devices']} × {facts['device']}"
 
 
-def milliseconds(value: float) -> str:
+def in_ms(value: float) -> str:
+    """Milliseconds, with their unit."""
     return f"{value:,.4g} ms" if value < 1e4 else f"{value:,.0f} ms"
 
 
@@ -46,20 +50,20 @@ def show(found: dict[str, Any]) -> None:
             "model": f"{found['model']}, {found['params']:,} parameters",
             "images": f"{images_of(found)}, batch {batch}, {found['dtype']}, {found['optimizer']}",
             "device": device_of(found),
-            "training step": f"{milliseconds(found['train_ms_per_step'])} {quartiles('train')}, "
+            "training step": f"{in_ms(found['train_ms_per_step'])} {quartiles('train')}, "
             f"{found['images_per_s']:,.4g} images/s",
             **{
-                f"inference, {size}": f"{milliseconds(ms)} {quartiles(f'infer_{size}')}"
+                f"inference, {size}": f"{in_ms(ms)} {quartiles(f'infer_{size}')}"
                 for size, ms in found["infer_ms_per_batch"].items()
             },
-            "one, waited for": f"{milliseconds(found['infer_latency_ms'])} {quartiles('infer_latency')}",
+            "one, waited for": f"{in_ms(found['infer_latency_ms'])} {quartiles('infer_latency')}",
             "compiling": f"{found['compile_s']:.3g} s, {found['compile_cached_s']:.3g} s from the cache; "
             f"{found['trace_s']:.3g} s of it tracing",
             "arithmetic": f"{found['tflops']:.4g} TFLOP/s in training, {_share(found['peak_share'])} of the "
             f"{found['peak_tflops']:.4g} of large products in {found['dtype']}",
             "memory": f"{found['memory_mb']:,.4g} MB {memory}; {found['process_mb']:,.4g} MB for the process",
             "waiting for input": f"{_share(found['input_share'])}; "
-            f"{milliseconds(found['input_device_ms'])} of the step gathers and augments",
+            f"{in_ms(found['input_device_ms'])} of the step gathers and augments",
             "training loop": f"{_share(found['loop_overhead'])} beside the step",
         }
     )

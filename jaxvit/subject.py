@@ -1,8 +1,4 @@
-"""What `jaxvit benchmark` measures: a run's plan, its parts and its images, without a course.
-
-A model of the documents is trained as its document trains it, any other as its config says; on the config's images
-where these are there, else on random ones.
-"""
+"""A plan, its parts and its images, without a course: what `benchmark` measures and `reproduce` takes steps of."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The table of the documents' numbers: what it asks for, and what runs say to it."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,9 @@ def test_a_rows_departures_are_its_configs(row):
 )
 def test_a_short_form_can_be_run_and_keeps_its_schedules_shape(row):
     whole, short = (config_of(row, Way(ROOT / "configs", Path("runs"), epochs=epochs)) for epochs in (0, 2))
-    per_epoch = {"train[:40000]": 40000, "train[:45000]": 45000}.get(whole.data.train, 50000) // whole.train.batch_size
+    images = range(60000 * len(whole.data.classes or range(10)) // 10 if whole.data.name == "fashion_mnist" else 50000)
+    (stop,) = re.fullmatch(r"train(?:\[:(-?\d+)\])?", whole.data.train).groups()
+    per_epoch = len(images[: stop and int(stop)]) // whole.train.batch_size
 
     def shares(config):
         steps = float(config.train.duration.split()[0]) * per_epoch
@@ -258,4 +261,6 @@ def test_a_line_says_how_many_devices_a_run_had():
     about = {"device": "AMD EPYC", "cores": "2", "packages": {"jax": "0.11"}, "python": "3.12", "time": "2026-01-01T1"}
     assert circumstances([about | {"devices": ["cpu"]}])["hardware"] == "AMD EPYC, 2 cores"
     both = [about | {"devices": ["cpu"]}, about | {"devices": ["cpu"] * 2}, about | {"devices": ["cpu"]}]
-    assert circumstances(both)["hardware"] == "AMD EPYC, 2 cores + 2 devices of AMD EPYC, 2 cores"
+    assert circumstances(both)["hardware"] == "AMD EPYC, 2 cores + AMD EPYC, 2 cores, 2 devices"
+    many = about | {"devices": ["cpu"] * 4, "processes": 2}
+    assert circumstances([many])["hardware"] == "AMD EPYC, 2 cores, 4 devices, 2 processes"

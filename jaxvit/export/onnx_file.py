@@ -16,7 +16,8 @@ from jaxvit.export.model import ExportModel
 from jaxvit.layers.stack import plainly
 from jaxvit.ops.ways import PLAIN
 
-# The ways that jax2onnx knows. Absorbed attention's products of kernels are computed once, when the file is loaded.
+# What jax2onnx knows of each. Absorbed attention, where it applies, has fewer multiply-adds: onnxruntime computes what
+# depends on constants alone, as its products of kernels do, when it loads the file.
 _WAYS = {**PLAIN, "attention": "absorbed"}
 
 

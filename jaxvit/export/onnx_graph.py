@@ -1,40 +1,97 @@
-"""An ONNX graph rewritten, so that onnxruntime finds what it is fast at: the same function in other operations.
+"""An ONNX graph of jax2onnx rewritten into operations that onnxruntime has or is fast at: the same function.
 
-onnxruntime computes a sum over named axes (Einsum) by moving all its arrays around, one thread a time, and has no
-max-pooling of more than three axes. jax2onnx writes matrix products as the former, and takes all four axes of a map for
-pixels in the latter. `docs/export.md` has what the two cost.
+jax2onnx writes matrix products as sums over named axes (Einsum), and max-pooling of maps as one of four axes of pixels,
+which onnxruntime does not have. `docs/export.md` has what the sums cost.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scope:
+    """What is known of a graph: values of constants, its own and those around it; how often each name is read in it and
+    in the graphs within; names that are taken.
+    """
+
+    constants: dict[str, onnx.TensorProto]
+    reads: collections.Counter[str]
+    taken: set[str]
+
+    def fresh(self, name: str) -> str:
+        """That name, or one like it that nothing has."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
 
 
 def rewrite(graph: onnx.GraphProto) -> None:
-    """Matrix products in place of sums over named axes, and max-pooling of maps; in place."""
+    """Rewrites matrix products and max-pooling of maps, in branches and loops too; in place.
+
+    What was known of the shapes between nodes, some of which are no longer there, is dropped: onnxruntime finds them
+    by itself. Constants that nothing reads any more are removed.
+    """
+    taken = {name for inner in _graphs(graph) for node in inner.node for name in (*node.input, *node.output)}
+    _rewrite(graph, _Scope({}, collections.Counter(), taken))
+
+
+def _rewrite(graph: onnx.GraphProto, around: _Scope) -> None:
+    constants = {**around.constants, **{constant.name: constant for constant in graph.initializer}}
+    scope = _Scope(constants, _reads(graph), around.taken)
     old, new = list(graph.node), []
     while old:
-        if made := _pooling_of_maps(old[:4]):
+        if made := _pooling_of_maps(old[:4], scope):
             old = old[4:]
         else:
             node = old.pop(0)
-            made = _matrix_product(node) if node.op_type == "Einsum" else []
-            made = made or [node]
+            for inner in _inner(node):
+                _rewrite(inner, scope)
+            made = _matrix_product(node, scope) or [node]
         new += made
-    del graph.node[:], graph.value_info[:]  # the latter: shapes of what lies between, which onnxruntime finds by itself
+    del graph.node[:], graph.value_info[:]
     graph.node.extend(new)
-    read = {name for node in new for name in node.input}
-    for constant in [constant for constant in graph.initializer if constant.name not in read]:
+    orphans = scope.reads.keys() - _reads(graph).keys()
+    for constant in [constant for constant in graph.initializer if constant.name in orphans]:
         graph.initializer.remove(constant)
 
 
-def _matrix_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Bodies of a loop, branches."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for inner in _inner(node):
+            yield from _graphs(inner)
+
+
+def _reads(graph: onnx.GraphProto) -> collections.Counter[str]:
+    """How often each name is read by the nodes of a graph and of those within, or is an output."""
+    return collections.Counter(
+        name
+        for each in _graphs(graph)
+        for name in itertools.chain((output.name for output in each.output), *(node.input for node in each.node))
+    )
+
+
+def _matrix_product(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]:
     """A sum over named axes of two arrays as a MatMul between transpositions; none where it is no such product."""
+    if node.op_type != "Einsum":
+        return []
     equation = _attributes(node)["equation"].decode().replace(" ", "")
     operands, _, result = equation.partition("->")
     if operands.count(",") != 1 or not operands.replace(",", "").isalpha():
@@ -50,50 +107,55 @@ def _matrix_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     # Several rows need no batch: the matrix on the right is then the same for all of them.
     if alone or len(summed) != 1 or len(columns) != 1 or not rows or (batch and len(rows) > 1):
         return []
-    name, made = node.output[0], []
+    made: list[onnx.NodeProto] = []
 
-    def ordered(array: str, axes: str, wanted: Sequence[str], output: str) -> str:
+    def ordered(array: str, axes: str, wanted: Sequence[str]) -> str:
         if list(axes) == list(wanted):
             return array
+        output = scope.fresh(f"{node.output[0]}_{''.join(wanted)}")
         made.append(helper.make_node("Transpose", [array], [output], perm=[axes.index(axis) for axis in wanted]))
         return output
 
-    factors = [
-        ordered(node.input[0], left, [*batch, *rows, *summed], f"{name}_left"),
-        ordered(node.input[1], right, [*batch, *summed, *columns], f"{name}_right"),
-    ]
+    factors = [ordered(node.input[0], left, [*batch, *rows, *summed])]
+    factors.append(ordered(node.input[1], right, [*batch, *summed, *columns]))
     found = "".join([*batch, *rows, *columns])
-    product = name if found == result else f"{name}_product"
-    made.append(helper.make_node("MatMul", factors, [product]))
-    ordered(product, found, result, name)
-    return made
+    if found == result:
+        return [*made, helper.make_node("MatMul", factors, node.output)]
+    product = scope.fresh(f"{node.output[0]}_{found}")
+    turned = helper.make_node("Transpose", [product], node.output, perm=[found.index(axis) for axis in result])
+    return [*made, helper.make_node("MatMul", factors, [product]), turned]
 
 
-def _pooling_of_maps(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+def _pooling_of_maps(nodes: Sequence[onnx.NodeProto], scope: _Scope) -> list[onnx.NodeProto]:
     """Max-pooling of maps [B, H, W, C] for the four nodes of it that jax2onnx writes: two axes are put before the
     others, all others are pooled, and the two are taken away. None where the nodes are something else.
     """
     if [node.op_type for node in nodes] != ["Unsqueeze", "Unsqueeze", "MaxPool", "Squeeze"]:
         return []
-    if any(later.input[0] != earlier.output[0] for earlier, later in itertools.pairwise(nodes)):
+    if any(b.input[0] != a.output[0] or scope.reads[a.output[0]] > 1 for a, b in itertools.pairwise(nodes)):
         return []
-    attributes = _attributes(nodes[2])
-    kernel = attributes["kernel_shape"]
-    strides, pads = attributes.get("strides", [1] * len(kernel)), attributes.get("pads", [0] * 2 * len(kernel))
-    if len(kernel) != 4 or [*kernel[::3], *strides[::3]] != [1] * 4 or any([*pads[::4], *pads[3::4]]):
+    axes = [scope.constants.get(nodes[i].input[1]) for i in (0, 1, 3)]
+    if None in axes or [numpy_helper.to_array(each).tolist() for each in axes] != [[0], [1], [0, 1]]:
         return []
-    name = nodes[2].output[0]
+    told = _attributes(nodes[2])
+    kernel = told.pop("kernel_shape")
+    strides, dilations = (told.pop(name, [1] * len(kernel)) for name in ("strides", "dilations"))
+    pads = told.pop("pads", [0] * 2 * len(kernel))
+    if len(kernel) != 4 or [*kernel[::3], *strides[::3]] != [1] * 4 or any([*pads[::4], *pads[3::4]]) or told:
+        return []
+    first = scope.fresh(f"{nodes[2].output[0]}_channels_first")
     return [
-        helper.make_node("Transpose", [nodes[0].input[0]], [f"{name}_channels_first"], perm=[0, 3, 1, 2]),
+        helper.make_node("Transpose", [nodes[0].input[0]], [first], perm=[0, 3, 1, 2]),
         helper.make_node(
             "MaxPool",
-            [f"{name}_channels_first"],
-            [name],
+            [first],
+            [nodes[2].output[0]],
             kernel_shape=kernel[1:3],
             strides=strides[1:3],
+            dilations=dilations[1:3],
             pads=[*pads[1:3], *pads[5:7]],
         ),
-        helper.make_node("Transpose", [name], [nodes[3].output[0]], perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", [nodes[2].output[0]], [nodes[3].output[0]], perm=[0, 2, 3, 1]),
     ]
 
 

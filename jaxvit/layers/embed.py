@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from jaxvit.layers.initialisers import scheme
@@ -159,8 +160,10 @@ class PositionEmbed(nn.Module):
         elif self.kind == "sine":
             table = jnp.asarray(sine_positions(tokens, channels))
         elif self.frozen:
-            with jax.ensure_compile_time_eval():  # a constant: what draws it cannot be put into an ONNX file
-                table = draw(jax.random.key(0), (tokens, channels), jnp.float32)
+            # A constant, of no device: what draws it cannot be put into an ONNX file.
+            with jax.ensure_compile_time_eval():
+                fixed = np.asarray(draw(jax.random.key(0), (tokens, channels), jnp.float32))
+            table = jnp.asarray(fixed)
         else:
             table = self.param("table", draw, (tokens, channels))
         return x_BNC + table.astype(x_BNC.dtype)[None]

@@ -72,6 +72,28 @@ def test_every_family(tmp_path, name, kind):
     assert verb.main([f"--workdir={workdir}", f"--to={kind}", "--out", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
+def test_onnx_has_what_onnxruntime_is_fast_at(tmp_path):
+    """In a model with pooling, a table drawn once, and attention whose heads are as wide as the tokens."""
+    import onnx
+
+    config = tiny_config(train__duration="1 steps", data__validation="")
+    wide = {"dim": 8, "depth": 2, "heads": 2, "head_dim": 8, "conv_layers": 1, "frozen_positions": True}
+    config.model = base_config("cct", **wide).model
+    with jax.numpy_dtype_promotion("standard"):
+        jaxvit.train(config, tmp_path / "run")
+    assert verb.main([f"--workdir={tmp_path / 'run'}", "--to=onnx", f"--out={tmp_path}"]) == 0
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    pools = [node for node in graph.node if node.op_type == "MaxPool"]
+    assert [each.ints for node in pools for each in node.attribute if each.name == "kernel_shape"] == [[3, 3]]
+    constant = {each.name for each in graph.initializer}
+    for node in graph.node:
+        if set(node.input) <= constant:  # computed once, when the file is loaded
+            constant |= set(node.output)
+        else:
+            assert node.op_type != "Einsum"
+
+
 def test_the_loader_stands_alone(run, tmp_path, capsys):
     """As its first lines say to use it, from another folder, in a process that is told nothing of this project."""
     assert verb.main([f"--workdir={run}", f"--out={tmp_path}"]) == 0
