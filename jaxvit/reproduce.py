@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from rich.table import Table
 from jaxvit import command_line, errors
 from jaxvit.errors import RunFailedError, UsageError, first_line, nearest
 from jaxvit.row_curves import draw_curves, keep_metrics
-from jaxvit.row_results import form_of, is_full, keep, numbers, outcome, page, results_of, writing
-from jaxvit.row_runs import Way, config_of, run_row
+from jaxvit.row_results import form_of, is_full, keep, newest, numbers, outcome, page, results_of, writing
+from jaxvit.row_runs import Way, config_of, run_row, sort_out
 from jaxvit.rows import Row, read_rows
 from jaxvit.run_directory import make_writable, write_text
+
+ROWS = "rows.toml"  # in the folder of results
 
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, what they ask for and what is known
@@ -28,8 +29,11 @@ _EXAMPLES = """examples:
   jaxvit reproduce --all                             all rows, in their order; what is finished is not done again
   jaxvit reproduce --take=rows_gpu/results           adds what was run elsewhere to the table
 
-exit codes: 0 the rows named pass, 1 one misses a target or could not be run, 2 a mistake in the command, 75 and 130
-stopped and saved: the same command goes on
+Judged are the runs that the command asks for, whether it trains them or finds them finished; --list and the page tell
+of all that the table has.
+
+exit codes: 0 the rows named pass, 1 one misses a target, cannot be tested or could not be run, 2 a mistake in the
+command, 75 and 130 stopped and saved: the same command goes on
 """
 
 
@@ -46,7 +50,7 @@ def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str,
     for name in ("row", "config", "asked", "epochs", "seeds", "minutes", "measured"):
         table.add_column(name, overflow="fold")
     for row in rows:
-        epochs, seeds = options.epochs or row.epochs, len(row.seeds[: options.seeds or None])
+        epochs, seeds = min(options.epochs or row.epochs, row.epochs), len(row.seeds[: options.seeds or None])
         minutes = f"{row.minutes * seeds * epochs / row.epochs:.0f}" if row.minutes else "long"
         said, _ = outcome(row, lines, every)
         table.add_row(row.name, row.config, numbers(row.target), str(epochs), str(seeds), minutes, "\n".join(said))
@@ -66,7 +70,9 @@ def _parser() -> command_line.Parser:
         "--seeds", type=int, default=0, metavar="N", help="the first N of each row's seeds (default: all)"
     )
     parser.add_argument("--together", action="store_true", help="a row's seeds in one program, for an accelerator")
-    parser.add_argument("--epochs", type=int, default=0, metavar="N", help="a short form of so many epochs")
+    parser.add_argument(
+        "--epochs", type=int, default=0, metavar="N", help="a short form of so many epochs; with --all of longer rows"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="", help="of the computation, marked as such in the table"
     )
@@ -95,8 +101,13 @@ def _chosen(options: Any, every: dict[str, Row]) -> list[Row]:
     if not (options.rows or options.all or options.list):
         raise UsageError("name rows, or give --all, which takes days; jaxvit reproduce --list shows them")
     rows = [every[name] for name in dict.fromkeys(options.rows)] or list(every.values())
+    most = max(rows, key=lambda row: len(row.seeds))
+    if options.seeds > len(most.seeds):
+        raise UsageError(f"--seeds={options.seeds}: {most.name} has {len(most.seeds)}; see {ROWS}")
     for row in rows if options.rows else ():
-        if not row.steps and options.epochs > row.epochs:
+        if options.epochs and row.steps:
+            raise UsageError(f"--epochs={options.epochs}: {row.name} takes steps, no epochs; leave --epochs out")
+        if options.epochs > row.epochs:
             raise UsageError(f"--epochs={options.epochs}: {row.name} has {row.epochs}; a short form has fewer")
     return rows
 
@@ -106,14 +117,16 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     parser.refuse_unknown(rest)
-    results = Path(options.results)
-    every, file = read_rows(results / "rows.toml"), results / "results.csv"
+    results, configs = Path(options.results), Path(options.configs)
+    every, file = read_rows(results / ROWS), results / "results.csv"
     if options.take:
-        return _take(Path(options.take), every, results)
+        if options.rows or options.all or options.list:
+            raise UsageError("--take adds a whole table and runs nothing: leave out rows, --all and --list")
+        return _take(Path(options.take), every, results, configs)
     asked = _chosen(options, every)
     rows = list({row.name: row for one in asked for row in with_partner(one, every)}.values())
-    way = Way(Path(options.configs), Path(options.runs), options.epochs, options.dtype, options.together)
-    lines = results_of(file)
+    way = Way(configs, Path(options.runs), options.epochs, options.dtype, options.together)
+    lines, _ = sort_out(results_of(file), every, configs)
     if options.dry_run:
         for row in rows:
             config_of(row, way)
@@ -121,61 +134,73 @@ def main(argv: list[str]) -> int:
         _show(asked if options.list else rows, lines, every, options)
         return errors.DONE
     make_writable(results, "name another folder with --results, with a copy of rows.toml in it")
+    made: list[dict[str, str]] = []
     not_run: dict[str, Exception] = {}
     for row in rows:
         try:
             for line, run in run_row(row, row.seeds[: options.seeds or None], way):
-                _keep(line, run, row, every, results)
+                _keep(line, run, row, every, results, configs)
+                made.append({name: str(value) for name, value in line.items()})
         except (UsageError, RunFailedError, OSError, jax.errors.JaxRuntimeError) as error:
             not_run[row.name] = error
             print(f"{row.name}: {'stopped by' if isinstance(error, OSError) else 'not run'}: {first_line(error)[:300]}")
     if len(not_run) == len(rows) and all(isinstance(error, UsageError) for error in not_run.values()):
         raise next(iter(not_run.values()))  # nothing was done: a mistake in the command, or no data
-    lines, failed = results_of(file), False
+    failed = False
     for row in rows:
         form = form_of(row, way.epochs, way.dtype)
-        said, passed = outcome(row, lines, every, form)
+        said, passed = outcome(row, made, every, form)
+        runs = newest(made, row, form)
+        measured = f", n = {runs[0]['n']}, {len(runs)} of {len(row.seeds)} seeds" if runs and not row.steps else ""
         if row in asked:  # what a partner says on its own accuracy is told, no more
             failed |= row.name in not_run or (not passed and (is_full(form) or row.steps > 0))
-        print(f"{row.name}{'' if is_full(form) else f', {form}'}: {'; '.join(said)}")
+        short = "" if is_full(form) else f", {form}"
+        print(f"{row.name}{short}{measured}: {'; '.join(said)}")
     print(f"table: {results / 'README.md'}", flush=True)
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE
 
 
-def _keep(line: dict[str, Any], run: Path | None, row: Row, every: dict[str, Row], results: Path) -> None:
+def _keep(
+    line: dict[str, Any], run: Path | None, row: Row, every: dict[str, Row], results: Path, configs: Path
+) -> None:
     """A run's line, metrics, curve and what the page says of it."""
     with writing(results):
-        keep(line, results / "results.csv")
         if run:
             keep_metrics(run, row, line, results)
-        _write_page(every, results)
+        keep(line, results / "results.csv")
+        _write_page(every, results, configs)
 
 
-def _write_page(every: dict[str, Row], results: Path) -> None:
-    lines = results_of(results / "results.csv")
-    write_text(results / "README.md", page(every, lines, draw_curves(every, results)))
+def _write_page(every: dict[str, Row], results: Path, configs: Path) -> None:
+    lines, outdated = sort_out(results_of(results / "results.csv"), every, configs)
+    write_text(results / "README.md", page(every, lines, draw_curves(every, lines, results), outdated))
 
 
-def _take(other: Path, every: dict[str, Row], results: Path) -> int:
+def _take(other: Path, every: dict[str, Row], results: Path, configs: Path) -> int:
     """Adds another table's lines, with their metrics.
 
     Raises:
-      UsageError: there is none, or it has rows that this one has not.
+      UsageError: there is none, it is this one, it has rows that this one has not, or lacks metrics of its lines.
     """
+    if other.resolve() == results.resolve():
+        raise UsageError(f"--take={other}: this is the table itself; name the folder of another")
     lines = results_of(other / "results.csv")
     if not lines:
         raise UsageError(f"--take={other}: there is no results.csv with lines in it")
     for line in lines:
         if line["row"] not in every:
             raise UsageError(f"--take={other}: there is no row '{line['row']}' here{nearest(line['row'], every)}")
+        if line["metrics"] and not (other / "metrics" / line["metrics"]).is_file():
+            raise UsageError(f"--take={other}: metrics/{line['metrics']} is missing; copy the whole folder")
     make_writable(results, "name another folder with --results")
     with writing(results):
         (results / "metrics").mkdir(exist_ok=True)
-        for metrics in (other / "metrics").glob("*.jsonl"):
-            shutil.copyfile(metrics, results / "metrics" / metrics.name)
         for line in lines:
+            if line["metrics"]:
+                text = (other / "metrics" / line["metrics"]).read_text()
+                write_text(results / "metrics" / line["metrics"], text)
             keep(line, results / "results.csv")
-        _write_page(every, results)
+        _write_page(every, results, configs)
     print(f"{len(lines)} lines taken from {other}; table: {results / 'README.md'}")
     return errors.DONE
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxvit.figures.rows import Curve, draw_rows
-from jaxvit.row_results import FULL
+from jaxvit.row_results import newest
 from jaxvit.rows import Row
 from jaxvit.run_directory import write_text
 from jaxvit.training.journal import read_jsonl
 
 
 def keep_metrics(run: Path, row: Row, line: Mapping[str, Any], results: Path) -> None:
-    """Copies a run's metrics.jsonl into results/metrics, in place of an older one of the same row, form and seed.
+    """Copies a run's metrics.jsonl into results/metrics, under the name that its line has.
 
     Where the table's line is of the last weights, which a run does not measure by itself, it is added: 'test_latest'.
     """
-    short = "" if line["form"] == FULL else f"_{line['form'].replace(' ', '_').replace(',', '')}"
     text = (run / "metrics.jsonl").read_text()
     if row.weights == "latest":
         last = read_jsonl(run / "metrics.jsonl")[-1]
@@ -28,11 +27,13 @@ def keep_metrics(run: Path, row: Row, line: Mapping[str, Any], results: Path) ->
         text += json.dumps({**place, **found, "count": line["n"]}) + "\n"
     folder = results / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{row.name}{short}_seed_{line['seed']}.jsonl", text)
+    write_text(folder / line["metrics"], text)
 
 
-def draw_curves(rows: Mapping[str, Row], results: Path) -> list[str]:
+def draw_curves(rows: Mapping[str, Row], lines: Sequence[dict[str, str]], results: Path) -> list[str]:
     """Draws results/curves/CONFIG_EPOCHS_epochs.png for the rows of a config file and length that were run in full.
+
+    Drawn are the runs whose lines the page shows.
 
     Returns:
       The files' names, as results/README.md has them.
@@ -43,7 +44,7 @@ def draw_curves(rows: Mapping[str, Row], results: Path) -> list[str]:
             groups.setdefault(f"{row.config.partition('.')[0]}_{row.epochs}_epochs", []).append(row)
     drawn = []
     for name, members in groups.items():
-        curves = {row.name: found for row in members if (found := _curves(row, results))}
+        curves = {row.name: found for row in members if (found := _curves(newest(lines, row), results))}
         if curves:
             documents = {row.name: row.document["top1"] for row in members if "top1" in row.document}
             draw_rows(curves, documents, results / "curves" / name)
@@ -51,8 +52,8 @@ def draw_curves(rows: Mapping[str, Row], results: Path) -> list[str]:
     return drawn
 
 
-def _curves(row: Row, results: Path) -> list[Curve]:
-    """(epoch, validation accuracy) of the row's runs in full."""
-    files = (results / "metrics" / f"{row.name}_seed_{seed}.jsonl" for seed in row.seeds)
+def _curves(runs: Sequence[dict[str, str]], results: Path) -> list[Curve]:
+    """(epoch, validation accuracy) of each run."""
+    files = (results / "metrics" / run["metrics"] for run in runs if run["metrics"])
     found = ([(r["epoch"], r["top1"]) for r in read_jsonl(file) if r["split"] == "validation"] for file in files)
     return [curve for curve in found if curve]

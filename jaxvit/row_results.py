@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import os
+import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,34 @@ from jaxvit.rows import JUDGED, Difference, Row, Verdict, compare, judge
 from jaxvit.run_directory import write_text
 
 COLUMNS = (
-    *("row", "form", "recipe", "config_hash", "seed", "n", "top1", "top5", "loss", "precision", "recall", "epochs"),
-    "weights",
+    *("row", "form", "recipe", "config_hash", "seed", "n", "top1", "top5", "loss", "precision", "recall"),
+    *("validation", "epochs", "weights"),
     *("params", "multiply_adds", "compile_seconds", "train_seconds", "eval_seconds", "save_seconds"),
-    *("hardware", "versions", "data", "commit", "date"),
+    *("hardware", "versions", "data", "commit", "date", "metrics"),
 )
 FULL = "full"
 
 
 def form_of(row: Row, epochs: int = 0, dtype: str = "") -> str:
     """How a row is run: in full, or in so many epochs (0 = its own); in a dtype ('' = its config's)."""
+    length = f"{epochs} of {row.epochs} epochs" if 0 < epochs < row.epochs else FULL
     if row.steps:
-        return f"{row.steps} step{'s' * (row.steps > 1)} on random images"
-    length = f"{epochs} of {row.epochs} epochs" if epochs not in (0, row.epochs) else FULL
+        length = f"{row.steps} step{'s' * (row.steps > 1)} on random images"
     return f"{length}, {dtype}" if dtype else length
+
+
+def how(form: str) -> tuple[int, str]:
+    """The epochs (0 = the row's own) and the dtype ('' = its config's) that `form_of` made a form of."""
+    length, _, dtype = form.partition(", ")
+    short = re.fullmatch(r"(\d+) of \d+ epochs", length)
+    return int(short[1]) if short else 0, dtype
+
+
+def metrics_name(line: Mapping[str, Any]) -> str:
+    """The file in results/metrics of a run: each run that has a line of its own has one of its own."""
+    form = "" if line["form"] == FULL else f"_{line['form'].replace(' ', '_').replace(',', '')}"
+    key = hashlib.sha256(f"{line['config_hash']} {line['hardware']}".encode()).hexdigest()[:6]
+    return f"{line['row']}{form}_seed_{line['seed']}_{key}.jsonl"
 
 
 def is_full(form: str) -> bool:
@@ -57,15 +73,17 @@ def results_of(file: Path) -> list[dict[str, str]]:
 
 
 def _whole(line: dict[str, str]) -> bool:
-    """Whether its numbers are numbers; a row of steps has no accuracy."""
+    """Whether its numbers are numbers, and its file one beside it; of no images (n = 0) there is no accuracy."""
+    measured = ("top1", "top5", "precision", "recall") if line["n"] != "0" else ()
     try:
         for name in ("seed", "n", "params", "multiply_adds"):
             int(line[name])
-        for name in ("top1", "top5", "loss", "train_seconds"):
-            float(line[name] or 0)
+        for name in ("loss", "train_seconds", *measured):
+            float(line[name])
+        float(line["validation"] or 0)
     except ValueError:
         return False
-    return True
+    return line["metrics"] in ("", metrics_name(line)) and "/" not in line["metrics"]
 
 
 @contextlib.contextmanager
@@ -93,19 +111,18 @@ def keep(line: dict[str, Any], file: Path) -> None:
 
 
 def newest(lines: Sequence[dict[str, str]], row: Row, form: str = FULL) -> list[dict[str, str]]:
-    """A row's lines of one form, recipe and hardware: one a seed, in the order of the seeds.
+    """A row's lines of one form, recipe, data and hardware: one for each of its seeds, in their order.
 
-    The recipe is that of the last line; the hardware that with the most seeds, of several the last.
+    These are the ones with the most seeds, of several the last.
     """
-    mine = [line for line in lines if line["row"] == row.name and line["form"] == form]
-    by_hardware: dict[str, dict[int, dict[str, str]]] = {}
-    for line in mine:
-        if line["recipe"] == mine[-1]["recipe"]:
-            found = by_hardware.pop(line["hardware"], {})
-            by_hardware[line["hardware"]] = {**found, int(line["seed"]): line}
-    if not by_hardware:
+    alike: dict[tuple[str, ...], dict[int, dict[str, str]]] = {}
+    for line in lines:
+        if (line["row"], line["form"]) == (row.name, form) and int(line["seed"]) in row.seeds:
+            key = line["recipe"], line["data"], line["hardware"]
+            alike[key] = {**alike.pop(key, {}), int(line["seed"]): line}
+    if not alike:
         return []
-    by_seed = max(reversed(by_hardware.values()), key=len)
+    by_seed = max(reversed(alike.values()), key=len)
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
@@ -120,11 +137,13 @@ def outcome(row: Row, lines: Sequence[dict[str, str]], rows: dict[str, Row], for
         right = f"{found:,} parameters, as expected" if found == row.params else f"{found:,}, not {row.params:,}"
         return [f"{form}, loss {float(runs[0]['loss']):.3f}; {right}"], found == row.params
     verdicts = judge(row, runs)
-    said = [_judged(row, verdict, form) for verdict in verdicts]
+    so_far = " so far" * (len(runs) < len(row.seeds))
+    said = [_judged(row, verdict, form, so_far) for verdict in verdicts]
     passed = all(verdict.passed for verdict in verdicts)
     if len(runs) > 1:
         said.append("top1 of each seed: " + ", ".join(f"{100 * float(run['top1']):.2f}" for run in runs))
-    others = {name: statistics.fmean(float(run[name]) for run in runs) for name in row.document if name not in JUDGED}
+    told = [name for name in row.document if name not in JUDGED and all(run[name] for run in runs)]
+    others = {name: statistics.fmean(float(run[name]) for run in runs) for name in told}
     if others:
         said.append(numbers(others))
     if any(int(run["n"]) != row.n for run in runs):
@@ -140,23 +159,23 @@ def outcome(row: Row, lines: Sequence[dict[str, str]], rows: dict[str, Row], for
     return said, passed and is_full(form)
 
 
-def _judged(row: Row, verdict: Verdict, form: str) -> str:
-    """A sentence on one measure."""
+def _judged(row: Row, verdict: Verdict, form: str, so_far: str) -> str:
+    """A sentence on one measure; `so_far` where seeds are to come."""
     said = f"{verdict.measure} {verdict.value:.2%} (95 %: {verdict.low:.2%} to {verdict.high:.2%})"
     said += " with the last step's weights" * (row.weights == "latest" and verdict.measure == "top1")
     if not is_full(form):
         return said
     said += f" against {verdict.target:.2%}: "
     if verdict.missing <= 1e-9:
-        return said + "passes"
+        return f"{said}passes{so_far}"
     below = f"{100 * verdict.missing:.2f} points"
     if not verdict.passed:
-        return said + f"misses it by {below}"
+        return f"{said}misses it by {below}{so_far}"
     said += f"{below} below it, within the {100 * verdict.tolerance:.2f} that the one run of the document leaves open"
     if verdict.one_run:
         low, high = verdict.one_run
         said += f" (one more run here would have {low:.2%} to {high:.2%})"
-    return said + ": passes"
+    return f"{said}: passes{so_far}"
 
 
 def _compared(found: Difference, form: str) -> str:
@@ -164,7 +183,8 @@ def _compared(found: Difference, form: str) -> str:
     pair, judged = found.pair, is_full(form)
 
     def verdict(asked: Any, met: bool | None, words: str) -> str:
-        return f", {words}: {'passes' if met else 'misses it'}" if asked and judged else ""
+        found = "not tested, which takes two seeds or more" if met is None else "passes" if met else "misses it"
+        return f", {words}: {found}" if asked and judged else ""
 
     said = f"{100 * found.mean:+.2f} points to {pair.row}"
     if found.low is not None:
@@ -175,7 +195,8 @@ def _compared(found: Difference, form: str) -> str:
         said += f", {shown} within {100 * within:g} point{'s' * (within != 0.01)}"
     said += verdict(pair.equal, found.equal(within), f"equality within {100 * within:g} asked")
     if pair.above:
-        said += ", above it" if found.above else ", not shown to be above it"
+        if found.above is not None:
+            said += ", above it" if found.above else ", not shown to be above it"
         said += verdict(True, found.above, "an interval above 0 asked")
     fewer = f"{found.saved:.1%} fewer multiply-adds, {found.counted:.2f} times"
     said += f"; {fewer if found.saved else 'as many multiply-adds'}"
@@ -187,8 +208,13 @@ def _compared(found: Difference, form: str) -> str:
     return said + verdict(pair.ratio, found.ratio >= pair.ratio, f"{pair.ratio:g} asked")
 
 
-def page(rows: dict[str, Row], lines: Sequence[dict[str, str]], curves: Sequence[str] = ()) -> str:
-    """results/README.md; `curves` are pictures beside it."""
+def page(
+    rows: dict[str, Row],
+    lines: Sequence[dict[str, str]],
+    curves: Sequence[str] = (),
+    outdated: Sequence[dict[str, str]] = (),
+) -> str:
+    """results/README.md; `curves` are pictures beside it, `outdated` lines of recipes that are no more the rows'."""
     text = [
         "# Results",
         "",
@@ -215,7 +241,7 @@ def page(rows: dict[str, Row], lines: Sequence[dict[str, str]], curves: Sequence
         for form in sorted({line["form"] for line in lines if line["row"] == row.name} - {form_of(row)}):
             seeds = len(newest(lines, row, form))
             found = "; ".join(outcome(row, lines, rows, form)[0])
-            kind = "" if is_full(form) else "a short form, "
+            kind = "" if is_full(form) or row.steps else "a short form, "
             said.append(f"{kind}{form}, {seeds} run{'s' * (seeds > 1)}: {found}")
         cells = [
             f"`{row.name}`",
@@ -234,6 +260,9 @@ def page(rows: dict[str, Row], lines: Sequence[dict[str, str]], curves: Sequence
     notes = [f"- `{row.name}`: {row.note}" for row in rows.values() if row.note]
     if notes:
         text += ["", "## Notes", "", *notes]
+    if outdated:
+        names = ", ".join(f"`{name}`" for name in dict.fromkeys(line["row"] for line in outdated))
+        text += ["", f"Not shown are lines whose row or config was changed after the run: {names}."]
     if lines:
         text += ["", "## Where", ""]
         text += [f"- {where}" for where in sorted({f"{line['hardware']}; {line['versions']}" for line in lines})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import math
@@ -16,15 +17,15 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvit.config import config_hash, load_config_file
+from jaxvit.config import config_hash, differences, load_config_file
 from jaxvit.data.batches import TrainBatches
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.evaluate import evaluate, read_split
 from jaxvit.loading import load
 from jaxvit.models.count import count_macs, count_params
-from jaxvit.row_results import COLUMNS, form_of, is_full
+from jaxvit.row_results import COLUMNS, form_of, how, is_full, metrics_name
 from jaxvit.rows import Row
-from jaxvit.run_directory import read_environment, source_commit
+from jaxvit.run_directory import read_config, read_environment, source_commit
 from jaxvit.subject import make_subject
 from jaxvit.train import train
 from jaxvit.training import hardware
@@ -43,7 +44,7 @@ class Way:
     Attributes:
       configs: folder of config files.
       runs: folder for the runs.
-      epochs: a short form of so many; 0 = each row's own.
+      epochs: a short form of so many; 0 = each row's own, as is that of a row that has no more.
       dtype: of the computation; '' = the config's own.
       together: all seeds of a row as one run, which an accelerator trains in one program; else one after the other.
     """
@@ -68,15 +69,32 @@ def config_of(row: Row, way: Way) -> ConfigDict:
         config.model.dtype = way.dtype
     if row.steps:
         return config
-    config.train.duration = f"{way.epochs or row.epochs} epochs"
-    if way.epochs:
+    epochs = min(way.epochs or row.epochs, row.epochs)
+    config.train.duration = f"{epochs} epochs"
+    if epochs < row.epochs:
         for key in _LENGTHS:
             section, _, leaf = key.partition(".")
             number, _, unit = config[section][leaf].partition(" ")
             if unit:
-                shorter = float(number) * way.epochs / row.epochs
+                shorter = float(number) * epochs / row.epochs
                 config[section][leaf] = f"{round(shorter) if unit.startswith('step') else shorter:g} {unit}"
     return config
+
+
+def sort_out(
+    lines: Sequence[dict[str, str]], rows: Mapping[str, Row], configs: Path
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The lines of recipes that the rows have today, and those that are not: of a row or config that was changed."""
+    recipes: dict[tuple[str, str], str] = {}
+    for name, form in dict.fromkeys((line["row"], line["form"]) for line in lines):
+        epochs, dtype = how(form)
+        if name in rows and form_of(rows[name], epochs, dtype) == form:
+            with contextlib.suppress(UsageError):  # no such config, or it cannot be run so any more
+                recipes[name, form] = recipe_of(config_of(rows[name], Way(configs, Path(), epochs, dtype)))
+    sorted_out: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+    for line in lines:
+        sorted_out[line["recipe"] != recipes.get((line["row"], line["form"]))].append(line)
+    return sorted_out
 
 
 def run_row(row: Row, seeds: Sequence[int], way: Way) -> Iterator[tuple[dict[str, Any], Path | None]]:
@@ -85,12 +103,12 @@ def run_row(row: Row, seeds: Sequence[int], way: Way) -> Iterator[tuple[dict[str
     Beside each line is the run's folder; None for a row of steps, which has none.
 
     Raises:
-      UsageError, RunFailedError, StoppedError: as `jaxvit.train`.
+      UsageError, RunFailedError, StoppedError: as `jaxvit.train`; and a folder that holds a run of another config.
     """
     config, form = config_of(row, way), form_of(row, way.epochs, way.dtype)
     if row.steps:
         print(f"{row.name}: {row.config}, {form}", flush=True)
-        yield _take_steps(row, config), None
+        yield _take_steps(row, config, form), None
         return
     folder = way.runs / row.name
     if not is_full(form):
@@ -99,6 +117,7 @@ def run_row(row: Row, seeds: Sequence[int], way: Way) -> Iterator[tuple[dict[str
     if way.together and len(seeds) > 1:
         config.seeds = tuple(seeds)
         folder /= f"seeds_{'_'.join(map(str, seeds))}"
+        _refuse_another(folder, config)
         for result in train(config, folder)["seeds"]:
             run = folder / f"seed_{result['seed']}"
             yield _line(row, form, config, result["seed"], result, run), run
@@ -107,14 +126,29 @@ def run_row(row: Row, seeds: Sequence[int], way: Way) -> Iterator[tuple[dict[str
         config.seed = seed
         print(f"{row.name}, seed {seed}: {row.config}", flush=True)
         run = folder / f"seed_{seed}"
+        _refuse_another(run, config)
         yield _line(row, form, config, seed, train(config, run), run), run
 
 
-def _take_steps(row: Row, config: ConfigDict) -> dict[str, Any]:
+def _refuse_another(run: Path, config: ConfigDict) -> None:
+    """A longer run is another one too: of a row's runs each is as long as it says from the start.
+
+    Raises:
+      UsageError: the folder holds a run of another config.
+    """
+    if (run / "config.json").exists() and (changed := differences(read_config(run), config)):
+        key, (old, new) = next(iter(changed.items()))
+        raise UsageError(
+            f"{run}: holds a run of another config ({key}: {old!r} there, {new!r} here); move it away, or name another "
+            "folder with --runs"
+        )
+
+
+def _take_steps(row: Row, config: ConfigDict, form: str) -> dict[str, Any]:
     """Takes a recipe's steps on random images, as its model, augmentation and optimizer have it; its line.
 
     Raises:
-      RunFailedError: the loss is not finite, or the device fails.
+      RunFailedError: loss, gradients or parameters are not finite, nothing is learned, or the device fails.
     """
     of_recipe = {"recipe": recipe_of(config), "config_hash": config_hash(config)}
     config.train.batch_size = STEP_BATCH
@@ -127,18 +161,20 @@ def _take_steps(row: Row, config: ConfigDict) -> dict[str, Any]:
     compiled = time.monotonic()
     for i in range(row.steps):
         state, sums = step(state, dict(batches[i]))
-    loss = float(sums["loss"] / sums["count"])
-    if not math.isfinite(loss):
-        raise RunFailedError(f"{row.config}: the loss of step {row.steps} is {loss}")
+    last = {name: float(sums[name]) for name in ("loss", "count", "gradient_norm", "update_norm", "parameter_norm")}
+    if not all(math.isfinite(value) for value in last.values()):
+        raise RunFailedError(f"{row.config}: not all of step {row.steps} is finite: {last}")
+    if not (last["gradient_norm"] and last["update_norm"]):
+        raise RunFailedError(f"{row.config}: step {row.steps} changes no parameter: {last}")
     seconds = {"compile": compiled - started, "train": time.monotonic() - compiled}
     return {
         **dict.fromkeys(COLUMNS, ""),
         "row": row.name,
-        "form": form_of(row),
+        "form": form,
         **of_recipe,
         "seed": subject.plan.seed,
         "n": 0,
-        "loss": round(loss, 6),
+        "loss": round(last["loss"] / last["count"], 6),
         "params": params,
         "multiply_adds": _multiply_adds(assembly.model, subject.plan.input_shape),
         **{f"{kind}_seconds": round(value, 3) for kind, value in seconds.items()},
@@ -183,7 +219,9 @@ def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, 
         found, _ = evaluate(loaded, source)
         measured = found | found["keras"]  # the precision and recall that a run's own test has
     environment = read_environment(folder)
-    return {
+    records = read_jsonl(folder / "metrics.jsonl")
+    validations = [record["top1"] for record in records if record["split"] == "validation"]
+    line = {
         "row": row.name,
         "form": form,
         "recipe": recipe_of(config),
@@ -191,7 +229,8 @@ def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, 
         "seed": seed,
         "n": measured["count"],
         **{name: round(measured[name], 6) for name in ("top1", "top5", "loss", "precision", "recall")},
-        "epochs": round(max(record["epoch"] for record in read_jsonl(folder / "metrics.jsonl")), 3),
+        "validation": round(max(validations), 6) if validations else "",
+        "epochs": round(max(record["epoch"] for record in records), 3),
         "weights": row.weights,
         "params": result["params"],
         "multiply_adds": _multiply_adds(loaded.model, loaded.input_shape),
@@ -199,6 +238,7 @@ def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, 
         "data": "/".join(about["sha256"] for about in environment["data"].values()),
         **circumstances(environment["starts"]),
     }
+    return line | {"metrics": metrics_name(line)}
 
 
 def circumstances(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -129,7 +129,11 @@ def read_rows(file: Path) -> dict[str, Row]:
     return rows
 
 
-_MEASURES = {"document": ("top1", "top5", "loss", "precision", "recall"), "target": JUDGED, "tolerance": JUDGED}
+_MEASURES = {
+    "document": ("top1", "top5", "loss", "precision", "recall", "validation"),
+    "target": JUDGED,
+    "tolerance": JUDGED,
+}
 
 
 def _row(given: Any) -> Row:
@@ -229,8 +233,9 @@ class Difference:
         return None if self.low is None else self.low >= -within and self.high <= within
 
     @property
-    def above(self) -> bool:
-        return self.low is not None and self.low > 0
+    def above(self) -> bool | None:
+        """Whether the whole interval lies above 0; None where there is no interval."""
+        return None if self.low is None else self.low > 0
 
     @property
     def saves_as_asked(self) -> bool:
@@ -239,7 +244,7 @@ class Difference:
     @property
     def passed(self) -> bool:
         fast = self.ratio >= self.pair.ratio
-        better = self.above or not self.pair.above
+        better = bool(self.above) or not self.pair.above
         same = not self.pair.equal or bool(self.equal(self.pair.equal))
         return fast and better and same and self.saves_as_asked
 

@@ -1,6 +1,7 @@
 """The verb that runs the table of the documents' numbers."""
 
 import csv
+import fcntl
 import json
 import os
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import TINY_ROW, tiny_config
+from tiny import TINY_ROW
 
 import jaxvit.reproduce as verb
 from jaxvit.errors import UsageError
+from jaxvit.row_results import metrics_name
 from jaxvit.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +43,9 @@ def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys,
     assert verb.main([*project, "--list"]) == 0
     assert "not run" in capsys.readouterr().out and not (tmp_path / "results.csv").exists()
     assert verb.main([*project, "tiny", "--seeds=1"]) == 0
-    assert "tiny: top1 " in capsys.readouterr().out
+    assert "tiny, n = 25, 1 of 2 seeds: top1 " in capsys.readouterr().out
     assert verb.main([*project, "tiny"]) == 0
+    assert "tiny, n = 25, 2 of 2 seeds: top1 " in capsys.readouterr().out
     lines = verb.results_of(tmp_path / "results.csv")
     assert [(one["row"], one["seed"], one["form"], one["n"]) for one in lines] == [
         ("tiny", "0", "full", "25"),
@@ -50,7 +53,8 @@ def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys,
     ]
     assert all(one[name] for one in lines for name in ("config_hash", "hardware", "versions", "data", "date", "loss"))
     metrics = (tmp_path / "runs" / "tiny" / "seed_1" / "metrics.jsonl").read_text()
-    kept = (tmp_path / "metrics" / "tiny_seed_1.jsonl").read_text()
+    kept = (tmp_path / "metrics" / lines[1]["metrics"]).read_text()
+    assert lines[1]["metrics"].startswith("tiny_seed_1_") and lines[1]["metrics"] != lines[0]["metrics"]
     last = json.loads(kept.removeprefix(metrics))
     assert last["split"] == "test_latest" and last["top1"] == float(lines[1]["top1"])
     page = (tmp_path / "README.md").read_text()
@@ -80,12 +84,13 @@ def test_seeds_of_a_row_in_one_run(project, tmp_path):
 def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
     (tmp_path / "rows.toml").write_text(TINY_ROW.format(weights="best", target=1.1))
     assert verb.main([*project, "--all", "--epochs=1", "--seeds=1"]) == 0
-    assert "tiny, 1 of 2 epochs: top1 " in capsys.readouterr().out
+    assert "tiny, 1 of 2 epochs, n = 25, 1 of 2 seeds: top1 " in capsys.readouterr().out
     assert (tmp_path / "runs" / "tiny" / "1_epochs" / "seed_0" / "result.json").exists()
     assert "not run<br>a short form, 1 of 2 epochs, 1 run: top1 " in (tmp_path / "README.md").read_text()
-    assert (tmp_path / "metrics" / "tiny_1_of_2_epochs_seed_0.jsonl").exists() and not (tmp_path / "curves").exists()
-    assert verb.main([*project, "--all", "--seeds=1"]) == 1
-    assert "misses it by" in capsys.readouterr().out
+    (metrics,) = (tmp_path / "metrics").iterdir()
+    assert metrics.name.startswith("tiny_1_of_2_epochs_seed_0_") and not (tmp_path / "curves").exists()
+    assert verb.main([*project, "--all", "--seeds=1", "--epochs=5"]) == 1  # it has no more than 2, which is all of it
+    assert "misses it by" in (out := capsys.readouterr().out) and "tiny, n = 25, 1 of 2 seeds: top1 " in out
     with (tmp_path / "results.csv").open() as file:
         assert [row["form"] for row in csv.DictReader(file)] == ["1 of 2 epochs", "full"]
 
@@ -101,8 +106,7 @@ def test_a_row_whose_data_is_missing_is_named_and_the_others_run(project, tmp_pa
     )
     assert verb.main([*project, "--all", "--seeds=1"]) == 1
     out = capsys.readouterr().out
-    assert "other: not run: " in out and "tiny: top1 " in out
-    assert tiny_config().data.name == "digits"
+    assert "other: not run: " in out and "tiny, n = 25, 1 of 2 seeds: top1 " in out
 
 
 def test_a_damaged_table_is_one_line(project, tmp_path):
@@ -133,7 +137,11 @@ def test_a_recipe_takes_its_step_and_is_counted(project, tmp_path, capsys):
         (["--seeds=-1"], "--seeds=-1: must be 1 or more"),
         ([], "name rows, or give --all"),
         (["cct", "--epochs=31"], "--epochs=31: cct has 30; a short form has fewer"),
-        (["imagenet_vit_s16", "--take=/no"], "--take=/no: there is no results.csv"),
+        (["--take=/no"], "--take=/no: there is no results.csv"),
+        (["cct", "--take=/no"], "--take adds a whole table and runs nothing: leave out rows"),
+        ([f"--take={ROOT}/tests/../results"], "results: this is the table itself"),
+        (["cct", "shiftvit_best", "--seeds=6"], "--seeds=6: cct has 5"),
+        (["imagenet_vit_s16", "--epochs=1"], "imagenet_vit_s16 takes steps, no epochs"),
         (["--all", "cct"], "--all names every row already"),
         (["--seed=1"], "did you mean '--seeds'"),
     ],
@@ -177,7 +185,7 @@ def test_a_row_that_cannot_be_run_is_a_mistake_and_its_partner_decides_nothing(p
     assert not (tmp_path / "results.csv").exists()
     assert verb.main([*project, "tiny", "--seeds=1"]) == 0
     said = capsys.readouterr().out
-    assert "partner: top1 " in said and "misses it by" in said and "0.001 asked: passes" in said
+    assert "partner, n = 25, 1 of 2 seeds: top1 " in said and "misses it by" in said and "0.001 asked: passes" in said
     assert verb.main([*project, "partner", "--seeds=1"]) == 1
 
 
@@ -196,10 +204,15 @@ def test_results_of_another_machine_are_taken(project, tmp_path, capsys):
     assert verb.main([*project, "tiny", "--seeds=1"]) == 0
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "rows.toml").write_text((tmp_path / "rows.toml").read_text())
-    words = [f"--results={tmp_path / 'here'}", f"--take={tmp_path}"]
+    words = [f"--results={tmp_path / 'here'}", f"--take={tmp_path}", project[1]]
     assert verb.main(words) == 0 and "1 lines taken" in capsys.readouterr().out
-    for name in ("results.csv", "README.md", "metrics/tiny_seed_0.jsonl", "curves/tiny_row_2_epochs.png"):
+    (line,) = verb.results_of(tmp_path / "results.csv")
+    metrics = f"metrics/{line['metrics']}"
+    for name in ("results.csv", "README.md", metrics, "curves/tiny_row_2_epochs.png"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / name).read_bytes()
+    (tmp_path / metrics).rename(tmp_path / "away")
+    with pytest.raises(UsageError, match=r"tiny_seed_0_.* is missing; copy the whole folder"):
+        verb.main(words)
     (tmp_path / "here" / "rows.toml").write_text((tmp_path / "rows.toml").read_text().replace('"tiny"', '"other"'))
     with pytest.raises(UsageError, match="there is no row 'tiny' here"):
         verb.main(words)
@@ -210,3 +223,44 @@ def test_a_dtype_is_marked(project, tmp_path):
     (line,) = verb.results_of(tmp_path / "results.csv")
     assert line["form"] == "full, bfloat16" and (tmp_path / "runs" / "tiny" / "bfloat16" / "seed_0").exists()
     assert "not run<br>full, bfloat16, 1 run: top1 " in (tmp_path / "README.md").read_text()
+
+
+def test_judged_are_the_runs_that_were_asked_for_not_what_the_table_has(project, tmp_path, capsys):
+    assert verb.main([*project, "tiny"]) == 0
+    table = tmp_path / "results.csv"
+    lines = verb.results_of(table)
+    top1 = [line["top1"] for line in lines]
+    table.unlink()
+    with verb.writing(tmp_path):
+        for line in lines:
+            line |= {"hardware": "elsewhere", "top1": "0.99"}
+            verb.keep(line | {"metrics": metrics_name(line)}, table)
+    (tmp_path / "rows.toml").write_text(TINY_ROW.format(weights="latest", target=0.98))
+    assert verb.main([*project, "--list"]) == 0 and "99.00%" in capsys.readouterr().out
+    assert verb.main([*project, "tiny", "--seeds=1"]) == 1
+    said = capsys.readouterr().out
+    assert f"top1 {float(top1[0]):.2%} " in said and "so far" in said and "99.00%" not in said
+    assert "99.00%" in (tmp_path / "README.md").read_text()  # of more seeds
+
+
+def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project, tmp_path, capsys):
+    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+    rows = (tmp_path / "rows.toml").read_text()
+    (tmp_path / "rows.toml").write_text(rows.replace("epochs = 2", "epochs = 3"))
+    with pytest.raises(
+        UsageError, match=r"seed_0: holds a run of another config .train.duration: '2 epochs' there, '3 epochs' here"
+    ):
+        verb.main([*project, "tiny", "--seeds=1"])
+    assert verb.main([*project, "--list"]) == 0 and "not run" in capsys.readouterr().out
+    assert verb.main([*project, "tiny", "--seeds=1", f"--runs={tmp_path / 'others'}"]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert len(verb.results_of(tmp_path / "results.csv")) == 2 and len(list((tmp_path / "metrics").iterdir())) == 2
+    assert page.count("passes so far") == 1 and "changed after the run: `tiny`." in page
+
+
+def test_one_process_at_a_time_writes(tmp_path):
+    folder = os.open(tmp_path, os.O_RDONLY)
+    with verb.writing(tmp_path), pytest.raises(BlockingIOError):
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(folder)
