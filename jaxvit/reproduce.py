@@ -12,7 +12,7 @@ from rich.table import Table
 
 from jaxvit import command_line, errors
 from jaxvit.errors import RunFailedError, UsageError, first_line, nearest
-from jaxvit.row_curves import draw_curves, keep_metrics
+from jaxvit.row_curves import draw_curves, keep_metrics, validations
 from jaxvit.row_results import form_of, is_full, keep, newest, numbers, outcome, page, results_of, writing
 from jaxvit.row_runs import Way, config_of, run_row, sort_out
 from jaxvit.rows import Row, read_rows
@@ -52,7 +52,7 @@ def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str,
     for row in rows:
         epochs, seeds = min(options.epochs or row.epochs, row.epochs), len(row.seeds[: options.seeds or None])
         minutes = f"{row.minutes * seeds * epochs / row.epochs:.0f}" if row.minutes else "long"
-        said, _ = outcome(row, lines, every)
+        said, _ = outcome(row, newest(lines, row, form_of(row)), lines)
         table.add_row(row.name, row.config, numbers(row.target), str(epochs), str(seeds), minutes, "\n".join(said))
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -120,8 +120,9 @@ def main(argv: list[str]) -> int:
     results, configs = Path(options.results), Path(options.configs)
     every, file = read_rows(results / ROWS), results / "results.csv"
     if options.take:
-        if options.rows or options.all or options.list:
-            raise UsageError("--take adds a whole table and runs nothing: leave out rows, --all and --list")
+        of_runs = ("all", "list", "seeds", "together", "epochs", "dtype", "dry_run")
+        if more := options.rows + [f"--{name}" for name in of_runs if getattr(options, name)]:
+            raise UsageError(f"{more[0]}: --take adds a whole table and runs nothing; leave it out")
         return _take(Path(options.take), every, results, configs)
     asked = _chosen(options, every)
     rows = list({row.name: row for one in asked for row in with_partner(one, every)}.values())
@@ -139,8 +140,8 @@ def main(argv: list[str]) -> int:
     for row in rows:
         try:
             for line, run in run_row(row, row.seeds[: options.seeds or None], way):
-                _keep(line, run, row, every, results, configs)
                 made.append({name: str(value) for name, value in line.items()})
+                _keep(line, run, row, every, results, configs)
         except (UsageError, RunFailedError, OSError, jax.errors.JaxRuntimeError) as error:
             not_run[row.name] = error
             print(f"{row.name}: {'stopped by' if isinstance(error, OSError) else 'not run'}: {first_line(error)[:300]}")
@@ -149,8 +150,8 @@ def main(argv: list[str]) -> int:
     failed = False
     for row in rows:
         form = form_of(row, way.epochs, way.dtype)
-        said, passed = outcome(row, made, every, form)
-        runs = newest(made, row, form)
+        runs = [line for line in made if line["row"] == row.name]
+        said, passed = outcome(row, runs, made, form)
         measured = f", n = {runs[0]['n']}, {len(runs)} of {len(row.seeds)} seeds" if runs and not row.steps else ""
         if row in asked:  # what a partner says on its own accuracy is told, no more
             failed |= row.name in not_run or (not passed and (is_full(form) or row.steps > 0))
@@ -187,18 +188,23 @@ def _take(other: Path, every: dict[str, Row], results: Path, configs: Path) -> i
     lines = results_of(other / "results.csv")
     if not lines:
         raise UsageError(f"--take={other}: there is no results.csv with lines in it")
+    metrics: dict[str, str] = {}
     for line in lines:
         if line["row"] not in every:
             raise UsageError(f"--take={other}: there is no row '{line['row']}' here{nearest(line['row'], every)}")
-        if line["metrics"] and not (other / "metrics" / line["metrics"]).is_file():
-            raise UsageError(f"--take={other}: metrics/{line['metrics']} is missing; copy the whole folder")
+        if line["metrics"]:
+            file = other.resolve() / "metrics" / line["metrics"]
+            if not file.is_file() or file.resolve() != file:
+                raise UsageError(f"--take={other}: metrics/{line['metrics']} is missing; copy the whole folder")
+            validations(file)
+            metrics[line["metrics"]] = file.read_text(encoding="utf-8", errors="replace")
     make_writable(results, "name another folder with --results")
+    sort_out(lines, every, configs)  # a config that cannot be read is told before anything is written
     with writing(results):
         (results / "metrics").mkdir(exist_ok=True)
+        for name, text in metrics.items():
+            write_text(results / "metrics" / name, text)
         for line in lines:
-            if line["metrics"]:
-                text = (other / "metrics" / line["metrics"]).read_text()
-                write_text(results / "metrics" / line["metrics"], text)
             keep(line, results / "results.csv")
         _write_page(every, results, configs)
     print(f"{len(lines)} lines taken from {other}; table: {results / 'README.md'}")

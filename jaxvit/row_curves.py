@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxvit.errors import UsageError
 from jaxvit.figures.rows import Curve, draw_rows
 from jaxvit.row_results import newest
 from jaxvit.rows import Row
@@ -53,7 +54,24 @@ def draw_curves(rows: Mapping[str, Row], lines: Sequence[dict[str, str]], result
 
 
 def _curves(runs: Sequence[dict[str, str]], results: Path) -> list[Curve]:
-    """(epoch, validation accuracy) of each run."""
-    files = (results / "metrics" / run["metrics"] for run in runs if run["metrics"])
-    found = ([(r["epoch"], r["top1"]) for r in read_jsonl(file) if r["split"] == "validation"] for file in files)
-    return [curve for curve in found if curve]
+    """(epoch, validation accuracy) of each run; without those whose file is damaged, which is said."""
+    curves = []
+    for run in runs:
+        try:
+            curves.append(validations(results / "metrics" / run["metrics"]))
+        except UsageError as error:
+            print(f"without its curve: {error}", flush=True)
+    return [curve for curve in curves if curve]
+
+
+def validations(file: Path) -> Curve:
+    """(epoch, accuracy) of each validation in a metrics.jsonl.
+
+    Raises:
+      UsageError: it is no such file.
+    """
+    records = [record for record in read_jsonl(file) if record["split"] == "validation"]
+    curve = [(record.get("epoch"), record.get("top1")) for record in records]
+    if not all(isinstance(value, int | float) for point in curve for value in point):
+        raise UsageError(f"{file}: a validation in it has no epoch or no top1; put a copy of it back")
+    return curve

@@ -7,6 +7,7 @@ import csv
 import fcntl
 import hashlib
 import io
+import math
 import os
 import re
 import statistics
@@ -25,13 +26,14 @@ COLUMNS = (
     *("hardware", "versions", "data", "commit", "date", "metrics"),
 )
 FULL = "full"
+_ON_RANDOM = " on random images"
 
 
 def form_of(row: Row, epochs: int = 0, dtype: str = "") -> str:
     """How a row is run: in full, or in so many epochs (0 = its own); in a dtype ('' = its config's)."""
     length = f"{epochs} of {row.epochs} epochs" if 0 < epochs < row.epochs else FULL
     if row.steps:
-        length = f"{row.steps} step{'s' * (row.steps > 1)} on random images"
+        length = f"{row.steps} step{'s' * (row.steps > 1)}{_ON_RANDOM}"
     return f"{length}, {dtype}" if dtype else length
 
 
@@ -62,28 +64,37 @@ def results_of(file: Path) -> list[dict[str, str]]:
     """
     if not file.exists():
         return []
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UsageError(f"{file}: its columns are not those of this version; move it away")
-        lines = list(reader)
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise UsageError(f"{file}: its columns are not those of this version; move it away")
+            lines = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{file}: cannot be read ({error}); put a copy of it back, or move it away") from None
     if any(None in line or None in line.values() or not _whole(line) for line in lines):
         raise UsageError(f"{file}: a line is damaged; put a copy of it back, or move it away")
     return lines
 
 
 def _whole(line: dict[str, str]) -> bool:
-    """Whether its numbers are numbers, and its file one beside it; of no images (n = 0) there is no accuracy."""
-    measured = ("top1", "top5", "precision", "recall") if line["n"] != "0" else ()
+    """Whether its numbers can be those of a run, and its metrics a file beside it; steps have no accuracy."""
+    of_steps = line["form"].partition(",")[0].endswith(_ON_RANDOM)
     try:
-        for name in ("seed", "n", "params", "multiply_adds"):
-            int(line[name])
-        for name in ("loss", "train_seconds", *measured):
-            float(line[name])
-        float(line["validation"] or 0)
+        counts = [int(line[name]) for name in ("seed", "n", "params", "multiply_adds")]
+        amounts = [float(line[name]) for name in ("loss", "train_seconds")]
+        shares = [float(line[name]) for name in ("top1", "top5", "precision", "recall") if not of_steps]
+        shares.append(float(line["validation"] or 0))
     except ValueError:
         return False
-    return line["metrics"] in ("", metrics_name(line)) and "/" not in line["metrics"]
+    return (
+        min(counts) >= 0
+        and (counts[1] == 0) == of_steps
+        and all(0 <= amount < math.inf for amount in amounts)
+        and all(0 <= share <= 1 for share in shares)
+        and line["metrics"] == ("" if of_steps else metrics_name(line))
+        and "/" not in line["metrics"]
+    )
 
 
 @contextlib.contextmanager
@@ -126,10 +137,14 @@ def newest(lines: Sequence[dict[str, str]], row: Row, form: str = FULL) -> list[
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
-def outcome(row: Row, lines: Sequence[dict[str, str]], rows: dict[str, Row], form: str = "") -> tuple[list[str], bool]:
-    """Sentences on what a row's runs of one form, by default the one asked for, say to its targets; are all met?"""
+def outcome(
+    row: Row, runs: Sequence[dict[str, str]], lines: Sequence[dict[str, str]], form: str = ""
+) -> tuple[list[str], bool]:
+    """Sentences on what a row's `runs` of one form, by default the one asked for, say to its targets; are all met?
+
+    The row that it is paired with is looked for in `lines`.
+    """
     form = form or form_of(row)
-    runs = newest(lines, row, form)
     if not runs:
         return ["not run"], False
     if row.steps:
@@ -150,7 +165,7 @@ def outcome(row: Row, lines: Sequence[dict[str, str]], rows: dict[str, Row], for
         said.append(f"measured on {runs[0]['n']} images in place of {row.n}: another test set")
         passed = False
     if row.pair:
-        found = compare(row, runs, newest(lines, rows[row.pair.row], form))
+        found = compare(row, runs, [line for line in lines if (line["row"], line["form"]) == (row.pair.row, form)])
         if found:
             said.append(_compared(found, form))
         elif is_full(form) and row.pair.asked:
@@ -214,7 +229,7 @@ def page(
     curves: Sequence[str] = (),
     outdated: Sequence[dict[str, str]] = (),
 ) -> str:
-    """results/README.md; `curves` are pictures beside it, `outdated` lines of recipes that are no more the rows'."""
+    """results/README.md; `curves` are pictures beside it, `outdated` lines, of `row_runs.sort_out`, are only named."""
     text = [
         "# Results",
         "",
@@ -236,11 +251,11 @@ def page(
     ]
     for row in rows.values():
         runs = newest(lines, row, form_of(row))
-        said, _ = outcome(row, lines, rows)
+        said, _ = outcome(row, runs, lines)
         count = f"{len(runs)} of {len(row.seeds)}" + f", n = {runs[0]['n']}" * (not row.steps) if runs else "none"
         for form in sorted({line["form"] for line in lines if line["row"] == row.name} - {form_of(row)}):
-            seeds = len(newest(lines, row, form))
-            found = "; ".join(outcome(row, lines, rows, form)[0])
+            others = newest(lines, row, form)
+            seeds, found = len(others), "; ".join(outcome(row, others, lines, form)[0])
             kind = "" if is_full(form) or row.steps else "a short form, "
             said.append(f"{kind}{form}, {seeds} run{'s' * (seeds > 1)}: {found}")
         cells = [

@@ -25,7 +25,7 @@ from jaxvit.loading import load
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.row_results import COLUMNS, form_of, how, is_full, metrics_name
 from jaxvit.rows import Row
-from jaxvit.run_directory import read_config, read_environment, source_commit
+from jaxvit.run_directory import read_config, read_environment, read_json, source_commit
 from jaxvit.subject import make_subject
 from jaxvit.train import train
 from jaxvit.training import hardware
@@ -84,16 +84,21 @@ def config_of(row: Row, way: Way) -> ConfigDict:
 def sort_out(
     lines: Sequence[dict[str, str]], rows: Mapping[str, Row], configs: Path
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The lines of recipes that the rows have today, and those that are not: of a row or config that was changed."""
+    """The lines of recipes and seeds that the rows have today, and those that are not: a row or config was changed.
+
+    Raises:
+      UsageError: a config cannot be read.
+    """
     recipes: dict[tuple[str, str], str] = {}
     for name, form in dict.fromkeys((line["row"], line["form"]) for line in lines):
         epochs, dtype = how(form)
         if name in rows and form_of(rows[name], epochs, dtype) == form:
-            with contextlib.suppress(UsageError):  # no such config, or it cannot be run so any more
+            with contextlib.suppress(UsageError) if dtype else contextlib.nullcontext():  # its model may have none now
                 recipes[name, form] = recipe_of(config_of(rows[name], Way(configs, Path(), epochs, dtype)))
     sorted_out: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
     for line in lines:
-        sorted_out[line["recipe"] != recipes.get((line["row"], line["form"]))].append(line)
+        known = line["recipe"] == recipes.get((line["row"], line["form"]))
+        sorted_out[not known or int(line["seed"]) not in rows[line["row"]].seeds].append(line)
     return sorted_out
 
 
@@ -136,11 +141,16 @@ def _refuse_another(run: Path, config: ConfigDict) -> None:
     Raises:
       UsageError: the folder holds a run of another config.
     """
-    if (run / "config.json").exists() and (changed := differences(read_config(run), config)):
-        key, (old, new) = next(iter(changed.items()))
+    if not (run / "config.json").exists():
+        return
+    changed = [
+        f"{key}: {old!r} there, {new!r} here" for key, (old, new) in differences(read_config(run), config).items()
+    ]
+    if read_json(run / "config.json").get("extensions"):
+        changed.append("it was taken further than it was meant to go")
+    if changed:
         raise UsageError(
-            f"{run}: holds a run of another config ({key}: {old!r} there, {new!r} here); move it away, or name another "
-            "folder with --runs"
+            f"{run}: holds a run of another config ({changed[0]}); move it away, or name another folder with --runs"
         )
 
 

@@ -110,10 +110,37 @@ def test_a_row_whose_data_is_missing_is_named_and_the_others_run(project, tmp_pa
 
 
 def test_a_damaged_table_is_one_line(project, tmp_path):
-    assert verb.main([*project, "--all", "--seeds=1"]) == 0
+    good = dict(verb.results_of(ROOT / "results" / "results.csv")[0])
     file = tmp_path / "results.csv"
-    file.write_text(file.read_text().rsplit(",", 3)[0] + "\n")
+
+    def write(lines):
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, good)
+            writer.writeheader()
+            writer.writerows(lines)
+
+    bad = {
+        "metrics": "../x",
+        "form": "../x",
+        "top1": "2",
+        "top5": "",
+        "loss": "nan",
+        "n": "0",
+        "params": "-1",
+        "seed": "a",
+    }
+    for name, value in bad.items():
+        write([good | {name: value}])
+        with pytest.raises(UsageError, match="a line is damaged"):
+            verb.results_of(file)
+    write([good])
+    assert verb.results_of(file) == [good]
+    whole = file.read_text()
+    file.write_text(whole.rsplit(",", 3)[0] + "\n")
     with pytest.raises(UsageError, match="a line is damaged"):
+        verb.main([*project, "--list"])
+    file.write_text(whole, encoding="utf-16")
+    with pytest.raises(UsageError, match=r"cannot be read .*put a copy of it back"):
         verb.main([*project, "--list"])
 
 
@@ -138,7 +165,8 @@ def test_a_recipe_takes_its_step_and_is_counted(project, tmp_path, capsys):
         ([], "name rows, or give --all"),
         (["cct", "--epochs=31"], "--epochs=31: cct has 30; a short form has fewer"),
         (["--take=/no"], "--take=/no: there is no results.csv"),
-        (["cct", "--take=/no"], "--take adds a whole table and runs nothing: leave out rows"),
+        (["cct", "--take=/no"], "cct: --take adds a whole table and runs nothing"),
+        (["--take=/no", "--dry_run"], "--dry_run: --take adds a whole table and runs nothing"),
         ([f"--take={ROOT}/tests/../results"], "results: this is the table itself"),
         (["cct", "shiftvit_best", "--seeds=6"], "--seeds=6: cct has 5"),
         (["imagenet_vit_s16", "--epochs=1"], "imagenet_vit_s16 takes steps, no epochs"),
@@ -210,9 +238,17 @@ def test_results_of_another_machine_are_taken(project, tmp_path, capsys):
     metrics = f"metrics/{line['metrics']}"
     for name in ("results.csv", "README.md", metrics, "curves/tiny_row_2_epochs.png"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / name).read_bytes()
+    before = (tmp_path / "here" / "results.csv").read_text()
     (tmp_path / metrics).rename(tmp_path / "away")
+    (tmp_path / metrics).symlink_to(tmp_path / "away")
     with pytest.raises(UsageError, match=r"tiny_seed_0_.* is missing; copy the whole folder"):
         verb.main(words)
+    (tmp_path / metrics).unlink()
+    (tmp_path / metrics).write_text('{"split": "validation", "step": 1, "epoch": 1.0}\n')
+    with pytest.raises(UsageError, match="a validation in it has no epoch or no top1"):
+        verb.main(words)
+    assert (tmp_path / "here" / "results.csv").read_text() == before
+    (tmp_path / "away").rename(tmp_path / metrics)
     (tmp_path / "here" / "rows.toml").write_text((tmp_path / "rows.toml").read_text().replace('"tiny"', '"other"'))
     with pytest.raises(UsageError, match="there is no row 'tiny' here"):
         verb.main(words)
@@ -252,10 +288,50 @@ def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project, tmp_
     ):
         verb.main([*project, "tiny", "--seeds=1"])
     assert verb.main([*project, "--list"]) == 0 and "not run" in capsys.readouterr().out
+    config = tmp_path / "runs" / "tiny" / "seed_0" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"extensions": [{"step": 4}]}))
+    (tmp_path / "rows.toml").write_text(rows)
+    with pytest.raises(UsageError, match=r"another config .it was taken further"):
+        verb.main([*project, "tiny", "--seeds=1"])
+    (tmp_path / "rows.toml").write_text(rows.replace("epochs = 2", "epochs = 3"))
+    next((tmp_path / "metrics").iterdir()).write_text("no\nmetrics\n")  # of a line that is not shown
     assert verb.main([*project, "tiny", "--seeds=1", f"--runs={tmp_path / 'others'}"]) == 0
     page = (tmp_path / "README.md").read_text()
     assert len(verb.results_of(tmp_path / "results.csv")) == 2 and len(list((tmp_path / "metrics").iterdir())) == 2
     assert page.count("passes so far") == 1 and "changed after the run: `tiny`." in page
+
+
+def test_a_config_that_cannot_be_read_is_told_and_the_page_stays(project, tmp_path):
+    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+    page = (tmp_path / "README.md").read_text()
+    with pytest.raises(UsageError, match="tiny_row"):
+        verb.main([project[0], "--list"])
+    (tmp_path / "there").mkdir()
+    (tmp_path / "results.csv").rename(tmp_path / "there" / "results.csv")
+    (tmp_path / "metrics").rename(tmp_path / "there" / "metrics")
+    with pytest.raises(UsageError, match="tiny_row"):
+        verb.main([project[0], f"--take={tmp_path / 'there'}"])
+    assert (tmp_path / "README.md").read_text() == page and not (tmp_path / "results.csv").exists()
+
+
+def test_a_run_counts_wherever_it_was_trained(project, tmp_path, capsys, monkeypatch):
+    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+    environment = tmp_path / "runs" / "tiny" / "seed_0" / "environment.json"
+    environment.write_text(environment.read_text().replace('"cores": ', '"cores": "9 of ", "cores_": '))
+    assert verb.main([*project, "tiny"]) == 0
+    assert "tiny, n = 25, 2 of 2 seeds: top1 " in capsys.readouterr().out
+    assert len({line["hardware"] for line in verb.results_of(tmp_path / "results.csv")}) == 2
+
+
+def test_a_damaged_file_of_metrics_stops_nothing(project, tmp_path, capsys):
+    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+    next((tmp_path / "metrics").iterdir()).write_text("no\nmetrics\n")
+    (tmp_path / "rows.toml").write_text(
+        TINY_ROW.format(weights="latest", target=0.01)
+        + TINY_ROW.format(weights="best", target=0.01).replace('"tiny"', '"b"')
+    )
+    assert verb.main([*project, "b"]) == 0
+    assert "without its curve: " in (out := capsys.readouterr().out) and "b, n = 25, 2 of 2 seeds: top1 " in out
 
 
 def test_one_process_at_a_time_writes(tmp_path):
