@@ -155,7 +155,7 @@ def main(argv: list[str]) -> int:
         measured = f", n = {runs[0]['n']}, {len(runs)} of {len(row.seeds)} seeds" if runs and not row.steps else ""
         if row in asked:  # what a partner says on its own accuracy is told, no more
             failed |= row.name in not_run or (not passed and (is_full(form) or row.steps > 0))
-        short = "" if is_full(form) else f", {form}"
+        short = "" if is_full(form) or row.steps else f", {form}"  # steps are told by what is said of them
         print(f"{row.name}{short}{measured}: {'; '.join(said)}")
     print(f"table: {results / 'README.md'}", flush=True)
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE
