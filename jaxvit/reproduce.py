@@ -18,8 +18,6 @@ from jaxvit.row_runs import Way, config_of, run_row, sort_out
 from jaxvit.rows import Row, read_rows
 from jaxvit.run_directory import make_writable, write_text
 
-ROWS = "rows.toml"  # in the folder of results
-
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, what they ask for and what is known
   jaxvit reproduce fashion_fast_vit --seeds=1        trains it, or goes on; compares; adds to results/results.csv; and
@@ -103,7 +101,7 @@ def _chosen(options: Any, every: dict[str, Row]) -> list[Row]:
     rows = [every[name] for name in dict.fromkeys(options.rows)] or list(every.values())
     most = max(rows, key=lambda row: len(row.seeds))
     if options.seeds > len(most.seeds):
-        raise UsageError(f"--seeds={options.seeds}: {most.name} has {len(most.seeds)}; see {ROWS}")
+        raise UsageError(f"--seeds={options.seeds}: {most.name} has {len(most.seeds)}; see jaxvit reproduce --list")
     for row in rows if options.rows else ():
         if options.epochs and row.steps:
             raise UsageError(f"--epochs={options.epochs}: {row.name} takes steps, no epochs; leave --epochs out")
@@ -118,7 +116,7 @@ def main(argv: list[str]) -> int:
     options, rest = parser.parse_known_args(argv)
     parser.refuse_unknown(rest)
     results, configs = Path(options.results), Path(options.configs)
-    every, file = read_rows(results / ROWS), results / "results.csv"
+    every, file = read_rows(results / "rows.toml"), results / "results.csv"
     if options.take:
         of_runs = ("all", "list", "seeds", "together", "epochs", "dtype", "dry_run")
         if more := options.rows + [f"--{name}" for name in of_runs if getattr(options, name)]:
