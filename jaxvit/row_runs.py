@@ -207,7 +207,7 @@ def _hardware(device: str, cores: str, devices: int = 1, processes: int = 1) -> 
     """Such as 'AMD EPYC, 2 cores' or 'NVIDIA H100, 16 cores, 8 devices, 2 processes'; cores are of one process. Runs
     are averaged, and their times compared, where this is the same.
     """
-    said = [device, f"{cores} cores"]
+    said = [device, "1 core" if cores == "1" else f"{cores} cores"]
     said += [f"{number} {what}" for number, what in ((devices, "devices"), (processes, "processes")) if number > 1]
     return ", ".join(said)
 

@@ -321,6 +321,7 @@ def test_rows_that_are_not_right(tmp_path, text, says):
 def test_a_line_says_how_many_devices_a_run_had():
     about = {"device": "AMD EPYC", "cores": "2", "packages": {"jax": "0.11"}, "python": "3.12", "time": "2026-01-01T1"}
     assert circumstances([about | {"devices": ["cpu"]}])["hardware"] == "AMD EPYC, 2 cores"
+    assert circumstances([about | {"cores": "1", "devices": ["cpu"]}])["hardware"] == "AMD EPYC, 1 core"
     both = [about | {"devices": ["cpu"]}, about | {"devices": ["cpu"] * 2}, about | {"devices": ["cpu"]}]
     assert circumstances(both)["hardware"] == "AMD EPYC, 2 cores + AMD EPYC, 2 cores, 2 devices"
     many = about | {"devices": ["cpu"] * 4, "processes": 2}
