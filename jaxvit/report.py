@@ -16,7 +16,7 @@ from jaxvit.errors import UsageError
 from jaxvit.evaluate import add_run_options, load_run
 from jaxvit.model_facts import ModelFacts, read_model
 from jaxvit.run_directory import read_config, read_result, seed_folders
-from jaxvit.training.journal import read_jsonl
+from jaxvit.training.journal import deciding_validations, read_jsonl
 
 FORMATS = ("table", "markdown", "csv")
 
@@ -125,7 +125,7 @@ def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:
     records = read_jsonl(folder / "metrics.jsonl")
     row["steps"] = max((record["step"] for record in records), default=0)
     if not (run / "result.json").exists():
-        validations = [r["top1"] for r in records if r["split"] == "validation" and r.get("top1") is not None]
+        validations = [r["top1"] for r in deciding_validations(records) if r.get("top1") is not None]
         best = {"validation": max(validations)} if validations else {}
         return row | best | {"state": "not finished"}
     result = read_result(run)
@@ -133,7 +133,7 @@ def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:
     row |= {name: test[name] for name in ("top1", "top5", "loss", "count") if name in test}
     if "std" in test:
         row |= {"top1_std": test["std"]["top1"], "seeds": test["n"]}
-    at_best = [r.get("top1") for r in records if r["split"] == "validation" and r["epoch"] == result["best_epoch"]]
+    at_best = [r.get("top1") for r in deciding_validations(records) if r["epoch"] == result["best_epoch"]]
     if at_best and "std" not in test:
         row["validation"] = at_best[0]
     row |= {"steps": result["steps"], "best_epoch": result["best_epoch"], "params": result["params"]}

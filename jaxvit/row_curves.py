@@ -12,7 +12,7 @@ from jaxvit.figures.rows import Curve, draw_rows
 from jaxvit.row_results import newest
 from jaxvit.rows import Row
 from jaxvit.run_directory import write_text
-from jaxvit.training.journal import read_jsonl
+from jaxvit.training.journal import deciding_validations, read_jsonl
 
 
 def keep_metrics(run: Path, row: Row, line: Mapping[str, Any], results: Path) -> None:
@@ -70,8 +70,7 @@ def validations(file: Path) -> Curve:
     Raises:
       UsageError: it is no such file.
     """
-    records = [record for record in read_jsonl(file) if record["split"] == "validation"]
-    curve = [(record.get("epoch"), record.get("top1")) for record in records]
+    curve = [(record.get("epoch"), record.get("top1")) for record in deciding_validations(read_jsonl(file))]
     if not all(isinstance(value, int | float) for point in curve for value in point):
         raise UsageError(f"{file}: a validation in it has no epoch or no top1; put a copy of it back")
     return curve

@@ -29,7 +29,7 @@ from jaxvit.run_directory import read_config, read_environment, read_json, sourc
 from jaxvit.subject import make_subject
 from jaxvit.train import train
 from jaxvit.training import hardware
-from jaxvit.training.journal import read_jsonl
+from jaxvit.training.journal import deciding_validations, read_jsonl
 
 STEP_BATCH = 12  # images of a step on random images
 
@@ -230,7 +230,7 @@ def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, 
         measured = found | found["keras"]  # the precision and recall that a run's own test has
     environment = read_environment(folder)
     records = read_jsonl(folder / "metrics.jsonl")
-    validations = [record["top1"] for record in records if record["split"] == "validation"]
+    validations = [record["top1"] for record in deciding_validations(records)]
     line = {
         "row": row.name,
         "form": form,

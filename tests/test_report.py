@@ -48,6 +48,19 @@ def test_every_run_once_and_the_best_first(runs, capsys):
     assert int(by_name["one"]["macs"]) == count_macs(loaded.model, loaded.input_shape)["all"]
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_validation_told_is_the_one_that_decides(runs, tmp_path, capsys, finished):
+    shutil.copytree(runs / "one", tmp_path / "run")
+    best = json.loads((tmp_path / "run" / "result.json").read_text())["best_epoch"]
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "epoch": best, "split": "validation_ema", "top1": 0.015625}) + "\n")
+    if not finished:
+        (tmp_path / "run" / "result.json").unlink()
+    main([str(tmp_path), "--format=csv"])
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert row["validation"] == "0.015625"
+
+
 def test_a_table_for_a_page(runs, capsys):
     main([str(runs / "one"), "--format=markdown"])
     heading, rule, row = capsys.readouterr().out.strip().splitlines()

@@ -32,7 +32,10 @@ def draw_history(
       title: over the figure.
       smoothing: of the labels in the training loss, said on its panel: the validation loss has none.
     """
-    by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "validation", "steps")}
+    by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "steps")}
+    # Where an average of the weights is kept, that is what the best epoch is chosen by.
+    averaged = [r for r in records if r["split"] == "validation_ema"]
+    by_split["validation"] = averaged or [r for r in records if r["split"] == "validation"]
     figure = style.new_figure(13, 7)
     axes = figure.subplots(2, 3)
     for axis, (name, label) in zip(axes.flat, PANELS, strict=False):

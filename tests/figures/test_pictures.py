@@ -72,6 +72,14 @@ def test_epochs_are_whole_numbers(figures, tmp_path):
         assert all(tick == round(tick) for tick in axis.get_xticks()), axis.get_title()
 
 
+def test_the_validation_shown_is_the_one_that_decides(figures, tmp_path):
+    records = [{"split": "train", "epoch": 1, "top1": 0.1}, {"split": "validation", "epoch": 1, "top1": 0.2}]
+    draw_history(records, tmp_path / "history")
+    draw_history([*records, {"split": "validation_ema", "epoch": 1, "top1": 0.3}], tmp_path / "history")
+    shown = [{line.get_label(): line.get_ydata()[0] for line in figure.axes[1].lines} for figure in figures]
+    assert shown == [{"train": 0.1, "validation": 0.2}, {"train": 0.1, "validation": 0.3}]
+
+
 def test_dollars_in_names_are_no_mathematics(figures, tmp_path):
     """'$x^$' as mathematics is an error."""
     picture = np.zeros((8, 8, 1), np.uint8)

@@ -8,7 +8,14 @@ import stat
 import pytest
 
 from jaxvit.errors import UsageError
-from jaxvit.training.journal import Journal, JsonLines, TensorBoard, check_writers, read_jsonl
+from jaxvit.training.journal import (
+    Journal,
+    JsonLines,
+    TensorBoard,
+    check_writers,
+    deciding_validations,
+    read_jsonl,
+)
 
 
 def write(path, steps, resume=0):
@@ -102,3 +109,11 @@ def test_a_writer_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install mlflow"):
         check_writers(["jsonl", "mlflow"])
+
+
+def test_weights_are_chosen_by_their_average_where_one_is_kept():
+    plain = [{"split": split, "step": step} for step in (1, 2) for split in ("train", "validation")]
+    averaged = [{"split": "validation_ema", "step": step} for step in (1, 2)]
+    assert deciding_validations(plain) == [plain[1], plain[3]]
+    assert deciding_validations([*plain[:2], averaged[0], *plain[2:], averaged[1]]) == averaged
+    assert deciding_validations(plain[:1]) == []
