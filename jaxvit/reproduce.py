@@ -44,13 +44,17 @@ def with_partner(row: Row, every: dict[str, Row]) -> list[Row]:
 
 
 def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str, Row], options: Any) -> None:
-    table = Table(title=f"{len(rows)} rows", title_justify="left")
+    table = Table(title=f"{len(rows)} row{'s' * (len(rows) != 1)}", title_justify="left")
     for name in ("row", "config", "asked", "epochs", "seeds", "minutes", "measured"):
         table.add_column(name, overflow="fold")
     for row in rows:
         epochs, seeds = min(options.epochs or row.epochs, row.epochs), len(row.seeds[: options.seeds or None])
         minutes = f"{row.minutes * seeds * epochs / row.epochs:.0f}" if row.minutes else "long"
-        said, _ = outcome(row, newest(lines, row, form_of(row)), lines)
+        form = form_of(row, options.epochs, options.dtype)
+        runs = [run for run in newest(lines, row, form) if int(run["seed"]) in row.seeds[: options.seeds or None]]
+        said, _ = outcome(row, runs, lines, form)
+        if not runs and any(line["row"] == row.name for line in lines):
+            said = ["not run so; the page of results has another form of it"]
         table.add_row(row.name, row.config, numbers(row.target), str(epochs), str(seeds), minutes, "\n".join(said))
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -65,11 +69,11 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--all", action="store_true", help="every row, one after the other: days on a CPU")
     parser.add_argument("--list", action="store_true", help="show the rows; run nothing")
     parser.add_argument(
-        "--seeds", type=int, default=0, metavar="N", help="the first N of each row's seeds (default: all)"
+        "--seeds", type=int, metavar="N", help="the first N of each row's seeds (default: all)"
     )
     parser.add_argument("--together", action="store_true", help="a row's seeds in one program, for an accelerator")
     parser.add_argument(
-        "--epochs", type=int, default=0, metavar="N", help="a short form of so many epochs; with --all of longer rows"
+        "--epochs", type=int, metavar="N", help="a short form of so many epochs; with --all of longer rows"
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="", help="of the computation, marked as such in the table"
@@ -88,9 +92,6 @@ def _chosen(options: Any, every: dict[str, Row]) -> list[Row]:
     Raises:
       UsageError: there is no such row, or one cannot be run so.
     """
-    for name in ("seeds", "epochs"):
-        if getattr(options, name) < 0:
-            raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
     for name in options.rows:
         if name not in every:
             raise UsageError(f"there is no row '{name}'{nearest(name, every)}; see jaxvit reproduce --list")
@@ -115,6 +116,11 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     parser.refuse_unknown(rest)
+    for name in ("seeds", "epochs"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise UsageError(f"--{name}={number}: must be 1 or more")
+        setattr(options, name, number or 0)  # 0 = all
     results, configs = Path(options.results), Path(options.configs)
     every, file = read_rows(results / "rows.toml"), results / "results.csv"
     if options.take:

@@ -183,7 +183,7 @@ def _judged(row: Row, verdict: Verdict, form: str, so_far: str) -> str:
     said += f" against {verdict.target:.2%}: "
     if verdict.missing <= 1e-9:
         return f"{said}passes{so_far}"
-    below = f"{100 * verdict.missing:.2f} points"
+    below = f"{round(100 * verdict.target, 2) - round(100 * verdict.value, 2):.2f} points"  # of what is printed
     if not verdict.passed:
         return f"{said}misses it by {below}{so_far}"
     said += f"{below} below it, within the {100 * verdict.tolerance:.2f} that the one run of the document leaves open"
@@ -237,14 +237,16 @@ def page(
         "Written by `jaxvit reproduce` from `rows.toml` and `results.csv`, where every number has its line; a row",
         "without a line says so.",
         "",
-        "- Intervals are of 95 %: of one run Wilson's for its test images, of several seeds Student's for their mean.",
+        "- Intervals are of 95 %, cut to 0 to 100 %: of one run Wilson's for its test images, of several seeds",
+        "  Student's for their mean. A row passes whose accuracy reaches what is asked; its interval may begin below it.",
         "- Where the document's number is of one run, a row also passes that is below it by no more than half of that",
         "  number's own interval, and says so. This was settled after the first five Fashion-MNIST runs, for all rows.",
         "- Weights are those that the document measured: of the last step where a row says so, else the best on",
         "  validation.",
         "- Ratios of times are of the training of the same seed, validation left out; `benchmarks/RESULTS.md` has",
         "  steps, timed in turns.",
-        "- A row that is run again renews its line.",
+        "- A run that is repeated with the same config on the same hardware renews its line. Of several sets of runs the",
+        "  one with the most seeds is shown, of equals the last.",
         "",
         "| row | config | document | asked | runs | measured |",
         "|---|---|---|---|---|---|",

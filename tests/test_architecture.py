@@ -20,7 +20,7 @@ ALLOWED = {
         *("export", "errors", "ops", "layers", "models", "data", "training", "_version", "config", "rows"),
         *("loading", "run_directory"),
     },
-    "figures": {"figures", "errors", "ops", "layers", "models", "summary"},
+    "figures": {"figures", "errors", "ops", "layers", "models", "training", "summary"},
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from jaxvit.figures import style
+from jaxvit.training.journal import deciding_validations
 
 TRAIN, VALIDATION, BEST = style.BLUE, style.VERMILION, style.GREEN
 PANELS = (
@@ -33,9 +34,7 @@ def draw_history(
       smoothing: of the labels in the training loss, said on its panel: the validation loss has none.
     """
     by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "steps")}
-    # Where an average of the weights is kept, that is what the best epoch is chosen by.
-    averaged = [r for r in records if r["split"] == "validation_ema"]
-    by_split["validation"] = averaged or [r for r in records if r["split"] == "validation"]
+    by_split["validation"] = deciding_validations(records)
     figure = style.new_figure(13, 7)
     axes = figure.subplots(2, 3)
     for axis, (name, label) in zip(axes.flat, PANELS, strict=False):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -235,14 +235,12 @@ def read_jsonl(path: Path) -> list[Record]:
     return records if record is None else [*records, record]
 
 
-def deciding_validations(records: Iterable[Record]) -> list[Record]:
+def deciding_validations(records: Sequence[Record]) -> list[Record]:
     """Of a run's records the validations that its weights are chosen by: where an average of the weights is kept, that
     average's.
     """
-    by_split: dict[str, list[Record]] = {"validation": [], "validation_ema": []}
-    for record in records:
-        by_split.get(record["split"], []).append(record)
-    return by_split["validation_ema"] or by_split["validation"]
+    averaged = [record for record in records if record["split"] == "validation_ema"]
+    return averaged or [record for record in records if record["split"] == "validation"]
 
 
 def _parsed(line: bytes) -> Record | None:
