@@ -68,9 +68,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="what to run; --list shows them")
     parser.add_argument("--all", action="store_true", help="every row, one after the other: days on a CPU")
     parser.add_argument("--list", action="store_true", help="show the rows; run nothing")
-    parser.add_argument(
-        "--seeds", type=int, metavar="N", help="the first N of each row's seeds (default: all)"
-    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="the first N of each row's seeds (default: all)")
     parser.add_argument("--together", action="store_true", help="a row's seeds in one program, for an accelerator")
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="a short form of so many epochs; with --all of longer rows"

@@ -162,6 +162,8 @@ def test_a_recipe_takes_its_step_and_is_counted(project, tmp_path, capsys):
     [
         (["fashion_vitt"], "there is no row 'fashion_vitt' .did you mean 'fashion_vit'"),
         (["--seeds=-1"], "--seeds=-1: must be 1 or more"),
+        (["--seeds=0"], "--seeds=0: must be 1 or more"),
+        (["tiny", "--epochs=0"], "--epochs=0: must be 1 or more"),
         ([], "name rows, or give --all"),
         (["cct", "--epochs=31"], "--epochs=31: cct has 30; a short form has fewer"),
         (["--take=/no"], "--take=/no: there is no results.csv"),

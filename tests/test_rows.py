@@ -12,7 +12,7 @@ from jaxvit.errors import UsageError
 from jaxvit.row_results import COLUMNS, form_of, how, metrics_name, newest, outcome, page, results_of
 from jaxvit.row_runs import Way, circumstances, config_of, recipe_of, sort_out
 from jaxvit.rows import compare, judge, read_rows, student, wilson
-from jaxvit.training.journal import read_jsonl
+from jaxvit.training.journal import deciding_validations, read_jsonl
 
 ROOT = Path(__file__).parents[1]
 ROWS = read_rows(ROOT / "results" / "rows.toml")
