@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.errors import FlaxError, ModifyScopeVariableError
+from jax.sharding import Mesh
 
 from jaxvit import own_code
 from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform
@@ -30,6 +31,7 @@ from jaxvit.training.optimizer import (
     make_optimizer,
     make_schedule,
 )
+from jaxvit.training.sharding import over_images
 from jaxvit.training.state import TrainState, create_state, derive_key
 from jaxvit.training.step import make_eval_step, make_loss, make_train_step, step_keys
 
@@ -72,21 +74,33 @@ class Assembly:
         return derive_key(self.plan.seed if seed is None else seed, "step")
 
     def loss(
-        self, axis_name: str | None = None, *, plainly: bool = False, key: jax.Array | None = None
+        self,
+        axis_name: str | None = None,
+        *,
+        plainly: bool = False,
+        key: jax.Array | None = None,
+        mesh: Mesh | None = None,
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The two halves of this run's forward pass, see `jaxvit.training.step.make_loss`; `key` as `step_key`."""
+        """The two halves of this run's forward pass, see `jaxvit.training.step.make_loss`; `key` as `step_key`.
+
+        `mesh` is the one that batches are split over, None for one device and for pmap. It changes no number, only
+        which device draws it.
+        """
+        smoothing, each = self.plan.train.label_smoothing, over_images(mesh) if mesh is not None else jax.vmap
         return make_loss(
             self.apply_plainly if plainly else self.apply,
-            training_transform(self.plan.augment, self.classes, self.plan.train.label_smoothing),
+            training_transform(self.plan.augment, self.classes, smoothing, over_images=each),
             self.step_key() if key is None else key,
             axis_name=axis_name,
         )
 
-    def train_step(self, axis_name: str | None = None, *, key: jax.Array | None = None) -> Callable[..., Any]:
-        """The pure training step of this run; `key` as `step_key`."""
+    def train_step(
+        self, axis_name: str | None = None, *, key: jax.Array | None = None, mesh: Mesh | None = None
+    ) -> Callable[..., Any]:
+        """The pure training step of this run; `key` as `step_key`, `mesh` as in `loss`."""
         plan = self.plan
         average = partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None
-        prepare, loss = self.loss(axis_name, key=key)
+        prepare, loss = self.loss(axis_name, key=key, mesh=mesh)
         return make_train_step(
             prepare, loss, self.optimizer, accumulate=plan.train.accumulate, ema=average, axis_name=axis_name
         )

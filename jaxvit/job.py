@@ -154,7 +154,7 @@ def make_train_program(
     """
     in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
     layout = jax.tree.map(lambda x: x.sharding, state)
-    program = _train_program(assembly, feed.pick, steps_per_call if in_one_go else 1, bool(seeds))
+    program = _train_program(assembly, feed.pick, mesh, steps_per_call if in_one_go else 1, bool(seeds))
     return TrainProgram(
         jax.jit(program, donate_argnums=(0,) if donate else (), out_shardings=(layout, None)),
         in_one_go,
@@ -168,7 +168,7 @@ def _key_data(keys: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(jnp.stack(keys) if isinstance(keys, list) else keys))
 
 
-def _train_program(assembly: Assembly, pick: Any, steps_per_call: int, several: bool) -> Any:
+def _train_program(assembly: Assembly, pick: Any, mesh: Any, steps_per_call: int, several: bool) -> Any:
     """What is compiled, (state, data, call, i or count, root key's data) -> (state, sums).
 
     It is several steps, or the one of a given place in the call; of one run, or of several that are trained together:
@@ -178,8 +178,8 @@ def _train_program(assembly: Assembly, pick: Any, steps_per_call: int, several: 
     def step_with(root: jax.Array) -> Any:
         keys = jax.random.wrap_key_data(root)
         if not several:
-            return assembly.train_step(key=keys)
-        step = jax.vmap(lambda state, batch, key: assembly.train_step(key=key)(state, batch))
+            return assembly.train_step(key=keys, mesh=mesh)
+        step = jax.vmap(lambda state, batch, key: assembly.train_step(key=key, mesh=mesh)(state, batch))
         return lambda state, batch: step(state, batch, keys)
 
     def train_program(state: TrainState, data: Any, call: Any, i: jax.Array, root: jax.Array) -> Any:

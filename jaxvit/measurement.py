@@ -154,7 +154,7 @@ class Bench:
 
     def input_on_device(self) -> Callable[[int], None]:
         """What the devices do with the input inside the step, by itself: gathering, augmenting, targets."""
-        prepare, _ = self._subject.assembly.loss()
+        prepare, _ = self._subject.assembly.loss(mesh=self._mesh)
 
         @jax.jit
         def run(step: jax.Array, data: Any, call: Any) -> Any:

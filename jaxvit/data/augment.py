@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,13 +112,20 @@ def geometric_transform(settings: Augmentation, before: int = 0) -> Callable[[ja
     return transform
 
 
-def training_transform(settings: Augmentation, classes: int, label_smoothing: float = 0.0) -> Transform:
+def training_transform(
+    settings: Augmentation,
+    classes: int,
+    label_smoothing: float = 0.0,
+    *,
+    over_images: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
+) -> Transform:
     """Builds the transform for training.
 
     Args:
       settings: what to do.
       classes: K, of the model's output.
       label_smoothing: share of each target spread evenly over all classes, before mixing.
+      over_images: how a function of one image becomes one of all; see `jaxvit.data.mixing.mix`.
 
     Returns:
       ``(key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])``.
@@ -138,7 +146,7 @@ def training_transform(settings: Augmentation, classes: int, label_smoothing: fl
         if s.jitter:
             x_BHWC = colour.colour_jitter(keys(4), x_BHWC, s.jitter)
         if own:
-            x_BHWC = 255.0 * jax.vmap(own)(keys(8), x_BHWC.astype(jnp.float32) / 255.0)
+            x_BHWC = 255.0 * over_images(own)(keys(8), x_BHWC.astype(jnp.float32) / 255.0)
         x_BHWC = colour.normalize(x_BHWC, s.mean, s.std)
         if s.erase:
             x_BHWC = mixing.random_erasing(keys(6), x_BHWC, s.erase, mode=s.erase_mode)
@@ -154,6 +162,7 @@ def training_transform(settings: Augmentation, classes: int, label_smoothing: fl
                 switch=s.switch,
                 probability=s.mix_probability,
                 active=step < s.mix_until if s.mix_until else True,
+                over_images=over_images,
             )
         return x_BHWC, targets_BK
 

@@ -7,7 +7,7 @@ of them, and each process hands over its own rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_batch(mesh: Mesh) -> NamedSharding:
     """Along the first axis, over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def over_images(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`jax.vmap` for arrays [B, …] split as a batch is: each device does its own rows, none waits for others."""
+    rows = split_batch(mesh).spec
+    # Its check of what varies over the devices refuses the loops of jax.random (their first values do not).
+    return lambda one: jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> slice:
