@@ -86,10 +86,10 @@ class Assembly:
         `mesh` is the one that batches are split over, None for one device and for pmap. It changes no number, only
         which device draws it.
         """
-        smoothing, each = self.plan.train.label_smoothing, over_images(mesh) if mesh is not None else jax.vmap
+        each = over_images(mesh) if mesh is not None else jax.vmap
         return make_loss(
             self.apply_plainly if plainly else self.apply,
-            training_transform(self.plan.augment, self.classes, smoothing, over_images=each),
+            training_transform(self.plan.augment, self.classes, self.plan.train.label_smoothing, each=each),
             self.step_key() if key is None else key,
             axis_name=axis_name,
         )

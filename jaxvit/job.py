@@ -91,7 +91,7 @@ def make_job(
 
     def explain(before: TrainState, failed: Any) -> str:
         batch = feed.pick(feed.data, failed, 0)
-        return nans.explain(*assembly.loss(plainly=True), before, batch, t.accumulate)
+        return nans.explain(*assembly.loss(plainly=True, mesh=mesh), before, batch, t.accumulate)
 
     return Job(
         train_step=train_step,

@@ -117,7 +117,7 @@ def training_transform(
     classes: int,
     label_smoothing: float = 0.0,
     *,
-    over_images: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
+    each: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
 ) -> Transform:
     """Builds the transform for training.
 
@@ -125,7 +125,7 @@ def training_transform(
       settings: what to do.
       classes: K, of the model's output.
       label_smoothing: share of each target spread evenly over all classes, before mixing.
-      over_images: how a function of one image becomes one of all; see `jaxvit.data.mixing.mix`.
+      each: how a function of one image becomes one of all; see `jaxvit.data.mixing.mix`.
 
     Returns:
       ``(key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])``.
@@ -146,7 +146,7 @@ def training_transform(
         if s.jitter:
             x_BHWC = colour.colour_jitter(keys(4), x_BHWC, s.jitter)
         if own:
-            x_BHWC = 255.0 * over_images(own)(keys(8), x_BHWC.astype(jnp.float32) / 255.0)
+            x_BHWC = 255.0 * each(own)(keys(8), x_BHWC.astype(jnp.float32) / 255.0)
         x_BHWC = colour.normalize(x_BHWC, s.mean, s.std)
         if s.erase:
             x_BHWC = mixing.random_erasing(keys(6), x_BHWC, s.erase, mode=s.erase_mode)
@@ -162,7 +162,7 @@ def training_transform(
                 switch=s.switch,
                 probability=s.mix_probability,
                 active=step < s.mix_until if s.mix_until else True,
-                over_images=over_images,
+                each=each,
             )
         return x_BHWC, targets_BK
 

@@ -92,7 +92,7 @@ def mix(
     switch: float = 0.5,
     probability: float = 1.0,
     active: jax.Array | bool = True,
-    over_images: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
+    each: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image and its target with those of a partner.
 
@@ -105,9 +105,9 @@ def mix(
       switch: probability of CutMix where both are on.
       probability: of an image being mixed at all.
       active: whether to mix in this step.
-      over_images: makes a function of one image one of all: `jax.vmap`, or of a batch that is split over devices
-        `jaxvit.training.sharding.over_images`. A draw from a Beta distribution is a loop that ends when the last of the
-        numbers is accepted; under `jax.vmap` XLA would have the devices agree on that at every turn.
+      each: makes a function of one image one of all: `jax.vmap`, or of a batch that is split over devices
+        `jaxvit.training.sharding.over_images(mesh)`. A draw from a Beta distribution is a loop that ends when the last
+        of the numbers is accepted; under `jax.vmap` XLA would have the devices agree on that at every turn.
 
     Returns:
       (images, targets), each target still a distribution.
@@ -138,7 +138,7 @@ def mix(
         mixed = jax.random.bernoulli(keys_5[4], probability)
         return jnp.where(mixed, own_HW, 1.0), jnp.where(mixed, own, 1.0)
 
-    own_BHW, own_B = over_images(one)(keys_B)
+    own_BHW, own_B = each(one)(keys_B)
     alone_B = (partner_B == jnp.arange(batch)) | ~jnp.asarray(active)
     own_BHW, own_B = jnp.where(alone_B[:, None, None], 1.0, own_BHW), jnp.where(alone_B, 1.0, own_B)
     own_BHW1, own_B1 = own_BHW[..., None], own_B[:, None]

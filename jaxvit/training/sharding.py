@@ -32,9 +32,12 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 
 
 def over_images(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`jax.vmap` for arrays [B, …] split as a batch is: each device does its own rows, none waits for others."""
+    """A `jax.vmap` for arrays [B, …] split as a batch is: each device does its own rows, none waits for others.
+
+    All arguments and results have the axis B, which the devices divide.
+    """
     rows = split_batch(mesh).spec
-    # Its check of what varies over the devices refuses the loops of jax.random (their first values do not).
+    # The check of what varies over the devices refuses loops that begin with a constant, as a user's may.
     return lambda one: jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
