@@ -82,7 +82,7 @@ def test_it_can_be_trained(spec):
         ("shiftvit.py:true", 40_000, 157, 100 * 157, 11_690_602),
         ("cct.py:document", 45_000, 352, 30 * 352, 408_139),
         ("cct.py:best", 48_000, 375, 30 * 375, 416_331),
-        ("fashion_mnist.py:fast_best", 22_000, 688, 6 * 688, 929_012),
+        ("fashion_mnist.py:fast_best", 24_000, 750, 6 * 750, 929_012),
         ("mini_vit.py:tl4_1epoch", 40_000, 157, 157, 1_349_946),
         ("vit_cifar100.py:best", 45_000, 176, 100 * 176, 21_759_012),
         ("cct.py:vit", 45_000, 352, 100 * 352, 4_770_570),

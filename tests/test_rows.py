@@ -110,7 +110,8 @@ def test_every_line_is_of_todays_configs_and_has_its_metrics():
         split = "test_latest" if line["weights"] == "latest" else "test"
         measured = [record for record in records if record["split"] == split]
         assert round(measured[-1]["top1"], 6) == float(line["top1"])
-        assert round(max(r["top1"] for r in deciding_validations(records)), 6) == float(line["validation"])
+        validations = [record["top1"] for record in deciding_validations(records)]
+        assert line["validation"] == (str(round(max(validations), 6)) if validations else "")
 
 
 @pytest.mark.parametrize("form", [(0, ""), (2, ""), (0, "bfloat16"), (3, "float32")])
