@@ -270,7 +270,8 @@ def page(
         ]
         text.append(f"| {' | '.join(cells)} |")
     if curves:
-        text += ["", "## Learning curves", "", "Of the runs in full that have validation; `metrics/` has their numbers.", ""]
+        about = "Of the runs in full that have validation; `metrics/` has their numbers."
+        text += ["", "## Learning curves", "", about, ""]
         text += [f"![Validation accuracy over epochs: {curve}]({curve})" for curve in curves]
     text += ["", "## Departures that a row has switched on", ""]
     text += [f"- `{row.name}`: {', '.join(row.quirks)}" for row in rows.values() if row.quirks]
