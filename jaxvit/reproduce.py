@@ -49,18 +49,18 @@ def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str,
         table.add_column(name, overflow="fold")
     for row in rows:
         epochs, seeds = min(options.epochs or row.epochs, row.epochs), len(row.seeds[: options.seeds or None])
-        minutes = f"{row.minutes * seeds * epochs / row.epochs:.0f}" if row.minutes else "long"
+        minutes = f"{row.minutes * seeds * epochs / row.epochs:.0f}" if row.minutes else "not known"
         form = form_of(row, options.epochs, options.dtype)
         runs = [run for run in newest(lines, row, form) if int(run["seed"]) in row.seeds[: options.seeds or None]]
         said, _ = outcome(row, runs, lines, form)
         if not runs and any(line["row"] == row.name for line in lines):
-            said = ["not run so; the page of results has another form of it"]
+            said = ["not run in this form; the page of results has another"]
         table.add_row(row.name, row.config, numbers(row.target), str(epochs), str(seeds), minutes, "\n".join(said))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
     console.print(table)
-    print("minutes: of all seeds together, on two CPU cores")
+    print("minutes: of the seeds shown together, on two CPU cores")
 
 
 def _parser() -> command_line.Parser:
@@ -80,7 +80,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--runs", default="runs/reproduce", metavar="DIR", help="(default: runs/reproduce)")
     parser.add_argument("--results", default="results", metavar="DIR", help="rows.toml, results.csv, README.md")
     parser.add_argument("--configs", default="configs", metavar="DIR", help="(default: configs)")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be run; train nothing")
+    parser.add_argument("--dry_run", action="store_true", help="show the rows to be run, as --list does; train nothing")
     return parser
 
 
