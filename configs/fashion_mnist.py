@@ -28,7 +28,7 @@ def get_config(variant: str = "fast") -> ConfigDict:
     config.train.duration = "30 epochs" if kind == "30" else "6 epochs"
     config.train.batch_size = 32
     if kind in ("best", "30"):
-        if kind == "best":  # the average of six epochs' last weights needs no validation to choose it
+        if kind == "best":  # the weights are the average at the end: validation would choose nothing
             config.data.train, config.data.validation = "train", ""
         else:
             config.data.train, config.data.validation = "train[:-2000]", "train[-2000:]"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +116,7 @@ def training_transform(
     classes: int,
     label_smoothing: float = 0.0,
     *,
-    each: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
+    each: mixing.Each = jax.vmap,
 ) -> Transform:
     """Builds the transform for training.
 

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 
 ERASE_MODES = ("zero", "noise")
 
+# Makes a function of one image one of all, as `jax.vmap` does.
+Each = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 
 def random_erasing(
     keys_B: jax.Array,
@@ -92,7 +95,7 @@ def mix(
     switch: float = 0.5,
     probability: float = 1.0,
     active: jax.Array | bool = True,
-    each: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.vmap,
+    each: Each = jax.vmap,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image and its target with those of a partner.
 
