@@ -32,8 +32,8 @@ from peers.timing import MissingPackageError, Worker, WorkerError
 from peers.worker import PEERS
 from peers.workloads import WORKLOADS
 
-from jaxvit.timing import spread
-from jaxvit.training.hardware import machine
+from jaxvit.devices.hardware import machine
+from jaxvit.speed.timing import spread
 
 OURS = "jaxvit"
 MEASURES = {

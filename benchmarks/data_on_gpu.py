@@ -15,13 +15,14 @@ import json
 
 import jax
 
-from jaxvit.assembly import assemble
-from jaxvit.config import base_config, data_dir
-from jaxvit.data import speed
+from jaxvit.config.keys import base_config
+from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data.augment import Augmentation, training_transform
 from jaxvit.data.batches import TrainBatches
+from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import open_dataset
-from jaxvit.plan import dataset_of, resolve
+from jaxvit.run.assembly import assemble
+from jaxvit.speed import input as speed
 
 
 def crop_and_flip(name: str, batch_size: int) -> float:

@@ -13,11 +13,11 @@ import argparse
 
 import jax
 
-from jaxvit.assembly import assemble
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
+from jaxvit.config.plan import resolve
 from jaxvit.data.synthetic import synthetic_dataset
 from jaxvit.models.registry import input_shape, list_models
-from jaxvit.plan import resolve
+from jaxvit.run.assembly import assemble
 
 KINDS = ("none", "dots_no_batch", "dots", "full")
 

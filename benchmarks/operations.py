@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxvit.training.runtime import choose_cpu_libraries, take_huge_pages
+from jaxvit.devices.runtime import choose_cpu_libraries, take_huge_pages
 
 if __name__ == "__main__":
     take_huge_pages(sys.orig_argv[1:])
@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxvit.layers import Attention
-from jaxvit.layers.encoder import gelu
 from jaxvit.ops import dropout, max_pool, ways
+from jaxvit.ops.activations import gelu
 
 TURNS = 9
 KEY = jax.random.key(0)

@@ -24,18 +24,19 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxvit.assembly import assemble
-from jaxvit.config import base_config, load_config_file
-from jaxvit.job import StartOptions, make_job
+from jaxvit.config.files import load_config_file
+from jaxvit.config.keys import base_config
+from jaxvit.config.plan import dataset_of, resolve
+from jaxvit.devices.sharding import make_mesh
 from jaxvit.models.registry import input_shape
-from jaxvit.plan import dataset_of, resolve
+from jaxvit.run.assembly import assemble
+from jaxvit.run.program import StartOptions, make_job
+from jaxvit.speed.workloads import DOCUMENTS
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, JsonLines
 from jaxvit.training.loop import Course, Position, fit
 from jaxvit.training.progress import Progress
-from jaxvit.training.sharding import make_mesh
 from jaxvit.training.stopping import StopRequest
-from jaxvit.workloads import DOCUMENTS
 
 BATCHES = {name: workload.batch for name, workload in DOCUMENTS.items()}
 

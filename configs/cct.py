@@ -17,7 +17,7 @@ SHI-Labs/Compact-Transformers: 96.53 %.
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 VARIANTS = ("cifar10", "digits", "document", "best", "vit", "authors")
 

@@ -9,7 +9,7 @@ Expected: vit 97.5 % or more of the 360 test images, within 90 s of training on 
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 _VIT = {"dim": 128, "heads": 4, "mlp_ratio": 2.0, "dropout": 0.1, "initialiser": "keras"}
 MODELS = {

@@ -13,7 +13,7 @@ Source: its test accuracies are .8315 (vit) and .92475 (fast), with the weights 
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 MODELS = {"vit": "tutorial_fashion_vit", "fast": "tutorial_fashion_fast_vit"}
 VARIANTS = tuple(f"{model}{kind}" for model in MODELS for kind in ("", "_10", "_best", "_30"))

@@ -15,7 +15,7 @@ head's bias that starts at -10.
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 VARIANTS = ("vit_s16", "shiftvit_t", "cct_14", "token_learner_b16")
 MODELS = {

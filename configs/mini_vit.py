@@ -15,7 +15,7 @@ Source: the document's table of 20 epochs, means of five runs: 56.11 and 56.37 %
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 MODELS = {
     "plain": "tutorial_mini_vit",

@@ -11,7 +11,7 @@ Source: 76.38 %, 98.55 % among the first five, loss .7336, stopped after 50 epoc
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 VARIANTS = ("document", "true", "best")
 

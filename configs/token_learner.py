@@ -12,7 +12,7 @@ multiply-adds do; little is gained beyond 8 tokens.
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 VARIANTS = ("place", "tokens", "place_digits", "tokens_digits")
 

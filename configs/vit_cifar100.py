@@ -9,7 +9,7 @@ Source: about 55 % after 100 epochs, 82 % among the first five; a ResNet50V2 tra
 
 from ml_collections import ConfigDict
 
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 VARIANTS = ("document", "gap", "best")
 

@@ -6,26 +6,56 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxvit._version import __version__
 
-# name -> module that holds it
-_LAZY = {
-    "History": "jaxvit.history",
-    "create_model": "jaxvit.models.registry",
-    "list_models": "jaxvit.models.registry",
-    "load": "jaxvit.loading",
-}
-_MODULES = ("layers", "models", "ops", "train")
+if TYPE_CHECKING:
+    from jaxvit import layers, models, ops
+    from jaxvit.exports.write import export
+    from jaxvit.models.registry import create_model, list_models
+    from jaxvit.models.summarize import summary
+    from jaxvit.run.train import train
+    from jaxvit.trained.evaluate import evaluate
+    from jaxvit.trained.history import History
+    from jaxvit.trained.load import load
+    from jaxvit.trained.predict import predict
 
-__all__ = ["History", "__version__", "create_model", "layers", "list_models", "load", "models", "ops", "train"]
+# name -> module that holds it
+_FUNCTIONS = {
+    "History": "jaxvit.trained.history",
+    "create_model": "jaxvit.models.registry",
+    "evaluate": "jaxvit.trained.evaluate",
+    "export": "jaxvit.exports.write",
+    "list_models": "jaxvit.models.registry",
+    "load": "jaxvit.trained.load",
+    "predict": "jaxvit.trained.predict",
+    "summary": "jaxvit.models.summarize",
+    "train": "jaxvit.run.train",
+}
+_PACKAGES = ("layers", "models", "ops")
+
+__all__ = [
+    "History",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "export",
+    "layers",
+    "list_models",
+    "load",
+    "models",
+    "ops",
+    "predict",
+    "summary",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in _MODULES:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _PACKAGES:
         return importlib.import_module(f"jaxvit.{name}")
     raise AttributeError(f"module 'jaxvit' has no attribute '{name}'")
 

@@ -1,5 +1,5 @@
 """`python -m jaxvit VERB …`, the same as `jaxvit VERB …`."""
 
-from jaxvit.command_line import main
+from jaxvit.cli.command_line import main
 
 main()

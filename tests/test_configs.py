@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxvit.assembly import assemble
-from jaxvit.config import load_config_file
+from jaxvit.config.files import load_config_file
+from jaxvit.config.plan import resolve
 from jaxvit.data.own import OwnStore
 from jaxvit.data.sources import Dataset
 from jaxvit.models.count import count_params
-from jaxvit.plan import resolve
+from jaxvit.run.assembly import assemble
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIZES = {"cifar10": ((32, 32, 3), 10, 50_000), "cifar100": ((32, 32, 3), 100, 50_000)}

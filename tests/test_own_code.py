@@ -6,15 +6,15 @@ import pytest
 from tiny import tiny_config
 
 import jaxvit
-from jaxvit.assembly import assemble
-from jaxvit.command_line import parse_overrides
-from jaxvit.config import model_config
-from jaxvit.data.__main__ import main as data
+from jaxvit.cli.data import main as data
+from jaxvit.cli.summary import main as summary
+from jaxvit.config.keys import model_config
+from jaxvit.config.overrides import parse_overrides
+from jaxvit.config.plan import resolve
 from jaxvit.data.own import check_augmentation
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
-from jaxvit.plan import resolve
-from jaxvit.summary import main as summary
+from jaxvit.run.assembly import assemble
 
 
 @pytest.fixture

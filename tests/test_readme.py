@@ -14,11 +14,11 @@ import pytest
 from tiny import tiny_config
 
 import jaxvit
-from jaxvit.data.__main__ import main
-from jaxvit.data.builders import PREPARABLE
-from jaxvit.export.__main__ import main as export
-from jaxvit.row_results import newest, results_of
-from jaxvit.rows import read_rows
+from jaxvit.cli.data import main
+from jaxvit.cli.export import main as export
+from jaxvit.data.preparable import PREPARABLE
+from jaxvit.reproduce.rows import read_rows
+from jaxvit.reproduce.table import newest, results_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/extend.md", "docs/scale.md", "docs/performance.md", "docs/export.md")

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 import jaxvit
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 
 
 def tiny_config(**changes) -> ConfigDict:

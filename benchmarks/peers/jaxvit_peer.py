@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxvit.devices.runtime import forward_options
 from jaxvit.models import create_model
 from jaxvit.ops.ways import use
 from jaxvit.training.loss import one_hot
 from jaxvit.training.optimizer import OptimizerSettings, make_optimizer
-from jaxvit.training.runtime import forward_options
 from jaxvit.training.state import create_state, derive_key
 from jaxvit.training.step import make_loss, make_train_step
 

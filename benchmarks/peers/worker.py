@@ -44,7 +44,7 @@ def make_peer(name: str, *, amp: bool, compile_mode: str, ways: str) -> Peer:
     if "jax" not in PEERS[name]:
         os.environ["JAX_PLATFORMS"] = "cpu"  # jaxvit then only counts parameters
     if "jax" in PEERS[name]:
-        from jaxvit.training.runtime import choose_cpu_libraries
+        from jaxvit.devices.runtime import choose_cpu_libraries
 
         choose_cpu_libraries()  # as jaxvit's command does; a part of XLA, so for Keras on JAX alike
     if name == "jaxvit":

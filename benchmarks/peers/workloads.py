@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxvit.workloads import DOCUMENTS, Workload
+from jaxvit.speed.workloads import DOCUMENTS, Workload
 
 _MODELS = (
     "tutorial_fashion_vit",

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.prepared import import_tfds, quiet
 from jaxvit.errors import UsageError, is_disk_full
 
@@ -40,14 +41,10 @@ class Recipe:
     """How a set is made from its files.
 
     Attributes:
-      splits: names and numbers of images.
-      shape: [H, W, C].
       names: file names -> {feature: class names}.
       examples: (files, split) -> examples in their original order.
     """
 
-    splits: dict[str, int]
-    shape: tuple[int, int, int]
     names: Callable[[dict[str, Path]], dict[str, list[str]]]
     examples: Callable[[dict[str, Path], str], Examples]
 
@@ -79,7 +76,7 @@ def _cifar(labels: tuple[str, ...], members: dict[str, list[str]], names: dict[s
                 yield {"image": Image.fromarray(np.ascontiguousarray(pixels)), "id": f"{split}_{index:05d}", **values}
                 index += 1
 
-    return Recipe({"train": 50_000, "test": 10_000}, (32, 32, 3), class_names, examples)
+    return Recipe(class_names, examples)
 
 
 def _idx(classes: tuple[str, ...]) -> Recipe:
@@ -92,7 +89,7 @@ def _idx(classes: tuple[str, ...]) -> Recipe:
         for image, label in zip(images, labels, strict=True):
             yield {"image": Image.fromarray(image), "label": int(label)}
 
-    return Recipe({"train": 60_000, "test": 10_000}, (28, 28, 1), lambda files: {"label": list(classes)}, examples)
+    return Recipe(lambda files: {"label": list(classes)}, examples)
 
 
 _FASHION = (
@@ -108,7 +105,7 @@ _FASHION = (
     "Ankle boot",
 )
 
-PREPARABLE: dict[str, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "cifar10": _cifar(
         ("label",),
         {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]},
@@ -135,7 +132,7 @@ def prepare(
     """Writes a set into a TFDS directory.
 
     Args:
-      name: a key of PREPARABLE.
+      name: a key of `jaxvit.data.preparable.PREPARABLE`.
       directory: the TFDS directory.
       given: the archive, or a folder that holds the files; None = looked for in ``directory/downloads/name``, then
         downloaded.
@@ -149,14 +146,14 @@ def prepare(
       UsageError: the files cannot be had, or are not the published ones.
     """
     files = {}
-    recipe = PREPARABLE[name]
+    recipe = RECIPES[name]
     with quiet():
         stock = import_tfds().builder_cls(name)
     target = directory / name / str(stock.VERSION)
     if not force and (target / "dataset_info.json").exists():
         _check_format(name, target)
         say(f"{name} is there already: {target}")
-        return recipe.splits
+        return PREPARABLE[name].splits
     for url, info in stock.url_infos.items():
         filename = url.rsplit("/", 1)[1]
         files[filename] = _obtain(name, filename, url, info.checksum, directory / "downloads" / name, given, say)
@@ -275,7 +272,7 @@ def _builder_class(dataset: str, version: str, recipe: Recipe, files: dict[str, 
         VERSION = tfds.core.Version(version)
 
         def _info(self) -> Any:
-            features = {"image": tfds.features.Image(shape=recipe.shape, encoding_format="png")}
+            features = {"image": tfds.features.Image(shape=PREPARABLE[dataset].shape, encoding_format="png")}
             for feature, names in recipe.names(files).items():
                 features[feature] = tfds.features.ClassLabel(names=names)
             if dataset.startswith("cifar"):
@@ -288,7 +285,7 @@ def _builder_class(dataset: str, version: str, recipe: Recipe, files: dict[str, 
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {split: self._generate_examples(split) for split in recipe.splits}
+            return {split: self._generate_examples(split) for split in PREPARABLE[dataset].splits}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield from enumerate(recipe.examples(files, split))

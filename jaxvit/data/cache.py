@@ -9,7 +9,6 @@ content is another folder.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,11 +18,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 import numpy as np
 
 from jaxvit.data.decoding import CHUNK, Damage, Records, decode_records
+from jaxvit.errors import UsageError
+from jaxvit.files import Lock
 
 FORMAT = 3  # of the folders; part of their names
 
@@ -106,13 +107,12 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
 _MAKING, _LOCK = ".making-", ".lock"
 
 
-def _place_to_build(parent: Path) -> tuple[Path, TextIO]:
+def _place_to_build(parent: Path) -> tuple[Path, Lock]:
     """(new folder, its lock, held)."""
     while True:
         building = parent / f"{_MAKING}{uuid.uuid4().hex[:12]}"
         building.mkdir()  # not mkdtemp, which would keep other users of a shared directory out
-        lock = (building / _LOCK).open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = Lock(building / _LOCK)
         if (building / _LOCK).exists():  # else another process swept it away before it was locked
             return building, lock
         lock.close()
@@ -121,8 +121,9 @@ def _place_to_build(parent: Path) -> tuple[Path, TextIO]:
 def _sweep(directory: Path) -> None:
     """Removes what processes that were killed while they decoded have left: nobody holds its lock any more."""
     for left in directory.glob(f"{_MAKING}*"):
-        with contextlib.suppress(OSError), (left / _LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (left / _LOCK).exists():
+            continue  # it is about to be locked
+        with contextlib.suppress(OSError, UsageError), Lock(left / _LOCK, "another process decodes there"):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -109,7 +109,7 @@ def mix(
       probability: of an image being mixed at all.
       active: whether to mix in this step.
       each: makes a function of one image one of all: `jax.vmap`, or of a batch that is split over devices
-        `jaxvit.training.sharding.over_images(mesh)`. A draw from a Beta distribution is a loop that ends when the last
+        `jaxvit.devices.sharding.over_images(mesh)`. A draw from a Beta distribution is a loop that ends when the last
         of the numbers is accepted; under `jax.vmap` XLA would have the devices agree on that at every turn.
 
     Returns:

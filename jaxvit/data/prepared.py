@@ -18,6 +18,7 @@ from typing import Any
 
 from jaxvit.data.cache import content_hash
 from jaxvit.data.decoding import Record, Unreadable
+from jaxvit.data.preparable import PREPARABLE
 from jaxvit.errors import UsageError, is_disk_full, nearest
 
 
@@ -116,8 +117,6 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
         with quiet():
             builder = tfds.builder_from_directory(_version_directory(directory, name))
     except FileNotFoundError:
-        from jaxvit.data.builders import PREPARABLE
-
         prepared = sorted({info.relative_to(directory).parts[0] for info in directory.glob("*/**/dataset_info.json")})
         have = f"; prepared there: {', '.join(prepared)}" if prepared else ""
         known = [*prepared, "digits", *PREPARABLE]
@@ -131,8 +130,6 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
 
 def how_to_prepare(name: str) -> str:
     """The command that writes a set anew in the right format, as part of a message."""
-    from jaxvit.data.builders import PREPARABLE
-
     ours = name in PREPARABLE or name == "digits"
     command = (
         f"jaxvit data prepare {name} --force" if ours else f"tfds build {name} --file_format=array_record --overwrite"
@@ -209,3 +206,8 @@ def quiet() -> Iterator[None]:
                     raise OSError(number, os.strerror(number)) from None
             print(captured.getvalue(), file=sys.__stderr__)
             raise
+
+
+def data_dir(config_value: str) -> Path:
+    """The TFDS directory: the config's, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(config_value or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from jaxvit.data.own import OwnStore, load_function
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.files import replaced
 from jaxvit.own_code import is_own_module
 
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
@@ -74,10 +74,9 @@ class Source:
                 return json.loads(self.memo.read_text())
         found = fingerprint(self.images, self.labels, len(self.class_names))
         if self.memo:
-            beside = self.memo.with_name(f".{self.memo.name}.{os.getpid()}")
-            with contextlib.suppress(OSError):  # another user's cache: worked out anew next time
+            # Another user's cache cannot be written: then it is worked out anew next time.
+            with contextlib.suppress(OSError), replaced(self.memo, unique=True) as beside:
                 beside.write_text(json.dumps(found))
-                os.replace(beside, self.memo)
         return found
 
 
@@ -414,7 +413,7 @@ def open_dataset(
         try:
             store = open_prepared(name, directory)
         except UsageError:
-            from jaxvit.data.builders import PREPARABLE
+            from jaxvit.data.preparable import PREPARABLE
 
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # says what the name lacks

@@ -5,7 +5,6 @@ The last frame shows what `jaxvit.ops` computes; the frames before it slide the 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from jaxvit.figures.diagram import SMALL, ink, new_sheet, tint, write
 from jaxvit.figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION
+from jaxvit.files import replaced
 from jaxvit.ops import mask_borders, shift_channels
 
 # In the order of the channels: name, sign, colour, and where a cell goes in rows and columns.
@@ -142,9 +142,8 @@ def draw_shift_animation(
     times = [_HOLD_FIRST, *[_SLIDE] * (frames - 2), _HOLD_LAST]
     target = file.with_name(f"{file.name.removesuffix('.gif')}.gif")
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.tmp")
-    pictures[0].save(beside, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
-    os.replace(beside, target)
+    with replaced(target) as beside:
+        pictures[0].save(beside, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
     return target
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxvit.models.shiftvit import ShiftViT
-from jaxvit.summary import summarize
+from jaxvit.models.summarize import summarize
 
 # This package's steps, in words for a reader who does not know the classes.
 STEPS: dict[str, str] = {

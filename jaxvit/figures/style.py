@@ -5,7 +5,6 @@ Figures are made without pyplot, which would choose a backend for the whole proc
 
 from __future__ import annotations
 
-import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from jaxvit.files import replaced
 
 # Okabe and Ito's colours.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
@@ -57,10 +58,8 @@ def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: in
         stem = file.name.removesuffix(file.suffix) if file.suffix.lower() in _ENDINGS else file.name
         asked_for = file.suffix.lower() == f".{suffix}"  # a.PNG stays that
         target = file if asked_for else file.with_name(f"{stem}.{suffix}")
-        beside = target.with_name(f".{target.name}.tmp")
         metadata = {"Date": None} if suffix == "svg" else None
-        with matplotlib.rc_context(_SETTINGS):
+        with replaced(target) as beside, matplotlib.rc_context(_SETTINGS):
             figure.savefig(beside, dpi=dpi, format=suffix, metadata=metadata)
-        os.replace(beside, target)
         written.append(target)
     return written

@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 
 from jaxvit.figures.diagram import SMALL, arrow, box, cells, circle, new_sheet, tint, write
 from jaxvit.figures.style import COLOURS, GREY, ORANGE, SKY, VERMILION, save
+from jaxvit.models.summarize import summarize
 from jaxvit.models.vit import ViT
-from jaxvit.summary import summarize
 
 _WIDTH, _MARGIN, _HEIGHT, _GAP = 10.0, 0.25, 0.62, 0.22
 _PLAIN = {"gelu_tanh": "gelu"}  # what tells it from gelu is no matter here

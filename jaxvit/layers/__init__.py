@@ -5,7 +5,8 @@ Every layer keeps float32 parameters, computes in its `dtype`, and draws its noi
 
 from jaxvit.layers.attention import Attention
 from jaxvit.layers.embed import ConvTokenizer, PatchEmbed, PositionEmbed, PrefixTokens
-from jaxvit.layers.encoder import Encoder, EncoderBlock, Mlp
+from jaxvit.layers.encoder import Encoder, EncoderBlock
+from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import AttentionPool, Classifier, Pool, SequencePool
 from jaxvit.layers.shift import Downsample, ShiftBlock, ShiftStage

@@ -14,122 +14,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from jaxvit.layers.attention import Attention
-from jaxvit.layers.initialisers import scheme
+from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.stack import block_keys, run_blocks
 from jaxvit.ops.stochastic import drop_path, drop_path_rates, dropout
-from jaxvit.ops.ways import way
 
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x Φ(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), of any floating dtype.
-
-    By erf in float32, as PyTorch and TensorFlow do, or as `jaxvit.ops.ways` says. `jax.nn.gelu` goes by erfc, which is
-    exact further into the left tail, where the value is below 1e-6, and takes longer on CPU.
-    """
-    if way("gelu") == "erfc":
-        return jax.nn.gelu(x, approximate=False)
-    return _gelu_by_erf(x)
-
-
-@jax.custom_jvp
-def _gelu_by_erf(x: jax.Array) -> jax.Array:
-    wide, share = _cumulative(x)
-    return (wide * share).astype(x.dtype)
-
-
-@_gelu_by_erf.defjvp
-def _gelu_by_erf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """By hand, so that for the gradient one array of x's own dtype is kept, and not three of float32."""
-    ((x,), (dx,)) = primals, tangents
-    wide, share = _cumulative(x)
-    slope = share + wide * jnp.exp(-0.5 * wide * wide) * np.asarray((2 * np.pi) ** -0.5, wide.dtype)
-    return (wide * share).astype(x.dtype), dx * slope.astype(x.dtype)
-
-
-def _cumulative(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x in at least float32, and the normal distribution's cumulative function of it."""
-    wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
-    erf = _rational_erf if way("gelu") == "rational" else jax.lax.erf
-    return wide, 0.5 * (1.0 + erf(wide * np.asarray(0.5**0.5, wide.dtype)))
-
-
-# Of Eigen's generic_fast_erf (Eigen/src/SpecialFunctions), which XLA uses too: x p(x²) / q(x²), exact to float32 within
-# ±4, where it is clamped. The highest powers first.
-_ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05)
-_ERF_P += (-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
-_ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
-_ERF_Q += (-1.42647390514189e-02,)
-
-
-def _rational_erf(x: jax.Array) -> jax.Array:
-    """erf by multiplying and adding, for programs that others read whose erf is another one."""
-    x = jnp.clip(x, -4.0, 4.0)
-    square = x * x
-    p, q = (jnp.polyval(np.asarray(each, np.float32), square, unroll=16) for each in (_ERF_P, _ERF_Q))
-    return x * p / q
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": gelu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-}
 NORM_ORDERS = ("pre", "post", "post_shared", "cct")
-
-
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The named activation: 'gelu' is the exact one (erf), 'gelu_tanh' its usual approximation."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation={name!r} is not one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
-
-
-class Mlp(nn.Module):
-    """Dense, activation, dense, on the last axis.
-
-    Attributes:
-      hidden: channels between.
-      out: channels of the result; 0 = as many as came in.
-      activation: a name of `ACTIVATIONS`.
-      activate_twice: activation and dropout after both dense layers, as the Keras tutorials write it. What the
-        residual stream then gets is never below -0.17: effect on their models not measured by their authors.
-      dropout: rate after the activation and after the second dense layer.
-      last_dropout: whether there is dropout after the second dense layer.
-      initialiser, dtype: as everywhere in this package.
-    """
-
-    hidden: int
-    out: int = 0
-    activation: str = "gelu"
-    activate_twice: bool = False
-    dropout: float = 0.0
-    last_dropout: bool = True
-    initialiser: str = "vit"
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-        named, act = scheme(self.initialiser), activation(self.activation)
-        noisy = train and self.dropout > 0
-        first = last = None
-        if noisy:
-            first, last = jax.random.split(self.make_rng("dropout") if key is None else key)
-        sizes = {"dense_0": self.hidden, "dense_1": self.out or x.shape[-1]}
-        dense_0, dense_1 = (
-            nn.Dense(size, kernel_init=named.kernel, bias_init=named.mlp_bias, dtype=self.dtype, name=name)
-            for name, size in sizes.items()
-        )
-        x = act(dense_0(x))
-        x = dropout(x, self.dropout, first) if noisy else x
-        x = dense_1(x)
-        x = act(x) if self.activate_twice else x
-        return dropout(x, self.dropout, last) if noisy and self.last_dropout else x
 
 
 class EncoderBlock(nn.Module):

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvit.layers.attention import Attention
-from jaxvit.layers.encoder import Mlp, activation
 from jaxvit.layers.initialisers import scheme
+from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
+from jaxvit.ops.activations import activation
 from jaxvit.ops.stochastic import dropout
 from jaxvit.ops.tokens import pool_tokens, token_weights
 

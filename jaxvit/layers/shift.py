@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxvit.layers.encoder import Mlp
 from jaxvit.layers.initialisers import scheme
+from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.stack import block_keys, run_blocks
 from jaxvit.ops import stochastic

@@ -38,6 +38,10 @@ FAMILIES: dict[str, Row] = {
     "cct": Row(cct.CCT, (32, 32, 3), {}),
 }
 
+# Attributes that were added to a family after the first config hashes were recorded. Each has a default with which the
+# model is what it was before; it enters a hash only where it differs from that (`jaxvit.config.identity`).
+ADDED_ATTRIBUTES: frozenset[str] = frozenset()
+
 _PLAIN = (bool, int, float, str, tuple)
 
 

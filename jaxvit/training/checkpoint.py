@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxvit.devices import processes
 from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError, first_line
-from jaxvit.training import processes
 from jaxvit.training.state import TrainState
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxvit.errors import UsageError, nearest
+from jaxvit.files import sync_folder, write_text
 
 Record = dict[str, Any]
 
@@ -45,17 +46,9 @@ class JsonLines:
             for record in read_jsonl(path)
             if record["step"] < resume_step or (record["step"] == resume_step and record["split"] not in again)
         ]
-        replacement = path.with_suffix(".tmp")
-        with replacement.open("w") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(replacement, path)
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a")
-        # Without this, a power cut could bring the old file back, or none.
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(path.parent)  # without it, a power cut could bring the old file back, or none
 
     def write(self, record: Record) -> None:
         # JSON knows no NaN and no infinity.

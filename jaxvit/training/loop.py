@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxvit.devices.hardware import Profiler
 from jaxvit.errors import RunFailedError, StoppedError
 from jaxvit.training.checkpoint import Checkpoints
-from jaxvit.training.hardware import Profiler
 from jaxvit.training.journal import Journal
 from jaxvit.training.metrics import MONITORS, Totals
 from jaxvit.training.progress import Progress

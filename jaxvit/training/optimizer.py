@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,36 +19,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxvit.errors import UsageError
+from jaxvit.training.settings import OptimizerSettings
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
 # Names by which the layer-wise learning rate knows a part's place: numbered ones, and those before the first block.
 _NUMBERED = re.compile(r"^(stages|merges|block|blocks|layers|token_learner|token_fuser)_(\d+)$")
 _FIRST_LAYER = ("embed", "class_token", "position_embed", "register_tokens", "norm_stem")
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """What `make_optimizer` needs; lengths in steps, meanings as in the config keys of the same names."""
-
-    name: str = "adamw"
-    schedule: str = "cosine"
-    start_lr: float = 0.0
-    peak_lr: float = 1e-3
-    end_lr: float = 0.0
-    warmup_steps: int = 0
-    total_steps: int = 1
-    cooldown_steps: int = 0
-    weight_decay: float = 0.0
-    decay: str = "lr_scaled"
-    decay_mask: str = "kernels"
-    layer_decay: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.9
-    clip_norm: float = 0.0
 
 
 def make_schedule(settings: OptimizerSettings) -> Schedule:

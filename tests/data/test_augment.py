@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvit.data.augment import (
-    Augmentation,
-    evaluation_transform,
-    geometric_transform,
-    training_transform,
-    without_effect,
-)
+from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform, without_effect
 from jaxvit.data.colour import normalize
 from jaxvit.data.geometry import flip_left_right, pad_and_crop
+from jaxvit.data.settings import Augmentation
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 6, 5, 3), dtype=np.uint8)
 BATCH = {"image": IMAGES, "label": np.arange(64, dtype=np.int32) % 3, "mask": np.ones(64, np.float32)}

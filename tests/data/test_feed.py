@@ -120,7 +120,7 @@ from tiny import tiny_config
 from jaxvit.assembly import assemble
 from jaxvit.plan import dataset_of, resolve
 from jaxvit.job import make_feed
-from jaxvit.training.sharding import make_mesh
+from jaxvit.devices.sharding import make_mesh
 import hashlib, numpy as np
 out = []
 for devices in (1, 8):

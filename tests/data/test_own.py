@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvit.data.augment import Augmentation, training_transform
+from jaxvit.data.augment import training_transform
 from jaxvit.data.own import load_function
+from jaxvit.data.settings import Augmentation
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
 

@@ -18,7 +18,7 @@ from jaxvit.figures.token_learner import draw_token_learner
 from jaxvit.layers import Attention, Classifier, ShiftBlock
 from jaxvit.models import count_params, create_model, input_shape
 from jaxvit.models.count import abstract_variables
-from jaxvit.summary import summarize
+from jaxvit.models.summarize import summarize
 
 facts_of = functools.lru_cache(summarize)  # the same large models are looked at by several tests
 steps_of = functools.lru_cache(model_steps)

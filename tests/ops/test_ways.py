@@ -9,14 +9,14 @@ import pytest
 from flax import linen as nn
 from tiny import tiny_config
 
-from jaxvit.assembly import assemble
+from jaxvit.config.plan import resolve
 from jaxvit.layers import Attention
-from jaxvit.layers.encoder import gelu
 from jaxvit.models import create_model
 from jaxvit.models.count import count_macs
 from jaxvit.ops import dropout, max_pool, ways
+from jaxvit.ops.activations import gelu
 from jaxvit.ops.stochastic import hash_bits
-from jaxvit.plan import resolve
+from jaxvit.run.assembly import assemble
 
 KEY = jax.random.key(0)
 NUMBERS = np.random.default_rng(0)

@@ -11,14 +11,8 @@ import pytest
 from jaxvit.errors import UsageError
 from jaxvit.models import create_model
 from jaxvit.models.count import abstract_variables
-from jaxvit.training.optimizer import (
-    OptimizerSettings,
-    average_weights,
-    decay_mask,
-    layer_factors,
-    make_optimizer,
-    make_schedule,
-)
+from jaxvit.training.optimizer import average_weights, decay_mask, layer_factors, make_optimizer, make_schedule
+from jaxvit.training.settings import OptimizerSettings
 
 SETTINGS = OptimizerSettings(start_lr=1e-5, peak_lr=1e-3, end_lr=1e-6, warmup_steps=10, total_steps=110)
 

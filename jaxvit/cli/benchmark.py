@@ -1,0 +1,202 @@
+"""`jaxvit benchmark`: how fast a model trains and infers here, what compiling it costs, how much memory it takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxvit import errors
+from jaxvit.cli import command_line
+from jaxvit.config.overrides import parse_config_arguments, parse_overrides, split_overrides
+from jaxvit.errors import UsageError
+from jaxvit.exports.formats import format_of
+from jaxvit.files import make_writable, write_text
+from jaxvit.speed.models import PACKAGES, circumstances, measure_each, measure_one
+from jaxvit.speed.page import device_of, images_of, show, show_lines, write_tables
+from jaxvit.speed.steps import Effort, facts_of
+from jaxvit.speed.subject import Subject, document_config, make_subject
+from jaxvit.speed.workloads import DOCUMENTS
+
+_EXAMPLES = """examples:
+  jaxvit benchmark --model=tutorial_cct                         its document's batch and optimizer, synthetic images
+  jaxvit benchmark --model=tutorial_cct --batch=32 --dtype=bfloat16 --json
+  jaxvit benchmark --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    benchmark.md and benchmark.csv there
+  jaxvit benchmark --config=configs/digits.py --config.augment.policy=trivial     with the config's own data and feed
+  jaxvit benchmark --model=vit --config.model.depth=4 --trace=profile --dry_run   what would be measured
+  jaxvit benchmark --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files, batches 1, 32
+
+Everything is timed turn by turn, --rounds turns of --seconds each, several steps between two waits; medians and
+quartiles are given. TFLOP/s are counted: 2 for each multiply-add of `jaxvit summary` ('all'), times 3 for training. Its
+peak is that of large matrix products in the same dtype. Several models are measured one after the other, each in a
+process of its own, so that the memory of one is not another's. docs/performance.md says what each figure means.
+"""
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser("benchmark", "Measures the speed and the memory of models on this machine.", _EXAMPLES)
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME", help="a registered name, or several: a,b,c"
+    )
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a config file in place of --model")
+    parser.add_argument(
+        "--file", action="append", default=[], metavar="FILE", help="exported files in place of --model; they are run"
+    )
+    parser.add_argument("--workdir", default="", metavar="RUN", help="with --file: the run that they were made of")
+    parser.add_argument(
+        "--own_code", action="store_true", help="with --workdir or a hub folder: as jaxvit evaluate has it"
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="images of a step (default: the document's)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the computation (default: the model's own)"
+    )
+    parser.add_argument("--synthetic", action="store_true", help="random images even where the config's data is there")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of everything that is timed (default: 5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default: 2)")
+    parser.add_argument("--trace", metavar="DIR", help="write a profile of some steps there")
+    parser.add_argument("--out", metavar="DIR", help="write benchmark.md and benchmark.csv there")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each model, a line each")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be measured; stop")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """The verb.
+
+    Raises:
+      UsageError: no such model, config or key; values that do not go together.
+      RunFailedError: the one model asked for cannot be run here.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if options.file or options.workdir or options.own_code:
+        return _files(parser, options, rest)
+    models = list(dict.fromkeys(name for value in options.model for name in value.split(",")))
+    _check(options, models)
+    # All of them are looked at before the first is measured.
+    configured = [_configured(parser, options, rest, model) for model in (models or [""])]
+    if options.dry_run:
+        subjects = [
+            make_subject(config, overrides=overrides, synthetic=options.synthetic, origin=origin)
+            for config, overrides, origin in configured
+        ]
+        for subject in subjects:
+            _show_plan(subject, options)
+        print("dry run: nothing was measured")
+        return errors.DONE
+    for folder in filter(None, (options.out, options.trace)):
+        make_writable(Path(folder), "name another folder")
+    if len(models) > 1:
+        return measure_each(options, rest, models)
+    config, overrides, origin = configured[0]
+    found = measure_one(config, overrides, origin, options)
+    if options.json:
+        print(json.dumps(found), flush=True)
+    else:
+        show(found)
+    if options.out:
+        write_tables([found], Path(options.out))
+    return errors.DONE
+
+
+def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Measures exported files."""
+    from jaxvit.speed.files import BATCHES, measure_files, page
+
+    parser.refuse_unknown(rest)
+    files = [Path(name) for value in options.file for name in value.split(",")]
+    if not files:
+        raise UsageError(
+            "--workdir and --own_code are for --file: name exported files, such as --file=RUN/export/model.stablehlo"
+        )
+    for name in ("model", "config", "batch", "dtype", "synthetic", "trace"):
+        if (value := getattr(options, name)) not in (None, "", []) and value is not False:
+            raise UsageError(f"--{name} says nothing of exported files, which --file names; leave one of them out")
+    _check_effort(options)
+    for path in files:
+        format_of(path).check()
+    if options.dry_run:
+        print(f"{', '.join(map(str, files))}: batches of {' and '.join(map(str, BATCHES))}")
+        print("dry run: nothing was measured")
+        return errors.DONE
+    if options.out:
+        make_writable(Path(options.out), "name another folder")
+    effort = Effort(options.rounds, options.seconds)
+    found = measure_files(files, options.workdir, effort, own_code=options.own_code)
+    about = circumstances(*PACKAGES, "onnxruntime", "tensorflow")
+    said = page(found, about)
+    print(json.dumps({"files": found, **about}) + "\n" if options.json else said, end="")
+    if options.out:
+        write_text(Path(options.out) / "files.md", said)
+    return errors.DONE
+
+
+def _check(options: argparse.Namespace, models: Sequence[str]) -> None:
+    if bool(models) == bool(options.config):
+        raise UsageError(
+            "name a model, a config file or exported files: --model=NAME, --config=FILE or --file=FILE; see "
+            "jaxvit benchmark --help"
+        )
+    if not all(models):
+        raise UsageError(f"--model={','.join(options.model)}: a name is missing; write --model=a,b")
+    if options.batch is not None and options.batch < 1:
+        raise UsageError(f"--batch={options.batch}: must be 1 or more")
+    _check_effort(options)
+
+
+def _check_effort(options: argparse.Namespace) -> None:
+    if options.rounds < 1:
+        raise UsageError(f"--rounds={options.rounds}: must be 1 or more")
+    if not 0 < options.seconds < float("inf"):
+        raise UsageError(f"--seconds={options.seconds:g}: must be above 0")
+
+
+def _configured(
+    parser: command_line.Parser, options: argparse.Namespace, rest: Sequence[str], model: str
+) -> tuple[ConfigDict, dict[str, Any], str]:
+    """(config, overrides, where batch and optimizer come from) of a model, or of --config."""
+    keys = {key for key, _, _ in split_overrides(rest)[0]}
+    flags = {}
+    if options.batch is not None:
+        flags["train.batch_size"] = ("--batch", options.batch)
+    if options.dtype:
+        flags["model.dtype"] = ("--dtype", options.dtype)
+    for key, (flag, _) in flags.items():
+        if key in keys:
+            raise UsageError(f"{flag} and --config.{key} say the same thing; give one of them")
+    words = [*rest, *(f"--config.{key}={value}" for key, (_, value) in flags.items() if key != "model.dtype")]
+    if model:
+        if "model.name" in keys:
+            raise UsageError("--config.model.name: the model is named by --model")
+        config, overrides, unknown = parse_overrides(document_config(model), words)
+        origin = "document" if model in DOCUMENTS else "defaults"
+    else:
+        config, overrides, unknown = parse_config_arguments(options.config, words)
+        origin = "config"
+    parser.refuse_unknown(unknown)
+    if options.dtype:
+        if "dtype" not in config.model:
+            raise UsageError(f"--dtype={options.dtype}: {config.model.name} has no attribute dtype; leave it out")
+        config.model.dtype = options.dtype
+    return config, overrides, origin
+
+
+def _show_plan(subject: Subject, options: argparse.Namespace) -> None:
+    facts = facts_of(subject)
+    sizes = sorted({1, facts["batch"]})
+    of = {"document": "its document's", "defaults": "the defaults", "config": "the config's"}[facts["workload"]]
+    show_lines(
+        {
+            "model": f"{facts['model']}, {facts['params']:,} parameters, {facts['macs']:,} multiply-adds an image",
+            "images": f"{images_of(facts)}, {facts['classes']} classes, feed {facts['feed']}",
+            "training": f"batch {facts['batch']}, {facts['optimizer']}: {of}",
+            "dtype": facts["dtype"],
+            "device": device_of(facts),
+            "inference": f"batches of {' and '.join(map(str, sizes))}",
+            "effort": f"{options.rounds} rounds of {options.seconds:g} s for everything timed",
+        }
+    )

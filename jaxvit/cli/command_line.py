@@ -1,0 +1,177 @@
+"""The command line: `jaxvit VERB …`, config overrides, and errors as one line with the right exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from jaxvit import errors
+from jaxvit._version import __version__
+from jaxvit.config.overrides import ELSEWHERE
+from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
+from jaxvit.errors import UsageError, nearest
+
+VERBS = {
+    "train": "train a model as a config says, into a run directory; resume by the same command",
+    "sweep": "train a grid of runs over values of config keys; one table and one figure",
+    "evaluate": "measure a trained model on a split: per class, confusion, calibration",
+    "predict": "say what a trained model sees in image files",
+    "report": "draw a run's figures; compare runs in one table",
+    "export": "write a trained model as files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
+    "benchmark": "measure the speed and the memory of models on this machine",
+    "reproduce": "run the documents' experiments and compare with what they report",
+    "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
+    "data": "prepare a data set, show what training sees of it, export images, measure the input",
+}
+
+
+_USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit VERB [options])
+
+verbs:
+{verbs}
+
+  jaxvit VERB --help    what a verb takes, with examples
+  jaxvit --version
+
+start here:
+  jaxvit train --config=configs/digits.py --workdir=runs/digits
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one clear line in place of a usage dump, and the nearest real flag for a wrong one."""
+
+    def __init__(self, verb: str, description: str, epilog: str = ""):
+        super().__init__(
+            prog=f"jaxvit {verb}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+    def refuse_unknown(self, tokens: Sequence[str]) -> None:
+        """Raises UsageError for the first of the tokens that `parse_known_args` could not place."""
+        if tokens:
+            flag = tokens[0].partition("=")[0]
+            known = [o for action in self._actions for o in action.option_strings]
+            near = nearest(flag, known)
+            if "--config" in known and flag.lstrip("-") in ELSEWHERE:
+                near = f" (did you mean '--config.{ELSEWHERE[flag.lstrip('-')]}'?)"
+            raise UsageError(f"unknown argument '{tokens[0]}'{near}; see {self.prog} --help")
+
+
+def quieten_libraries() -> None:
+    """Keeps other libraries' chatter off the user's terminal; with JAXVIT_VERBOSE set it is all shown.
+
+    Among it: a missing OpenCV, TPU probing, and the tracebacks that background writers print beside the error that they
+    raise in the main thread as well.
+    """
+    if os.environ.get("JAXVIT_VERBOSE"):
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("jax._src.xla_bridge", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    threading.excepthook = lambda args: None
+    sys.unraisablehook = lambda unraisable: None
+
+
+def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code."""
+    if argv is None and _is_the_process():
+        take_huge_pages(sys.orig_argv[1:])
+    quieten_libraries()
+    keep_compiled_programs()
+    choose_cpu_libraries()
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it: a model of one's own lies in the working folder
+    code, met = errors.DONE, None
+    try:
+        code = verb(list(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        code, met = _complain(error, errors.USAGE), error
+    except errors.RunFailedError as error:
+        code, met = _complain(error, errors.CANNOT_GO_ON), error
+    except errors.StoppedError as error:
+        code = _complain(error, error.exit_code)
+    except KeyboardInterrupt as error:
+        code, met = _complain("stopped at once; what was saved before is kept", errors.INTERRUPTED), error
+    except BrokenPipeError as error:
+        # The reader of our output (`| head`) has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code, met = errors.SOME_INPUTS_FAILED, error
+    except Exception as error:
+        if isinstance(error, OSError) and errors.is_disk_full(error):
+            code, met = _complain(errors.disk_full(error), errors.CANNOT_GO_ON), error
+        elif _joined():
+            traceback.print_exc()
+            code, met = 1, error
+        else:
+            raise
+    sys.stdout.flush()
+    processes = _joined()
+    agreed = not processes or met is None or processes.is_agreed(met)
+    if processes and agreed:
+        processes.leave()
+    if not agreed or code not in (errors.DONE, errors.USAGE):
+        # The others of the run know nothing of what has not been agreed on: to leave with them would be to wait. And
+        # background writers of a run that ended badly would hold the process up, and complain.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_the_process() -> bool:
+    """Whether this process is nothing but a verb: no test, debugger, notebook or program that calls one."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name.partition(".")[0] if spec else os.path.basename(sys.argv[0])
+    words = sys.argv[1:]
+    given = sys.orig_argv[len(sys.orig_argv) - len(words) :]
+    return name == "jaxvit" and given == words and sys.gettrace() is None and threading.active_count() == 1
+
+
+def _joined() -> Any:
+    """`jaxvit.devices.processes`, if this is one of several processes that are one run."""
+    processes = sys.modules.get("jaxvit.devices.processes")
+    return processes if processes and processes.is_joined() else None
+
+
+def _complain(message: object, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code says it too
+        sys.stdout.flush()
+        print(f"jaxvit: {message}", file=sys.stderr)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script: picks the verb's module and runs its `main`."""
+    run(_dispatch, argv)
+
+
+def _dispatch(words: list[str]) -> int:
+    listing = "\n".join(f"  {name:<12} {line}" for name, line in VERBS.items())
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_USAGE.format(verbs=listing))
+        return errors.DONE if words else errors.USAGE
+    if words[0] == "--version":
+        print(f"jaxvit {__version__}")
+        return errors.DONE
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise UsageError(f"there is no verb '{verb}'{nearest(verb, VERBS)}; jaxvit has {', '.join(VERBS)}")
+    return importlib.import_module(f"jaxvit.cli.{verb}").main(rest)

@@ -1,0 +1,113 @@
+"""`jaxvit evaluate`: how good a trained model is, class by class, on any split, from its run's folder alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from jaxvit.cli import command_line
+from jaxvit.cli.options import add_run_options, load_run
+from jaxvit.files import make_writable, write_json
+from jaxvit.trained import scores
+from jaxvit.trained.evaluate import evaluate_source, read_split
+
+_EXAMPLES = """examples:
+  jaxvit evaluate --workdir=runs/digits                              the run's test split, its best weights
+  jaxvit evaluate --workdir=runs/digits --split=validation --checkpoint=latest
+  jaxvit evaluate --workdir=runs/digits --split='test[:100]' --json  any split in TFDS notation
+  jaxvit evaluate --workdir=runs/cifar --data=image_folder:photos --split=train   other images of the same classes
+
+Into RUN/evaluation/ go test.json (everything), test.csv (a row for each class), test_confusion.csv and test_images.csv
+(a row for each image, in the order of the split).
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The verb.
+
+    Raises:
+      UsageError: no such run, split or data.
+    """
+    parser = command_line.Parser("evaluate", "Evaluates a trained model on a split of labelled images.", _EXAMPLES)
+    add_run_options(parser)
+    parser.add_argument(
+        "--split", default="", help="train, validation or test as the run used them, or TFDS notation (default: test)"
+    )
+    parser.add_argument("--data", default="", metavar="NAME", help="another data set of the same classes")
+    parser.add_argument("--out", default="", metavar="DIR", help="where the files go (default: RUN/evaluation)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
+    options, rest = parser.parse_known_args(argv)
+    parser.refuse_unknown(rest)
+    loaded = load_run(options)
+    split, source = read_split(loaded, options.split, options.data, options.data_dir)
+    folder = Path(options.out) if options.out else loaded.workdir / "evaluation"
+    make_writable(folder, "name another with --out=DIR")
+    found, outcomes = evaluate_source(
+        loaded, source, split=split, batch_size=options.batch_size, devices=options.devices
+    )
+    file = folder / _file_name(found, options)
+    scores.write_tables(found, outcomes, file)
+    write_json(file.with_name(f"{file.name}.json"), found)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        _show(found, file)
+    return 0
+
+
+def _file_name(found: dict[str, Any], options: Any) -> str:
+    words = [options.data, found["split"], options.checkpoint if options.checkpoint != "best" else ""]
+    words.append(options.weights if options.weights != "chosen" else "")
+    return "_".join(re.sub(r"\W+", "_", word).strip("_") for word in words if word)
+
+
+def _show(found: dict[str, Any], file: Path) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    rows = sorted(found["per_class"], key=lambda row: row["f1"]) if len(found["per_class"]) > 30 else found["per_class"]
+    title = f"{found['data']}, {found['count']:,} images" + (", the 30 worst classes" if len(rows) > 30 else "")
+    table = Table(title=escape(title))
+    table.add_column("class")
+    for heading in ("images", "precision", "recall", "F1"):
+        table.add_column(heading, justify="right")
+    for row in rows[:30]:
+        values = (f"{100 * row[name]:.2f}" for name in ("precision", "recall", "f1"))
+        table.add_row(escape(row["name"]), f"{row['count']:,}", *values)
+    table.add_section()
+    for kind in ("macro", "weighted"):
+        table.add_row(f"mean, {kind}", "", *(f"{100 * found[n][kind]:.2f}" for n in ("precision", "recall", "f1")))
+    console.print(table)
+    if len(found["class_names"]) <= 12:
+        console.print(_confusion(found))
+    if found["most_confused"]:
+        print("most often taken for another:")
+        for pair in found["most_confused"][:5]:
+            share = f"{100 * pair['share']:.1f} % of {pair['true']}"
+            print(f"  {pair['true']} taken for {pair['predicted']}: {pair['count']:,} ({share})")
+    right = f"{round(found['top1'] * found['count']):,} of {found['count']:,} images"
+    print(f"accuracy {100 * found['top1']:.2f}% ({right}), top-5 {100 * found['top5']:.2f}%")
+    print(f"loss {found['loss']:.4f}, expected calibration error {100 * found['ece']:.2f}%")
+    keras = found["keras"]
+    print(f"Keras precision {100 * keras['precision']:.2f}%, recall {100 * keras['recall']:.2f}% (micro, above 1/2)")
+    print(
+        f"weights of step {found['step']:,} ({found['weights']}); files: {file}.json, .csv, _confusion.csv, _images.csv"
+    )
+
+
+def _confusion(found: dict[str, Any]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="true class by row, predicted by column")
+    table.add_column("")
+    for name in found["class_names"]:
+        table.add_column(escape(name[:8]), justify="right")
+    for i, (name, row) in enumerate(zip(found["class_names"], found["confusion"], strict=True)):
+        cells = (f"[bold]{n}[/bold]" if i == j else (str(n) if n else "·") for j, n in enumerate(row))
+        table.add_row(escape(name), *cells)
+    return table

@@ -1,0 +1,189 @@
+"""`jaxvit predict`: what a trained model says about image files, from its run's folder alone."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from jaxvit import errors
+from jaxvit.cli import command_line
+from jaxvit.cli.options import add_run_options, load_run
+from jaxvit.errors import UsageError
+from jaxvit.files import make_writable
+from jaxvit.trained.image_files import find_images
+from jaxvit.trained.predict import Prediction, predict_files
+
+FORMATS = ("table", "csv", "jsonl")
+
+
+PICTURES = 36  # in a figure, unless told otherwise
+
+
+_EXAMPLES = """examples:
+  jaxvit predict --workdir=runs/digits images            a folder, with all that lies below it
+  jaxvit predict --workdir=runs/digits 'photos/*.jpg' one.png --top=3
+  find . -name '*.webp' | jaxvit predict --workdir=runs/digits - --format=jsonl > said.jsonl
+  jaxvit predict --workdir=runs/digits images --figure=grid.png
+
+Files are decoded, turned upright, laid on white where they are transparent, resized until they cover the size of the
+run's images, cut to their centre, and normalised as in training. A file's folder is taken for its true class if it has
+the name of one. A file that cannot be read is named, the others are done, and the exit code is 1.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The verb.
+
+    Raises:
+      UsageError: no such run, or no images.
+    """
+    parser = command_line.Parser("predict", "Says what a trained model sees in image files.", _EXAMPLES)
+    parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders, patterns; - = names from stdin")
+    add_run_options(parser)
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for each image (default: 5)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of stdout (default: table)")
+    parser.add_argument("--figure", default="", metavar="FILE", help="draw the images with what was said of them")
+    parser.add_argument(
+        "--pictures", type=int, default=PICTURES, help=f"images in the figure, the first ones (default: {PICTURES})"
+    )
+    options, rest = parser.parse_known_intermixed_args(argv)
+    parser.refuse_unknown(rest)
+    if not options.images:
+        raise UsageError("name images: files, folders, patterns, or - for a list on stdin; see jaxvit predict --help")
+    for name in ("top", "pictures"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
+    figure = _figure_file(options.figure)
+    loaded = load_run(options)
+    names = find_images(options.images, sys.stdin)
+    some = list(itertools.islice(names, 2))
+    if all(map(os.path.isdir, some)) and len(some) < 2:
+        raise UsageError(f"{' '.join(options.images)}: there are no images here")
+    names = itertools.chain(some, names)
+    pictures: list[tuple[np.ndarray, Prediction]] = []
+    write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
+    counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
+    with _Progress() as advance:
+        for image, said in predict_files(
+            loaded, names, top=options.top, batch=options.batch_size, devices=options.devices
+        ):
+            write(said)
+            advance()
+            counts["failed" if said.error else "done"] += 1
+            if said.error:
+                print(f"jaxvit: {said.file}: {said.error}", file=sys.stderr)
+                continue
+            counts["labelled"] += bool(said.truth)
+            counts["right"] += said.truth == said.top[0][0]
+            if figure and len(pictures) < options.pictures:
+                pictures.append((image, said))
+    if figure and pictures:
+        from jaxvit.figures.predictions import draw_predictions
+
+        draw_predictions([image for image, _ in pictures], [_caption(said) for _, said in pictures], figure)
+    sys.stdout.flush()
+    print(_sum_up(counts, figure if pictures else None), file=sys.stderr)
+    return errors.SOME_INPUTS_FAILED if counts["failed"] else errors.DONE
+
+
+def _write_table(stream: TextIO, top: int) -> Callable[[Prediction], None]:
+    def write(said: Prediction) -> None:
+        if not said.error:  # stderr has those
+            stream.write(f"{said.file}: {_confidences(said)}\n")
+
+    return write
+
+
+def _confidences(said: Prediction) -> str:
+    classes = ", ".join(f"{name} {100 * probability:.2f}%" for name, probability in said.top)
+    if not said.truth:
+        return classes
+    return f"{classes}  ({'right' if said.truth == said.top[0][0] else f'wrong, it is {said.truth}'})"
+
+
+def _write_csv(stream: TextIO, top: int) -> Callable[[Prediction], None]:
+    rows = csv.writer(stream, lineterminator="\n")
+    places = range(1, top + 1)
+    rows.writerow(["file", "true", *(f"{kind}{i}" for i in places for kind in ("class", "probability")), "error"])
+
+    def write(said: Prediction) -> None:
+        pairs = [value for name, probability in said.top for value in (name, f"{probability:.6g}")]
+        rows.writerow([said.file, said.truth, *pairs, *[""] * (2 * top - len(pairs)), said.error])
+
+    return write
+
+
+def _write_jsonl(stream: TextIO, top: int) -> Callable[[Prediction], None]:
+    def write(said: Prediction) -> None:
+        line: dict[str, Any] = {"file": said.file}
+        line |= {"error": said.error} if said.error else {"top": [list(pair) for pair in said.top]}
+        line |= {"true": said.truth} if said.truth else {}
+        stream.write(json.dumps(line) + "\n")
+
+    return write
+
+
+WRITERS = {"table": _write_table, "csv": _write_csv, "jsonl": _write_jsonl}
+
+
+def _caption(said: Prediction) -> tuple[str, bool | None]:
+    """(text, whether it is right; None = not known)."""
+    name, probability = said.top[0]
+    text = f"{name} {100 * probability:.0f} %"
+    if not said.truth:
+        return text, None
+    right = name == said.truth
+    return (text if right else f"{text}\nit is {said.truth}"), right
+
+
+def _figure_file(name: str) -> Path | None:
+    if not name:
+        return None
+    file = Path(name)
+    if file.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--figure={name}: its name must end in .png, .svg or .pdf")
+    if not file.parent.is_dir():
+        raise UsageError(f"--figure={name}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise UsageError(f"--figure={name}: this is a folder; name a file")
+    make_writable(file.parent, f"name another place than --figure={name}")
+    return file
+
+
+class _Progress:
+    """Counts files on stderr, if a person looks at it and stdout goes elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("images"), MofNCompleteColumn(), TimeElapsedColumn())
+        quiet = not console.is_terminal or sys.stdout.isatty()
+        self._progress = Progress(*columns, console=console, transient=True, disable=quiet)
+
+    def __enter__(self) -> Callable[[], None]:
+        self._progress.start()
+        task = self._progress.add_task("images", total=None)
+        return lambda: self._progress.advance(task)
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+
+def _sum_up(counts: dict[str, int], figure: Path | None) -> str:
+    parts = [f"{counts['done']:,} image{'s' * (counts['done'] != 1)}"]
+    if counts["labelled"]:
+        share = 100 * counts["right"] / counts["labelled"]
+        parts.append(f"{counts['right']:,} of {counts['labelled']:,} right ({share:.2f}%)")
+    if counts["failed"]:
+        parts.append(f"{counts['failed']:,} could not be read")
+    return "; ".join(parts) + (f"; {figure}" if figure else "")

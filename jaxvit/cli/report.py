@@ -1,0 +1,75 @@
+"""`jaxvit report`: runs side by side in one table, and the figures of each, from the runs' folders alone."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxvit import errors
+from jaxvit.cli import command_line
+from jaxvit.cli.options import add_run_options, load_run
+from jaxvit.errors import UsageError
+from jaxvit.pages.comparison import WRITERS, find_runs, summarize_run, with_checkpoints
+
+_EXAMPLES = """examples:
+  jaxvit report runs                                    all runs below runs/, best first
+  jaxvit report runs/vit runs/cct --format=markdown
+  jaxvit report runs/digits --figures                   pictures into runs/digits/figures, with an index.html
+
+Figures, each as PNG and SVG: learning curves; predictions and the most confident mistakes; confusion matrix and
+calibration; patches; the model's architecture and its special blocks, drawn from the model; the shift as a GIF; and
+what the model looks at: TokenLearner's and TokenFuser's maps, pooling weights, attention rollout, similarities of
+positions, ShiftViT's receptive field. Where the data is not there, those that need images are left out, with a line.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The verb.
+
+    Raises:
+      UsageError: no runs there.
+    """
+    parser = command_line.Parser("report", "Compares runs in one table; draws the figures of each.", _EXAMPLES)
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="runs, or folders that hold runs")
+    parser.add_argument("--figures", action="store_true", help="draw each run's figures")
+    parser.add_argument("--format", choices=[*WRITERS], default="table", help="of the table (default: table)")
+    parser.add_argument("--split", default="", help="figures: whose images (default: test)")
+    parser.add_argument("--n", type=int, default=6, help="figures: images in what the model looks at (default: 6)")
+    add_run_options(parser)
+    options, rest = parser.parse_known_intermixed_args(argv)
+    parser.refuse_unknown(rest)
+    folders = [*options.folders, *([options.workdir] if options.workdir else [])]
+    if not folders:
+        raise UsageError("name runs, or a folder that holds some, such as `jaxvit report runs`")
+    if options.n < 1:
+        raise UsageError(f"--n={options.n}: must be 1 or more")
+    runs = [run for folder in folders for run in find_runs(Path(folder))]
+    runs = list(dict.fromkeys(runs))
+    rows, failed = [], set()
+
+    @contextlib.contextmanager
+    def leaving_the_others(run: Path) -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            if len(runs) == 1:
+                raise
+            print(f"jaxvit: {run}: {error}", file=sys.stderr)
+            failed.add(run)
+
+    for run in runs:
+        with leaving_the_others(run):
+            rows.append(summarize_run(run, own_code=options.own_code))
+    WRITERS[options.format](sorted(rows, key=lambda row: -row.get("top1", -1)))
+    if options.figures:
+        from jaxvit.pages.run_figures import draw_run
+
+        for run in [run for run in runs if run not in failed]:
+            options.workdir = str(with_checkpoints(run))
+            with leaving_the_others(run):
+                index = draw_run(load_run(options), run / "figures", options)
+                sys.stdout.flush()
+                print(f"figures: {index}")
+    return errors.SOME_INPUTS_FAILED if failed else errors.DONE

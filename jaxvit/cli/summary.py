@@ -1,0 +1,136 @@
+"""`jaxvit summary`: a model's modules, output shapes, parameters, tokens and multiply-adds, without running it."""
+
+import ast
+import json
+
+from jaxvit import own_code
+from jaxvit.cli import command_line
+from jaxvit.errors import UsageError, first_line
+from jaxvit.models.registry import create_model, input_shape, list_models, model_defaults
+from jaxvit.models.summarize import summarize
+
+_EXAMPLES = """examples:
+  jaxvit summary --list                                            the registered names
+  jaxvit summary --model=cct_7_3x1_32
+  jaxvit summary --model=vit --model.dim=64 --image_size=48x64     any attribute, any image size
+  jaxvit summary --model=tutorial_mini_vit_tl4 --json
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The verb.
+
+    Raises:
+      UsageError: no such model or attribute, or attributes that do not go together.
+    """
+    description = "Shows a model's modules, output shapes, parameters, tokens and multiply-adds, without running it."
+    parser = command_line.Parser("summary", description, _EXAMPLES)
+    parser.add_argument("--model", help="a registered name, a family, or package.module:Class")
+    parser.add_argument("--image_size", default="", help="'96' or '96x64' (rows x columns); default: as published")
+    parser.add_argument("--depth", type=int, default=2, help="levels of modules to show; 0 = all (default 2)")
+    parser.add_argument("--json", action="store_true", help="one JSON object, with all levels")
+    parser.add_argument("--list", action="store_true", help="print the registered names and stop")
+    known, rest = parser.parse_known_args(argv)
+    if known.list:
+        print("\n".join(list_models()))
+        return 0
+    try:
+        if not known.model:
+            raise ValueError("--model is missing; name one, or see --list")
+        model = create_model(known.model, **_overrides(known.model, rest))
+        size = _size(known.image_size, input_shape(known.model))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UsageError(first_line(error)) from None
+    try:
+        facts = summarize(model, size, name=known.model)
+    except Exception as error:
+        if ":" in known.model:  # it is the user's code: whatever it raises
+            shape = "×".join(map(str, size))
+            raise UsageError(
+                f"model '{known.model}' does not work on images of {shape}: {own_code.explain(error)}"
+            ) from error
+        if not isinstance(error, ValueError | TypeError | ArithmeticError):
+            raise
+        raise UsageError(first_line(error)) from None
+    if known.json:
+        print(json.dumps(facts))
+    else:
+        _show(facts, known.depth)
+    return 0
+
+
+def _size(text: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not text:
+        return default
+    try:
+        sides = [int(side) for side in text.split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(f"--image_size={text} is not a size such as 96 or 96x64")
+    return sides[0], sides[-1], default[2]
+
+
+def _overrides(name: str, words: list[str]) -> dict:
+    """Reads `--model.attribute=value` (or `--model.attribute value`)."""
+    defaults = model_defaults(name)
+    overrides, words = {}, list(words)
+    while words:
+        flag, has_value, text = words.pop(0).partition("=")
+        if not flag.startswith("--model."):
+            raise ValueError(f"unknown argument {flag!r}; attributes are set as --model.attribute=value")
+        if not has_value and words and not words[0].startswith("--"):
+            has_value, text = "=", words.pop(0)
+        key = flag.removeprefix("--model.")
+        overrides[key] = _value(key, text if has_value else "true", defaults.get(key))
+    return overrides
+
+
+def _value(key: str, text: str, default):
+    if isinstance(default, str):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return (value,) if isinstance(default, tuple) and isinstance(value, int) else value
+
+
+def _show(facts: dict, depth: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{facts['name']} on {'x'.join(map(str, facts['input']))}, one sample")
+    for heading, side in (("module", "left"), ("type", "left"), ("output", "right"), ("parameters", "right")):
+        table.add_column(heading, justify=side)
+    for row in facts["layers"]:
+        parts = row["path"].split("/") if row["path"] else []
+        if depth and len(parts) > depth:
+            continue
+        label = "  " * (len(parts) - 1) + parts[-1] if parts else "(model)"
+        table.add_row(label, row["type"], " x ".join(map(str, row["output"])), f"{row['params']:,}")
+    console = Console()
+    console.print(table)
+    print(f"parameters     {facts['params']:,}")
+    if facts["tokens"]:
+        print(f"tokens         {_runs(facts['tokens'])}")
+    notes = {
+        "all": "dense, convolutions, attention, token pooling",
+        "keras_profiler": "dense and convolutions only, as the tutorials' counter: no attention",
+        "cct": "without products of activations, as the CCT authors",
+    }
+    for convention, number in facts["macs"].items():
+        print(f"multiply-adds  {number:>17,}  {convention}: {notes[convention]}")
+
+
+def _runs(tokens: list[int]) -> str:
+    """'64 x3, 8' for [64, 64, 64, 8]: tokens seen, by consecutive blocks."""
+    runs: list[list[int]] = []
+    for count in tokens:
+        if runs and runs[-1][0] == count:
+            runs[-1][1] += 1
+        else:
+            runs.append([count, 1])
+    return ", ".join(f"{count} in {blocks} block{'s' * (blocks > 1)}" for count, blocks in runs)

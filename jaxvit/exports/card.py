@@ -1,0 +1,147 @@
+"""The model card of an exported model: what it is, how to use it, data, recipe, results, limits; all from its run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxvit.config.keys import KEYS, flatten
+from jaxvit.data.image_folder import PREFIX
+from jaxvit.exports.model import ExportModel
+from jaxvit.models.count import count_macs, count_params
+from jaxvit.models.registry import model_defaults
+from jaxvit.run.folder import read_environment
+from jaxvit.trained.intervals import wilson
+
+FOLDER = "hub"  # its name where it is written
+
+
+def model_card(model: ExportModel) -> str:
+    """Markdown, with the front matter that model hubs read.
+
+    Raises:
+      UsageError: a file of the run is damaged.
+    """
+    loaded, config = model.loaded, model.loaded.config
+    params = count_params(loaded.variables)
+    macs = count_macs(loaded.model, loaded.input_shape)["all"]
+    size, data = "×".join(map(str, loaded.image_shape)), public_name(config.data.name)
+    own = ", own_code=True" if ":" in config.model.name else ""
+    classes = len(loaded.class_names)
+    lines = [
+        "---",
+        "library_name: jaxvit",
+        "pipeline_tag: image-classification",
+        "tags: [jax, flax, vision-transformer]",
+        f"datasets: [{json.dumps(data)}]",
+        "---",
+        "",
+        f"# {config.model.name} on {_cell(data)}",
+        "",
+        f"A classifier of images of {size} into {classes} classes: {params:,} parameters, {macs:,} multiply-adds an",
+        f"image, {_stored(model.kind)}. Weights of step {loaded.step:,}"
+        + (", averaged over training." if loaded.weights == "ema" else "."),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import jaxvit",
+        "import numpy as np",
+        "",
+        f'model = jaxvit.load("{FOLDER}{"" if model.kind == "float32" else f"-{model.kind}"}"{own})  # this folder',
+        f"images = np.zeros((1, {', '.join(map(str, loaded.image_shape))}), np.uint8)  # yours",
+        f"probabilities = np.asarray(model(images))[:, :{classes}]",
+        "print(model.class_names[probabilities[0].argmax()])",
+        "```",
+        "",
+        "Pixels are resized, cut and normalised inside, as in its evaluation.",
+        "",
+        f"Classes: {', '.join(map(_cell, loaded.class_names))}.",
+        "",
+        "## Data",
+        "",
+        *_data(model),
+        "",
+        "## Recipe",
+        "",
+        "What differs from the defaults of jaxvit and of the model named; `config.json` has every value.",
+        "",
+        "| key | value |",
+        "|---|---|",
+        *(f"| `{key}` | {_cell(value)} |" for key, value in _recipe(config)),
+        "",
+        "## Result",
+        "",
+        *_result(model),
+        "",
+        "## Limits",
+        "",
+        f"It knows the {classes} classes above and gives each image one of them, whatever it shows.",
+        *_limits(model, data, size),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def public_name(data: str) -> str:
+    """A data set's name without where it lies: of a folder of images, the last part."""
+    return f"{PREFIX}{Path(data.removeprefix(PREFIX)).name}" if data.startswith(PREFIX) else data
+
+
+def _cell(value: Any) -> str:
+    """A value as text within a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _stored(kind: str) -> str:
+    return {
+        "float32": "float32",
+        "bfloat16": "weights stored as bfloat16",
+        "int8": "kernels stored as int8 with a scale for each output channel",
+    }[kind]
+
+
+def _data(model: ExportModel) -> list[str]:
+    data, known = model.loaded.config.data, read_environment(model.loaded.workdir)["data"]
+    lines = ["| part | split | images | sha256, its first letters |", "|---|---|---|---|"]
+    for part in ("train", "validation", "test"):
+        if data[part]:
+            facts = known.get(part, {})
+            count, fingerprint = facts.get("count", ""), facts.get("sha256", "")
+            lines.append(f"| {part} | {_cell(data[part])} | {count} | {fingerprint} |")
+    return lines
+
+
+def _recipe(config: Any) -> list[tuple[str, Any]]:
+    skipped = ("data.", "log.", "eval.", "checkpoint.")
+    defaults = {f"model.{name}": value for name, value in model_defaults(config.model.name).items()}
+    defaults |= {key: about.default for key, about in KEYS.items() if not key.startswith(skipped)}
+    return [
+        (key, value)
+        for key, value in flatten(config)
+        if key in defaults and value != defaults[key] and key != "model.num_classes"
+    ]
+
+
+def _result(model: ExportModel) -> list[str]:
+    found = model.result
+    if found is None:
+        return ["Not measured: the data was not there when this folder was written."]
+    low, high = wilson(found["top1"], found["count"])
+    chosen = ["The weights were chosen on these images, so that others are likely to give less."]
+    return [
+        f"Of these weights as they are stored, on {_cell(public_name(found['data']))}, {found['count']:,} images:",
+        f"top-1 {found['top1']:.2%} (95 %: {low:.2%} to {high:.2%}), top-5 {found['top5']:.2%},",
+        f"loss {found['loss']:.4f}, expected calibration error {found['ece']:.2%}.",
+        *(chosen if found["split"] == "validation" else ()),
+    ]
+
+
+def _limits(model: ExportModel, data: str, size: str) -> list[str]:
+    if model.result is None:
+        return ["How well it does that was not measured here. Its probabilities were not calibrated."]
+    return [
+        f"It was measured on {_cell(data)} alone, brought to {size} as in its training; how it does on other images,",
+        "under noise, or for groups of people or things that the data has few of, was not measured. Its probabilities",
+        "were not calibrated.",
+    ]

@@ -1,0 +1,84 @@
+"""Runs an exported file in a fresh process, by its loader alone, and compares what it says with the model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import jaxvit
+from jaxvit.errors import RunFailedError
+from jaxvit.exports.formats import Format
+from jaxvit.exports.model import ExportModel
+
+LARGEST = 1e-4  # difference of probabilities
+_OTHER_BATCHES = (1, 3)  # further sizes, in the same process
+_PATIENCE = 1800  # seconds, for what a large model takes to compile on a CPU
+
+# To a loader that must do without jaxvit it is not installed. Everything else comes from where this process has it.
+_DRIVER = """
+import runpy, sys
+import numpy as np
+loader, file, how, *pairs = sys.argv[1:]
+words = {"own_code": True} if how == "own_code" else {}
+if how == "alone":
+    sys.modules["jaxvit"] = None
+model, facts = runpy.run_path(loader)["load"](file, **words)
+for images, out in zip(pairs[::2], pairs[1::2]):
+    np.save(out, np.asarray(model(np.load(images))))
+"""
+
+
+def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC: np.ndarray) -> float:
+    """Of the file's probabilities from the model's, in batches of several sizes. Both are computed on the CPU.
+
+    Raises:
+      RunFailedError: the file does not run, or gives something else than probabilities of these images.
+    """
+    run = model.compiled(reference=True)
+    batches = [images_BHWC, *(images_BHWC[:size] for size in _OTHER_BATCHES)]
+    found = _run_it(model, kind, path, batches)
+    differences = []
+    for batch, said in zip(batches, found, strict=True):
+        wanted = np.asarray(run(batch))
+        if not np.isfinite(wanted).all():
+            raise RunFailedError("the model's probabilities are not finite numbers: its training has diverged")
+        if said.shape != wanted.shape or said.dtype != np.float32 or not np.isfinite(said).all():
+            raise RunFailedError(
+                f"--to={kind.name}: the file written gives {said.dtype} {list(said.shape)}, not finite probabilities "
+                f"float32 {list(wanted.shape)}"
+            )
+        differences.append(float(np.abs(said - wanted).max()))
+    return max(differences)
+
+
+def _run_it(model: ExportModel, kind: Format, path: Path, batches: list[np.ndarray]) -> list[np.ndarray]:
+    """What a file says of batches, in a process that is told of its loader alone; hub's is told where jaxvit is."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    how = "alone"
+    if kind.name == "hub":
+        how = "own_code" if model.loaded.own_code else "with jaxvit"
+        here = [str(Path(jaxvit.__file__).parents[1]), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, here))
+    with tempfile.TemporaryDirectory(prefix="jaxvit-check-") as name:
+        folder = Path(name)
+        files = [(folder / f"images{i}.npy", folder / f"out{i}.npy") for i in range(len(batches))]
+        for batch, (images, _) in zip(batches, files, strict=True):
+            np.save(images, batch)
+        words = [sys.executable, "-c", _DRIVER, kind.loader, path.absolute(), how]
+        words += [file for pair in files for file in pair]
+        how_to = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": _PATIENCE}
+        try:
+            done = subprocess.run(list(map(str, words)), **how_to)
+        except subprocess.TimeoutExpired:
+            late = f"the file written was not done with {len(batches[0])} images after {_PATIENCE} s"
+            raise RunFailedError(f"--to={kind.name}: {late}: it was thrown away") from None
+        if done.returncode:
+            said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"code {done.returncode}"]
+            errors = [line for line in said if "rror:" in line] or said[-1:]
+            raise RunFailedError(f"--to={kind.name}: the file written does not run: {errors[0][:300]}")
+        return [np.load(out) for _, out in files]

@@ -1,0 +1,55 @@
+"""hub/: a folder to give away: model.safetensors, model.json, config.json, environment.json, README.md, the model card.
+
+`jaxvit.load` takes such a folder as it takes a run's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from jaxvit._version import __version__
+from jaxvit.errors import UsageError
+from jaxvit.exports.card import model_card, public_name
+from jaxvit.exports.model import ExportModel
+from jaxvit.files import read_json, write_json
+from jaxvit.run.folder import read_environment
+from jaxvit.trained.hub import FILE, SCALE
+from jaxvit.trained.weights import Int8
+
+
+def write(model: ExportModel, path: Path) -> None:
+    """Writes the folder.
+
+    Raises:
+      UsageError: a name within the model has a dot, by which safetensors' names are joined.
+    """
+    loaded = model.loaded
+    path.mkdir()
+    tree = {**loaded.variables, "params": model.stored}
+    tensors: dict[str, np.ndarray] = {}
+    for names, leaf in traverse_util.flatten_dict(tree, is_leaf=lambda _, x: not isinstance(x, dict)).items():
+        if any("." in name for name in names):
+            raise UsageError(
+                f"{'/'.join(names)}: a name with a dot cannot be written as safetensors; rename the module"
+            )
+        name = ".".join(names)
+        if isinstance(leaf, Int8):
+            tensors[name], tensors[name + SCALE] = leaf.values, np.asarray(leaf.scale)
+        else:
+            tensors[name] = np.asarray(leaf)
+    metadata = {"format": "flax", "step": str(loaded.step), "weights": loaded.weights, "dtype": model.kind}
+    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path / FILE, metadata)
+    facts, config = (read_json(loaded.workdir / name) for name in ("model.json", "config.json"))
+    for attributes in (facts["attributes"], config["config"]["model"]):
+        if "dtype" in attributes:
+            attributes["dtype"] = "float32"  # that of every exported model, whatever it was trained in
+    write_json(path / "model.json", facts)
+    config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}
+    write_json(path / "config.json", {**config, "jaxvit": __version__})
+    write_json(path / "environment.json", {"data": read_environment(loaded.workdir)["data"], "starts": []})
+    (path / "README.md").write_text(model_card(model))

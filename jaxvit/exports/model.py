@@ -1,0 +1,102 @@
+"""The function that an exported file holds, and what is written beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxvit._version import __version__
+from jaxvit.devices.runtime import forward_options
+from jaxvit.ops import ways
+from jaxvit.trained.load import Loaded
+from jaxvit.trained.weights import restore, store
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportModel:
+    """A trained model with its weights as they will be stored. It computes in float32, whatever its training did.
+
+    Attributes:
+      loaded: the trained model.
+      kind: of the weights, see `jaxvit.trained.weights`.
+      stored: its parameters as `weights.store` makes them.
+      result: what the very weights stored were measured to be: split, data, count, top1, top5, loss, ece; None = they
+        were not.
+    """
+
+    loaded: Loaded
+    kind: str
+    stored: Any
+    result: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, loaded: Loaded, kind: str) -> ExportModel:
+        """With the parameters of `loaded` as `kind`."""
+        if getattr(loaded.model, "dtype", "float32") != "float32":
+            loaded = dataclasses.replace(loaded, model=loaded.model.clone(dtype="float32"))
+        return cls(loaded, kind, store(loaded.variables["params"], kind))
+
+    @property
+    def restored(self) -> Loaded:
+        """The trained model with the stored weights."""
+        return dataclasses.replace(self.loaded, variables=self._variables())
+
+    def _variables(self) -> dict[str, Any]:
+        return {**self.loaded.variables, "params": restore(self.stored)}
+
+    def probabilities(self, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
+        """Probabilities [B, K], float32, of uint8 images [B, *image_shape]; to be traced: the weights become constants.
+
+        Args:
+          images_BHWC: the images.
+          by: ways of some operations, see `jaxvit.ops.ways`; the others are computed as in training.
+        """
+        loaded = self.loaded
+        with ways.use(loaded.ways), ways.use(by or {}):
+            logits_BK = loaded.model.apply(self._variables(), loaded.preprocess(images_BHWC), train=False)
+        # Outputs beyond the classes have their share in the softmax, as in training, and no name.
+        return jax.nn.softmax(logits_BK, axis=-1)[:, : len(loaded.class_names)]
+
+    def compiled(self, *, reference: bool = False) -> Callable[[Any], jax.Array]:
+        """`probabilities`, jitted, with the weights as arguments.
+
+        Args:
+          reference: to compare with: float32 in full and, where jax has one, on the CPU. Else it is as fast as it can
+            be, on the default device.
+        """
+        loaded = self.loaded
+        device = _cpu() if reference else None
+
+        def run(variables: Any, images_BHWC: jax.Array) -> jax.Array:
+            return jax.nn.softmax(loaded.apply(variables, images_BHWC), axis=-1)[:, : len(loaded.class_names)]
+
+        program = jax.jit(run, compiler_options=forward_options())
+        variables = jax.device_put(self._variables(), device)
+
+        def call(images_BHWC: Any) -> jax.Array:
+            with jax.default_matmul_precision("highest" if reference else None):
+                return program(variables, jax.device_put(jnp.asarray(images_BHWC), device))
+
+        return call
+
+    def facts(self) -> dict[str, Any]:
+        """What a user of the file must know, as plain values."""
+        return {
+            "class_names": list(self.loaded.class_names),
+            "image_shape": list(self.loaded.image_shape),
+            "weights": self.kind,
+            "model": self.loaded.config.model.name,
+            "step": self.loaded.step,
+            "producer": f"jaxvit {__version__}",
+        }
+
+
+def _cpu() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names others only
+        return None

@@ -1,0 +1,258 @@
+"""`jaxvit.export`: a trained model as files that run without jaxvit, each checked in a fresh process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxvit.errors import RunFailedError, UsageError, first_line
+from jaxvit.exports.check import LARGEST, largest_difference
+from jaxvit.exports.formats import Format, formats_named
+from jaxvit.exports.model import ExportModel
+from jaxvit.files import locked_folder, make_writable
+from jaxvit.trained.evaluate import evaluate_source, read_split
+from jaxvit.trained.load import Loaded, load
+from jaxvit.trained.weights import KINDS
+
+IMAGES = 32  # that a written file is compared on
+
+
+_PREFIX, _OLD = ".exporting-", "old"
+
+
+def export(
+    run: str | Path | Loaded,
+    to: str = "stablehlo",
+    *,
+    dtype: str = "float32",
+    out: str | Path = "",
+    checkpoint: str = "best",
+    weights: str = "chosen",
+    data_dir: str = "",
+    own_code: bool = False,
+) -> list[Path]:
+    """Writes a trained model as files that run without jaxvit; each is run in a fresh process and compared first.
+
+    Args:
+      run: a run's folder, or what `jaxvit.load` returned.
+      to: 'stablehlo', 'onnx', 'savedmodel' or 'hub'; several as 'stablehlo,hub'.
+      dtype: of the stored weights: 'float32', 'bfloat16' or 'int8'.
+      out: folder for the files; '' = ``export`` in the run's folder.
+      checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
+      data_dir: TFDS directory; '' = the run's, else the usual one.
+
+    Returns:
+      The paths of the files (of ``hub`` and ``savedmodel``, folders), in the order of `to`.
+
+    Raises:
+      UsageError: no such run or format, or a package that the format needs is not installed.
+      RunFailedError: a file cannot be written, does not run, or differs from the model.
+
+    Example:
+      >>> jaxvit.export("runs/digits", "onnx")  # doctest: +SKIP
+      [PosixPath('runs/digits/export/model.onnx')]
+    """
+    if dtype not in KINDS:
+        raise UsageError(f"dtype='{dtype}': must be one of {', '.join(KINDS)}")
+    kinds = formats_named(to)
+    loaded = run if isinstance(run, Loaded) else load(run, checkpoint=checkpoint, weights=weights, own_code=own_code)
+    return export_files(loaded, kinds, dtype=dtype, out=out, data_dir=data_dir)
+
+
+def export_files(
+    loaded: Loaded,
+    kinds: Sequence[Format],
+    *,
+    dtype: str,
+    out: str | Path = "",
+    data_dir: str = "",
+    batch_size: int = 0,
+    devices: int = 0,
+    dry_run: bool = False,
+) -> list[Path]:
+    """Writes the files and prints what was found; see `export`.
+
+    `batch_size` and `devices` are those of the evaluation that shows what smaller weights cost (0 = the run's, all).
+    With `dry_run` the files are named and nothing is written.
+    """
+    folder = Path(out) if str(out) else loaded.workdir / "export"
+    targets = [folder / kind.file(dtype) for kind in kinds]
+    for target, kind in zip(targets, kinds, strict=True):
+        _check_place(target, kind, loaded)
+    if dry_run:
+        for target in targets:
+            print(f"{target}: {dtype} weights of step {loaded.step:,}")
+        print("dry run: nothing was written")
+        return targets
+    make_writable(folder, "name another with --out=DIR")
+    busy = f"{folder}: another export is writing there; wait for it, or name another --out=DIR"
+    with locked_folder(folder, busy):
+        _clear(folder)
+        measured = partial(_evaluated, batch_size=batch_size, devices=devices)
+        _write_all(loaded, kinds, folder, dtype, data_dir, measured)
+    return targets
+
+
+def _write_all(
+    loaded: Loaded,
+    kinds: Sequence[Format],
+    folder: Path,
+    dtype: str,
+    data_dir: str,
+    evaluated: Callable[[Loaded, str, Any], dict[str, Any]],
+) -> None:
+    model = ExportModel.of(loaded, dtype)
+    split, source, why_not = _labelled_images(loaded, data_dir)
+    images = source.batch(np.arange(min(IMAGES, len(source))))[0] if source else _noise(loaded.image_shape)
+    if source and (dtype != "float32" or any(kind.name == "hub" for kind in kinds)):  # whose card has the result
+        model = dataclasses.replace(model, result=evaluated(model.restored, split, source))
+    if dtype != "float32":
+        before = evaluated(loaded, split, source) if source else None
+        print(_cost_in_accuracy(model, before, source, why_not), flush=True)
+    compared = f"{len(images)} images of {_named(source) if source else 'noise'}"
+    of = "" if dtype == "float32" else f"with {dtype} weights "
+    for kind in kinds:
+        made = _write_checked(model, kind, folder, images)
+        print(f"{made.target}: {_size(made.target):,} bytes, {made.difference:.1e} from the model {of}on {compared}")
+        print(f"  it needs {kind.runs_on}: python {made.loader} {made.target} images.npy", flush=True)
+        if len(kinds) == 1:
+            print(f"\n{kind.loader.read_text()}", end="")
+
+
+def _labelled_images(loaded: Loaded, data_dir: str) -> tuple[str, Any, str]:
+    """(split, images: the run's test split, else its validation split, else None; why there is none)."""
+    try:
+        return *read_split(loaded, directory=data_dir), ""
+    except UsageError as error:
+        return "", None, str(error)
+
+
+def _named(source: Any) -> str:
+    """Its name, within a sentence."""
+    return source.name.replace(": ", ", ")
+
+
+def _noise(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), dtype=np.uint8)
+
+
+def _evaluated(loaded: Loaded, split: str, source: Any, *, batch_size: int, devices: int) -> dict[str, Any]:
+    return evaluate_source(loaded, source, split=split, batch_size=batch_size, devices=devices)[0]
+
+
+def _cost_in_accuracy(model: ExportModel, before: dict[str, Any] | None, source: Any, why_not: str) -> str:
+    """A line: accuracy with the weights as they are stored and, in `before`, as they were."""
+    after = model.result
+    if before is None or after is None:
+        return f"what {model.kind} weights cost in accuracy was not measured: {why_not}"
+    change = 100 * (after["top1"] - before["top1"])
+    return (
+        f"{model.kind} weights: top-1 {after['top1']:.2%} on {_named(source)}, {after['count']:,} images; float32 "
+        f"{before['top1']:.2%}, a change of {change:+.2f} points; loss {after['loss']:.4f}, was {before['loss']:.4f}"
+    )
+
+
+# What a folder of a format holds; one that has anything else is no export.
+_HOLDS = {
+    "hub": {"model.safetensors", "model.json", "config.json", "environment.json", "README.md"},
+    "savedmodel": {"saved_model.pb", "fingerprint.pb", "variables", "assets"},
+}
+
+
+def _check_place(target: Path, kind: Format, loaded: Loaded) -> None:
+    """Raises UsageError where something else has the name that a file, or the script beside it, is to get."""
+    remedy = "move it away, or name another --out=DIR"
+    if target.is_symlink() or (target.exists() and target.is_dir() != (not kind.suffix)):
+        raise UsageError(f"{target} is there already and is no {kind.name}: {remedy}")
+    if target.is_dir() and (foreign := sorted({path.name for path in target.iterdir()} - _HOLDS[kind.name])):
+        raise UsageError(f"{target} is there already and holds {foreign[0]}, which no {kind.name} does: {remedy}")
+    if loaded.workdir.resolve().is_relative_to(target.resolve()):
+        raise UsageError(f"{target} is what is to be exported, or above it: name another --out=DIR")
+    script = target.parent / kind.loader.name
+    if script.exists() and not script.read_bytes().startswith(b'"""Runs a model of jaxvit'):
+        raise UsageError(f"{script} is there already and is none of jaxvit's: {remedy}")
+
+
+def _clear(folder: Path) -> None:
+    """Takes away what an export that was killed has left; a folder that it had moved aside gets its name back."""
+    for left in folder.glob(f"{_PREFIX}*"):
+        old = left / _OLD
+        for was in old.iterdir() if old.is_dir() else ():
+            if not (folder / was.name).exists():
+                os.replace(was, folder / was.name)
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    target: Path
+    loader: Path
+    difference: float
+
+
+def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: np.ndarray) -> _Written:
+    """Writes a file beside its place, checks it there, and only then gives it its name.
+
+    Raises:
+      RunFailedError: it cannot be written, does not run, or disagrees.
+    """
+    target, loader = folder / kind.file(model.kind), folder / kind.loader.name
+    print(f"writing {target}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_PREFIX) as name:
+        draft = Path(name) / target.name
+        try:
+            kind.write(model, draft)
+        except (UsageError, RunFailedError, OSError):
+            raise
+        except Exception as error:  # whatever another's library has to say to a model that it cannot express
+            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            raise RunFailedError(
+                f"--to={kind.name}: this model cannot be written so ({reason}); try another"
+            ) from error
+        difference = largest_difference(model, kind, draft, images_BHWC)
+        if not difference < LARGEST:
+            raise RunFailedError(
+                f"--to={kind.name}: the file written differs from the model by {difference:.2g}, and {LARGEST:g} is "
+                "too much: it was thrown away; try another format"
+            )
+        script = Path(name) / loader.name
+        shutil.copyfile(kind.loader, script)
+        _sync(Path(name))
+        _put(draft, target, Path(name) / _OLD)
+        os.replace(script, loader)  # of another version it runs the file too
+    return _Written(target, loader, difference)
+
+
+def _put(draft: Path, target: Path, aside: Path) -> None:
+    """Gives a draft its name. A folder cannot be replaced at once: the old one steps aside, and back if that fails."""
+    if not target.is_dir():
+        os.replace(draft, target)
+        return
+    aside.mkdir()
+    os.replace(target, aside / target.name)
+    try:
+        os.replace(draft, target)
+    except BaseException:
+        os.replace(aside / target.name, target)
+        raise
+
+
+def _sync(folder: Path) -> None:
+    """Has the disk keep what was written: a name must not outlive what it stands for."""
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _size(path: Path) -> int:
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return sum(p.stat().st_size for p in files)

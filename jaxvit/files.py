@@ -1,0 +1,165 @@
+"""Files, once for all: JSON read and written, whole-or-nothing writes, locks, and "can I write here?".
+
+Everything that jaxvit stores goes through `replaced`: it is written beside its place, synced and then moved, so that a
+kill or a full disk leaves the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxvit.errors import UsageError, is_disk_full
+
+
+def require(right: bool, file: Path, reason: str, remedy: str) -> None:
+    """Raises UsageError with the reason why a file cannot be used and what to do about it, unless all is right."""
+    if not right:
+        raise UsageError(f"{file} cannot be read ({reason}); {remedy}")
+
+
+def read_json(path: Path, remedy: str = "it is damaged: put a copy of it back, or use a new --workdir") -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      UsageError: there is no such file, or it is no JSON; `remedy` is what to do about it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror
+    except ValueError:  # cut off, another text, no text
+        reason = "it is no JSON"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    raise UsageError(f"{path} cannot be read ({reason}); {remedy}")
+
+
+@contextlib.contextmanager
+def replaced(path: Path, *, unique: bool = False) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; on a clean exit what lies there is synced and becomes `path`.
+
+    If the body raises, what it wrote is removed and `path` stays as it was. What a killed process leaves there has a
+    fixed hidden name, which the next write uses again.
+
+    Args:
+      path: the file to write.
+      unique: several processes may write this file at the same time: each gets a name of its own.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid() if unique else 'tmp'}")
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file, whole or not at all; what JSON does not know is written as its `str`."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV file with a header, whole or not at all; a key that a row lacks is an empty cell."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, stream.getvalue())
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the disk keep the names in a folder: after a power cut a file that was moved there is there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_writable(folder: Path, remedy: str) -> None:
+    """Makes a folder where it is missing, and tries whether files can be written there: before the work, not after it.
+
+    Raises:
+      UsageError: it cannot be written; the remedy ends the sentence.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
+            pass
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UsageError(f"{folder} cannot be written ({reason}); {remedy}") from None
+
+
+class Lock:
+    """A lock on a file or folder, held from construction to `close` or to the end of a `with` block.
+
+    It is the system's (flock): it ends with the process, however that ends.
+
+    Args:
+      path: of the lock file, made when missing, or of a folder that is there.
+      busy: what to say when another process holds it; '' = wait for that one.
+
+    Raises:
+      UsageError: another process holds it.
+      OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, busy: str = ""):
+        folder = path.is_dir()
+        self._descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            self.close()
+            raise UsageError(busy) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives the lock back; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the `Lock` of a file that is there."""
+    try:
+        Lock(path, "busy").close()
+    except UsageError:
+        return True
+    return False
+
+
+def locked_folder(folder: Path, busy: str = "") -> Lock:
+    """A `Lock` on a folder itself, made when missing: it leaves no file behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Lock(folder, busy)

@@ -1,0 +1,94 @@
+"""Facts about a model without running it: parameters, multiply-adds, tokens, modules."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxvit.layers import EncoderBlock, ShiftBlock
+from jaxvit.layers.stack import plainly
+from jaxvit.models.count import abstract_variables, count_macs, count_params
+from jaxvit.models.registry import create_model, input_shape
+from jaxvit.ops.ways import use
+
+
+def summary(model: str | nn.Module, image_size: int | tuple[int, ...] = 0, **attributes: Any) -> dict[str, Any]:
+    """Facts about a model for one image, without running it.
+
+    Args:
+      model: a name for `jaxvit.create_model`, or a linen module called as ``model(images, train=False)``.
+      image_size: side in pixels, (rows, columns), or (rows, columns, channels); 0 = as the name was published.
+      **attributes: of the named model, to set otherwise than the name does.
+
+    Returns:
+      name; params; macs {'all', 'keras_profiler', 'cct'}; input [H, W, C]; tokens, the number that each block sees;
+      layers, a row for each module: path, type, output shape, params.
+
+    Raises:
+      ValueError: no such model or attribute, or attributes that do not go together.
+
+    Example:
+      >>> jaxvit.summary("tutorial_cct")["params"]
+      416331
+    """
+    if isinstance(model, str):
+        name, published = model, input_shape(model)
+        model = create_model(model, **attributes)
+    elif attributes:
+        raise ValueError(f"{next(iter(attributes))}: attributes belong to a model that is named; this one is made")
+    else:
+        name, published = type(model).__name__, (32, 32, 3)
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    shape = published if sides == (0, 0) else (*sides, *published[len(sides) :])
+    return summarize(model, shape, name=name)
+
+
+def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "") -> dict:
+    """Facts about a model for one sample of a size.
+
+    Args:
+      model: called as `model(images, train=False)`.
+      input_shape: (H, W, C).
+      name: what to call it; '' = the name of its class.
+
+    Returns:
+      name; params; macs, one number for each convention of `jaxvit.models.count`; input; tokens, the number that each
+      transformer or shift block sees; layers, a row for each module: path, type, output shape, params.
+    """
+    model = plainly(model)
+    variables = abstract_variables(model, input_shape)
+    rows: dict[str, dict] = {}
+    tokens = []
+
+    def record(call, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if isinstance(module, (EncoderBlock, ShiftBlock)):
+            tokens.append(math.prod(args[0].shape[1:-1]))
+        path = "/".join(module.path)
+        row = rows.setdefault(path, {"path": path, "type": type(module).__name__})  # before what is inside it
+        out = call(*args, **kwargs)
+        row["output"] = list(getattr(out, "shape", ())[1:])
+        row["params"] = count_params({"params": _at(variables.get("params", {}), module.path)})
+        return out
+
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    with use("plain"), nn.intercept_methods(record):  # every module is called
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    return {
+        "name": name or type(model).__name__,
+        "params": count_params(variables),
+        "macs": count_macs(model, input_shape),
+        "input": list(input_shape),
+        "tokens": tokens,
+        "layers": list(rows.values()),
+    }
+
+
+def _at(tree, path: tuple[str, ...]):
+    for key in path:
+        tree = tree.get(key, {})
+    return tree

@@ -1,0 +1,79 @@
+"""Activations, pure functions of any floating dtype."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvit.ops.ways import way
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x Φ(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), of any floating dtype.
+
+    By erf in float32, as PyTorch and TensorFlow do, or as `jaxvit.ops.ways` says. `jax.nn.gelu` goes by erfc, which is
+    exact further into the left tail, where the value is below 1e-6, and takes longer on CPU.
+    """
+    if way("gelu") == "erfc":
+        return jax.nn.gelu(x, approximate=False)
+    return _gelu_by_erf(x)
+
+
+@jax.custom_jvp
+def _gelu_by_erf(x: jax.Array) -> jax.Array:
+    wide, share = _cumulative(x)
+    return (wide * share).astype(x.dtype)
+
+
+@_gelu_by_erf.defjvp
+def _gelu_by_erf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """By hand, so that for the gradient one array of x's own dtype is kept, and not three of float32."""
+    ((x,), (dx,)) = primals, tangents
+    wide, share = _cumulative(x)
+    slope = share + wide * jnp.exp(-0.5 * wide * wide) * np.asarray((2 * np.pi) ** -0.5, wide.dtype)
+    return (wide * share).astype(x.dtype), dx * slope.astype(x.dtype)
+
+
+def _cumulative(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x in at least float32, and the normal distribution's cumulative function of it."""
+    wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    erf = _rational_erf if way("gelu") == "rational" else jax.lax.erf
+    return wide, 0.5 * (1.0 + erf(wide * np.asarray(0.5**0.5, wide.dtype)))
+
+
+# Of Eigen's generic_fast_erf (Eigen/src/SpecialFunctions), which XLA uses too: x p(x²) / q(x²), exact to float32 within
+# ±4, where it is clamped. The highest powers first.
+_ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05)
+
+
+_ERF_P += (-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
+
+
+_ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
+
+
+_ERF_Q += (-1.42647390514189e-02,)
+
+
+def _rational_erf(x: jax.Array) -> jax.Array:
+    """erf by multiplying and adding, for programs that others read whose erf is another one."""
+    x = jnp.clip(x, -4.0, 4.0)
+    square = x * x
+    p, q = (jnp.polyval(np.asarray(each, np.float32), square, unroll=16) for each in (_ERF_P, _ERF_Q))
+    return x * p / q
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The named activation: 'gelu' is the exact one (erf), 'gelu_tanh' its usual approximation."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation={name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

@@ -1,0 +1,155 @@
+"""Runs side by side: found in folders, summed up in a row each, written as a table, Markdown or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxvit.errors import UsageError
+from jaxvit.run.folder import read_config, read_result, seed_folders
+from jaxvit.trained.facts import ModelFacts, read_model
+from jaxvit.training.journal import deciding_validations, read_jsonl
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """The runs in a folder, which may be one itself. A run of several seeds counts once.
+
+    Raises:
+      UsageError: there are none.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder")
+    found = False
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        if "config.json" in files and (
+            "model.json" in files or "environment.json" in files or seed_folders(Path(parent))
+        ):
+            found = True
+            folders.clear()  # what lies in a run belongs to it
+            yield Path(parent)
+    if not found:
+        raise UsageError(f"{folder}: there are no runs here; train one with `jaxvit train`")
+
+
+def with_checkpoints(run: Path) -> Path:
+    """The run itself, or of several seeds the first."""
+    seeds = seed_folders(run)
+    return seeds[0] if seeds and not (run / "checkpoints").exists() else run
+
+
+def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:
+    """What a table says of a run: run, model, data, params, macs, steps, best_epoch, seeds, top1, top1_std, top5, loss,
+    validation, train_seconds, state; what is not known yet is missing. `own_code`: see `jaxvit.load`; without it the
+    multiply-adds of a model outside this package are not known.
+
+    Raises:
+      UsageError: a file of it is damaged.
+    """
+    config = read_config(run)
+    row: dict[str, Any] = {"run": str(run), "model": config.model.name, "data": config.data.name}
+    folder = with_checkpoints(run)
+    if (folder / "model.json").exists():
+        row["params"], row["macs"] = _count(read_model(folder), own_code)
+    records = read_jsonl(folder / "metrics.jsonl")
+    row["steps"] = max((record["step"] for record in records), default=0)
+    if not (run / "result.json").exists():
+        validations = [r["top1"] for r in deciding_validations(records) if r.get("top1") is not None]
+        best = {"validation": max(validations)} if validations else {}
+        return row | best | {"state": "not finished"}
+    result = read_result(run)
+    test = result["test"]
+    row |= {name: test[name] for name in ("top1", "top5", "loss", "count") if name in test}
+    if "std" in test:
+        row |= {"top1_std": test["std"]["top1"], "seeds": test["n"]}
+    at_best = [r.get("top1") for r in deciding_validations(records) if r["epoch"] == result["best_epoch"]]
+    if at_best and "std" not in test:
+        row["validation"] = at_best[0]
+    row |= {"steps": result["steps"], "best_epoch": result["best_epoch"], "params": result["params"]}
+    return row | {"train_seconds": result["seconds"]["train"], "state": "finished"}
+
+
+def _count(facts: ModelFacts, own_code: bool) -> tuple[int | None, int | None]:
+    """(parameters, multiply-adds of an image) of a model.json; None where the model cannot be made here."""
+    from jaxvit.models.count import abstract_variables, count_macs, count_params
+
+    try:
+        model, shape = facts.create(own_code=own_code), facts.input_shape
+        return count_params(abstract_variables(model, shape)), count_macs(model, shape)["all"]
+    except Exception:  # a model of one's own that is not on the path here, or attributes that do not go together
+        return None, None
+
+
+_COLUMNS = (
+    ("run", "run"),
+    ("model", "model"),
+    ("data", "data"),
+    ("params", "parameters"),
+    ("macs", "multiply-adds"),
+    ("steps", "steps"),
+    ("best_epoch", "best epoch"),
+    ("validation", "validation"),
+    ("top1", "test"),
+    ("top5", "test top-5"),
+    ("loss", "test loss"),
+    ("train_seconds", "training"),
+)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def text(name: str) -> str:
+        value = row.get(name)
+        if value is None:
+            return row["state"] if name == "top1" and row["state"] != "finished" else ""
+        if name == "top1" and "top1_std" in row:
+            return f"{value:.2%} ± {row['top1_std']:.2%} (n = {row['seeds']})"
+        if name in ("validation", "top1", "top5"):
+            return f"{value:.2%}"
+        if name == "macs":
+            return f"{value / 1e6:,.2f} M"
+        if name == "loss":
+            return f"{value:.4f}"
+        if name == "train_seconds":
+            return f"{value:,.1f} s"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    return [text(name) for name, _ in _COLUMNS]
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table()
+    for name, heading in _COLUMNS:
+        table.add_column(heading, justify="left" if name in ("run", "model", "data") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, _cells(row)))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has no edge to fit into
+    console.print(table)
+
+
+def _print_markdown(rows: Sequence[dict[str, Any]]) -> None:
+    print("| " + " | ".join(heading for _, heading in _COLUMNS) + " |")
+    print("|" + "|".join("---" if name in ("run", "model", "data") else "--:" for name, _ in _COLUMNS) + "|")
+    for row in rows:
+        print("| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |")
+
+
+def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
+    names = [*(name for name, _ in _COLUMNS), "top1_std", "seeds", "count", "state"]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    print(stream.getvalue(), end="")
+
+
+WRITERS = {"table": _print_table, "markdown": _print_markdown, "csv": _print_csv}

@@ -1,0 +1,314 @@
+"""All figures of a run, and the page that shows them."""
+
+from __future__ import annotations
+
+import html
+import math
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.figures import evaluation, maps
+from jaxvit.figures.architecture import draw_architecture
+from jaxvit.figures.history import draw_history
+from jaxvit.figures.images import draw_patches
+from jaxvit.figures.predictions import draw_predictions
+from jaxvit.figures.shift_animation import draw_shift_animation
+from jaxvit.figures.shift_block import draw_shift_block
+from jaxvit.figures.token_learner import draw_token_learner
+from jaxvit.files import make_writable, write_text
+from jaxvit.models import ShiftViT, ViT
+from jaxvit.run.folder import read_result
+from jaxvit.trained import introspection
+from jaxvit.trained.evaluate import evaluate_source, read_split
+from jaxvit.trained.inference import Outcomes
+from jaxvit.trained.load import Loaded
+from jaxvit.training.journal import read_jsonl
+
+GRID = 30  # images in a grid of predictions
+FIELD_IMAGES = 16  # that a receptive field is the mean over
+
+
+class _Subject:
+    """A run, with what several figures need worked out once."""
+
+    def __init__(self, loaded: Loaded, folder: Path, options: Any):
+        self.loaded, self.folder, self._options = loaded, folder, options
+        self.name = f"{loaded.config.model.name} on {loaded.config.data.name}"
+
+    @cached_property
+    def source(self) -> Source | StreamedSource:
+        return read_split(self.loaded, self._options.split, "", self._options.data_dir)[1]
+
+    @cached_property
+    def evaluation(self) -> tuple[dict[str, Any], Outcomes]:
+        options = self._options
+        return evaluate_source(
+            self.loaded, self.source, split=options.split, batch_size=options.batch_size, devices=options.devices
+        )
+
+    @cached_property
+    def examples(self) -> tuple[np.ndarray, list[str]]:
+        """(uint8 images, class names): the first of each class, in the order of the split, then the next of any."""
+        _, labels, good = self.source.batch(np.arange(min(len(self.source), 1000)))
+        readable = np.flatnonzero(good)
+        firsts = readable[np.sort(np.unique(labels[readable], return_index=True)[1])]
+        rows = np.concatenate([firsts, np.setdiff1d(readable, firsts)])[: self._options.n]
+        return self.source.batch(rows)[0], [self.source.class_names[label] for label in labels[rows]]
+
+    @cached_property
+    def recorded(self) -> introspection.Recorded:
+        return introspection.record(self.loaded, self.examples[0])
+
+    def maps(self, weights_BKN: np.ndarray, names: list[str], file: str, title: str, **settings: Any) -> list[Path]:
+        """Draws weights over places, 0..1, as maps over the examples.
+
+        Raises:
+          UsageError: the weights are not over the places that the model cuts the image into.
+        """
+        grid = self.recorded.grid
+        if grid is None or math.prod(grid) != weights_BKN.shape[-1]:
+            raise UsageError(f"{weights_BKN.shape[-1]} weights, and it is not known where in the image they belong")
+        return maps.draw_maps(
+            self.loaded.pictures(self.examples[0]),
+            weights_BKN.reshape(*weights_BKN.shape[:2], *grid),
+            names,
+            self.folder / file,
+            covered=self.recorded.covered,
+            rows=self.examples[1],
+            title=title,
+            **settings,
+        )
+
+
+def draw_run(loaded: Loaded, folder: Path, options: Any) -> Path:
+    """Draws every figure that fits the model into a folder; returns the page that shows them.
+
+    Args:
+      loaded: the run's model.
+      folder: made when missing.
+      options: split, n, data_dir, batch_size and devices, as `jaxvit report` has them.
+
+    Raises:
+      UsageError: the folder cannot be written.
+    """
+    make_writable(folder, "copy the run to where you may write")
+    subject = _Subject(loaded, folder, options)
+    shown: list[tuple[str, Path]] = []
+    missing: dict[str, list[str]] = {}
+    for name, (draw, caption) in FIGURES.items():
+        try:
+            files = draw(subject)
+        except (UsageError, RunFailedError) as error:  # scores that are not finite: its curves are wanted then
+            missing.setdefault(str(error), []).append(name)
+            continue
+        pictures = [file for file in files if file.suffix in (".png", ".gif")]
+        for file in pictures:  # of several layers each is told apart
+            layer = f" Here: {file.stem.removeprefix(f'{name}_')}." if len(pictures) > 1 else ""
+            shown.append((caption + layer, file))
+    for reason, names in missing.items():
+        print(f"left out: {', '.join(names)}: {reason}", file=sys.stderr)
+    index = folder / "index.html"
+    write_text(index, _page(subject.name, shown))
+    return index
+
+
+def _history(subject: _Subject) -> list[Path]:
+    workdir = subject.loaded.workdir
+    records = read_jsonl(workdir / "metrics.jsonl")
+    if not records:
+        return []
+    best = 0
+    if subject.loaded.config.data.validation and (workdir / "result.json").exists():
+        best = read_result(workdir)["best_epoch"]
+    smoothing = subject.loaded.config.train.label_smoothing
+    return draw_history(records, subject.folder / "history", best, subject.name, smoothing)
+
+
+def _predictions(subject: _Subject) -> list[Path]:
+    rows = np.arange(min(GRID, len(subject.evaluation[1])))
+    return _grid(subject, rows, "predictions", f"{subject.name}: the first images of {subject.source.name}")
+
+
+def _mistakes(subject: _Subject) -> list[Path]:
+    outcomes = subject.evaluation[1]
+    wrong = np.flatnonzero(outcomes.rank > 0)
+    rows = wrong[np.argsort(-outcomes.confidence[wrong], kind="stable")][:GRID]
+    return _grid(subject, rows, "mistakes", f"{subject.name}: the most confident mistakes") if len(rows) else []
+
+
+def _grid(subject: _Subject, rows: np.ndarray, file: str, title: str) -> list[Path]:
+    found, outcomes = subject.evaluation
+    names = found["class_names"]
+    images = subject.source.batch(outcomes.index[rows])[0]
+    captions = []
+    for row in rows:
+        right = bool(outcomes.rank[row] < 1)
+        text = f"{names[outcomes.predicted[row]]} {100 * outcomes.confidence[row]:.0f} %"
+        captions.append((text if right else f"{text}\nit is {names[outcomes.labels[row]]}", right))
+    return draw_predictions(list(images), captions, subject.folder / file, title)
+
+
+def _confusion(subject: _Subject) -> list[Path]:
+    return evaluation.draw_confusion(subject.evaluation[0], subject.folder / "confusion")
+
+
+def _calibration(subject: _Subject) -> list[Path]:
+    return evaluation.draw_calibration(subject.evaluation[0], subject.folder / "calibration")
+
+
+def _patches(subject: _Subject) -> list[Path]:
+    patch = getattr(subject.loaded.model, "patch", 0)
+    if not patch or getattr(subject.loaded.model, "tokenizer", "patch") != "patch":
+        return []
+    images, names = subject.examples
+    return draw_patches(subject.loaded.pictures(images[:1])[0], patch, subject.folder / "patches", names[0])
+
+
+def _architecture(subject: _Subject) -> list[Path]:
+    loaded = subject.loaded
+    return draw_architecture(loaded.model, loaded.input_shape, subject.folder / "architecture", subject.name)
+
+
+def _shift_block(subject: _Subject) -> list[Path]:
+    model = subject.loaded.model
+    if not isinstance(model, ShiftViT):
+        return []
+    return draw_shift_block(model, subject.folder / "shift_block", f"{subject.name}: the shift block")
+
+
+def _shift(subject: _Subject) -> list[Path]:
+    model = subject.loaded.model
+    if not isinstance(model, ShiftViT) or model.shift == "none":
+        return []
+    groups = model.divisions if model.groups == "count" else model.dim // model.divisions  # of the first stage
+    border = model.shift == "border"
+    return [draw_shift_animation(subject.folder / "shift.gif", groups=groups, pixels=model.pixels, border=border)]
+
+
+def _token_learner(subject: _Subject) -> list[Path]:
+    loaded = subject.loaded
+    if not isinstance(loaded.model, ViT) or loaded.model.learner == "none":
+        return []
+    title = f"{subject.name}: TokenLearner"
+    return draw_token_learner(loaded.model, loaded.input_shape, subject.folder / "token_learner", title)
+
+
+def _token_maps(subject: _Subject) -> list[Path]:
+    files = []
+    for step in (step for step in _steps(subject) if step.kind == "learn"):
+        tokens = step.weights.shape[1]
+        weights = np.concatenate([step.weights, step.weights.sum(axis=1, keepdims=True)], axis=1)
+        weights = _relative(weights)  # the sum lies far above the others
+        names = [*(f"token {i + 1}" for i in range(tokens)), "sum"]
+        title = f"{subject.name}: where {step.name} looks ({step.weighting})"
+        files += subject.maps(
+            weights, names, f"token_maps_{step.name}", title, scale="weight, relative to the largest of the map"
+        )
+    return files
+
+
+def _token_fuser(subject: _Subject) -> list[Path]:
+    files = []
+    for step in (step for step in _steps(subject) if step.kind == "fuse"):
+        weights = step.weights.swapaxes(1, 2)
+        names = [f"token {i + 1}" for i in range(weights.shape[1])]
+        title = f"{subject.name}: how much of each token {step.name} gives to each place (0 to 1)"
+        files += subject.maps(weights, names, f"token_fuser_{step.name}", title, scale="weight")
+    return files
+
+
+def _pool_weights(subject: _Subject) -> list[Path]:
+    recorded = subject.recorded
+    if recorded.pool is None or recorded.grid is None or recorded.pool.shape[-1] != np.prod(recorded.grid):
+        return []
+    return subject.maps(
+        _relative(recorded.pool), ["weights"], "pool_weights", f"{subject.name}: the places that the scores are made of"
+    )
+
+
+def _rollout(subject: _Subject) -> list[Path]:
+    pool = getattr(subject.loaded.model, "pool", "")
+    if not any(step.kind == "attention" for step in _steps(subject)) or subject.recorded.grid is None:
+        return []
+    try:
+        rollout = introspection.attention_rollout(subject.recorded, pool)[:, None]
+    except ValueError as error:  # a model of one's own
+        raise UsageError(f"attention rollout: {error}") from None
+    return subject.maps(_relative(rollout), ["rollout"], "attention_rollout", f"{subject.name}: attention rollout")
+
+
+def _relative(weights_BKN: np.ndarray) -> np.ndarray:
+    """To the largest of each map."""
+    return weights_BKN / np.maximum(weights_BKN.max(axis=2, keepdims=True), 1e-12)
+
+
+def _steps(subject: _Subject) -> tuple[introspection.Step, ...]:
+    return subject.recorded.steps
+
+
+def _positions(subject: _Subject) -> list[Path]:
+    found = introspection.position_similarities(subject.loaded)
+    if found is None:
+        return []
+    similarities, grid = found
+    title = f"{subject.name}: similarity of each place's position with all others"
+    return maps.draw_positions(similarities, grid, subject.folder / "positions", title)
+
+
+def _receptive_field(subject: _Subject) -> list[Path]:
+    images, _, good = subject.source.batch(np.arange(min(FIELD_IMAGES, len(subject.source))))
+    fields = introspection.receptive_fields(subject.loaded, images[good])
+    if not fields:
+        return []
+    title = f"{subject.name}: what the middle of each stage's map sees, mean of {good.sum()} images"
+    return maps.draw_receptive_fields(fields, subject.folder / "receptive_field", title)
+
+
+Draw = Callable[[_Subject], list[Path]]
+FIGURES: dict[str, tuple[Draw, str]] = {
+    "history": (_history, "Learning curves; the dashed line marks the epoch of the best weights."),
+    "predictions": (_predictions, "The first images of the split, under what the model says of them."),
+    "mistakes": (_mistakes, "The mistakes that the model is most sure of."),
+    "confusion": (_confusion, "Confusion matrix: true classes by row, predicted by column."),
+    "calibration": (_calibration, "Is it right as often as it is sure? Bars on the dashed line would be perfect."),
+    "patches": (_patches, "An image as the model cuts it."),
+    "architecture": (_architecture, "The model, drawn from its modules; the bars show how many tokens there are."),
+    "shift_block": (_shift_block, "The shift block: which channels move where, stage by stage."),
+    "shift": (_shift, "The shift, group by group of channels."),
+    "token_learner": (_token_learner, "How tokens are learned, with this model's sizes."),
+    "token_maps": (_token_maps, "TokenLearner: where each learned token looks, and all of them together."),
+    "token_fuser": (_token_fuser, "TokenFuser: how the learned tokens are spread over the places again."),
+    "pool_weights": (_pool_weights, "Pooling: how much each place counts in the scores."),
+    "attention_rollout": (_rollout, "Attention rollout: how much of each place reaches the scores through attention."),
+    "positions": (_positions, "Positions: each little map shows how similar one place's position is to all others."),
+    "receptive_field": (_receptive_field, "Receptive field: how strongly each pixel moves the middle of each stage."),
+}
+
+
+def _page(title: str, shown: list[tuple[str, Path]]) -> str:
+    """A page without scripts; pictures link to their SVG where there is one."""
+    parts = []
+    for caption, file in shown:
+        vector = file.with_suffix(".svg")
+        target = vector.name if vector.exists() else file.name
+        parts.append(
+            f'<figure><a href="{html.escape(target)}"><img src="{html.escape(file.name)}" alt="{html.escape(caption)}">'
+            f"</a><figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    style = (
+        "body{font-family:sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+        "img{max-width:100%;max-height:90vh}figure{margin:2.5rem 0}figcaption{margin-top:.5rem;color:#444}"
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )

@@ -1,0 +1,1 @@
+"""The documents' experiments: what each reports, its runs, and how these compare."""

@@ -1,0 +1,135 @@
+"""The rows of results/rows.toml: what the documents report, what is asked for it, and whether a run has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxvit.errors import UsageError
+
+JUDGED = ("top1", "top5")  # measures that a target can be set for: more is better
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Another row to compare with, seed by seed.
+
+    Attributes:
+      row: its name.
+      ratio: its training time must be at least so many times this row's; 0 = not asked.
+      document: the ratio that the document has; 0 = none.
+      above: this row's accuracy must be shown to be above that row's: the interval of the difference must be.
+      equal: the whole interval of the difference of accuracies must lie within this of 0; 0 = not asked.
+      fewer: least and greatest share of that row's multiply-adds that this row must save; () = not asked.
+    """
+
+    row: str
+    ratio: float = 0.0
+    document: float = 0.0
+    above: bool = False
+    equal: float = 0.0
+    fewer: tuple[float, ...] = ()
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is; else the comparison is only told."""
+        return bool(self.ratio or self.above or self.equal or self.fewer)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; see the head of results/rows.toml for its attributes."""
+
+    name: str
+    config: str
+    weights: str
+    document: Mapping[str, float]
+    target: Mapping[str, float]
+    tolerance: Mapping[str, float]
+    n: int
+    epochs: int
+    minutes: float
+    seeds: tuple[int, ...]
+    quirks: tuple[str, ...]
+    pair: Pair | None = None
+    steps: int = 0
+    params: int = 0
+    note: str = ""
+
+
+def read_rows(file: Path) -> dict[str, Row]:
+    """The rows by name.
+
+    Raises:
+      UsageError: the file is not there, or a row is not right.
+    """
+    try:
+        found = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise UsageError(
+            f"{file}: there is no such file; run this in the project's folder, or name --results"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from None
+    rows: dict[str, Row] = {}
+    listed = found.get("row", [])
+    if not isinstance(listed, list):
+        raise UsageError(f"{file}: each row begins with [[row]]")
+    for given in listed:
+        name = given.get("name", "?") if isinstance(given, dict) else "?"
+        try:
+            row = _row(given)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{file}: row '{name}': {error}") from None
+        if name in rows:
+            raise UsageError(f"{file}: row '{name}' is there twice")
+        rows[name] = row
+    for row in rows.values():
+        if row.pair and row.pair.row not in rows:
+            raise UsageError(f"{file}: row '{row.name}': there is no row '{row.pair.row}' to compare with")
+    return rows
+
+
+_MEASURES = {
+    "document": ("top1", "top5", "loss", "precision", "recall", "validation"),
+    "target": JUDGED,
+    "tolerance": JUDGED,
+}
+
+
+def _row(given: Any) -> Row:
+    """Raises TypeError or ValueError, with what is wrong, where it is no row."""
+    if not isinstance(given, dict):
+        raise TypeError("it is no table; begin it with [[row]]")
+    fields = {field.name: field for field in dataclasses.fields(Row)}
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    wrong = sorted(set(given) - set(fields)) + sorted(needed - set(given))
+    if wrong:
+        raise ValueError(f"'{wrong[0]}' is {'not known' if wrong[0] in given else 'missing'}")
+    for name, kinds in {**dict.fromkeys(("name", "config", "weights", "note"), str), "minutes": (int, float)}.items():
+        if not isinstance(given.get(name, ""), kinds) and name in given:
+            raise TypeError(f"{name} = {given[name]!r} is of the wrong type")
+    for name in ("n", "epochs", "steps", "params"):
+        if type(given.get(name, 0)) is not int or given.get(name, 0) < 0:
+            raise TypeError(f"{name} = {given[name]!r} is no count")
+    for name, measures in _MEASURES.items():
+        for measure, value in dict(given[name]).items():
+            if measure not in measures or type(value) not in (int, float):
+                raise ValueError(f"{name}: {measure} = {value!r}; it holds {', '.join(measures)}, as numbers")
+    if given["weights"] not in ("best", "latest"):
+        raise ValueError(f"weights = '{given['weights']}': must be 'best' or 'latest'")
+    if not given["seeds"] or not all(type(seed) is int and seed >= 0 for seed in given["seeds"]):
+        raise ValueError(f"seeds = {given['seeds']!r}: must be a list of numbers, 0 or more")
+    pair = None
+    if "pair" in given:
+        pair = Pair(**{**given["pair"], "fewer": tuple(given["pair"].get("fewer", ()))})
+    row = Row(**{**given, "seeds": tuple(given["seeds"]), "quirks": tuple(given["quirks"]), "pair": pair})
+    if not (row.params if row.steps else row.target):
+        raise ValueError(f"has no {'params' if row.steps else 'target'}")
+    if not set(row.tolerance) <= set(row.target):
+        raise ValueError("tolerance has more than target")
+    return row

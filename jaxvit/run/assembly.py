@@ -1,0 +1,242 @@
+"""Puts the parts that a Plan names together: model, transforms, optimizer. The one place where they meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.errors import FlaxError, ModifyScopeVariableError
+from jax.sharding import Mesh
+
+from jaxvit import own_code
+from jaxvit.config.plan_types import Plan
+from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform
+from jaxvit.devices.sharding import over_images
+from jaxvit.errors import UsageError, first_line
+from jaxvit.layers.stack import plainly
+from jaxvit.models.registry import create_model
+from jaxvit.ops import ways
+from jaxvit.training.optimizer import (
+    Schedule,
+    average_weights,
+    decay_mask,
+    layer_factors,
+    make_optimizer,
+    make_schedule,
+)
+from jaxvit.training.state import TrainState, create_state, derive_key
+from jaxvit.training.step import make_eval_step, make_loss, make_train_step, step_keys
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a run.
+
+    Attributes:
+      model: Flax module.
+      init: key -> variables {'params': …, and any collection that is not trained}.
+      apply: (variables, images, *, train, key=None) -> logits.
+      apply_plainly: the same without remat and scan, for looking into modules.
+      optimizer, schedule: optax transformation; learning rate of a step.
+      abstract_state: shapes and types of the TrainState, made without computing anything.
+      classes: K of the model's output; at least as many as the data set has.
+    """
+
+    plan: Plan
+    model: nn.Module
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+    apply_plainly: Callable[..., jax.Array]
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    abstract_state: TrainState
+    classes: int
+
+    def init_key(self) -> jax.Array:
+        """The root of the randomness of the parameters."""
+        return derive_key(self.plan.seed, "init")
+
+    def create_state(self, key: jax.Array | None = None) -> TrainState:
+        """The state before the first step; to be jitted, best with `init_key`: then one program serves all seeds."""
+        key = self.init_key() if key is None else key
+        return create_state(self.init, self.optimizer, key, ema=self.plan.ema_decay > 0)
+
+    def step_key(self, seed: int | None = None) -> jax.Array:
+        """The root of the randomness of all steps, of the plan's seed or another."""
+        return derive_key(self.plan.seed if seed is None else seed, "step")
+
+    def loss(
+        self,
+        axis_name: str | None = None,
+        *,
+        plainly: bool = False,
+        key: jax.Array | None = None,
+        mesh: Mesh | None = None,
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The two halves of this run's forward pass, see `jaxvit.training.step.make_loss`; `key` as `step_key`.
+
+        `mesh` is the one that batches are split over, None for one device and for pmap. It changes no number, only
+        which device draws it.
+        """
+        each = over_images(mesh) if mesh is not None else jax.vmap
+        return make_loss(
+            self.apply_plainly if plainly else self.apply,
+            training_transform(self.plan.augment, self.classes, self.plan.train.label_smoothing, each=each),
+            self.step_key() if key is None else key,
+            axis_name=axis_name,
+        )
+
+    def train_step(
+        self, axis_name: str | None = None, *, key: jax.Array | None = None, mesh: Mesh | None = None
+    ) -> Callable[..., Any]:
+        """The pure training step of this run; `key` as `step_key`, `mesh` as in `loss`."""
+        plan = self.plan
+        average = partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None
+        prepare, loss = self.loss(axis_name, key=key, mesh=mesh)
+        return make_train_step(
+            prepare, loss, self.optimizer, accumulate=plan.train.accumulate, ema=average, axis_name=axis_name
+        )
+
+    def host_transform(self, before: int = 0) -> Callable[[int, Mapping[str, Any]], dict[str, np.ndarray]] | None:
+        """(step, batch) -> batch with the geometry done by the host's processor; None where the device does it.
+
+        `before` is how many images of the whole batch come before those of this process.
+        """
+        if self.plan.augment.where != "host":
+            return None
+        root, geometric = self.step_key(), geometric_transform(self.plan.augment, before)
+        transform = jax.jit(lambda root, step, images: geometric(step_keys(root, step)[0], images))
+
+        def apply(step: int, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                return {**batch, "image": np.asarray(transform(root, np.int32(step), batch["image"]))}
+
+        return apply
+
+    def eval_step(self, axis_name: str | None = None) -> Callable[..., Any]:
+        """The pure evaluation step of this run."""
+        return make_eval_step(self.apply, evaluation_transform(self.plan.augment), axis_name=axis_name)
+
+
+def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
+    """Builds the parts; checks, by tracing shapes only, that the model takes the data set's images and can be trained.
+
+    Args:
+      plan: what to build.
+      overrides: config keys set by hand; a model's attribute among them must have an effect.
+
+    Raises:
+      UsageError: the model's attributes do not fit together or do not fit the images; or a model of the user's own is
+        not what a model must be.
+    """
+    shape = plan.input_shape
+    try:
+        model = create_model(plan.model.name, **dict(plan.model.attributes))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UsageError(f"config.model: {first_line(error)}") from None
+    own = ":" in plan.model.name
+    if own and not own_code.takes(model, None, train=True):
+        raise UsageError(
+            f"config.model.name='{plan.model.name}': must take train=, as in def __call__(self, images, *, train)"
+        )
+
+    idle = model.idle_attributes() if hasattr(model, "idle_attributes") else {}
+    for key in overrides:
+        if (name := key.removeprefix("model.")) in idle and key.startswith("model."):
+            raise UsageError(f"--config.{key}: nothing reads this key in this run: model.{idle[name]}")
+
+    def init(key: jax.Array) -> Any:
+        variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), train=False))
+        if "params" not in variables:
+            raise UsageError(f"config.model.name='{plan.model.name}': has no parameters; there is nothing to train")
+        return variables
+
+    def applying(model: nn.Module) -> Callable[..., jax.Array]:
+        def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
+            with ways.use(plan.train.ways):
+                return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
+
+        return apply
+
+    apply = applying(model)
+    apply_plainly = applying(plainly(model))
+
+    optimizer = make_optimizer(plan.optim)
+    try:
+        abstract = jax.eval_shape(
+            lambda: create_state(init, optimizer, derive_key(plan.seed, "init"), ema=plan.ema_decay > 0)
+        )
+        images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        logits = jax.eval_shape(lambda variables, x: apply(variables, x, train=False), abstract.variables, images)
+        # Training takes ways of its own: dropout, for instance. And two images are not one.
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        in_training = jax.eval_shape(lambda v, x, k: apply(v, x, train=True, key=k), abstract.variables, images, key)
+    except UsageError:
+        raise
+    except Exception as error:
+        # A model of the user's own may raise anything; in one of ours anything else is a mistake of ours.
+        if not (own or isinstance(error, ValueError | TypeError | ArithmeticError | FlaxError)):
+            raise
+        raise UsageError(_why_it_fails(plan, error)) from error
+    _check_optimizer_fits(plan, abstract.params)
+    _check_scores(plan, logits, (1, None))
+    _check_scores(plan, in_training, (2, logits.shape[1]))
+    return Assembly(
+        plan, model, init, apply, apply_plainly, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1]
+    )
+
+
+def _why_it_fails(plan: Plan, error: Exception) -> str:
+    """The one line for a model that cannot be traced."""
+    name, size = plan.model.name, "×".join(map(str, plan.input_shape))
+    if ":" not in name:
+        return f"config.model: {name} does not work on images of {size}: {first_line(error)}"
+    if isinstance(error, ModifyScopeVariableError):
+        kind = re.search(r'collection "(\w+)"', str(error))
+        return (
+            f"config.model.name='{name}': keeps state that training would have to update"
+            f"{f' ({kind[1]})' if kind else ''}, which is not supported; nn.LayerNorm and nn.GroupNorm keep none"
+        )
+    return f"config.model.name='{name}': does not work on images of {size}: {own_code.explain(error)}"
+
+
+def _check_scores(plan: Plan, found: Any, expected: tuple[int, int | None]) -> None:
+    """Raises UsageError where a model's output is not an array of scores.
+
+    `expected` is its shape: images, and the number of scores, None = at least as many as there are classes.
+    """
+    where, classes = f"config.model.name: {plan.model.name}", len(plan.data.class_names)
+    images, scores = expected
+    if not isinstance(found, jax.ShapeDtypeStruct):
+        what = "nothing" if found is None else f"a {type(found).__name__}"
+        raise UsageError(f"{where} returns {what}; it must return the scores alone, an array [images, classes]")
+    fits = found.ndim == 2 and found.shape[0] == images
+    if not fits or (found.shape[1] < classes if scores is None else found.shape[1] != scores):
+        many = "one image" if images == 1 else f"{images} images in training"
+        raise UsageError(
+            f"{where} gives outputs of shape {found.shape} for {many}, and {plan.data.name} has {classes} classes: it "
+            "must give one score for each"
+        )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise UsageError(f"{where} gives scores of {found.dtype}, which cannot be trained; they must be float32")
+
+
+def _check_optimizer_fits(plan: Plan, params: Any) -> None:
+    """Raises UsageError where the optimizer goes by names that this model's parameters do not have."""
+    optim = plan.optim
+    if optim.layer_decay != 1.0:
+        layer_factors(params, optim.layer_decay)
+    if optim.weight_decay and not any(jax.tree.leaves(decay_mask(params, optim.decay_mask))):
+        raise UsageError(
+            f"config.optim.decay_mask='{optim.decay_mask}': no parameter of {plan.model.name} is named 'kernel', so "
+            "nothing decays; set it to 'all', or config.optim.weight_decay to 0"
+        )

@@ -1,0 +1,102 @@
+"""What `--dry_run` prints: the Plan, the model's parameters by part, the learning-rate curve. Nothing is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from jaxvit.config.plan_types import Plan
+
+CURVE_WIDTH, CURVE_HEIGHT = 64, 8
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def print_plan(plan: Plan, params: Any, learning_rate: Callable[[int], Any], console: Console | None = None) -> None:
+    """Prints a plan.
+
+    Args:
+      plan: what to print.
+      params: parameter tree, abstract is enough.
+      learning_rate: of a step.
+      console: for tests.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    console.print(_plan_table(plan))
+    console.print(parameter_table(params))
+    for line in curve([float(learning_rate(step)) for step in _samples(plan.train.steps)], plan.train.steps):
+        console.print(line, markup=False)
+    for phrase in plan.warnings:
+        console.print(f"warning: {phrase}", markup=False)
+    for phrase in plan.without_effect:
+        console.print(f"without effect: {phrase}", markup=False)
+    console.print("dry run: nothing was trained")
+
+
+def _plan_table(plan: Plan) -> Table:
+    table = Table(title="Plan", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for section, values in _sections(plan):
+        for name, value in values.items():
+            table.add_row(f"{section}{name}", _show(value))
+        table.add_section()
+    return table
+
+
+def _sections(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
+    seeds = {"seeds": str(plan.seeds), "train.seeds": plan.seeds_run} if plan.seeds else {"seed": plan.seed}
+    sections: list[tuple[str, dict[str, Any]]] = [
+        ("", {**seeds, "config hash": plan.config_hash, "model": plan.model.name})
+    ]
+    sections.append(("model.", dict(plan.model.attributes)))
+    for name in ("data", "augment", "train", "optim"):
+        part = getattr(plan, name)
+        sections.append((f"{name}.", {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}))
+    return sections
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 12:
+        return f"{', '.join(map(str, value[:10]))}, … ({len(value)})"
+    if isinstance(value, tuple):
+        return "×".join(map(str, value)) if value and all(isinstance(v, int) for v in value) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def parameter_table(params: Any) -> Table:
+    """Parameters by part of the model, two levels deep."""
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [str(getattr(part, "key", part)) for part in path]
+        part = "/".join(names[: min(2, len(names) - 1)] or names)
+        counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
+    table = Table(title="Parameters", title_justify="left")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    for part, count in counts.items():
+        table.add_row(part, f"{count:,}")
+    table.add_section()
+    table.add_row("total", f"{sum(counts.values()):,}", style="bold")
+    return table
+
+
+def _samples(steps: int) -> list[int]:
+    return [round(i * max(steps - 1, 0) / (CURVE_WIDTH - 1)) for i in range(CURVE_WIDTH)]
+
+
+def curve(values: list[float], steps: int) -> list[str]:
+    """A learning-rate curve in block characters, highest line first."""
+    top = max(values) or 1.0
+    lines = ["Learning rate"]
+    for row in range(CURVE_HEIGHT - 1, -1, -1):
+        cells = [min(max(value / top * CURVE_HEIGHT - row, 0.0), 1.0) for value in values]
+        edge = f"{top:>9.2e} ┤" if row == CURVE_HEIGHT - 1 else f"{0:>9} ┤" if row == 0 else f"{'':>9} │"
+        lines.append(edge + "".join(_BLOCKS[round(cell * 8)] for cell in cells))
+    lines.append(f"{'':>11}step 0{f'step {steps - 1:,}':>{CURVE_WIDTH - 6}}")
+    return lines

@@ -1,0 +1,327 @@
+"""One run: from what its folder holds to its result.
+
+`execute` takes up the newest checkpoint, if there is one, trains, measures the best weights on the test split and
+writes the result. What comes before the training is in functions of its own, for `jaxvit.seeds`, which trains several.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxvit.config.plan_types import Plan
+from jaxvit.data.sources import Dataset, Source, StreamedSource
+from jaxvit.devices import processes
+from jaxvit.devices.sharding import make_mesh, shard_state
+from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line
+from jaxvit.models.count import count_params
+from jaxvit.run.assembly import Assembly
+from jaxvit.run.folder import RunDirectory
+from jaxvit.run.program import StartOptions, make_job
+from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.journal import Journal, open_writers, read_jsonl
+from jaxvit.training.loop import Course, Job, Position, evaluate, fit
+from jaxvit.training.progress import Progress
+from jaxvit.training.state import TrainState
+from jaxvit.training.stopping import SAVES_THE_STEP, StopRequest
+
+Sources = dict[str, Source | StreamedSource]
+
+
+def execute(
+    run: RunDirectory,
+    plan: Plan,
+    assembly: Assembly,
+    dataset: Dataset,
+    options: StartOptions,
+    stop: StopRequest,
+    whole: RunDirectory | None = None,
+) -> dict[str, Any]:
+    """Trains to the end and returns the result, which it also writes; see `jaxvit.train.train` for the errors.
+
+    `whole` is the run of several seeds that this one is a part of.
+    """
+    stop.answer = SAVES_THE_STEP
+    mesh = make_mesh(plan.train.devices, plan.train.fsdp)
+    sources = read_sources(plan, dataset)
+    processes.everywhere(lambda: run.check_data(describe(sources)))
+    folder = run.path / "checkpoints"
+    with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
+        state, position = processes.everywhere(lambda: start(run, plan, assembly, checkpoints, mesh, options))
+        _announce(plan, assembly, position)
+        job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
+        with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
+            progress = Progress(plan.train.steps, plan.train.steps_per_epoch, position.step)
+            with progress, contextlib.closing(job.profiler) if job.profiler else contextlib.nullcontext():
+                course = Course(job, position, checkpoints=checkpoints, journal=journal, progress=progress)
+                state = fit(job, state, [course], stop=stop)
+            return _finish(run, plan, job, state, position, sources, checkpoints, journal, stop, options)
+
+
+def read_sources(plan: Plan, dataset: Dataset) -> Sources:
+    """The splits that a plan uses, {'train': …, 'validation': …, 'test': …}."""
+    splits = {part: split for part in ("train", "validation", "test") if (split := getattr(plan.data, part))}
+    return processes.everywhere(lambda: {part: dataset.read(split) for part, split in splits.items()})
+
+
+def begin(
+    run: RunDirectory, plan: Plan, position: Position, sources: Sources, whole: RunDirectory | None = None
+) -> Journal:
+    """Notes this start in the run's folder, and in `whole`'s, and opens its metrics, cut back to where the run is.
+
+    To be called when nothing can be refused any more: it changes what an earlier start has left.
+    """
+    run.note_extension(position.step)
+    for directory in (whole, run) if whole else (run,):
+        directory.set_result_aside()
+        directory.write_config()
+    run.write_model(plan)
+    run.write_environment(describe(sources))
+    writers = open_writers(
+        plan.train.writers if run.writes else (),
+        run.path,
+        resume_step=position.step,
+        name=f"{whole.path.name}/{run.path.name}" if whole else run.path.name,
+        config=run.config.to_dict(),
+        # The test comes after the last checkpoint; so does the line of the steps since the last full one.
+        again=("test", "steps") if position.log_totals else ("test",),
+    )
+    return Journal(writers)
+
+
+def start(
+    run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any, options: StartOptions
+) -> tuple[TrainState, Position]:
+    """The state and position to go on from: fresh, or the newest checkpoint's."""
+    steps = processes.told(checkpoints.steps)
+    shardings = shard_state(mesh, assembly.abstract_state)
+    if not steps:
+        # Born where it will live: no device ever holds a full copy.
+        return jax.jit(assembly.create_state, out_shardings=shardings)(assembly.init_key()), Position()
+    refuse_fewer_steps(plan, steps[-1])
+    shapes = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        assembly.abstract_state,
+        shardings,
+    )
+    state, values = _restore_newest(checkpoints, steps, shapes, options.fall_back)
+    position = Position.from_json(values)
+    if options.profile and options.profile[1] <= position.step:
+        first, last = options.profile
+        raise UsageError(f"--profile={first}:{last}: the run goes on from step {position.step}; name later steps")
+    for key, (old, new) in run.extended.items():
+        print(f"{key}: {old or 'none'} before, {new or 'none'} from here on")
+        if key == "train.duration":
+            length = "longer" if plan.train.steps > position.last_step else "shorter"
+            print(f"the learning rate follows the {length} schedule from step {position.step}")
+    if (position.last_step, position.patience_epochs) != (plan.train.steps, plan.train.patience_epochs):
+        # Taken further, now or by a start that was killed before it saved: patience begins anew.
+        position.stopped_early, position.epochs_waited = False, 0
+    return state, position
+
+
+def refuse_fewer_steps(plan: Plan, done: int) -> None:
+    if done > plan.train.steps:
+        raise UsageError(
+            f"config.train.duration: {plan.train.steps} steps are fewer than the {done} that this run has done; "
+            "it can only be made longer"
+        )
+
+
+def _restore_newest(
+    checkpoints: Checkpoints, steps: list[int], shapes: Any, fall_back: bool
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint of those steps; or, if that is damaged and it is allowed, the newest that can be read.
+
+    Nothing is moved before that one has been read: what looks like damage everywhere is something else.
+    """
+    damaged = []
+    for step in reversed(steps):
+        try:
+            restored = checkpoints.restore(step, shapes)
+        except DamagedCheckpointError as damage:
+            if not fall_back:
+                raise
+            damaged.append(damage)
+            continue
+        for damage in damaged:
+            print(f"{damage}; set aside")
+        if damaged:
+            checkpoints.set_aside_after(step)
+        return restored
+    raise UsageError(f"{damaged[0]}; no other checkpoint can be read either: use a new --workdir")
+
+
+def _finish(
+    run: RunDirectory,
+    plan: Plan,
+    job: Job,
+    state: TrainState,
+    position: Position,
+    sources: dict[str, Source | StreamedSource],
+    checkpoints: Checkpoints,
+    journal: Journal,
+    stop: StopRequest,
+    options: StartOptions,
+) -> dict[str, Any]:
+    """Measures the chosen weights on the test split, once, and writes the figure and the result."""
+    stop.answer = "stopping; the training is saved, and the same command goes on with the test"
+    weights_of = "best" if plan.data.validation else "last"
+    if position.best_step != position.step:
+        state, weights_of = _restore_best(state, position, checkpoints, options.fall_back)
+
+    def unless_stopped(batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            _stop_if_asked(stop)
+            yield batch
+
+    test = {}
+    if job.test:
+        started = time.monotonic()
+        (totals,) = evaluate(job.eval_step, state.chosen_variables, unless_stopped(job.test()), job.place)
+        test = totals.means()
+        position.seconds["eval"] += time.monotonic() - started
+        journal.write(position.step, position.step / job.steps_per_epoch, "test", test)
+    journal.flush()
+    result = {
+        "test": test,
+        "validation": {plan.train.monitor: position.best_value} if plan.data.validation else {},
+        "weights": "ema" if state.ema else "model",
+        "weights_of": weights_of,
+        "params": count_params(state.variables),
+        "steps": position.step,
+        "best_epoch": position.best_epoch,
+        "stopped_early": position.stopped_early,
+        "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
+        "config_hash": run.config_hash,
+        "data": describe(sources),
+        **({"extensions": run.extensions} if run.extensions else {}),
+    }
+    # All wait for the one that draws and writes: one that has left counts as lost after a while.
+    processes.first(lambda: _draw(run, plan, position))
+    _stop_if_asked(stop)
+    processes.first(lambda: run.write_result(result))
+    report(result, run.path)
+    return result
+
+
+def _draw(run: RunDirectory, plan: Plan, position: Position) -> None:
+    """Draws the run's metrics. A figure is not worth a result: what goes wrong is told, and that is all."""
+    try:
+        records = read_jsonl(run.path / "metrics.jsonl")
+        if not records:
+            return
+        from jaxvit.figures.history import draw_history  # matplotlib is not for the way to the first step
+
+        best = position.best_epoch if plan.data.validation else 0
+        title = f"{plan.model.name} on {plan.data.name}"
+        draw_history(records, run.path / "figures" / "history.png", best, title, plan.train.label_smoothing)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        print(f"warning: figures/history.png is not drawn ({reason})", file=sys.stderr, flush=True)
+
+
+def _restore_best(
+    state: TrainState, position: Position, checkpoints: Checkpoints, fall_back: bool
+) -> tuple[TrainState, str]:
+    """The state with the best weights, and 'best'; or, if they are damaged and it is allowed, the last, and 'last'.
+
+    Gives the arrays of `state` away: there may be no room for two.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    jax.tree.map(lambda x: x.delete(), state)
+    remedy = f"it has the best weights; --fall_back uses those of step {position.step} instead"
+    try:
+        return checkpoints.restore(position.best_step, shapes, remedy)[0], "best"
+    except DamagedCheckpointError as damage:
+        if not fall_back:
+            raise
+        print(damage)
+        return checkpoints.restore(position.step, shapes)[0], "last"
+
+
+def _stop_if_asked(stop: StopRequest) -> None:
+    code = stop.check()
+    if code:
+        raise StoppedError("stopped before the test was done; the training is saved. The same command tests it", code)
+
+
+def describe(sources: Sources) -> dict[str, Any]:
+    """What the splits are: names, notes (at the end of a run: of all damage that it met) and fingerprints."""
+    return {part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()}
+
+
+def _announce(plan: Plan, assembly: Assembly, position: Position) -> None:
+    t = plan.train
+    if position.step == t.steps or position.stopped_early:
+        print("the training is done; the test follows", flush=True)
+        return
+    devices = f"{t.devices} {jax.devices()[0].device_kind} device{'s' if t.devices > 1 else ''}"
+    print(
+        f"{plan.model.name} with {count_params(assembly.abstract_state.variables):,} parameters on {plan.data.name}: "
+        f"{plan.data.train_count:,} images to train, {plan.data.validation_count:,} to validate, "
+        f"{plan.data.test_count:,} to test; {t.steps:,} steps of {t.batch_size} on {devices}"
+    )
+    for phrase in plan.warnings:
+        print(f"warning: {phrase}", file=sys.stderr, flush=True)
+    if position.step:
+        print(f"going on from step {position.step:,}")
+    print("compiling, or fetching what an earlier start has compiled", flush=True)
+
+
+def show_finished(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    report(result, path, "this run is finished; nothing was trained")
+    print("to take it further: the same command with a longer --config.train.duration")
+    return result
+
+
+def report(result: dict[str, Any], path: Path, remark: str = "") -> None:
+    """Prints a result."""
+    if remark:
+        print(remark)
+    test = result["test"]
+    if "std" in test:
+        print(
+            f"test accuracy {test['top1']:.2%} ± {test['std']['top1']:.2%} (mean ± standard deviation of {test['n']} "
+            f"seeds, {test['count']:,} images), top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
+        )
+    elif test:
+        right = round(test["top1"] * test["count"])
+        print(
+            f"test accuracy {test['top1']:.2%} ({right:,} of {test['count']:,} images), "
+            f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
+        )
+    seconds = result["seconds"]
+    early = ", stopped early" if result["stopped_early"] else ""
+    if "seeds" in result:
+        chosen = _chosen_of_each(result["seeds"])
+    elif result["weights_of"] == "best":
+        chosen = f"weights of epoch {result['best_epoch']}, the best on validation"
+    elif result["validation"]:
+        chosen = f"last weights, since those of epoch {result['best_epoch']}, the best on validation, are damaged"
+    else:
+        chosen = "last weights"
+    if "seeds" in result:
+        steps = [one["steps"] for one in result["seeds"]]
+        fewest = f"{min(steps):,} to " if min(steps) < max(steps) else ""
+        print(f"{chosen}; {fewest}{max(steps):,} steps each; {seconds['train']:.1f} s of training in all")
+    else:
+        print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
+    print(f"run: {path}", flush=True)
+
+
+def _chosen_of_each(seeds: Sequence[dict[str, Any]]) -> str:
+    """Which weights the seeds' tests were measured with."""
+    best = [one for one in seeds if one["weights_of"] == "best"]
+    if not best:
+        damaged = ", since the best on validation are damaged" if seeds[0]["validation"] else ""
+        return f"last weights{damaged}"
+    phrase = f"weights of epochs {', '.join(str(one['best_epoch']) for one in best)}, the best on validation"
+    others = ", ".join(str(one["seed"]) for one in seeds if one["weights_of"] != "best")
+    return f"{phrase}; of seeds {others} the last, since the best are damaged" if others else phrase

@@ -1,0 +1,267 @@
+"""A run's folder, which explains itself: what was asked for, where it ran, what came out.
+
+config.json        every key, expanded, and the config hash
+model.json         what it takes to use the trained model without its data: attributes, class names, preprocessing
+environment.json   versions, devices, data fingerprints, one entry a start
+metrics.jsonl      one JSON object a line
+tensorboard/       event files
+checkpoints/       the newest and the best
+figures/           history, and what `jaxvit report` draws
+evaluation/        what `jaxvit evaluate` found, a few files for each split
+result.json        written last: its presence means that the run is finished
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxvit._version import __version__
+from jaxvit.config.identity import config_hash, differences
+from jaxvit.config.keys import EXTENDABLE, complete, from_plain, to_plain
+from jaxvit.config.plan_types import Plan
+from jaxvit.errors import UsageError, first_line, is_disk_full
+from jaxvit.files import Lock, read_json, require, write_json
+from jaxvit.run.environment import describe_environment
+
+
+class RunDirectory:
+    """Opens a folder for one config, and keeps other runs out of it until `close`.
+
+    Args:
+      path: made when missing.
+      config: what is to be run in it.
+      writes: whether this process writes. The others of its run, to be opened after it, only read.
+
+    Raises:
+      UsageError: the folder belongs to another config, to another process, or holds something else.
+    """
+
+    def __init__(self, path: Path, config: ConfigDict, *, writes: bool = True):
+        self.path = path
+        self.config = config
+        self.writes = writes
+        self.extended: dict[str, tuple[Any, Any]] = {}
+        self.extensions: list[dict[str, Any]] = []
+        if not writes and not (path / ".lock").exists():
+            raise UsageError(
+                f"--workdir={path}: this process does not see the folder that the first one has opened; the processes "
+                "of a run must share a file system"
+            )
+        self._lock = self._take_lock() if writes else None
+        try:
+            self._compare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_lock(self) -> Lock:
+        foreign = self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.json").exists()
+        if foreign and not (self.path / ".lock").exists():
+            raise UsageError(f"--workdir={self.path}: this folder holds other files; name a new one for the run")
+        if (self.path / "sweep.json").exists():
+            raise UsageError(f"--workdir={self.path}: this folder holds a sweep; name a new one for the run")
+        busy = f"--workdir={self.path}: another process is at work in this run; wait or stop it"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return Lock(self.path / ".lock", busy)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            reason = "it is a file" if self.path.is_file() else error.strerror
+            raise UsageError(f"--workdir={self.path}: cannot be written ({reason}); name another folder") from None
+
+    def _compare(self) -> None:
+        existing = self.path / "config.json"
+        if not existing.exists():
+            return
+        changed = differences(read_config(self.path), self.config)
+        self.extensions = read_json(existing).get("extensions", [])
+        if not changed:
+            return
+        if set(changed) <= set(EXTENDABLE):
+            self.extended = changed
+            return
+        changed = {key: values for key, values in changed.items() if key not in EXTENDABLE}
+        if "model.name" in changed:
+            changed = {"model.name": changed["model.name"]}
+        shown = [f"{key}: {old!r} there, {new!r} here" for key, (old, new) in list(changed.items())[:3]]
+        listing = "; ".join(shown) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+        raise UsageError(
+            f"--workdir={self.path}: this folder holds a run of another config ({listing}); name a new one"
+        )
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result; None while it is not finished."""
+        return read_result(self.path) if (self.path / "result.json").exists() else None
+
+    def note_extension(self, step: int) -> None:
+        """When a run is taken further at `step`: notes it, for `write_config` to write."""
+        if self.extended:
+            changes = {key: [old, new] for key, (old, new) in self.extended.items()}
+            self.extensions.append({"step": step, "changes": changes})
+            self.extended = {}
+
+    def set_result_aside(self) -> None:
+        """When a run is taken further: keeps the shorter run's result under its steps."""
+        if self.writes and self.result is not None:
+            os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
+
+    def write_config(self) -> None:
+        self._write(
+            "config.json",
+            {
+                "jaxvit": __version__,
+                "config_hash": self.config_hash,
+                "extensions": self.extensions,
+                "config": to_plain(self.config),
+            },
+        )
+
+    def write_model(self, plan: Plan) -> None:
+        facts = {
+            "name": plan.model.name,
+            "attributes": dict(plan.model.attributes),
+            "class_names": plan.data.class_names,
+            "image_shape": plan.data.image_shape,
+            "augmentation": dataclasses.asdict(plan.augment),
+        }
+        self._write("model.json", facts)
+
+    @property
+    def config_hash(self) -> str:
+        return config_hash(self.config, self.extensions)
+
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Compares the splits' fingerprints with those that the run began with; nothing is written.
+
+        Raises:
+          UsageError: they differ, or what they were cannot be read.
+        """
+        before = read_environment(self.path)["data"]
+        for part, now in data.items():
+            was = before.get(part, now)
+            if was["sha256"] != now["sha256"]:
+                raise UsageError(
+                    f"config.data.{part}: these are not the images that the run in {self.path} began with (hash "
+                    f"{was['sha256']} then, {now['sha256']} now); use the same data, or a new --workdir"
+                )
+
+    def write_environment(self, data: Mapping[str, Any]) -> None:
+        """Adds this start to environment.json; `data` holds the splits' fingerprints, which `check_data` has passed."""
+        starts = read_environment(self.path)["starts"]
+        self._write("environment.json", {"data": dict(data), "starts": [*starts, describe_environment()]})
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        self._write("result.json", result)
+
+    def _write(self, name: str, value: Any) -> None:
+        if self.writes:
+            write_json(self.path / name, value)
+
+    def close(self) -> None:
+        if self._lock:
+            self._lock.close()
+
+
+def finished_result(path: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """The result, if `path` holds a finished run of this very config; else None.
+
+    Raises:
+      UsageError: a file of it is damaged.
+    """
+    if not (path / "result.json").exists() or differences(read_config(path), config):
+        return None
+    return read_result(path)
+
+
+# What is read of a result, by whoever shows or compares results.
+_RESULT = {
+    "test": dict,
+    "validation": dict,
+    "params": int,
+    "steps": int,
+    "best_epoch": int,
+    "stopped_early": bool,
+    "seconds": dict,
+}
+
+
+_MEASURED = ("top1", "top5", "loss", "count")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What result.json of a finished run holds.
+
+    Raises:
+      UsageError: it is no result.
+    """
+    remedy = "it is damaged: delete it, and `jaxvit train` measures the finished training again"
+    file = path / "result.json"
+    found = read_json(file, remedy)
+    require(isinstance(found, dict), file, "it holds no result", remedy)
+    for name, kind in _RESULT.items():
+        require(isinstance(found.get(name), kind), file, f"it holds no '{name}'", remedy)
+    test = found["test"]
+    numbers = [*(test.get(name) for name in _MEASURED if test), found["seconds"].get("train")]
+    if "std" in test:
+        numbers += [test.get("n"), *(test["std"].get(n) for n in ("top1",) if isinstance(test["std"], dict))]
+    require(all(isinstance(n, int | float) for n in numbers), file, "numbers are missing", remedy)
+    require("weights_of" in found or "seeds" in found, file, "it does not say which weights it is of", remedy)
+    return found
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """What environment.json of a run holds: `data`, the splits' fingerprints, and `starts`; both empty without one.
+
+    Raises:
+      UsageError: it is none.
+    """
+    remedy = "it is damaged: delete it, and the run goes on with the images that are there now, whatever it began with"
+    file = path / "environment.json"
+    if not file.exists():
+        return {"data": {}, "starts": []}
+    found = read_json(file, remedy)
+    whole = isinstance(found, dict) and isinstance(found.get("data"), dict) and isinstance(found.get("starts"), list)
+    require(whole, file, "it does not hold 'data' and 'starts'", remedy)
+    for part, facts in found["data"].items():
+        require(isinstance(facts, dict) and "sha256" in facts, file, f"'data.{part}' is no fingerprint", remedy)
+    return found
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config of a run directory.
+
+    Raises:
+      UsageError: there is no readable config.json.
+    """
+    file, remedy = path / "config.json", "it is damaged, or this is no run directory: use a new --workdir"
+    found = read_json(file, remedy)
+    plain = found.get("config") if isinstance(found, dict) else None
+    require(isinstance(plain, dict) and isinstance(found.get("extensions", []), list), file, "it has no config", remedy)
+    for key in ("model.name", "data.name", "train.batch_size", "eval.batch_size"):
+        section, _, leaf = key.partition(".")
+        there = isinstance(plain.get(section), dict) and leaf in plain[section]
+        require(there, file, f"there is no key config.{key}", remedy)
+    try:
+        return complete(from_plain(plain))
+    except (KeyError, TypeError, ValueError) as error:  # names that no config can have
+        raise UsageError(f"{file} cannot be read ({first_line(error)}); {remedy}") from None
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """The folders of single seeds in that of a run of several, by their number."""
+    found = [p for p in path.glob("seed_*") if p.is_dir() and p.name.removeprefix("seed_").isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("seed_")))
+
+
+def refuse_seeds(path: Path) -> None:
+    """Raises UsageError where `path` is the folder of a run of several seeds, and that of one is wanted."""
+    if seeds := seed_folders(path):
+        raise UsageError(f"{path} holds a run for each of {len(seeds)} seeds; name one, such as {seeds[0]}")

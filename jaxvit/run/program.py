@@ -1,0 +1,245 @@
+"""Ties a run's parts to its data and devices: feeds, compiled programs, and the Job that the loop works off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvit.config.plan_types import Plan
+from jaxvit.data.batches import TrainOrder
+from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
+from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.devices import hardware, runtime
+from jaxvit.devices.sharding import own_rows, place_batch, place_call, replicate, split_batch
+from jaxvit.run.assembly import Assembly
+from jaxvit.training import nans
+from jaxvit.training.loop import Job, Position
+from jaxvit.training.state import TrainState
+from jaxvit.training.step import make_train_call
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What a start can be asked for that changes no result."""
+
+    debug_nans: bool
+    fall_back: bool
+    profile: tuple[int, int] | None
+
+
+def make_job(
+    plan: Plan,
+    assembly: Assembly,
+    sources: dict[str, Source | StreamedSource],
+    state: TrainState,
+    mesh: Any,
+    position: Position,
+    options: StartOptions,
+    workdir: Path,
+    seeds: Sequence[int] = (),
+    feed: ResidentFeed | StreamFeed | None = None,
+) -> Job:
+    """Compiles the two steps and ties them to the data.
+
+    With `seeds`, `state` is that of as many runs, stacked, which are trained together; else the plan's seed counts.
+    `feed` is that of the training split where it has been made already.
+    """
+    started = time.monotonic()
+    t = plan.train
+    steps_per_call = 1 if options.debug_nans else t.steps_per_call
+    feed = feed or make_feed(plan, assembly, sources["train"], mesh, steps_per_call, seeds)
+    call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
+    # The state before a step must outlive it when a step may have to be looked into.
+    made = make_train_program(assembly, feed, state, mesh, steps_per_call, seeds, donate=not options.debug_nans)
+    program, in_one_go, numbers, root = made.run, made.in_one_go, made.numbers, made.root
+    if position.step < t.steps and not position.stopped_early:  # else only the test is left to be done
+        program = made.lower(state, feed, call).compile()
+    eval_step = jax.vmap(assembly.eval_step(), in_axes=(0, None)) if seeds else assembly.eval_step()
+    eval_step = jax.jit(eval_step, compiler_options=runtime.forward_options())
+    if "validation" in sources or "test" in sources:
+        eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
+        eval_step = eval_step.lower(state.variables, eval_batch).compile()
+    # All of them at once: a schedule asked step by step would queue behind the step that runs.
+    rates = jax.device_get(jax.jit(jax.vmap(assembly.schedule))(np.arange(t.steps))).tolist()
+    position.seconds["compile"] += time.monotonic() - started
+
+    def train_step(state: TrainState, call: Any, count: int) -> Any:
+        if in_one_go:
+            return program(state, feed.data, call, numbers[count], root)
+        each = []
+        for i in range(count):
+            state, sums = program(state, feed.data, call, numbers[i], root)
+            each.append(sums)
+        return state, {name: [sums[name] for sums in each] for name in each[0]}
+
+    def batches_of(part: str) -> Any:
+        if part not in sources:
+            return None
+        return lambda: evaluation_stream(sources[part], t.eval_batch_size, own_rows(mesh, t.eval_batch_size))
+
+    indices = replicate(mesh, [np.int32(i) for i in range(len(seeds))])
+    cut = jax.jit(lambda state, i: jax.tree.map(lambda x: x[i], state))
+
+    def part(state: TrainState, i: int) -> TrainState:
+        return cut(state, indices[i]) if seeds else state
+
+    def explain(before: TrainState, failed: Any) -> str:
+        batch = feed.pick(feed.data, failed, 0)
+        return nans.explain(*assembly.loss(plainly=True, mesh=mesh), before, batch, t.accumulate)
+
+    return Job(
+        train_step=train_step,
+        eval_step=eval_step,
+        train_batch=feed,
+        validation=batches_of("validation"),
+        test=batches_of("test"),
+        place=lambda host: place_batch(mesh, host),
+        learning_rate=rates.__getitem__,
+        steps=t.steps,
+        steps_per_epoch=t.steps_per_epoch,
+        checkpoint_every=t.checkpoint_every,
+        part=part,
+        log_every=t.log_every,
+        patience_epochs=t.patience_epochs,
+        monitor=t.monitor,
+        explain=explain if options.debug_nans else None,
+        profiler=hardware.Profiler(options.profile, workdir / "profile") if options.profile else None,
+        steps_per_call=steps_per_call,
+    )
+
+
+class TrainProgram(NamedTuple):
+    """The program of a training step, jitted, and what it takes beside state and data.
+
+    Attributes:
+      run: (state, data, call, i or count, root key's data) -> (state, sums).
+      in_one_go: one run of it is all steps of a call, not one of them.
+      numbers: 0, 1, … to the steps of a call, on the devices.
+      root: root key's data, on the devices.
+    """
+
+    run: Any
+    in_one_go: bool
+    numbers: list[jax.Array]
+    root: jax.Array
+
+    def lower(self, state: TrainState, feed: ResidentFeed | StreamFeed, call: Any) -> Any:
+        """The program, traced for such a state and such a call of the feed, to be compiled."""
+        return self.run.lower(state, feed.data, call, self.numbers[0], self.root)
+
+
+def make_train_program(
+    assembly: Assembly,
+    feed: ResidentFeed | StreamFeed,
+    state: TrainState,
+    mesh: Any,
+    steps_per_call: int,
+    seeds: Sequence[int] = (),
+    *,
+    donate: bool = True,
+) -> TrainProgram:
+    """The program of a run's training step, or of the steps of a call where the device does them in one go.
+
+    Args:
+      assembly, mesh, steps_per_call, seeds: of the run.
+      feed: of the training split.
+      state: where it lies is where the next one will.
+      donate: let the next state take the place of the one before.
+    """
+    in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    program = _train_program(assembly, feed.pick, mesh, steps_per_call if in_one_go else 1, bool(seeds))
+    return TrainProgram(
+        jax.jit(program, donate_argnums=(0,) if donate else (), out_shardings=(layout, None)),
+        in_one_go,
+        replicate(mesh, [np.int32(number) for number in range(steps_per_call + 1)]),
+        # An argument, not a constant: so one compiled program serves all seeds.
+        replicate(mesh, _key_data([assembly.step_key(seed) for seed in seeds] or assembly.step_key())),
+    )
+
+
+def _key_data(keys: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(jnp.stack(keys) if isinstance(keys, list) else keys))
+
+
+def _train_program(assembly: Assembly, pick: Any, mesh: Any, steps_per_call: int, several: bool) -> Any:
+    """What is compiled, (state, data, call, i or count, root key's data) -> (state, sums).
+
+    It is several steps, or the one of a given place in the call; of one run, or of several that are trained together:
+    each of these has its own parameters, images and random numbers.
+    """
+
+    def step_with(root: jax.Array) -> Any:
+        keys = jax.random.wrap_key_data(root)
+        if not several:
+            return assembly.train_step(key=keys, mesh=mesh)
+        step = jax.vmap(lambda state, batch, key: assembly.train_step(key=key, mesh=mesh)(state, batch))
+        return lambda state, batch: step(state, batch, keys)
+
+    def train_program(state: TrainState, data: Any, call: Any, i: jax.Array, root: jax.Array) -> Any:
+        if steps_per_call > 1:
+            return make_train_call(step_with(root), pick, steps_per_call)(state, data, call, i)
+        return step_with(root)(state, pick(data, call, i))
+
+    return train_program
+
+
+def make_feed(
+    plan: Plan,
+    assembly: Assembly,
+    source: Source | StreamedSource,
+    mesh: Any,
+    steps_per_call: int,
+    seeds: Sequence[int] = (),
+) -> ResidentFeed | StreamFeed:
+    """How the training split's batches get to the devices: as the plan says, `resident` or `stream`."""
+    t = plan.train
+    order, *others = [
+        TrainOrder(len(source), t.batch_size, seed, t.last_batch, plan.augment.repeats)
+        for seed in (seeds or (plan.seed,))
+    ]
+
+    own = own_rows(mesh, t.batch_size)
+
+    def put_call(call: Any) -> Any:
+        return place_call(mesh, call, axis=2 if seeds else 1)
+
+    if t.feed == "resident":
+        assert isinstance(source, Source)  # the plan has seen to it
+        return ResidentFeed(
+            source,
+            [order, *others] if seeds else order,
+            t.batch_size,
+            steps_per_call,
+            put_split=lambda arrays: replicate(mesh, dict(arrays)),
+            put_call=put_call,
+            own=own,
+        )
+    return StreamFeed(
+        source,
+        order,
+        t.batch_size,
+        steps_per_call,
+        t.steps,
+        put_call=put_call,
+        host_transform=assembly.host_transform(own.start),
+        own=own,
+    )
+
+
+def _abstract_batch(source: Source | StreamedSource, size: int, mesh: Any) -> Any:
+    shapes = {
+        "image": ((size, *source.image_shape), np.uint8),
+        "label": ((size,), np.int32),
+        "mask": ((size,), np.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split_batch(mesh)) for name, (shape, dtype) in shapes.items()
+    }

@@ -1,0 +1,257 @@
+"""Several seeds of one experiment: a run for each, in a folder of its own, and their mean and spread.
+
+Each folder, ``seed_K``, is what the single run with ``seed=K`` would leave. The runs are trained one after another, or
+together in one vmapped program: then they take the same steps at the same time, each with its own parameters, order of
+images and random numbers, and each keeps its own books, best weights and early stopping. What was trained together can
+go on one after another, and the other way round: those that are behind are first trained as far as the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxvit.config.plan_types import Plan
+from jaxvit.data.sources import Dataset
+from jaxvit.devices import hardware, processes
+from jaxvit.devices.sharding import make_mesh, shard_state, shard_together
+from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.run.assembly import Assembly
+from jaxvit.run.execution import Sources, begin, describe, execute, read_sources, refuse_fewer_steps, report, start
+from jaxvit.run.folder import RunDirectory, finished_result
+from jaxvit.run.program import StartOptions, make_job
+from jaxvit.training.checkpoint import Checkpoints, saved_steps
+from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.progress import Progress
+from jaxvit.training.state import TrainState
+from jaxvit.training.stopping import StopRequest
+
+
+def config_of_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """The config of the single run with one of the seeds."""
+    config = copy.deepcopy(config)
+    config.seed, config.seeds = seed, ()
+    return config
+
+
+def train_seeds(
+    run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: StartOptions, stop: StopRequest
+) -> dict[str, Any]:
+    """Trains a run for each seed and returns their result, which it also writes.
+
+    Args:
+      run: the folder that holds the seeds' folders.
+      plan, assembly: of the config with all seeds.
+      dataset, options, stop: as for `jaxvit.execution.execute`.
+    """
+    together = _shall_be_together(plan, options)
+    sources = read_sources(plan, dataset)
+    run.note_extension(processes.everywhere(lambda: _check(run, plan, sources)))
+    if together:
+        try:
+            while _train_hindmost(run, plan, assembly, sources, options, stop):
+                pass
+        except jax.errors.JaxRuntimeError as error:
+            if plan.seeds_run == "together" or not hardware.is_out_of_memory(error):
+                raise
+            print("the device has no room for all seeds together; they are trained one after another", flush=True)
+    results = {}
+    for i, seed in enumerate(plan.seeds):
+        print(f"seed {seed} ({i + 1} of {len(plan.seeds)})", flush=True)
+        config = config_of_seed(run.config, seed)
+        folder = run.path / f"seed_{seed}"
+        finished = processes.told(lambda config=config, folder=folder: finished_result(folder, config))
+        if finished is None:
+            with _opened(folder, config) as single:
+                own = _plan_of_seed(plan, seed)
+                parts = dataclasses.replace(assembly, plan=own)
+                try:
+                    finished = execute(single, own, parts, dataset, options, stop, whole=run)
+                except RunFailedError as error:
+                    raise RunFailedError(f"seed {seed}: {error}") from error
+        results[seed] = finished
+    result = combine(results, run)
+    processes.first(lambda: run.write_result(result))
+    report(result, run.path)
+    return result
+
+
+def _shall_be_together(plan: Plan, options: StartOptions) -> bool:
+    """Whether to train all seeds in one program.
+
+    On a CPU one after another is faster: XLA's CPU backend runs batched matrix products on one core.
+    """
+    if plan.seeds_run == "in_turn" or len(plan.seeds) == 1:
+        return False
+    against = {
+        "config.data.feed='stream'": plan.train.feed != "resident",
+        "several processes": processes.count() > 1,
+        "--debug_nans": options.debug_nans,
+        "--profile": bool(options.profile),
+        "the writers wandb and mlflow, which know one run a process": bool({"wandb", "mlflow"} & {*plan.train.writers}),
+    }
+    hindrance = next((what for what, there in against.items() if there), "")
+    if plan.seeds_run == "together" and hindrance:
+        raise UsageError(f"config.train.seeds='together' does not go with {hindrance}; set it to 'in_turn'")
+    return plan.seeds_run == "together" or (not hindrance and jax.default_backend() != "cpu")
+
+
+def _opened(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:
+    opened = processes.first(lambda: RunDirectory(folder, config))
+    return contextlib.closing(processes.everywhere(lambda: opened or RunDirectory(folder, config, writes=False)))
+
+
+def _plan_of_seed(plan: Plan, seed: int) -> Plan:
+    return dataclasses.replace(plan, seed=seed, seeds=(), seeds_run="")
+
+
+def _check(run: RunDirectory, plan: Plan, sources: Sources) -> int:
+    """Refuses what the run of a seed would refuse, before that of another has changed; returns their newest step."""
+    newest = 0
+    for seed in plan.seeds:
+        folder = run.path / f"seed_{seed}"
+        if not (folder / ".lock").exists():
+            continue
+        with contextlib.closing(RunDirectory(folder, config_of_seed(run.config, seed), writes=False)) as single:
+            single.check_data(describe(sources))
+        newest = max(newest, *saved_steps(folder / "checkpoints"), 0)
+    refuse_fewer_steps(plan, newest)
+    return newest
+
+
+@dataclasses.dataclass
+class Lane:
+    """The run of one seed while it is trained together with others."""
+
+    seed: int
+    run: RunDirectory
+    plan: Plan
+    checkpoints: Checkpoints
+    state: TrainState | None
+    position: Position
+
+
+def _train_hindmost(
+    run: RunDirectory, plan: Plan, assembly: Assembly, sources: Sources, options: StartOptions, stop: StopRequest
+) -> bool:
+    """Trains the runs that are furthest behind, together, to where the next ones are, or all of them to the last step.
+
+    So nothing that was saved is given up, however far apart a kill, or training one after another, has left them.
+
+    Returns:
+      Whether there is more to be done together. The tests and the results are left to be done.
+    """
+    mesh = make_mesh(plan.train.devices, plan.train.fsdp)
+    with contextlib.ExitStack() as stack:
+        lanes = [
+            lane
+            for seed in plan.seeds
+            if (lane := _open_lane(stack, run, plan, seed, assembly, mesh, options))
+            and not lane.position.stopped_early
+            and lane.position.step < plan.train.steps
+        ]
+        if len(lanes) < 2:
+            return False
+        step = min(lane.position.step for lane in lanes)
+        until = min((lane.position.step for lane in lanes if lane.position.step > step), default=plan.train.steps)
+        lanes = [lane for lane in lanes if lane.position.step == step]
+        state = _stack([lane.state for lane in lanes], shard_together(shard_state(mesh, assembly.abstract_state)))
+        for lane in lanes:
+            lane.state = None
+        seeds = [lane.seed for lane in lanes]
+        names = ", ".join(map(str, seeds))
+        print(
+            (f"{len(seeds)} seeds together: {names}" if len(seeds) > 1 else f"seed {names}")
+            + (f"; going on from step {step:,}" if step else "")
+            + (f"; first to step {until:,}, where others are" if until < plan.train.steps else "")
+            + "\ncompiling, or fetching what an earlier start has compiled",
+            flush=True,
+        )
+        compiling = Position(step=step)
+        job = make_job(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
+        progress = stack.enter_context(Progress(plan.train.steps, plan.train.steps_per_epoch, step))
+        courses = []
+        for lane in lanes:
+            lane.position.seconds["compile"] += compiling.seconds["compile"] / len(lanes)
+            journal = begin(lane.run, lane.plan, lane.position, sources, whole=run)
+            courses.append(
+                Course(
+                    job,
+                    lane.position,
+                    checkpoints=lane.checkpoints,
+                    journal=stack.enter_context(contextlib.closing(journal)),
+                    progress=progress,
+                    label=f"seed {lane.seed}: ",
+                )
+            )
+        fit(job, state, courses, stop=stop, until=until)
+        return until < plan.train.steps
+
+
+def _open_lane(
+    stack: contextlib.ExitStack,
+    run: RunDirectory,
+    plan: Plan,
+    seed: int,
+    assembly: Assembly,
+    mesh: Any,
+    options: StartOptions,
+) -> Lane | None:
+    """The run of a seed as its folder holds it, open until `stack` closes; None if it is finished."""
+    folder, config = run.path / f"seed_{seed}", config_of_seed(run.config, seed)
+    if finished_result(folder, config) is not None:
+        return None
+    own = _plan_of_seed(plan, seed)
+    single = stack.enter_context(contextlib.closing(RunDirectory(folder, config)))
+    checkpoints = Checkpoints(folder / "checkpoints", fall_back=options.fall_back)
+    stack.enter_context(checkpoints)
+    state, position = start(single, own, dataclasses.replace(assembly, plan=own), checkpoints, mesh, options)
+    return Lane(seed, single, own, checkpoints, state, position)
+
+
+def _stack(states: list[Any], layout: Any) -> TrainState:
+    return jax.jit(lambda *s: jax.tree.map(lambda *x: jnp.stack(x), *s), out_shardings=layout)(*states)
+
+
+def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, Any]:
+    """The result of several seeds: means, sample standard deviations (of n - 1) under `std`, and each seed's own.
+
+    `weights_of` is 'mixed' where the best weights of some are damaged.
+    """
+    each = list(results.values())
+    tests = [result["test"] for result in each]
+    test: dict[str, Any] = {}
+    if all(tests):
+        names = [name for name in tests[0] if name != "count"]
+        test = {name: statistics.fmean(t[name] for t in tests) for name in names}
+        spread = {name: statistics.stdev(t[name] for t in tests) if len(tests) > 1 else 0.0 for name in names}
+        test |= {"count": tests[0]["count"], "std": spread, "n": len(tests)}
+    validations = [result["validation"] for result in each]
+    weights_of = {result["weights_of"] for result in each}
+    return {
+        "test": test,
+        "validation": {name: statistics.fmean(v[name] for v in validations) for name in validations[0]},
+        "seeds": [
+            {"seed": seed, **{key: value for key, value in result.items() if key != "data"}}
+            for seed, result in results.items()
+        ],
+        "weights": each[0]["weights"],
+        "weights_of": weights_of.pop() if len(weights_of) == 1 else "mixed",
+        "params": each[0]["params"],
+        "steps": max(result["steps"] for result in each),
+        "best_epoch": math.floor(statistics.median(result["best_epoch"] for result in each)),
+        "stopped_early": any(result["stopped_early"] for result in each),
+        "seconds": {name: round(sum(r["seconds"][name] for r in each), 3) for name in each[0]["seconds"]},
+        "config_hash": run.config_hash,
+        "data": each[0]["data"],
+        **({"extensions": run.extensions} if run.extensions else {}),
+    }

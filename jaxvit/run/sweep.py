@@ -1,0 +1,277 @@
+"""`jaxvit sweep`: a grid of runs over values of config keys, with one table and one figure at the end.
+
+Each cell of the grid is an ordinary run in a folder of its own. The same command again skips the finished cells, takes
+up the one that was stopped, and tries those again that failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxvit import errors
+from jaxvit.config.identity import differences
+from jaxvit.config.keys import from_plain, to_plain
+from jaxvit.config.overrides import parse_config_arguments
+from jaxvit.config.plan import resolve
+from jaxvit.devices import hardware
+from jaxvit.errors import RunFailedError, StoppedError, UsageError
+from jaxvit.files import Lock, read_json, require, write_csv, write_json
+from jaxvit.models.count import count_macs, count_params
+from jaxvit.run.assembly import Assembly, assemble
+from jaxvit.run.folder import finished_result
+from jaxvit.run.train import train
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+      settings: {key: value as written}.
+      config, overrides: of the run.
+    """
+
+    settings: dict[str, str]
+    config: Any
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, and what it is called in the table."""
+        text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
+        clean = re.sub(r"[^\w.,=+()-]", "", text, flags=re.ASCII)[:150]
+        if clean == text:
+            return clean
+        # Others may look the same without what a folder's name cannot hold.
+        return f"{clean},{hashlib.sha256(json.dumps(self.settings).encode()).hexdigest()[:8]}"
+
+    @cached_property
+    def _looked_at(self) -> tuple[str, int, int]:
+        try:
+            plan = resolve(self.config, devices=hardware.device_count(), overrides=self.overrides)
+            return ("", *_size(assemble(plan, self.overrides)))
+        except (UsageError, RunFailedError) as error:
+            return str(error), 0, 0
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be run; '' = it can. This and the sizes are found out by opening the data and tracing."""
+        return self._looked_at[0]
+
+    @property
+    def params(self) -> int:
+        """Parameters."""
+        return self._looked_at[1]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one image (convention `all`)."""
+        return self._looked_at[2]
+
+
+def split_values(text: str) -> list[str]:
+    """'4,8' to ['4', '8'] and '(2,),(2, 3)' to ['(2,)', '(2, 3)']: at commas outside brackets and quotes."""
+    values, depth, quote, start = [], 0, "", 0
+    for i, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            values.append(text[start:i].strip())
+            start = i + 1
+    return [*values, text[start:].strip()]
+
+
+def parse_grid(over: Sequence[str]) -> dict[str, list[str]]:
+    """{'model.tokens': ['4', '8'], …} of the words given to --over.
+
+    Raises:
+      UsageError: a word is not KEY=VALUE,VALUE,…, or names a key or a value twice.
+    """
+    grid: dict[str, list[str]] = {}
+    for word in over:
+        key, equals, text = word.partition("=")
+        key, values = key.strip().removeprefix("--").removeprefix("config."), split_values(text)
+        if not equals or not key or not all(values):
+            raise UsageError(f"--over '{word}': write it as KEY=VALUE,VALUE, such as --over 'optim.peak_lr=3e-4,1e-3'")
+        if key in grid:
+            raise UsageError(f"--over '{word}': {key} is given twice; put all its values into one --over")
+        if len(set(values)) != len(values):
+            raise UsageError(f"--over '{word}': a value is given twice")
+        grid[key] = values
+    return grid
+
+
+def make_cells(spec: str, words: Sequence[str], grid: dict[str, list[str]]) -> list[Cell]:
+    """The cells of a grid, the last key running fastest; a cell that cannot be run says why.
+
+    Raises:
+      UsageError: the config file, a key or the type of a value is wrong: then all cells are. Or two cells are the same.
+    """
+    cells: list[Cell] = []
+    seen: dict[str, Cell] = {}
+    for values in itertools.product(*grid.values()):
+        cell = _make_cell(spec, words, dict(zip(grid, values, strict=True)))
+        for same in (cell.name, json.dumps(to_plain(cell.config), default=str)):
+            if same in seen:
+                one, other = (_written(c.settings) for c in (seen[same], cell))
+                raise UsageError(f"--over: {one} and {other} are the same run; leave one out")
+            seen[same] = cell
+        cells.append(cell)
+    return cells
+
+
+def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cell:
+    tokens = [*words, *(f"--config.{key}={value}" for key, value in settings.items())]
+    try:
+        config, overrides, _ = parse_config_arguments(spec, tokens)
+    except UsageError as error:  # the words given are right: `main` has read them
+        raise UsageError(str(error).replace("--config.", "--over ", 1)) from None
+    return Cell(settings, config, tuple(overrides))
+
+
+def _written(settings: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _size(assembly: Assembly) -> tuple[int, int]:
+    model = assembly.model
+    plain = {name: value for name, value in (("remat", "none"), ("scan", False)) if hasattr(model, name)}
+    macs = count_macs(model.clone(**plain), assembly.plan.input_shape)["all"]
+    return count_params(assembly.abstract_state.variables), macs
+
+
+def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], workdir: Path) -> None:
+    """Trains what is not finished; `rows`, made by `begin_rows`, and sweep.csv are kept up to date.
+
+    sweep.csv keeps the lines of cells that an earlier start had and this one does not go over.
+    """
+    names = {cell.name for cell in cells}
+    others = [row for row in _read_rows(workdir / "sweep.csv") if row["cell"] not in names]
+
+    def write() -> None:
+        write_rows([*rows, *others], workdir / "sweep.csv")
+
+    write()
+    for i, (cell, row) in enumerate(zip(cells, rows, strict=True)):
+        print(f"cell {i + 1}/{len(cells)}: {cell.name}", flush=True)
+        if row["status"] == "done":
+            print("finished before", flush=True)
+            continue
+        try:
+            if cell.problem:
+                raise UsageError(cell.problem)
+            row |= {"params": cell.params, "macs": cell.macs}
+            row |= {"status": "done", **_numbers(train(cell.config, workdir / cell.name, overrides=cell.overrides))}
+        except (UsageError, RunFailedError) as error:
+            row |= {"status": "failed", "error": str(error)}
+            print(f"failed: {error}", flush=True)
+        except (StoppedError, KeyboardInterrupt):
+            row["status"] = "stopped"
+            write()
+            raise
+        jax.clear_caches()  # the next cell is another program
+        write()
+
+
+def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any]]:
+    """A row for each cell as it stands before anything is trained: finished ones with their numbers."""
+    # Of an earlier start's table, so that finished cells need not be traced again.
+    multiply_adds = {row["cell"]: int(row["macs"]) for row in _read_rows(workdir / "sweep.csv") if row["macs"]}
+    rows = []
+    for cell in cells:
+        row = new_row(cell)
+        with contextlib.suppress(UsageError):  # said when it is the cell's turn
+            result = finished_result(workdir / cell.name, cell.config)
+            if result is not None:
+                macs = multiply_adds.get(cell.name) or cell.macs
+                row |= {"params": result["params"], "macs": macs, "status": "done", **_numbers(result)}
+        rows.append(row)
+    return rows
+
+
+def _read_rows(file: Path) -> list[dict[str, str]]:
+    """What an earlier start's table says, as written; [] if there is none that can be used."""
+    try:
+        with file.open(newline="") as stream:
+            rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(stream)]
+    except (OSError, ValueError, csv.Error):
+        return []
+    sound = all("cell" in row and row.get("macs", "0").isdecimal() and None not in row for row in rows)
+    return [row | {"macs": row.get("macs", "")} for row in rows] if sound else []
+
+
+def new_row(cell: Cell) -> dict[str, Any]:
+    return {"cell": cell.name, **cell.settings, "params": "", "macs": "", "status": "not run"}
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, Any]:
+    test = result["test"]
+    return {
+        **{name: test[name] for name in ("top1", "top5", "loss", "count") if name in test},
+        **({"top1_std": test["std"]["top1"], "n": test["n"]} if "std" in test else {}),
+        "train_seconds": result["seconds"]["train"],
+        "best_epoch": result.get("best_epoch", ""),
+    }
+
+
+def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """All rows as CSV, whole or not at all."""
+    write_csv(file, list(dict.fromkeys(name for row in rows for name in row)), rows)
+
+
+def count_done(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(row["status"] == "done" for row in rows)
+
+
+@contextlib.contextmanager
+def open_sweep(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterator[None]:
+    """The sweep's folder, for this process alone; what is asked for stands in sweep.json.
+
+    Raises:
+      UsageError: it belongs to another sweep or another process, or holds something else.
+    """
+    file = workdir / "sweep.json"
+    # A kill before sweep.json leaves these two.
+    names = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
+    if not file.exists() and names - {".lock", f".{file.name}.tmp"}:
+        raise UsageError(f"--workdir={workdir}: this folder holds other files; name a new one for the sweep")
+    if file.exists():
+        remedy = "it is damaged: use a new --workdir"
+        before = read_json(file, remedy)
+        parts = [before.get(key) for key in ("config", "grid")] if isinstance(before, dict) else [None]
+        require(all(isinstance(part, dict) for part in parts), file, "it holds no sweep", remedy)
+        try:
+            theirs, swept = from_plain(before["config"]), set(before["grid"])
+        except (ValueError, KeyError, TypeError) as error:  # names that no config can have
+            raise UsageError(f"{file} cannot be read ({errors.first_line(error)}); {remedy}") from None
+        changed = {k: v for k, v in differences(theirs, config).items() if k not in swept | set(grid)}
+        if changed or swept != set(grid):
+            what = next((f"{k}: {old!r} there, {new!r} here" for k, (old, new) in changed.items()), "")
+            what = what or f"it goes over {', '.join(sorted(swept))}"
+            raise UsageError(f"--workdir={workdir}: this folder holds another sweep ({what}); name a new one")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process is at work in this sweep")
+    except OSError as error:
+        raise UsageError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
+    with lock:
+        write_json(file, {"grid": grid, "config": to_plain(config)})
+        yield

@@ -1,0 +1,118 @@
+"""`jaxvit.train`: from a config to a finished run directory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxvit.config.plan import dataset_of, resolve
+from jaxvit.config.plan_types import Plan
+from jaxvit.data.sources import Dataset
+from jaxvit.devices import hardware, processes, runtime
+from jaxvit.errors import (
+    RunFailedError,
+    UsageError,
+    disk_full,
+    first_line,
+    is_disk_full,
+)
+from jaxvit.run.assembly import Assembly, assemble
+from jaxvit.run.execution import execute, show_finished
+from jaxvit.run.folder import RunDirectory, finished_result
+from jaxvit.run.program import StartOptions
+from jaxvit.run.seeds import train_seeds
+from jaxvit.training.progress import nobody_need_listen
+from jaxvit.training.stopping import StopRequest
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    debug_nans: bool = False,
+    fall_back: bool = False,
+    profile: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Trains as the config says, or goes on where the run in `workdir` stopped, and returns its result.
+
+    Args:
+      config: made by `jaxvit.config.base_config` or by a config file's ``get_config``.
+      workdir: the run's folder, made when missing.
+      overrides: keys set by hand; each must matter in this run.
+      debug_nans: check every step at once and name the module where a number stops being finite. Slower.
+      fall_back: when the newest checkpoint is damaged, set it aside and go on from the one before.
+      profile: first and last step of which a profile is written into ``workdir/profile``.
+
+    Returns:
+      What result.json holds.
+
+    Raises:
+      UsageError, RunFailedError, StoppedError: see `jaxvit.errors`.
+    """
+    if not isinstance(config, ConfigDict):
+        remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
+        raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
+    path = Path(workdir)
+    runtime.keep_compiled_programs()
+    runtime.choose_cpu_libraries()
+    if config.train.deterministic:
+        runtime.be_deterministic()
+    with _device_and_disk_errors(config):
+        finished = processes.told(lambda: finished_result(path, config))
+    if finished is not None:
+        return show_finished(finished, path)
+    options = StartOptions(debug_nans, fall_back, profile)
+
+    def prepare() -> tuple[Dataset, Plan, Assembly]:
+        dataset = dataset_of(config)
+        plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
+        if profile and profile[0] > plan.train.steps:
+            raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
+        return dataset, plan, assemble(plan, overrides)
+
+    with StopRequest() as stop, nobody_need_listen(), _device_and_disk_errors(config):
+        dataset, plan, assembly = processes.everywhere(prepare)
+        opened = processes.first(lambda: RunDirectory(path, config))
+        run = processes.everywhere(lambda: opened or RunDirectory(path, config, writes=False))
+        with contextlib.closing(run):
+            if plan.seeds:
+                return train_seeds(run, plan, assembly, dataset, options, stop)
+            result = processes.told(lambda: run.result)
+            if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
+                return show_finished(result, path)
+            return execute(run, plan, assembly, dataset, options, stop)
+
+
+@contextlib.contextmanager
+def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
+    """Turns an exhausted device and a full disk into one line and exit code 70."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if processes.has_lost_another(error):
+            raise RunFailedError(processes.LOST) from error
+        if not isinstance(error, jax.errors.JaxRuntimeError):
+            raise
+        if not hardware.is_out_of_memory(error):
+            raise RunFailedError(f"the device failed: {first_line(error)[:200]}") from error
+        model = config.model
+        settings = {
+            "a smaller config.train.batch_size, now": config.train.batch_size,
+            "a smaller config.eval.batch_size, now": config.eval.batch_size or config.train.batch_size,
+            "a larger config.train.accumulate, now": config.train.accumulate,
+            "config.model.remat=full, now": model.get("remat", "not there"),
+            "config.model.dtype=bfloat16, now": model.get("dtype", "not there"),
+            "a larger config.train.fsdp, now": config.train.fsdp,
+            "config.data.feed=stream, now": config.data.feed,
+        }
+        raise RunFailedError(hardware.explain_out_of_memory(error, settings)) from error
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise RunFailedError(disk_full(error, "; what was saved is kept")) from None

@@ -1,0 +1,1 @@
+"""Measuring speed and memory: of models, of exported files, of the input."""

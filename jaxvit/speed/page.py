@@ -1,0 +1,150 @@
+"""The pages that `jaxvit benchmark` writes of what it has measured: for a terminal, as Markdown, as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxvit.files import write_csv, write_text
+
+
+def show_lines(values: dict[str, str]) -> None:
+    """Prints {name: what is said of it} in two columns."""
+    for name, value in values.items():
+        print(f"{name:<18}{value}")
+
+
+def images_of(facts: dict[str, Any]) -> str:
+    """Data set and shape of an image, of `jaxvit.measurement.facts_of`."""
+    return f"{facts['data']}, {'×'.join(map(str, facts['input_shape']))}"
+
+
+def device_of(facts: dict[str, Any]) -> str:
+    """The device, with how many there are, of the same."""
+    return facts["device"] if facts["devices"] == 1 else f"{facts['devices']} × {facts['device']}"
+
+
+def in_ms(value: float) -> str:
+    """Milliseconds, with their unit."""
+    return f"{value:,.4g} ms" if value < 1e4 else f"{value:,.0f} ms"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def show(found: dict[str, Any]) -> None:
+    """The figures of one model, for people."""
+
+    def quartiles(name: str) -> str:
+        s = found["spread"][name]
+        return f"({s['q1']:,.4g} to {s['q3']:,.4g} ms, {s['count']} timed)"
+
+    batch = str(found["batch"])
+    memory = {"device": "on the device at most", "program": "for the compiled step"}[found["memory_of"]]
+    show_lines(
+        {
+            "model": f"{found['model']}, {found['params']:,} parameters",
+            "images": f"{images_of(found)}, batch {batch}, {found['dtype']}, {found['optimizer']}",
+            "device": device_of(found),
+            "training step": f"{in_ms(found['train_ms_per_step'])} {quartiles('train')}, "
+            f"{found['images_per_s']:,.4g} images/s",
+            **{
+                f"inference, {size}": f"{in_ms(ms)} {quartiles(f'infer_{size}')}"
+                for size, ms in found["infer_ms_per_batch"].items()
+            },
+            "one, waited for": f"{in_ms(found['infer_latency_ms'])} {quartiles('infer_latency')}",
+            "compiling": f"{found['compile_s']:.3g} s, {found['compile_cached_s']:.3g} s from the cache; "
+            f"{found['trace_s']:.3g} s of it tracing",
+            "arithmetic": f"{found['tflops']:.4g} TFLOP/s in training, {_share(found['peak_share'])} of the "
+            f"{found['peak_tflops']:.4g} of large products in {found['dtype']}",
+            "memory": f"{found['memory_mb']:,.4g} MB {memory}; {found['process_mb']:,.4g} MB for the process",
+            "waiting for input": f"{_share(found['input_share'])}; "
+            f"{in_ms(found['input_device_ms'])} of the step gathers and augments",
+            "training loop": f"{_share(found['loop_overhead'])} beside the step",
+        }
+    )
+
+
+_COLUMNS = (
+    "model",
+    "batch",
+    "dtype",
+    "training step, ms",
+    "images/s",
+    "inference of 1, ms",
+    "of a batch, ms",
+    "compiling, s",
+    "from the cache, s",
+    "TFLOP/s",
+    "of the peak",
+    "memory, MB",
+    "waiting for input",
+    "training loop",
+)
+
+
+def markdown(found: Sequence[dict[str, Any]]) -> str:
+    """A page with what was measured, on what, and with which versions: one row for each model."""
+
+    def cell(one: dict[str, Any], name: str) -> str:
+        s = one["spread"][name]
+        return f"{s['median']:,.4g} ({s['q1']:,.4g}–{s['q3']:,.4g})"
+
+    def all_of(values: Iterator[str]) -> str:
+        return "; ".join(dict.fromkeys(values))
+
+    facts = {
+        "device": all_of(device_of(one) for one in found),
+        **{key: all_of(one["machine"][key] for one in found) for key in found[0]["machine"]},
+        "versions": all_of(", ".join(f"{k} {v}" for k, v in one["versions"].items()) for one in found),
+        "date": all_of(one["date"] for one in found),
+        "images": all_of(f"{images_of(one)}, feed {one['feed']}" for one in found),
+        "rounds": f"{found[0]['rounds']}, each {found[0]['seconds']:g} s for everything timed",
+    }
+    lines = [
+        "# Speed",
+        "",
+        "Medians (quartiles), by `jaxvit benchmark`; docs/performance.md says what each figure means.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---|" + "--:|" * (len(_COLUMNS) - 1),
+    ]
+    for one in found:
+        cells = [
+            f"`{one['model']}`",
+            str(one["batch"]),
+            one["dtype"],
+            cell(one, "train"),
+            f"{one['images_per_s']:,.4g}",
+            cell(one, "infer_1"),
+            cell(one, f"infer_{one['batch']}"),
+            f"{one['compile_s']:.3g}",
+            f"{one['compile_cached_s']:.3g}",
+            f"{one['tflops']:.4g}",
+            _share(one["peak_share"]),
+            f"{one['memory_mb']:,.4g} ({one['memory_of']})",
+            _share(one["input_share"]),
+            _share(one["loop_overhead"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(found: Sequence[dict[str, Any]], folder: Path) -> None:
+    """benchmark.md, and benchmark.csv with all figures that are numbers or words."""
+    write_text(folder / "benchmark.md", markdown(found))
+    rows = []
+    for one in found:
+        row = {name: value for name, value in one.items() if not isinstance(value, dict | list)}
+        row["input_shape"] = "x".join(map(str, one["input_shape"]))
+        row |= {"infer_1_ms": one["infer_ms_per_batch"]["1"]}
+        row |= {"infer_batch_ms": one["infer_ms_per_batch"][str(one["batch"])]}
+        row |= {f"train_{key}_ms": one["spread"]["train"][key] for key in ("q1", "q3")}
+        rows.append(row | one["machine"] | one["versions"])
+    write_csv(folder / "benchmark.csv", list(rows[0]), rows)

@@ -1,0 +1,1 @@
+"""A trained model: loaded, evaluated, asked about images, looked into."""

@@ -1,0 +1,127 @@
+"""A run's model.json: what it takes to use its model without its data, checked before anything is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from jaxvit.config.keys import RENAMED
+from jaxvit.data.geometry import INTERPOLATIONS
+from jaxvit.data.settings import EVALUATION_SIZES, Augmentation
+from jaxvit.errors import UsageError, first_line, nearest
+from jaxvit.files import read_json, require
+from jaxvit.models.registry import FAMILIES, MODELS, create_model
+
+REMEDY = "it is damaged, or was changed by hand: put a copy of it back, or train the model again"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What model.json says.
+
+    Attributes:
+      file: its name.
+      name: of the model.
+      attributes: (attribute, value) of the model.
+      class_names: K names.
+      image_shape: [H, W, C] of the images that it was trained on.
+      augmentation: of its training.
+    """
+
+    file: Path
+    name: str
+    attributes: tuple[tuple[str, Any], ...]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    augmentation: Augmentation
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """[H, W, C] of what the model sees."""
+        return self.augmentation.output_shape(self.image_shape)
+
+    def create(self, *, own_code: bool) -> nn.Module:
+        """The model.
+
+        Args:
+          own_code: whether a model that is code of somebody's own may be imported. A folder may come from anywhere, and
+            what its files name is not run unless its user says so.
+
+        Raises:
+          UsageError: it may not, or there is no such model.
+        """
+        known = {**MODELS, **FAMILIES}
+        if self.name not in known and not own_code:
+            module, colon, _ = self.name.partition(":")
+            if not colon:
+                raise UsageError(f"{self.file}: there is no model '{self.name}'{nearest(self.name, known)}; {REMEDY}")
+            raise UsageError(
+                f"{self.file.parent}: its model '{self.name}' is code outside this package, and to load it runs module "
+                f"{module}; if you trust that, say so by --own_code, in Python by load(…, own_code=True)"
+            )
+        try:
+            return create_model(self.name, **dict(self.attributes))
+        except Exception as error:  # whatever the attributes, or a class of one's own, bring about
+            reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + first_line(error)
+            raise UsageError(f"{self.file}: {reason}; {REMEDY if self.name in known else 'mend the code'}") from error
+
+
+def read_model(path: Path) -> ModelFacts:
+    """What model.json in a run's folder says.
+
+    Raises:
+      UsageError: it does not say what it takes to use the model.
+    """
+    file = path / "model.json"
+    found = read_json(file, REMEDY)
+    require(isinstance(found, dict), file, "it does not describe a model", REMEDY)
+    for key, kind in (("name", str), ("attributes", dict), ("class_names", list), ("image_shape", list)):
+        require(isinstance(found.get(key), kind), file, f"it has no '{key}'", REMEDY)
+    names, shape = found["class_names"], found["image_shape"]
+    require(bool(names) and all(isinstance(name, str) for name in names), file, "'class_names' are no names", REMEDY)
+    sides = len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
+    require(sides, file, "'image_shape' is not [H, W, C]", REMEDY)
+    given = {RENAMED.get(f"model.{key}", f"model.{key}"): value for key, value in found["attributes"].items()}
+    attributes = tuple((key.removeprefix("model."), _tuples(value)) for key, value in given.items())
+    for key, value in attributes:
+        require(_is_plain(value), file, f"'attributes.{key}' is no plain value", REMEDY)
+    augmentation = _augmentation(file, found.get("augmentation"), shape[-1])
+    return ModelFacts(file, found["name"], attributes, tuple(names), tuple(shape), augmentation)
+
+
+def _augmentation(file: Path, given: Any, channels: int) -> Augmentation:
+    require(isinstance(given, dict), file, "it has no 'augmentation'", REMEDY)
+    defaults = {field.name: field.default for field in dataclasses.fields(Augmentation)}
+    for key, value in given.items():
+        require(key in defaults, file, f"there is no 'augmentation.{key}'", REMEDY)
+        wanted = type(defaults[key])
+        if wanted is tuple:
+            right = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+        else:
+            right = type(value) is wanted or (wanted is float and type(value) is int)
+        require(right, file, f"'augmentation.{key}' is {value!r:.40}", REMEDY)
+    found = Augmentation(**{key: _tuples(value) for key, value in given.items()})
+    # Those that an evaluation goes by.
+    for key, right in {
+        "mean": len(found.mean) in (1, channels),
+        "std": len(found.std) in (1, channels) and all(found.std),
+        "evaluation": found.evaluation in EVALUATION_SIZES,
+        "interpolation": found.interpolation in INTERPOLATIONS,
+        "size": found.size >= 0,
+        "resize": found.resize >= 0,
+        "crop_fraction": 0 < found.crop_fraction <= 1,
+    }.items():
+        require(right, file, f"'augmentation.{key}' is {getattr(found, key)!r:.40}", REMEDY)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else not isinstance(value, dict)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

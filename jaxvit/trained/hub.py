@@ -1,0 +1,69 @@
+"""Reads the folder that `jaxvit export --to=hub` writes: model.safetensors beside a run's JSON files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from jaxvit.errors import UsageError, first_line
+from jaxvit.trained.weights import Int8, restore
+
+FILE = "model.safetensors"
+SCALE = ".scale"  # behind the name of an int8 array
+REMEDY = "it is damaged: get it again"
+
+
+def read(path: Path) -> tuple[dict[str, Any], int, str]:
+    """(variables as float32, step, 'model' or 'ema') of such a folder, which may be anybody's.
+
+    Raises:
+      UsageError: its weights cannot be read, or are none.
+    """
+    file = path / FILE
+    try:
+        with safetensors.safe_open(file, framework="numpy") as stored:
+            said = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, no mapping
+        step, weights = int(said["step"]), said["weights"]
+        if step < 0 or weights not in ("model", "ema"):
+            raise ValueError(f"step {step}, weights {weights!r:.20}")
+        tree = _tree(tensors)
+        return {**tree, "params": restore(tree.get("params", {}))}, step, weights
+    except Exception as error:  # what libraries say to files that nobody wrote with them
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UsageError(f"{file} cannot be read ({reason}); {REMEDY}") from None
+
+
+def _tree(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Nested dicts of arrays and `Int8`.
+
+    Raises:
+      ValueError: a name goes on from another, an array is of another type than weights are, a scale does not fit.
+    """
+    quantised = {name for name, array in tensors.items() if array.dtype == np.int8}
+    scales = {name + SCALE for name in quantised}
+    tree: dict[str, Any] = {}
+    for name, array in sorted(tensors.items()):
+        if name in scales:
+            continue
+        weight = array.dtype in (np.float32, jnp.bfloat16)
+        if name not in quantised and not weight and (name.startswith("params.") or array.dtype.kind not in "biu"):
+            raise ValueError(f"{name} is {array.dtype}")
+        leaf: Any = array
+        if name in quantised:
+            leaf = Int8(array, tensors[name + SCALE])
+            fits = all(mine in (1, size) for mine, size in zip(leaf.scale.shape, array.shape, strict=True))
+            if not fits or leaf.scale.dtype != np.float32:
+                raise ValueError(f"{name}{SCALE} is {leaf.scale.dtype} {list(leaf.scale.shape)}")
+        *above, last = name.split(".")
+        inner = tree
+        for part in above:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{name} goes on from the name of an array")
+        inner[last] = leaf
+    return tree

@@ -1,0 +1,153 @@
+"""A trained model over many images: batches of one shape, on all devices, one batch ahead of whoever reads.
+
+What is kept of each image are the few numbers that every metric can be made of (`Outcomes`), not its K scores: memory
+grows with the number of images only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import jax
+import numpy as np
+import scipy.special
+
+from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.devices.hardware import explain_out_of_memory, is_out_of_memory
+from jaxvit.devices.runtime import forward_options
+from jaxvit.devices.sharding import make_mesh, place_batch, replicate
+from jaxvit.errors import RunFailedError
+from jaxvit.trained.load import Loaded
+
+AHEAD = 2  # batches that the device has while the host reads the one before
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a model said about N labelled images; places of the output are numbered as the classes are.
+
+    Attributes:
+      index: int [N], the image's number in its split.
+      labels: int [N], the true classes.
+      predicted: int [N], the place with the largest score, the first of equals.
+      confidence: [N], its probability.
+      label_probability: [N], the true class's probability.
+      rank: int [N], how many places stand before the true class: 0 = it is the prediction.
+      loss: [N], cross-entropy in nats.
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    label_probability: np.ndarray
+    rank: np.ndarray
+    loss: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Predictor:
+    """Scores of any number of images; the model is compiled once, for one size of batch.
+
+    Args:
+      loaded: the trained model.
+      batch_size: images at a time, rounded up to a multiple of the devices.
+      devices: how many of this process's; 0 = all.
+
+    Attributes:
+      batch_size: as it is used.
+      places: K, scores of an image.
+    """
+
+    def __init__(self, loaded: Loaded, batch_size: int, devices: int = 0):
+        self._loaded = loaded
+        count = devices or jax.local_device_count()
+        self._mesh = make_mesh(count)
+        self.batch_size = -(-batch_size // count) * count
+        self._variables = replicate(self._mesh, loaded.variables)
+        self._run = jax.jit(loaded.apply, compiler_options=forward_options())
+        batch = jax.ShapeDtypeStruct((self.batch_size, *loaded.image_shape), np.uint8)
+        self.places: int = jax.eval_shape(loaded.apply, loaded.variables, batch).shape[-1]
+
+    def logits(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """For each batch, uint8 [n, *image_shape] with n up to `batch_size`, its scores: float32 [n, K].
+
+        Raises:
+          RunFailedError: the device has not the memory for such a batch, or scores are not finite.
+        """
+        waiting: deque[tuple[int, jax.Array]] = deque()
+        try:
+            for images in batches:
+                padding = np.zeros((self.batch_size - len(images), *images.shape[1:]), np.uint8)
+                placed = place_batch(self._mesh, {"image": np.concatenate([images, padding])})
+                waiting.append((len(images), self._run(self._variables, placed["image"])))
+                if len(waiting) > AHEAD:
+                    yield _fetch(*waiting.popleft())
+            while waiting:
+                yield _fetch(*waiting.popleft())
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            settings = {"a smaller --batch_size, now": self.batch_size}
+            raise RunFailedError(explain_out_of_memory(error, settings)) from error
+
+    def outcomes(self, source: Source | StreamedSource) -> Outcomes:
+        """What the model says about a whole split: every image once, whatever the batch size and number of devices.
+
+        Images that cannot be decoded, where such are skipped, are left out.
+
+        Raises:
+          RunFailedError: none of them can be decoded; else as `logits`.
+        """
+        waiting: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
+
+        def batches() -> Iterator[np.ndarray]:
+            for start in range(0, len(source), self.batch_size):
+                rows = np.arange(start, min(start + self.batch_size, len(source)))
+                images, labels, good = source.batch(rows)
+                waiting.append((rows, labels, good))
+                yield images
+
+        parts = []
+        for logits in self.logits(batches()):
+            rows, labels, good = waiting.popleft()
+            parts.append(judge(logits[good], labels[good], rows[good]))
+        if not any(map(len, parts)):
+            raise RunFailedError(f"{source.name}: not one of its images can be decoded")
+        merged = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Outcomes)}
+        return Outcomes(**merged)
+
+
+def _fetch(count: int, logits_BK: jax.Array) -> np.ndarray:
+    logits_BK = np.asarray(logits_BK)[:count]
+    if not np.isfinite(logits_BK).all():
+        raise RunFailedError("the model's scores are not finite numbers: its training has diverged; train it anew")
+    return logits_BK
+
+
+def softmax(logits_NK: np.ndarray) -> np.ndarray:
+    """Probabilities [N, K] of scores, in float64 on the host."""
+    return scipy.special.softmax(logits_NK.astype(np.float64), axis=1)
+
+
+def judge(logits_NK: np.ndarray, labels_N: np.ndarray, index_N: np.ndarray) -> Outcomes:
+    """Compares scores with true classes, in float64. Of equal scores the lower class stands first."""
+    logits_NK = logits_NK.astype(np.float64)
+    rows = np.arange(len(labels_N))
+    log_probabilities_NK = scipy.special.log_softmax(logits_NK, axis=1)
+    own_N1 = logits_NK[rows, labels_N][:, None]
+    before_NK = (logits_NK > own_N1) | ((logits_NK == own_N1) & (np.arange(logits_NK.shape[1]) < labels_N[:, None]))
+    predicted_N = logits_NK.argmax(axis=1)
+    return Outcomes(
+        index=index_N,
+        labels=labels_N,
+        predicted=predicted_N,
+        confidence=np.exp(log_probabilities_NK[rows, predicted_N]),
+        label_probability=np.exp(log_probabilities_NK[rows, labels_N]),
+        rank=before_NK.sum(axis=1),
+        loss=-log_probabilities_NK[rows, labels_N],
+    )

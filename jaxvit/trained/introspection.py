@@ -1,0 +1,243 @@
+"""What a trained model looks at: the weights that its layers sow, put together over the image.
+
+Attention rollout: Abnar and Zuidema 2020 (arXiv:2005.00928), section 3. Similarities of positions: as figure 7 of
+Dosovitskiy et al. 2020 (arXiv:2010.11929). Receptive field by gradient: Luo et al. 2016 (arXiv:1701.04128), section 2.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from jaxvit.errors import RunFailedError
+from jaxvit.layers import PositionEmbed, ShiftStage, TokenLearner
+from jaxvit.layers.stack import plainly
+from jaxvit.ops import ways
+from jaxvit.trained.load import Loaded
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that an encoder does with its tokens, and the weights of it.
+
+    Attributes:
+      kind: 'attention' (weights [B, M, N, N]), 'learn' ([B, S, N]) or 'fuse' ([B, N, S]).
+      name: of the layer, such as 'block_3'.
+      weights: as it used them.
+      weighting: of 'learn': 'softmax' or 'sigmoid'.
+    """
+
+    kind: str
+    name: str
+    weights: np.ndarray
+    weighting: str = ""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a model did with B images.
+
+    Attributes:
+      grid: (rows, columns) of the N places that it cuts the image into; None = it is not of a kind that does.
+      covered: (H, W), the part of the model's image, from its upper left corner, that these places cover.
+      prefix: tokens without a place, which stand before the others.
+      steps: of the encoder, in order; empty for a model without attention.
+      pool: weights [B, Q, N] of what the scores are made of; None = no layer that weighs.
+    """
+
+    grid: tuple[int, int] | None
+    covered: tuple[int, int]
+    prefix: int
+    steps: tuple[Step, ...]
+    pool: np.ndarray | None
+
+
+def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
+    """Runs the model on uint8 images [B, *image_shape] and keeps the weights that its layers sow.
+
+    Raises:
+      RunFailedError: weights that cannot be, such as a softmax that does not add up to 1.
+    """
+    model = plainly(loaded.model)
+    grids: list[tuple[int, ...]] = []
+    learners: dict[str, str] = {}
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        out = call(*args, **kwargs)
+        module = context.module
+        if context.method_name == "__call__":
+            if module.path == ("embed",) and out.ndim == 4:
+                grids.append(out.shape[1:3])
+            if isinstance(module, TokenLearner):
+                learners["/".join(module.path)] = "sigmoid" if module.kind == "v1" else "softmax"
+        return out
+
+    def run(variables: Any, images: Any) -> Any:
+        x = loaded.preprocess(images)
+        with ways.use(loaded.ways), nn.intercept_methods(watch):
+            return model.apply(variables, x, train=False, mutable=["intermediates"])[1]
+
+    sown = jax.device_get(jax.jit(run)(loaded.variables, images_BHWC)).get("intermediates", {})
+    steps, pool = [], None
+    for path, (weights, *_) in sorted(flatten_dict(sown).items(), key=lambda item: _order(item[0])):
+        *parents, layer, name = path
+        if layer == "attention" and parents and parents[-1].startswith("block_"):
+            steps.append(Step("attention", parents[-1], weights))
+        elif name == "token_maps" and layer.startswith("token_learner_"):
+            steps.append(Step("learn", layer, weights, learners["/".join((*parents, layer))]))
+        elif name == "mix" and layer.startswith("token_fuser_"):
+            steps.append(Step("fuse", layer, weights))
+        elif name == "pool_weights":
+            pool = weights
+        elif name == "attention" and "attention_pool" in parents:
+            pool = weights.mean(axis=1)
+    grid = grids[0] if grids else None
+    patch = getattr(model, "patch", 0) if getattr(model, "tokenizer", "patch") == "patch" else 0
+    covered = tuple(side * patch for side in grid) if grid and patch else loaded.input_shape[:2]
+    recorded = Recorded(grid, covered, getattr(model, "prefix", 0), tuple(steps), pool)
+    _check(recorded)
+    return recorded
+
+
+def _order(path: Sequence[str]) -> tuple[int, int]:
+    """Of the layers of an encoder: a learner stands before the block of its number, a fuser after it."""
+    for part in path:
+        if found := re.fullmatch(r"(token_learner|block|token_fuser)_(\d+)", part):
+            return int(found[2]), ("token_learner", "block", "token_fuser").index(found[1])
+    return 1 << 30, 0
+
+
+def _check(recorded: Recorded) -> None:
+    """Weights of a softmax add up to 1, those of a sigmoid lie in [0, 1]."""
+
+    def must(fine: Any, name: str, what: str) -> None:
+        if not np.all(fine):
+            raise RunFailedError(f"{name}: {what}; the model computes something else than its layers say")
+
+    for step in recorded.steps:
+        if step.kind == "attention" or step.weighting == "softmax":
+            must(abs(step.weights.sum(axis=-1) - 1) < 1e-3, step.name, "its weights do not add up to 1")
+        must((step.weights >= 0) & (step.weights <= 1 + 1e-6), step.name, "its weights do not lie between 0 and 1")
+    if recorded.pool is not None:
+        must(abs(recorded.pool.sum(axis=-1) - 1) < 1e-3, "pooling", "its weights do not add up to 1")
+
+
+def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
+    """How much of each place's token reaches the scores, if attention were all that mixes tokens: [B, N], sums 1.
+
+    A block is half its shortcut and half the mean of its heads. A TokenLearner passes on its weights, made to add up to
+    1 for each token; a TokenFuser is half the map as it was before the tokens were learned and half its mix. Norms,
+    MLPs and the values' sizes are left out, as in the paper.
+
+    Args:
+      recorded: by `record`.
+      pool: the model's way to one vector: 'cls', 'mean', 'flatten', 'sequence' or 'attention'.
+
+    Raises:
+      ValueError: there is no attention, or another pool.
+    """
+    if not recorded.steps or recorded.grid is None:
+        raise ValueError("this model has no attention to roll out")
+    prefix, places = recorded.prefix, math.prod(recorded.grid)
+    batch = len(recorded.steps[0].weights)
+    flow_BTN = before_BTN = np.broadcast_to(np.eye(prefix + places), (batch, prefix + places, prefix + places))
+    for step in recorded.steps:
+        if step.kind == "attention":
+            flow_BTN = 0.5 * flow_BTN + 0.5 * step.weights.mean(axis=1) @ flow_BTN
+            continue
+        rows = _normalised(step.weights)
+        if step.kind == "learn":
+            before_BTN = flow_BTN
+            flow_BTN = np.concatenate([flow_BTN[:, :prefix], rows @ flow_BTN[:, prefix:]], axis=1)
+        else:
+            spread = 0.5 * before_BTN[:, prefix:] + 0.5 * rows @ flow_BTN[:, prefix:]
+            flow_BTN = np.concatenate([flow_BTN[:, :prefix], spread], axis=1)
+    if pool == "cls":
+        reached_BN = flow_BTN[:, 0]
+    elif pool in ("mean", "flatten"):
+        reached_BN = flow_BTN[:, prefix:].mean(axis=1)
+    elif pool in ("sequence", "attention") and recorded.pool is not None:
+        reached_BN = (recorded.pool @ flow_BTN[:, prefix:])[:, 0]
+    else:
+        raise ValueError(f"pool={pool!r} is not known here")
+    return _normalised(reached_BN[:, prefix:])
+
+
+def _normalised(weights: np.ndarray) -> np.ndarray:
+    """Rows that add up to 1."""
+    return weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
+
+
+def position_similarities(loaded: Loaded) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """Cosine similarity of each place's position with every other's, [N, N], and the grid (rows, columns) of them.
+
+    None if the model has no positions.
+    """
+    model, found = plainly(loaded.model), []
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, PositionEmbed) and context.method_name == "__call__":
+            found.append((context.module.clone(parent=None, name=None), context.module.path, args[0].shape, kwargs))
+        return call(*args, **kwargs)
+
+    images = jax.ShapeDtypeStruct((1, *loaded.input_shape), jnp.float32)
+    with nn.intercept_methods(watch):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), loaded.variables, images)
+    if not found or found[0][0].kind == "none":
+        return None
+    module, path, shape, kwargs = found[0]
+    params = loaded.variables["params"]
+    for part in path:
+        params = params.get(part, {})
+    table_NC = np.asarray(module.apply({"params": params}, jnp.zeros(shape, jnp.float32), **kwargs)[0], np.float64)
+    table_NC = table_NC[-math.prod(kwargs["grid"]) :]
+    table_NC = table_NC / np.maximum(np.linalg.norm(table_NC, axis=1, keepdims=True), 1e-12)
+    return table_NC @ table_NC.T, tuple(kwargs["grid"])
+
+
+def receptive_fields(loaded: Loaded, images_BHWC: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """How strongly each pixel moves the middle of the map, after each stage of a ShiftViT.
+
+    Args:
+      loaded: the trained model.
+      images_BHWC: uint8 [B, *image_shape]; the result is the mean over them.
+      seed: of the random signs by which the middle's channels are added up: without signs they may cancel.
+
+    Returns:
+      {'stage 0 (12×12)': [H, W] of mean absolute gradients, its largest value 1, …}; empty for other models.
+    """
+    model = plainly(loaded.model)
+    x_BHWC = loaded.preprocess(images_BHWC)
+
+    def stages(x: jax.Array) -> list[jax.Array]:
+        def wanted(module: nn.Module, method: str) -> bool:
+            return isinstance(module, ShiftStage) and method == "__call__"
+
+        _, state = model.apply(
+            loaded.variables, x, train=False, capture_intermediates=wanted, mutable=["intermediates"]
+        )
+        found = {k: v for k, v in flatten_dict(state.get("intermediates", {})).items() if k[-1] == "__call__"}
+        return [value[0] for _, value in sorted(found.items())]
+
+    shapes = [out.shape for out in jax.eval_shape(stages, x_BHWC)]
+    fields = {}
+    for i, (batch, height, width, channels) in enumerate(shapes):
+        signs_BC = jax.random.rademacher(jax.random.key(seed), (batch, channels), jnp.float32)
+
+        def middle(x: jax.Array, i: int = i, signs_BC: jax.Array = signs_BC) -> jax.Array:
+            out = stages(x)[i].astype(jnp.float32)
+            return jnp.sum(out[:, out.shape[1] // 2, out.shape[2] // 2] * signs_BC)
+
+        gradient_BHWC = np.abs(np.asarray(jax.jit(jax.grad(middle))(x_BHWC), np.float64))
+        field_HW = gradient_BHWC.mean(axis=(0, 3))
+        fields[f"stage {i} ({height}×{width})"] = field_HW / max(field_HW.max(), 1e-30)
+    return fields

@@ -1,0 +1,248 @@
+"""`jaxvit.load`: a trained model from the folder of its run or of `jaxvit export --to=hub`, and from that alone."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from jaxvit.data.augment import evaluation_transform
+from jaxvit.data.settings import Augmentation
+from jaxvit.devices.runtime import forward_options
+from jaxvit.errors import UsageError, first_line
+from jaxvit.files import read_json
+from jaxvit.ops import ways
+from jaxvit.run.folder import read_config, refuse_seeds
+from jaxvit.trained import hub
+from jaxvit.trained.facts import REMEDY, ModelFacts, read_model
+
+CHECKPOINTS = ("best", "latest")
+WEIGHTS = ("chosen", "model", "ema")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model, ready for use.
+
+    Attributes:
+      workdir: the run's folder.
+      config: the run's config.
+      model: Flax module, called as ``model.apply(variables, images, train=False)`` on preprocessed images.
+      variables: {'params': …, and whatever else the model keeps}.
+      class_names: K names; ``class_names[label]``. The model's output may have further places, which mean nothing.
+      image_shape: [H, W, C] of the uint8 images that `preprocess` takes.
+      input_shape: [H, W, C] of what the model sees.
+      step: how many steps it had been trained for.
+      weights: 'model' or 'ema'.
+      own_code: whether code may be run that the run's files name; see `load`.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    model: nn.Module
+    variables: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    step: int
+    weights: str
+    augmentation: Augmentation
+    own_code: bool = False
+
+    @property
+    def ways(self) -> str:
+        """In which of the `jaxvit.ops.ways` it was trained, and is computed here."""
+        return self.config.train.get("ways", "fast")
+
+    def _checked(self, images_BHWC: Any) -> Any:
+        if not hasattr(images_BHWC, "dtype"):  # a list of images
+            try:
+                images_BHWC = np.asarray(images_BHWC)
+            except (TypeError, ValueError):
+                raise UsageError(f"images of different sizes: {self._takes()}") from None
+        if images_BHWC.dtype != np.uint8 or tuple(images_BHWC.shape[1:]) != self.image_shape:
+            raise UsageError(f"images of {images_BHWC.dtype} {list(images_BHWC.shape)}: {self._takes()}")
+        return images_BHWC
+
+    def _takes(self) -> str:
+        return f"this model takes uint8 [B, {', '.join(map(str, self.image_shape))}]"
+
+    def preprocess(self, images_BHWC: Any) -> jax.Array:
+        """uint8 images [B, *image_shape] to what the model sees, as in the evaluation of the training run.
+
+        Raises:
+          UsageError: they have another shape or type.
+        """
+        return evaluation_transform(self.augmentation)(jnp.asarray(self._checked(images_BHWC)))
+
+    def pictures(self, images_BHWC: Any) -> np.ndarray:
+        """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""
+        a = self.augmentation
+        seen = np.asarray(self.preprocess(images_BHWC)) * np.array(a.std, np.float32) + np.array(a.mean, np.float32)
+        return np.clip(seen, 0, 1)
+
+    def apply(self, variables: Any, images_BHWC: Any) -> jax.Array:
+        """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program."""
+        with ways.use(self.ways):
+            return self.model.apply(variables, self.preprocess(images_BHWC), train=False)
+
+    @cached_property
+    def _logits(self) -> Any:
+        return jax.jit(self.apply, compiler_options=forward_options())
+
+    def logits(self, images_BHWC: Any) -> jax.Array:
+        """Scores [B, K], float32, of uint8 images [B, *image_shape]. Compiles once for each batch size."""
+        return self._logits(self.variables, self._checked(images_BHWC))
+
+    def __call__(self, images_BHWC: Any) -> jax.Array:
+        """Probabilities [B, K], float32, of uint8 images [B, *image_shape]."""
+        return jax.nn.softmax(self.logits(images_BHWC), axis=-1)
+
+
+def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chosen", own_code: bool = False) -> Loaded:
+    """Loads a trained model from a run's folder, or from one of `jaxvit export --to=hub`.
+
+    Args:
+      workdir: the folder; a run may still be training.
+      checkpoint: 'best' (on validation; without one the last) or 'latest'. An exported folder holds but one.
+      weights: 'chosen' = those that the run's test result is of: averaged where it keeps an average, else 'model'; or
+        one of the two, 'model' and 'ema'.
+      own_code: allow a model that is code outside this package, 'module:Class', to be imported, and so to be run. The
+        folder's files are else only read: they may be somebody else's.
+
+    Raises:
+      UsageError: it holds no trained model, or not the weights asked for; its files are damaged or do not fit together;
+        its model is code that was not allowed.
+    """
+    path = Path(workdir)
+    for name, value, known in (("checkpoint", checkpoint, CHECKPOINTS), ("weights", weights, WEIGHTS)):
+        if value not in known:
+            raise UsageError(f"{name}='{value}': must be one of {', '.join(known)}")
+    if not path.is_dir():
+        raise UsageError(f"{path}: there is no such folder; name that of a run")
+    exported = (path / "model.safetensors").exists()
+    if not exported and not (path / "checkpoints").exists():
+        refuse_seeds(path)
+    config = read_config(path)
+    steps = [] if exported else _saved_steps(path)
+    facts = read_model(path)
+    model = facts.create(own_code=own_code)
+    variables, step, chosen = _exported(path, weights) if exported else _trained(path, steps, checkpoint, weights)
+    loaded = Loaded(
+        workdir=path,
+        config=config,
+        model=model,
+        variables=variables,
+        class_names=facts.class_names,
+        image_shape=facts.image_shape,
+        input_shape=facts.input_shape,
+        step=step,
+        weights=chosen,
+        augmentation=facts.augmentation,
+        own_code=own_code,
+    )
+    _check_that_it_fits(loaded, facts)
+    return loaded
+
+
+def _exported(path: Path, weights: str) -> tuple[dict[str, Any], int, str]:
+    """(variables, step, which weights) of an exported folder."""
+    variables, step, there = hub.read(path)
+    if weights not in ("chosen", there):
+        raise UsageError(f"{path}: weights='{weights}': it holds only '{there}'")
+    return jax.device_put(variables, jax.local_devices()[0]), step, there
+
+
+def _saved_steps(path: Path) -> list[int]:
+    steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit())
+    if not steps:
+        raise UsageError(f"{path} holds no checkpoint yet; train it first")
+    return steps
+
+
+def _trained(path: Path, steps: list[int], checkpoint: str, weights: str) -> tuple[dict[str, Any], int, str]:
+    """(variables, step, which weights) of a run's folder."""
+    step = steps[-1]
+    if checkpoint == "best":
+        file = path / "checkpoints" / str(step) / "metrics" / "metrics"
+        said = read_json(file, "this checkpoint is damaged: load(…, checkpoint='latest') does without this file")
+        best = said.get("best_step") if isinstance(said, dict) else None
+        step = best if best in steps else step  # none yet: no epoch has ended
+    tree = _restore(path / "checkpoints" / str(step) / "state")
+    if weights == "ema" and not tree["ema"]:
+        raise UsageError(f"{path}: this run keeps no average of its weights; use weights='model'")
+    averaged = bool(tree["ema"]) and weights != "model"
+    params = tree["ema"] if averaged else tree["params"]
+    return {"params": params, **tree["constants"]}, step, "ema" if averaged else "model"
+
+
+def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
+    """Compares what model.json describes with the weights, by shapes alone.
+
+    Raises:
+      UsageError: another model would be needed for these weights.
+    """
+
+    def first_call(images_BHWC: jax.Array) -> tuple[jax.Array, Any]:
+        seen = loaded.preprocess(images_BHWC)
+        if seen.shape[1:] != loaded.input_shape:
+            raise ValueError(f"its evaluation makes {list(seen.shape[1:])} of them, not {list(loaded.input_shape)}")
+        return loaded.model.init_with_output(jax.random.key(0), seen, train=False)
+
+    try:
+        images = jax.ShapeDtypeStruct((1, *loaded.image_shape), jnp.uint8)
+        logits, variables = jax.eval_shape(first_call, images)
+    except Exception as error:  # whatever a model says to attributes and images that do not go together
+        raise UsageError(
+            f"{facts.file}: the model does not work on its images ({type(error).__name__}: {first_line(error)[:200]}); "
+            f"{REMEDY}"
+        ) from error
+    wanted, there = ({jax.tree_util.keystr(k): v.shape for k, v in _leaves(t)} for t in (variables, loaded.variables))
+    for name in sorted(wanted.keys() | there.keys()):
+        if wanted.get(name) != there.get(name):
+            raise UsageError(
+                f"{facts.file} does not fit the weights of step {loaded.step}: {name} is "
+                f"{list(there[name]) if name in there else 'not there'}, and this model has "
+                f"{list(wanted[name]) if name in wanted else 'none'}; {REMEDY}"
+            )
+    if logits.ndim != 2 or logits.shape[-1] < len(loaded.class_names):
+        raise UsageError(
+            f"{facts.file}: it has {len(loaded.class_names)} class names, and its model gives an output of "
+            f"{list(logits.shape[1:])} for an image; {REMEDY}"
+        )
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def _restore(directory: Path) -> dict[str, Any]:
+    """params, constants and ema of a saved state, on the default device; moments are left where they are."""
+    handler = ocp.PyTreeCheckpointHandler()
+    with contextlib.closing(handler):
+        try:
+            stored = handler.metadata(directory.absolute()).tree
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            wanted = {name: stored.get(name) or {} for name in ("params", "constants", "ema")}
+            abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), wanted)
+            full = {name: tree for name, tree in abstract.items() if tree}
+            arguments = ocp.args.PyTreeRestore(
+                full,
+                restore_args=jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding), full),
+                partial_restore=True,
+            )
+            return {**wanted, **handler.restore(directory.absolute(), args=arguments)}
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UsageError(
+                f"checkpoint {directory.parent} cannot be read: its files are damaged ({reason})"
+            ) from None

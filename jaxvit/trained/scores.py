@@ -1,0 +1,134 @@
+"""How good predictions are: every number of `jaxvit evaluate`, from the outcomes of a split's images.
+
+Precision, recall, F1 and the confusion matrix are scikit-learn's. Expected calibration error: Guo et al. 2017
+(arXiv:1706.04599), section 2, with bins of equal width.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from jaxvit.files import write_text
+from jaxvit.trained.inference import Outcomes
+
+BINS = 15  # of confidence, as the paper's
+
+
+def score(outcomes: Outcomes, class_names: Sequence[str], *, places: int) -> dict[str, Any]:
+    """The metrics of a split.
+
+    Args:
+      outcomes: of its images, at least one.
+      class_names: K names.
+      places: scores that the model gives, K or more; predictions beyond K are wrong, and have rows of their own.
+
+    Returns:
+      Plain values, fractions rather than percent: count, loss, top1, top5 (k at most the number of places);
+      precision, recall and f1, each {'macro', 'weighted'} over the classes that occur; keras: the micro-averaged
+      precision and recall at threshold 1/2 that Keras reports; ece and calibration, a row for each bin of confidence;
+      per_class; confusion [true][predicted]; most_confused pairs; class_names, of the rows of both.
+    """
+    o = outcomes
+    names = [*class_names]
+    # What no class stands behind is shown only if it was predicted.
+    used = max(len(names), int(o.predicted.max(initial=0)) + 1)
+    names += [f"(no class {i})" for i in range(len(names), used)]
+    classes = np.arange(used)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        o.labels, o.predicted, labels=classes, zero_division=0.0
+    )
+    occurring = support > 0
+    weights = support[occurring] / support.sum()
+    confusion = confusion_matrix(o.labels, o.predicted, labels=classes)
+    confident = o.confidence > 0.5
+    confident_right = int((o.label_probability > 0.5).sum())
+    bins = calibration(o)
+
+    def averages(values: np.ndarray) -> dict[str, float]:
+        here = values[occurring]
+        return {"macro": float(here.mean()), "weighted": float((here * weights).sum())}
+
+    return {
+        "count": len(o),
+        "loss": float(o.loss.mean()),
+        "top1": float((o.rank < 1).mean()),
+        "top5": float((o.rank < min(5, places)).mean()),
+        "precision": averages(precision),
+        "recall": averages(recall),
+        "f1": averages(f1),
+        "keras": {
+            "precision": confident_right / int(confident.sum()) if confident.any() else 0.0,
+            "recall": confident_right / len(o),
+        },
+        "ece": float(sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / len(o)),
+        "calibration": bins,
+        "per_class": [
+            {"name": n, "count": int(c), "precision": float(p), "recall": float(r), "f1": float(f)}
+            for n, c, p, r, f in zip(names, support, precision, recall, f1, strict=True)
+        ],
+        "most_confused": most_confused(confusion, names),
+        "confusion": confusion.tolist(),
+        "class_names": names,
+    }
+
+
+def calibration(outcomes: Outcomes, bins: int = BINS) -> list[dict[str, Any]]:
+    """For each bin of confidence that holds images: from, to, count, mean confidence and accuracy."""
+    # The bins are (a, b], as the paper's: a confidence of 1 belongs to the last.
+    place = np.clip(np.ceil(outcomes.confidence * bins).astype(int) - 1, 0, bins - 1)
+    right = outcomes.rank < 1
+    return [
+        {
+            "from": i / bins,
+            "to": (i + 1) / bins,
+            "count": int(inside.sum()),
+            "confidence": float(outcomes.confidence[inside].mean()),
+            "accuracy": float(right[inside].mean()),
+        }
+        for i in range(bins)
+        if (inside := place == i).any()
+    ]
+
+
+def most_confused(confusion: np.ndarray, names: Sequence[str], pairs: int = 10) -> list[dict[str, Any]]:
+    """The cells off the diagonal with the most images, largest first."""
+    wrong = confusion * (1 - np.eye(len(confusion), dtype=int))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:pairs]
+    cells = (np.unravel_index(i, wrong.shape) for i in order)
+    return [
+        {
+            "true": names[true],
+            "predicted": names[predicted],
+            "count": int(wrong[true, predicted]),
+            "share": float(wrong[true, predicted] / confusion[true].sum()),
+        }
+        for true, predicted in cells
+        if wrong[true, predicted]
+    ]
+
+
+def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path) -> list[Path]:
+    """Writes FILE.csv (a row for each class), FILE_confusion.csv and FILE_images.csv (a row for each image)."""
+    names = scores["class_names"]
+    per_class = [list(scores["per_class"][0]), *(list(row.values()) for row in scores["per_class"])]
+    matrix = [["true \\ predicted", *names], *([n, *row] for n, row in zip(names, scores["confusion"], strict=True))]
+    o = outcomes
+    images = [["index", "true", "predicted", "confidence", "true_class_probability", "loss"]]
+    columns = (o.index, o.labels, o.predicted, o.confidence, o.label_probability, o.loss)
+    for i, true, predicted, *values in zip(*columns, strict=True):
+        images.append([int(i), names[true], names[predicted], *(f"{value:.6g}" for value in values)])
+    written = []
+    for suffix, rows in (("", per_class), ("_confusion", matrix), ("_images", images)):
+        target = file.with_name(f"{file.name}{suffix}.csv")
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows(rows)
+        write_text(target, stream.getvalue())
+        written.append(target)
+    return written

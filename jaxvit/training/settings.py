@@ -1,0 +1,30 @@
+"""What the optimizer and its schedule are: plain values, without jax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What `make_optimizer` needs; lengths in steps, meanings as in the config keys of the same names."""
+
+    name: str = "adamw"
+    schedule: str = "cosine"
+    start_lr: float = 0.0
+    peak_lr: float = 1e-3
+    end_lr: float = 0.0
+    warmup_steps: int = 0
+    total_steps: int = 1
+    cooldown_steps: int = 0
+    weight_decay: float = 1e-4
+    decay: str = "lr_scaled"
+    decay_mask: str = "kernels"
+    layer_decay: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.9
+    clip_norm: float = 0.0

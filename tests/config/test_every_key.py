@@ -1,0 +1,254 @@
+"""Every config key does in a run what its line says: one that may change the result does, one that may not does not.
+
+What is looked at is what a run is made of: the batches, what the model is given, the parameters after a few steps, the
+learning rates, the lengths, what evaluation says.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config
+
+from jaxvit.config.keys import KEYS, model_config
+from jaxvit.config.plan import dataset_of, resolve
+from jaxvit.data.batches import evaluation_batches
+from jaxvit.devices.sharding import make_mesh, replicated
+from jaxvit.errors import RunFailedError
+from jaxvit.run.assembly import assemble
+from jaxvit.run.program import make_feed
+
+
+@pytest.fixture(autouse=True)
+def _optax_mixes_dtypes():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+class Linear(nn.Module):
+    """Compiles in no time; large enough to have kernels and biases."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, *, train: bool):
+        return nn.Dense(self.num_classes)(images.reshape(images.shape[0], -1))
+
+
+def darker(key, image):
+    return image * jax.random.uniform(key, minval=0.5)
+
+
+def colour_digits(folder):
+    """Thirty colour pictures of 12×10, one of them damaged: for what grey digits of one size cannot show."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 9), ("test", 1)):
+        for name in ("a", "b", "c"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
+                    folder / split / name / f"{i}.png"
+                )
+    (folder / "train" / "a" / "broken.png").write_bytes(b"no image")
+    return f"image_folder:{folder}"
+
+
+FOLDER = {"data__name": "FOLDER", "data__side": 8, "data__on_error": "skip", "data__train": "train[:20]"}
+FOLDER |= {"data__validation": "train[20:]", "data__test": "test", "augment__mean": (0.5,)}
+NO_CROP = {"augment__pad_crop": 0}
+CROPPED = {**NO_CROP, "augment__train": "resize_crop", "augment__size": 8, "augment__resize": 12}
+RESIZED = {**NO_CROP, "augment__train": "random_resized_crop", "augment__size": 8}
+MIXED = {"augment__mixup": 0.5, "augment__cutmix": 1.0}
+FRACTION = {**NO_CROP, "augment__evaluation": "crop_fraction", "augment__size": 8}
+
+# key -> (another value than that of the settings, settings under which it matters)
+OTHER = {
+    "seed": (1, {}),
+    "seeds": ((1,), {}),
+    "data.name": ("FOLDER", {key: value for key, value in FOLDER.items() if key != "data__name"}),
+    "data.dir": ("ANOTHER", {}),
+    "data.classes": ((3, 1), {}),
+    "data.side": (12, FOLDER),
+    "data.on_error": ("stop", FOLDER),
+    "data.feed": ("stream", {}),
+    "data.train": ("train[:59]", {}),
+    "data.validation": ("train[60:89]", {}),
+    "data.test": ("test[:24]", {}),
+    "augment.mean": ((), {}),
+    "augment.std": ((0.5,), {}),
+    "augment.train": ("random_resized_crop", NO_CROP),
+    "augment.evaluation": ("centre_crop", {**NO_CROP, "augment__size": 6, "augment__resize": 8}),
+    "augment.size": (6, NO_CROP),
+    "augment.resize": (16, CROPPED),
+    "augment.crop_position": ("batch", CROPPED),
+    "augment.crop_fraction": (0.5, FRACTION),
+    "augment.scale": ((0.5, 1.0), RESIZED),
+    "augment.ratio": ((1.0, 1.0), RESIZED),
+    "augment.interpolation": ("nearest", RESIZED),
+    "augment.pad_crop": (2, {}),
+    "augment.flip": (True, {}),
+    "augment.rotation": (0.1, {}),
+    "augment.zoom": (0.2, {}),
+    "augment.fill": ("zero", {"augment__rotation": 0.3}),
+    "augment.policy": ("trivial", FOLDER),
+    "augment.jitter": ((0.4, 0.4, 0.4, 0.1), FOLDER),
+    "augment.own": (f"{__name__}:darker", {}),
+    "augment.erase": (1.0, {}),
+    "augment.erase_mode": ("zero", {"augment__erase": 1.0}),
+    "augment.mixup": (0.5, {}),
+    "augment.cutmix": (1.0, {}),
+    "augment.switch": (0.0, MIXED),
+    "augment.mix_probability": (0.5, MIXED),
+    "augment.mix_until": ("1 steps", MIXED),
+    "augment.repeats": (2, {}),
+    "augment.where": ("host", {}),
+    "optim.name": ("lion", {}),
+    "optim.peak_lr": (2e-3, {}),
+    "optim.start_lr": (1e-4, {}),
+    "optim.end_lr": (1e-4, {}),
+    "optim.warmup": ("50%", {}),
+    "optim.schedule": ("linear", {}),
+    "optim.length": ("50%", {}),
+    "optim.cooldown": ("2 steps", {}),
+    "optim.weight_decay": (0.5, {}),
+    "optim.decay": ("independent", {"optim__weight_decay": 0.1}),
+    "optim.decay_mask": ("all", {"optim__weight_decay": 0.9, "optim__decay": "independent"}),
+    "optim.layer_decay": (0.5, {"model__name": "vit"}),
+    "optim.b1": (0.5, {}),
+    "optim.b2": (0.9, {}),
+    "optim.eps": (1e-2, {}),
+    "optim.momentum": (0.5, {"optim__name": "sgd"}),
+    "optim.ema_decay": (0.5, {}),
+    "optim.ema_ramp": (False, {"optim__ema_decay": 0.9}),
+    "optim.clip_norm": (1e-3, {"optim__name": "sgd"}),
+    "train.duration": ("4 epochs", {}),
+    "train.batch_size": (12, {}),
+    "train.steps_per_call": (3, {}),
+    "train.last_batch": ("drop", {}),
+    "train.accumulate": (2, {"model__name": "vit"}),
+    "train.fsdp": (1, {}),
+    "train.deterministic": (True, {}),
+    "train.ways": ("plain", {}),
+    "train.label_smoothing": (0.1, {}),
+    "train.seeds": ("in_turn", {"seeds": (0, 1)}),
+    "train.patience": ("1 epochs", {}),
+    "train.monitor": ("loss", {}),
+    "eval.batch_size": (5, {}),
+    "checkpoint.every": ("2 steps", {}),
+    "log.every": ("1 steps", {}),
+    "log.writers": (("jsonl",), {}),
+}
+
+# May change a result, and these settings on one device of a CPU do not show it: shown elsewhere.
+ELSEWHERE = {
+    "train.fsdp": "tests/training/test_devices.py",
+    "train.deterministic": "tests/training/test_runtime.py",
+    "train.ways": "tests/ops/test_ways.py",  # a model that has what can be computed in several ways
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("keys")
+
+
+def settings_of(changes, tmp_path):
+    folder = tmp_path / "pets"
+    filled = {
+        key: {"FOLDER": f"image_folder:{folder}", "ANOTHER": str(tmp_path / "data")}.get(value, value)
+        if isinstance(value, str)
+        else value
+        for key, value in changes.items()
+    }
+    if any(value == f"image_folder:{folder}" for value in filled.values()) and not folder.exists():
+        colour_digits(folder)
+    model = filled.pop("model__name", f"{__name__}:Linear")
+    config = tiny_config(**filled)
+    if model != "vit":
+        with config.unlocked():
+            config.model = model_config(model)
+    return config
+
+
+_seen = {}
+
+
+def observe(config):
+    """What a run of a config is made of, as {name: numbers or text}; the same config is looked at once."""
+    text = config.to_json()
+    if text not in _seen:
+        _seen[text] = look(config)
+    return _seen[text]
+
+
+def look(config):
+    dataset = dataset_of(config)
+    plan = resolve(config, dataset=dataset)
+    assembly = assemble(plan)
+    mesh = make_mesh(1)
+    source = dataset.read(plan.data.train)
+    t = plan.train
+    feed = make_feed(plan, assembly, source, mesh, t.steps_per_call)
+    # Laid out as after a step: else the second step would be compiled anew.
+    state = jax.jit(assembly.create_state, out_shardings=replicated(mesh))()
+
+    @jax.jit
+    def step(state, data, call, i):
+        batch = feed.pick(data, call, i)
+        return *assembly.train_step()(state, batch), batch["label"]
+
+    seen = []
+    for start in range(0, 6, t.steps_per_call):
+        call = feed(start, t.steps_per_call)
+        for i in range(t.steps_per_call):
+            state, sums, labels = step(state, feed.data, call, i)
+            seen.append(jax.device_get((sums, labels)))
+    evaluate, totals = jax.jit(assembly.eval_step()), {}
+    for batch in evaluation_batches(dataset.read(plan.data.test), t.eval_batch_size):
+        for name, value in evaluate(state.chosen_variables, batch).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    return {
+        "batches": seen,
+        "parameters": jax.device_get((state.params, state.ema)),
+        "rates": np.array([assembly.schedule(i) for i in range(t.steps)]),
+        "test": {name: np.float32(round(value, 4)) for name, value in totals.items()},
+        "lengths": (t.steps, t.steps_per_epoch, t.patience_epochs),
+        "splits": (plan.data.train_count, plan.data.validation_count, plan.data.test_count),
+        "monitor": t.monitor,
+    }
+
+
+def same(a, b):
+    left, right = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(left) == len(right) and all(np.array_equal(x, y) for x, y in zip(left, right, strict=True))
+
+
+def test_no_key_is_forgotten():
+    assert list(OTHER) == list(KEYS)
+
+
+@pytest.mark.parametrize("key", [key for key in OTHER if key not in ELSEWHERE])
+def test_a_key_does_what_it_says(key, folder):
+    value, settings = OTHER[key]
+    base = settings_of(settings, folder)
+    changed = settings_of({**settings, key.replace(".", "__"): value}, folder)
+    if key == "data.on_error":
+        observe(base)
+        with pytest.raises(RunFailedError, match=r"broken.png cannot be decoded"):
+            observe(changed)
+        return
+    if key == "augment.where":
+        # Another place for the same numbers, but for rounding.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            *(observe(config)["batches"] for config in (base, changed)),
+        )
+        assert resolve(changed).train.feed == "stream" and resolve(base).train.feed == "resident"
+        return
+    assert same(observe(base), observe(changed)) is not KEYS[key].changes_result, f"{key}={value!r}"
+    if not KEYS[key].changes_result:  # it reaches the plan, though
+        plans = [dataclasses.asdict(resolve(config)) for config in (base, changed)]
+        assert plans[0] != plans[1]
