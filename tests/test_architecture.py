@@ -1,51 +1,115 @@
-"""The house rules that a machine can check: which package imports which, and what `import jaxvit` costs."""
+"""The house rules that a machine can check: which package imports which, and what an import costs."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "jaxvit"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jaxvit"
 
-# A package may import from these packages of ours only.
+# One line a package, from the bottom up: what it may import of ours, beside itself. Lazy imports and those under
+# TYPE_CHECKING count like all others. Only the command line may import everything.
 ALLOWED = {
-    "ops": {"ops"},
-    "layers": {"ops", "layers"},
-    "models": {"ops", "layers", "models", "own_code"},
-    "data": {"data", "errors", "own_code"},
-    "training": {"training", "errors"},
-    "export": {
-        *("export", "errors", "ops", "layers", "models", "data", "training", "_version", "config", "rows"),
-        *("loading", "run_directory"),
-    },
-    "figures": {"figures", "errors", "ops", "layers", "models", "training", "summary"},
+    "errors": "",
+    "files": "errors",
+    "own_code": "errors",
+    "ops": "",
+    "layers": "ops",
+    "models": "own_code ops layers",
+    "devices": "errors",
+    "data": "errors files own_code",
+    "training": "errors files own_code devices",
+    "config": "errors own_code ops layers models devices data training",
+    "figures": "errors files ops layers models training",
+    "run": "errors files own_code ops layers models devices data training config figures",
+    "trained": "errors files own_code ops layers models devices data training config run",
+    "exports": "errors files ops layers models devices data config run trained",
+    "pages": "errors files ops layers models devices data training config figures run trained",
+    "speed": "errors files ops layers models devices data training config run trained exports",
+    "reproduce": "errors files models devices data training config figures run trained speed",
+    "cli": "*",
 }
+FLAT = {"__init__", "__main__", "_version", "errors", "files", "own_code"}
+SCRIPTS = PACKAGE / "exports" / "loaders"  # run by themselves, beside an exported file
 
 
-def our_imports(file):
+def modules():
+    """{dotted name: file} of the package, without the scripts."""
+    files = (file for file in PACKAGE.rglob("*.py") if SCRIPTS not in file.parents)
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imports_of(file):
+    """Dotted names of ours that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxvit":
-            parts = node.module.split(".")
-            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("jaxvit."))
+            yield from (alias.name for alias in node.names if alias.name.startswith("jaxvit."))
 
 
-@pytest.mark.parametrize("package", sorted(ALLOWED))
+def package_of(name):
+    return name.split(".")[1] if "." in name else ""
+
+
+@pytest.mark.parametrize("package", ALLOWED)
 def test_imports_point_one_way(package):
-    for file in (PACKAGE / package).rglob("*.py"):
-        if file.name == "__main__.py":  # a verb, and verbs know all
+    allowed = {package, "_version", *ALLOWED[package].split()}
+    for name, file in modules().items():
+        if package_of(name) != package or allowed >= {"*"}:
             continue
-        if file.parent.name == "loaders":  # scripts of their own
-            continue
-        wrong = set(our_imports(file)) - ALLOWED[package]
-        assert not wrong, f"{file.relative_to(PACKAGE)} must not import jaxvit.{', jaxvit.'.join(sorted(wrong))}"
+        wrong = {package_of(other) for other in imports_of(file)} - allowed
+        assert not wrong, f"{file.relative_to(ROOT)} must not import jaxvit.{', jaxvit.'.join(sorted(wrong))}"
 
 
-def test_every_package_has_a_rule():
-    assert {p.parent.name for p in PACKAGE.glob("*/__init__.py")} == set(ALLOWED)
+def test_the_lines_are_an_order():
+    """What a package may import stands above it, and nothing but the command line may import everything."""
+    above = []
+    for package, allowed in ALLOWED.items():
+        assert allowed == "*" or set(allowed.split()) <= set(above), package
+        above.append(package)
+    assert [package for package, allowed in ALLOWED.items() if allowed == "*"] == ["cli"]
+
+
+def test_every_package_has_its_line_and_little_lies_flat():
+    packages = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    flat = {file.stem for file in PACKAGE.glob("*.py")}
+    assert flat == FLAT and len(flat) <= 8
+    assert packages | (flat - {"__init__", "__main__", "_version"}) == set(ALLOWED)
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    every = modules()
+    graph = {}
+    for name, file in every.items():
+        targets = set()
+        for target in imports_of(file):
+            # `from jaxvit.a import b`: module a.b if there is one, else module a.
+            targets.add(target if target in every else target.rpartition(".")[0])
+        graph[name] = {target for target in targets if target in every and target not in (name, "jaxvit")}
+    graph.pop("jaxvit")  # lazy: see test_what_an_import_does_not_pull_in
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_verbs_are_leaves():
+    """Nothing imports the command line, and no verb imports another."""
+    shared = ("jaxvit.cli.command_line", "jaxvit.cli.options")
+    for name, file in modules().items():
+        for target in imports_of(file):
+            if target.startswith("jaxvit.cli") and not (name == "jaxvit.__main__" or package_of(name) == "cli"):
+                pytest.fail(f"{name} imports {target}")
+            if target.startswith("jaxvit.cli.") and not target.startswith(shared):
+                pytest.fail(f"{name} imports the verb {target}")
+
+
+def test_the_page_draws_the_same_house():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for package in ALLOWED:
+        assert f"| `{package}" in page, f"docs/architecture.md has no row for {package}"
 
 
 # What the model side may import from outside, beside the standard library.
@@ -70,9 +134,43 @@ def test_the_model_side_needs_little(package):
             "import jaxvit.layers",
             "tensorflow_datasets grain orbax.checkpoint ml_collections jaxvit.training jaxvit.data",
         ),
+        ("import jaxvit.config", "jax flax tensorflow_datasets orbax.checkpoint"),
     ],
 )
 def test_what_an_import_does_not_pull_in(statement, absent):
     code = f"{statement}\nimport sys\nprint([m for m in {absent.split()} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+# Where a newcomer looks, and what stands there: each is one step from the question.
+WALK = {
+    "where is the schedule": ("jaxvit.training.optimizer", "make_schedule"),
+    "where does a config key become a number": ("jaxvit.config.plan", "resolve"),
+    "what is in a checkpoint": ("jaxvit.training.checkpoint", "Checkpoints"),
+    "where would a new pooling go": ("jaxvit.layers.pool", "Pool"),
+    "where is a batch put together": ("jaxvit.data.batches", "gather"),
+    "where is the step": ("jaxvit.training.step", "make_train_step"),
+    "where is a model's name": ("jaxvit.models.registry", "MODELS"),
+    "what does a verb do": ("jaxvit.cli.train", "main"),
+}
+
+
+@pytest.mark.parametrize("question", WALK)
+def test_a_newcomer_finds_it_in_one_step(question):
+    """The page's table of questions names the file and the definition, and both are there."""
+    module, name = WALK[question]
+    file = modules()[module]
+    defined = [
+        *(n.name for n in ast.parse(file.read_text()).body if isinstance(n, ast.FunctionDef | ast.ClassDef)),
+        *(
+            t.id
+            for n in ast.parse(file.read_text()).body
+            if isinstance(n, ast.Assign | ast.AnnAssign)
+            for t in (n.targets if isinstance(n, ast.Assign) else [n.target])
+            if isinstance(t, ast.Name)
+        ),
+    ]
+    assert name in defined
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert f"| {question}? | `{name}` in `{file.relative_to(ROOT)}` |" in page

@@ -5,26 +5,12 @@ layout of Flax's own module and of the published ViT checkpoints.
 """
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from jaxvit.layers.initialisers import attention_kernel
 from jaxvit.layers.norm import Norm
-from jaxvit.ops.stochastic import dropout
+from jaxvit.ops.attention import AttentionKernels, absorbing_pays, attend, attend_absorbed
 from jaxvit.ops.ways import way
-
-
-def _absorbing_pays(queries: tuple[int, ...], context: tuple[int, ...], head_dim: int) -> bool:
-    """Whether `Attention._absorbed` has fewer multiply-adds a head: its products of kernels cost as much for one image
-    as for many, and do not pay for a few tokens. Shapes (B, N, C); a batch that is not known yet counts as large.
-    """
-    (batch, tokens, channels), (_, keys, width) = queries, context
-    if head_dim < width or not isinstance(batch, int):
-        return head_dim >= width
-    products = 2 * batch * tokens * keys
-    plain = 2 * batch * (tokens * channels + keys * width) * head_dim + products * head_dim
-    return 2 * (batch * tokens + head_dim) * channels * width + products * width < plain
 
 
 class Attention(nn.Module):
@@ -78,25 +64,32 @@ class Attention(nn.Module):
             )(x_BNC)
 
         may = way("attention") == "absorbed" and self.has_variable("params", "query") and not self.qk_norm
-        if may and _absorbing_pays(q_BNC.shape, kv_BNC.shape, head_dim):
+        if may and absorbing_pays(q_BNC.shape, kv_BNC.shape, head_dim):
             if train and self.dropout > 0 and key is None:
                 key = self.make_rng("dropout")
-            return self._absorbed(q_BNC, kv_BNC, key if train else None)
+            x_BNC, weights_BNN = attend_absorbed(
+                q_BNC,
+                kv_BNC,
+                self._kernels(),
+                dtype=self.dtype,
+                dropout_rate=self.dropout,
+                key=key if train else None,
+            )
+            if self.is_mutable_collection("intermediates"):
+                batch, queries, _ = q_BNC.shape
+                weights_BNMN = weights_BNN.reshape(batch, queries, self.heads, -1)
+                self.sow("intermediates", "attention", weights_BNMN.swapaxes(1, 2))
+            return x_BNC
 
         q_BNMD, k_BNMD, v_BNMD = project("query", q_BNC), project("key", kv_BNC), project("value", kv_BNC)
         if self.qk_norm:
             q_BNMD = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm_query")(q_BNMD)
             k_BNMD = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm_key")(k_BNMD)
-
-        # Not jax.nn.dot_product_attention: it has no dropout, shows no weights, and refuses bfloat16 where implicit
-        # promotion of dtypes is off.
-        q_BNMD = q_BNMD * jnp.asarray(head_dim**-0.5, q_BNMD.dtype)
-        logits_BMNN = jnp.einsum("bqmd,bkmd->bmqk", q_BNMD, k_BNMD, preferred_element_type=jnp.float32)
-        weights_BMNN = jax.nn.softmax(logits_BMNN, axis=-1)
+        noisy = train and self.dropout > 0
+        if noisy and key is None:
+            key = self.make_rng("dropout")
+        x_BNMD, weights_BMNN = attend(q_BNMD, k_BNMD, v_BNMD, dropout_rate=self.dropout, key=key if noisy else None)
         self.sow("intermediates", "attention", weights_BMNN)
-        if train and self.dropout > 0:
-            weights_BMNN = dropout(weights_BMNN, self.dropout, self.make_rng("dropout") if key is None else key)
-        x_BNMD = jnp.einsum("bmqk,bkmd->bqmd", weights_BMNN.astype(v_BNMD.dtype), v_BNMD)
         return nn.DenseGeneral(
             channels,
             axis=(-2, -1),
@@ -105,43 +98,8 @@ class Attention(nn.Module):
             name="out",
         )(x_BNMD)
 
-    def _absorbed(self, q_BNC: jax.Array, kv_BNC: jax.Array, key: jax.Array | None) -> jax.Array:
-        """The same function with two projections for four: of the logits (x Wq)(y Wk)ᵀ = x (Wq Wkᵀ) yᵀ, and of the
-        output (P y Wv) Wo = P y (Wv Wo), the kernels are multiplied first. All heads then share their keys and values,
-        the tokens themselves, so no array is turned around. The key's bias adds the same to all logits of a query, and
-        drops out of the softmax.
-        """
-        params = self.variables["params"]
-        batch, queries, channels = q_BNC.shape
-        dtype, keys = jnp.dtype(self.dtype), kv_BNC.shape[-1]
-        q_BNC, kv_BNC = q_BNC.astype(dtype), kv_BNC.astype(dtype)
-        query_CMD, key_CMD, value_CMD = (params[name]["kernel"] for name in ("query", "key", "value"))
-        out_MDC, out_bias_C = params["out"]["kernel"], params["out"]["bias"]
-        heads, head_dim = query_CMD.shape[1:]
-
-        scale = np.asarray(head_dim**-0.5, query_CMD.dtype)
-        logit_CME = jnp.einsum("cmd,emd->cme", query_CMD * scale, key_CMD).astype(dtype)
-        q_BNE = q_BNC @ logit_CME.reshape(channels, heads * keys)
-        if self.qkv_bias:
-            bias_ME = jnp.einsum("md,emd->me", params["query"]["bias"] * scale, key_CMD).astype(dtype)
-            q_BNE = q_BNE + bias_ME.reshape(1, 1, heads * keys)
-        q_BNE = q_BNE.reshape(batch, queries * heads, keys)
-        logits_BNN = jnp.einsum("bqe,bke->bqk", q_BNE, kv_BNC, preferred_element_type=jnp.float32)
-        weights_BNN = jax.nn.softmax(logits_BNN, axis=-1)
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", weights_BNN.reshape(batch, queries, heads, -1).swapaxes(1, 2))
-        noisy = key is not None and self.dropout > 0
-        if noisy:
-            weights_BNN = dropout(weights_BNN, self.dropout, key)
-
-        x_BNE = jnp.einsum("bqk,bke->bqe", weights_BNN.astype(dtype), kv_BNC)
-        output_MEC = jnp.einsum("emd,mdc->mec", value_CMD, out_MDC).astype(dtype)
-        x_BNC = x_BNE.reshape(batch, queries, heads * keys) @ output_MEC.reshape(heads * keys, channels)
-        if self.qkv_bias:
-            bias_MC = jnp.einsum("md,mdc->mc", params["value"]["bias"], out_MDC)
-            if noisy:  # the weights of a query do not add up to 1
-                total_BNM = jnp.sum(weights_BNN, axis=-1).reshape(batch, queries, heads)
-                x_BNC = x_BNC + (total_BNM @ bias_MC).astype(dtype)
-            else:
-                out_bias_C = out_bias_C + jnp.sum(bias_MC, axis=0)
-        return x_BNC + out_bias_C.reshape(1, 1, channels).astype(dtype)
+    def _kernels(self) -> AttentionKernels:
+        p = self.variables["params"]
+        biases = (p["query"]["bias"], p["value"]["bias"]) if self.qkv_bias else (None, None)
+        kernels = (p[name]["kernel"] for name in ("query", "key", "value", "out"))
+        return AttentionKernels(*kernels, p["out"]["bias"], *biases)

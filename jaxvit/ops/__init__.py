@@ -3,6 +3,8 @@
 Axis letters: B batch, H W grid, N tokens, C channels, S learned tokens, M heads, K classes.
 """
 
+from jaxvit.ops.activations import gelu
+from jaxvit.ops.attention import attend, attend_absorbed
 from jaxvit.ops.patches import image_to_patches, patch_grid, patches_to_image
 from jaxvit.ops.pool import max_pool
 from jaxvit.ops.positions import resize_positions, sincos_positions, sine_positions
@@ -11,10 +13,13 @@ from jaxvit.ops.stochastic import drop_path, drop_path_rates, dropout
 from jaxvit.ops.tokens import fuse_tokens, pool_tokens, token_weights
 
 __all__ = [
+    "attend",
+    "attend_absorbed",
     "drop_path",
     "drop_path_rates",
     "dropout",
     "fuse_tokens",
+    "gelu",
     "image_to_patches",
     "mask_borders",
     "max_pool",

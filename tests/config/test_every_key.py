@@ -144,8 +144,8 @@ OTHER = {
 
 # May change a result, and these settings on one device of a CPU do not show it: shown elsewhere.
 ELSEWHERE = {
-    "train.fsdp": "tests/training/test_devices.py",
-    "train.deterministic": "tests/training/test_runtime.py",
+    "train.fsdp": "tests/devices/test_devices.py",
+    "train.deterministic": "tests/devices/test_runtime.py",
     "train.ways": "tests/ops/test_ways.py",  # a model that has what can be computed in several ways
 }
 

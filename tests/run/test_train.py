@@ -133,7 +133,7 @@ class StopAt(StopRequest):
 @pytest.mark.parametrize("reads", [1, 4, 9])
 def test_stopped_and_started_again_equals_never_stopped(finished, tmp_path, monkeypatch, reads):
     workdir, result = finished
-    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(reads, STOPPED))
+    monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(reads, STOPPED))
     with pytest.raises(StoppedError, match=r"stopped at step \d+ of 12; saved") as stop:
         jaxvit.train(tiny_config(), tmp_path / "run")
     assert stop.value.exit_code == STOPPED
@@ -172,7 +172,7 @@ def test_a_run_taken_further_equals_one_as_long_from_the_start(tmp_path, capsys)
 
 
 def test_a_shorter_duration_is_called_shorter(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(2, STOPPED))
+    monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(2, STOPPED))
     with pytest.raises(StoppedError):
         jaxvit.train(tiny_config(), tmp_path / "run")
     monkeypatch.undo()

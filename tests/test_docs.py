@@ -1,0 +1,42 @@
+"""What the pages name is there: files, tests, folders."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+# Where a page's path may begin; and what a run, an export or a user makes, which is no file of the project.
+BASES = (ROOT, ROOT / "jaxvit", ROOT / "docs", ROOT / "results", ROOT / "benchmarks")
+MADE = re.compile(
+    r"^(runs|sweeps|RUN|DIR|images|hub|savedmodel|sam|my_|model\.|run_|figures/|evaluation/|metrics/|\.venv)"
+)
+
+
+def paths_in(page):
+    """(path, name of a test or '') of every code span that looks like a file of the project."""
+    for span in re.findall(r"`([^`\n]+)`", page.read_text()):
+        found = re.fullmatch(r"([\w./<>-]+\.(?:py|md|sh|toml|csv|json|cfg))(?:::(\w+))?", span)
+        if found and "<" not in span:
+            yield found[1], found[2] or ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page):
+    for path, test in paths_in(page):
+        if "/" not in path or MADE.match(path):
+            continue
+        files = [base / path for base in BASES if (base / path).is_file()]
+        assert files, f"{page.name} names {path}, which is not there"
+        if test:
+            names = {n.name for n in ast.walk(ast.parse(files[0].read_text())) if isinstance(n, ast.FunctionDef)}
+            assert test in names, f"{page.name} names {path}::{test}, which is not there"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
