@@ -3,9 +3,9 @@
     python tests/same_numbers.py record /tmp/before
     python tests/same_numbers.py compare /tmp/before
 
-Recorded are the lowered StableHLO of a training step of the nine tutorial models (without locations) with their initial
-parameters, a run of 6 epochs of four digits models with its result and `evaluate`, `summary` of every named model, and
-the hashes of all configs. All but times must be equal. It takes some five minutes on two CPU cores; the same machine and
+Recorded are the lowered StableHLO of a training step of the nine tutorial models (without locations) with their
+initial parameters, a run of 6 epochs of four digits models with its result and `evaluate`, `summary` of every named
+model, and the hashes of all configs. All but times must be equal. It takes some five minutes on two CPU cores; the same machine and
 the same versions are needed for both. Run folders of before must still be evaluated, and resume.
 """
 

@@ -16,7 +16,7 @@ import pytest
 from jaxvit.files import read_json
 from jaxvit.training.journal import read_jsonl
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 SETTINGS = {
     "optim__name": "sgd",
     "optim__peak_lr": 0.05,

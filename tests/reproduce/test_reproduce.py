@@ -19,7 +19,7 @@ from jaxvit.reproduce.table import keep, metrics_name, results_of, writing
 
 ROOT = Path(__file__).parents[2]
 ROWS = read_rows(ROOT / "results" / "rows.toml")
-TESTS = __file__.rpartition("/")[0]
+TESTS = str(Path(__file__).parents[1])
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from itertools import product
+from pathlib import Path
 
 import jax
 import pytest
@@ -21,7 +22,7 @@ from jaxvit.errors import StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
 from jaxvit.run.sweep import parse_grid, split_values
 
-TESTS = __file__.rpartition("/")[0]
+TESTS = str(Path(__file__).parents[1])
 CONFIG = (
     f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
     "def get_config(): return tiny_config(train__duration='1 epochs', log__writers=('jsonl',))\n"
@@ -150,8 +151,6 @@ def test_the_figure_takes_numbers_words_and_seeds(tmp_path):
 
 
 def test_the_configs_of_the_project_bring_their_grids(data_directory):
-    from pathlib import Path
-
     from jaxvit.config.files import load_grid
 
     configs = Path(TESTS).parent / "configs"

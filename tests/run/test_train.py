@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,8 @@ from jaxvit.run.assembly import assemble
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import read_jsonl
 from jaxvit.training.stopping import StopRequest
+
+TESTS = str(Path(__file__).parents[1])
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +248,7 @@ def run_command(workdir, *more):
     file = workdir.parent / "long.py"
     file.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"sys.path.insert(0, {TESTS!r})\n"
         "from tiny import tiny_config\n"
         "def get_config(): return tiny_config(train__duration='400 epochs', checkpoint__every='400 epochs',"
         " data__validation='')\n"
@@ -306,7 +309,7 @@ def test_a_signal_during_the_final_test_says_what_is_true(tmp_path, monkeypatch,
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     file = tmp_path / "config.py"
     file.write_text(
-        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nfrom tiny import tiny_config\n"
+        f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
         "def get_config(): return tiny_config()\n"
     )
     command = f"{sys.executable} -u -m jaxvit.train --config={file} --workdir={tmp_path / 'run'} | head -1"
@@ -332,7 +335,7 @@ def test_two_processes_do_not_share_a_run(tmp_path):
 def test_tensorflow_is_never_imported(tmp_path):
     code = (
         "import sys\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"sys.path.insert(0, {TESTS!r})\n"
         "import jaxvit\n"
         "assert 'jax' not in sys.modules, 'import jaxvit is not lazy'\n"
         "from tiny import tiny_config\n"

@@ -19,7 +19,7 @@ from tiny import tiny_config
 import jaxvit
 from jaxvit.cli.evaluate import main
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.trained.evaluate import evaluate, read_split
+from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.inference import Predictor, judge
 from jaxvit.trained.scores import calibration, score
 
@@ -38,7 +38,7 @@ def loaded(run):
 
 def test_it_says_what_the_run_itself_measured(run, loaded):
     split, source = read_split(loaded)
-    found, _ = evaluate(loaded, source, split=split)
+    found, _ = evaluate_source(loaded, source, split=split)
     theirs = run[1]["test"]
     assert (found["split"], found["count"], found["step"]) == ("test", 25, loaded.step)
     assert (found["top1"], found["top5"], found["count"]) == (theirs["top1"], theirs["top5"], theirs["count"])
@@ -117,12 +117,12 @@ def test_every_image_counts_once_at_any_batch_size(loaded, batch_size):
 
 DEVICES = """
 import jax, jaxvit
-from jaxvit.evaluate import evaluate, read_split
+from jaxvit.trained.evaluate import evaluate_source, read_split
 loaded = jaxvit.load(WORKDIR)
 split, source = read_split(loaded, "test[:23]")
 for devices in (1, 2, 3):
     for batch_size in (1, 5, 23):
-        found, outcomes = evaluate(loaded, source, batch_size=batch_size, devices=devices)
+        found, outcomes = evaluate_source(loaded, source, batch_size=batch_size, devices=devices)
         print(found["count"], round(found["loss"], 5), found["confusion"])
 """
 
