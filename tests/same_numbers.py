@@ -5,8 +5,8 @@
 
 Recorded are the lowered StableHLO of a training step of the nine tutorial models (without locations) with their
 initial parameters, a run of 6 epochs of four digits models with its result and `evaluate`, `summary` of every named
-model, and the hashes of all configs. All but times must be equal. It takes some five minutes on two CPU cores; the same machine and
-the same versions are needed for both. Run folders of before must still be evaluated, and resume.
+model, and the hashes of all configs. All but times must be equal. It takes some five minutes on two CPU cores; the same
+machine and the same versions are needed for both. Run folders of before must still be evaluated, and resume.
 """
 
 from __future__ import annotations
