@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
 
 
 def test_a_dry_run_says_the_sizes_and_measures_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "measure", None)
+    monkeypatch.setattr(models, "measure", None)
     assert main(["--model=tutorial_cct,vit", "--dry_run", f"--out={tmp_path / 'out'}"]) == 0
     out = capsys.readouterr().out
     assert "416,331 parameters, 41,189,376 multiply-adds" in out and "batch 128, adamw: its document's" in out
