@@ -12,7 +12,7 @@ from jaxvit.data.prepared import data_dir
 from jaxvit.errors import UsageError
 
 FILE = """
-from jaxvit.config import base_config
+from jaxvit.config.keys import base_config
 VARIANTS = ("small", "large")
 def get_config(variant="small"):
     config = base_config("vit", dim={"small": 32, "large": 64}[variant], heads=2)

@@ -117,9 +117,9 @@ import sys, json
 sys.path.insert(0, {tests!r})
 import jax
 from tiny import tiny_config
-from jaxvit.assembly import assemble
-from jaxvit.plan import dataset_of, resolve
-from jaxvit.job import make_feed
+from jaxvit.run.assembly import assemble
+from jaxvit.config.plan import dataset_of, resolve
+from jaxvit.run.program import make_feed
 from jaxvit.devices.sharding import make_mesh
 import hashlib, numpy as np
 out = []

@@ -10,11 +10,11 @@ SCRIPT = """
 import dataclasses, jax, jax.numpy as jnp, numpy as np, optax, sys
 sys.path.insert(0, TESTS)
 from tiny import tiny_config
-from jaxvit.assembly import assemble
+from jaxvit.run.assembly import assemble
 from jaxvit.data.batches import TrainBatches, evaluation_batches
 from jaxvit.data.sources import open_dataset
-from jaxvit.config import data_dir
-from jaxvit.plan import resolve
+from jaxvit.data.prepared import data_dir
+from jaxvit.config.plan import resolve
 from jaxvit.devices.sharding import make_mesh, place_batch, shard_state
 assert jax.device_count() == 8
 
@@ -125,11 +125,11 @@ DRAWS = """
 import re, sys, jax, numpy as np
 sys.path.insert(0, TESTS)
 from tiny import tiny_config
-from jaxvit.assembly import assemble
-from jaxvit.config import data_dir
+from jaxvit.run.assembly import assemble
+from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import open_dataset
-from jaxvit.job import make_feed, make_train_program
-from jaxvit.plan import resolve
+from jaxvit.run.program import make_feed, make_train_program
+from jaxvit.config.plan import resolve
 from jaxvit.devices.sharding import make_mesh, shard_state, shard_together, split_batch
 
 def own(key, image):

@@ -312,7 +312,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
         f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
         "def get_config(): return tiny_config()\n"
     )
-    command = f"{sys.executable} -u -m jaxvit.train --config={file} --workdir={tmp_path / 'run'} | head -1"
+    command = f"{sys.executable} -u -m jaxvit train --config={file} --workdir={tmp_path / 'run'} | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done
     assert done.stdout.count("\n") == 1 and read_json(tmp_path / "run" / "result.json")["steps"] == 12

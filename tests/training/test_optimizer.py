@@ -14,7 +14,7 @@ from jaxvit.models.count import abstract_variables
 from jaxvit.training.optimizer import average_weights, decay_mask, layer_factors, make_optimizer, make_schedule
 from jaxvit.training.settings import OptimizerSettings
 
-SETTINGS = OptimizerSettings(start_lr=1e-5, peak_lr=1e-3, end_lr=1e-6, warmup_steps=10, total_steps=110)
+SETTINGS = OptimizerSettings(start_lr=1e-5, peak_lr=1e-3, end_lr=1e-6, warmup_steps=10, total_steps=110, weight_decay=0.0)
 
 
 def formula(step: int, s: OptimizerSettings) -> float:
@@ -89,7 +89,7 @@ def test_adam_against_numpy():
 
 def test_clipping_bounds_the_global_norm_before_adam():
     gradients = {"a": jnp.full(4, 3.0), "b": jnp.full(9, 4.0)}  # norm 13.4
-    optimizer = make_optimizer(OptimizerSettings(clip_norm=1.0, b1=0.0, peak_lr=1.0, schedule="constant"))
+    optimizer = make_optimizer(OptimizerSettings(clip_norm=1.0, weight_decay=0.0, b1=0.0, peak_lr=1.0, schedule="constant"))
     state = optimizer.init(gradients)
     _, state = optimizer.update(gradients, state, gradients)
     first_moment = next(s.mu for s in state if hasattr(s, "mu"))
@@ -114,7 +114,7 @@ def test_the_two_decays_agree_at_a_constant_rate():
 
 
 def test_sgd_with_momentum_against_numpy():
-    settings = OptimizerSettings(name="sgd", schedule="constant", peak_lr=0.1, momentum=0.9)
+    settings = OptimizerSettings(name="sgd", schedule="constant", peak_lr=0.1, momentum=0.9, weight_decay=0.0)
     params = run(settings, {"kernel": jnp.float32([1.0, -2.0])}, {"kernel": jnp.float32([3.0, 4.0])}, 5)
     value, velocity = np.array([3.0, 4.0]), 0.0
     for _ in range(5):
@@ -124,14 +124,14 @@ def test_sgd_with_momentum_against_numpy():
 
 
 def test_lion_steps_have_the_size_of_the_rate():
-    settings = OptimizerSettings(name="lion", schedule="constant", peak_lr=0.1)
+    settings = OptimizerSettings(name="lion", schedule="constant", peak_lr=0.1, weight_decay=0.0)
     params = run(settings, {"kernel": jnp.float32([5.0, -0.01])}, {"kernel": jnp.float32([0.0, 0.0])}, 3)
     np.testing.assert_allclose(params["kernel"], [-0.3, 0.3], rtol=1e-5)
 
 
 def test_adam_is_adamw_without_decay():
     gradients, params = {"kernel": jnp.float32([0.5])}, {"kernel": jnp.float32([1.0])}
-    adam, adamw = (run(OptimizerSettings(name=n, schedule="constant"), gradients, params, 5) for n in ("adam", "adamw"))
+    adam, adamw = (run(OptimizerSettings(name=n, schedule="constant", weight_decay=0.0), gradients, params, 5) for n in ("adam", "adamw"))
     np.testing.assert_array_equal(adam["kernel"], adamw["kernel"])
 
 
@@ -209,7 +209,7 @@ def test_a_model_without_numbered_blocks_has_no_layers_to_tell_apart():
 
 def test_layer_decay_scales_the_updates():
     params = jax.tree.map(lambda _: jnp.zeros(2), TREE)
-    settings = OptimizerSettings(name="sgd", momentum=0.0, schedule="constant", peak_lr=1.0, layer_decay=0.5)
+    settings = OptimizerSettings(name="sgd", momentum=0.0, schedule="constant", peak_lr=1.0, layer_decay=0.5, weight_decay=0.0)
     after = run(settings, jax.tree.map(jnp.ones_like, params), params, 1)
     jax.tree.map(lambda a, f: np.testing.assert_allclose(a, -f), after, layer_factors(TREE, 0.5))
 
