@@ -42,7 +42,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--model", action="append", default=[], metavar="NAME", help="a registered name, or several: a,b,c"
     )
-    parser.add_argument("--config", metavar="NAME[:VARIANT]", help="a config in place of --model, such as digits:vit or ./mine.py")
+    parser.add_argument(
+        "--config", metavar="NAME[:VARIANT]", help="a config in place of --model, such as digits:vit or ./mine.py"
+    )
     parser.add_argument(
         "--file", action="append", default=[], metavar="FILE", help="exported files in place of --model; they are run"
     )

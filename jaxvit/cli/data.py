@@ -58,7 +58,9 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser("data", "Prepares data sets, shows, exports and measures them.", _EXAMPLES)
     parser.add_argument("action", metavar="ACTION", help=", ".join(ACTIONS))
     parser.add_argument("names", nargs="*", metavar="NAME|DIR", help="data set, and the folder to write to")
-    parser.add_argument("--config", metavar="NAME[:VARIANT]", help="for show, export, benchmark: a config of jaxvit, or a file")
+    parser.add_argument(
+        "--config", metavar="NAME[:VARIANT]", help="for show, export, benchmark: a config of jaxvit, or a file"
+    )
     parser.add_argument("--data_dir", default="", metavar="DIR", help="TFDS directory (else TFDS_DATA_DIR)")
     parser.add_argument("--from", dest="given", metavar="FILE", help="prepare: the archive, or the folder of the files")
     parser.add_argument("--force", action="store_true", help="prepare: replace what is there")

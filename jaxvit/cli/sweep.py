@@ -63,7 +63,11 @@ def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) 
 
 def _parser() -> command_line.Parser:
     parser = command_line.Parser("sweep", "Trains a grid of runs over values of config keys.", _EXAMPLES)
-    parser.add_argument("--config", metavar="NAME[:VARIANT]", help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small; it may bring the grid")
+    parser.add_argument(
+        "--config",
+        metavar="NAME[:VARIANT]",
+        help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small; it may bring the grid",
+    )
     parser.add_argument(
         "--over", action="append", default=[], metavar="KEY=V,V,…", help="a key and its values; again for another key"
     )

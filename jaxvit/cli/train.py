@@ -40,7 +40,11 @@ def _parser() -> command_line.Parser:
     keys = "\n".join(f"  {path:<22} {key.default!r:<26} {key.meaning}" for path, key in KEYS.items())
     examples = _EXAMPLES.format(configs=", ".join(packaged_configs()))
     parser = command_line.Parser("train", "Trains a model as a config says, into a run directory.", examples + keys)
-    parser.add_argument("--config", metavar="NAME[:VARIANT]", help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small")
+    parser.add_argument(
+        "--config",
+        metavar="NAME[:VARIANT]",
+        help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small",
+    )
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder; made when missing")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the plan, the parameters and the learning rate; stop"
