@@ -3,7 +3,9 @@
 #
 #   ./launch.sh                 train the default experiment (handwritten digits) and print its test accuracy
 #   ./launch.sh test [ARGS]     install the test extras, run the tests (ARGS go to pytest)
-#   ./launch.sh VERB [ARGS]     any verb: ./launch.sh train --config=configs/digits.py --workdir=runs/mine
+#   ./launch.sh VERB [ARGS]     any verb: ./launch.sh train --config=digits:cct --workdir=runs/mine
+#
+# After an installation, and after the default experiment, it ends by naming the next command in full.
 #
 # JAXVIT_ACCELERATOR=cpu|cuda12|cuda13|tpu   which jax to install (default: what the machine shows)
 # JAXVIT_PYTHON=python3.12                   which Python makes the environment (default: the newest of 3.12, 3.11, …)
@@ -12,8 +14,10 @@
 # A run that ends with exit code 75 (stopped by SIGTERM, state saved) is started again; one that ends by Ctrl-C is not.
 set -u
 
+from=$PWD
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) || exit 2
 venv=${JAXVIT_VENV:-$here/.venv}
+case $venv in /*) ;; *) venv=$from/$venv ;; esac  # the default experiment and the tests change the folder
 
 fail() { printf 'launch.sh: %s\n' "$1" >&2; exit "${2:-2}"; }
 
@@ -78,10 +82,22 @@ install() {  # install EXTRAS, such as "" or "cuda12,test"
     fail "the installation failed: $(grep -iE '^error' "$log" | tail -n 1) (details in $log)" 70
   fi
   wanted "$extras" >>"$stamp"
+  new=1
+}
+
+# --- what comes next --------------------------------------------------------------------------------------------------
+
+# A path as the user can type it where they called this script.
+typed() { printf '%q' "${1#"$from"/}"; }
+
+say_next() {  # say_next ARGS: how to call jaxvit, with ARGS as an example
+  printf '\nNext, for example:  %s %s\n' "$(typed "$venv/bin/jaxvit")" "$*"
+  printf 'To write just jaxvit in this terminal:  source %s\n' "$(typed "$venv/bin/activate")"
 }
 
 # --- run --------------------------------------------------------------------------------------------------------------
 
+new=  # whether this call has installed anything
 kind=$(accelerator) || exit 2
 [ "$kind" = cpu ] && kind=   # plain jax
 with_tests=${kind:+$kind,}test
@@ -89,15 +105,24 @@ with_tests=${kind:+$kind,}test
 if [ "${1:-}" = test ]; then
   shift
   installed "$with_tests" || install "$with_tests"
-  cd "$here" && exec "$venv/bin/python" -m pytest "$@"
+  cd "$here" || exit 2
+  [ -n "$new" ] || exec "$venv/bin/python" -m pytest "$@"
+  "$venv/bin/python" -m pytest "$@"
+  code=$?
+  say_next train --config=digits --workdir=runs/digits
+  exit "$code"
 fi
 
 # The test environment holds everything that a run needs.
 installed "$kind" || installed "$with_tests" || install "$kind"
 
+next=(--help)
+default=
 if [ $# -eq 0 ]; then
   cd "$here" || exit 2
-  set -- train --config=configs/digits.py --workdir=runs/digits
+  set -- train --config=digits --workdir=runs/digits
+  default=1
+  next=(evaluate "--workdir=$(typed "$here/runs/digits")")
 fi
 
 child= terminated=
@@ -113,6 +138,12 @@ while :; do
   if [ "$code" -eq 134 ]; then
     fail "the run was aborted; if it is one of several processes, another one has ended (its output says why)" 70
   fi
-  if [ "$code" -ne 75 ] || [ -n "$terminated" ]; then exit "$code"; fi
+  if [ "$code" -ne 75 ] || [ -n "$terminated" ]; then break; fi
   echo "launch.sh: the run was stopped and is saved; starting it again" >&2
 done
+
+if [ -n "$new" ] || { [ -n "$default" ] && [ "$code" -eq 0 ]; }; then
+  [ "$code" -eq 0 ] || next=(--help)
+  say_next "${next[@]}"
+fi
+exit "$code"

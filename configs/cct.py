@@ -18,71 +18,70 @@ SHI-Labs/Compact-Transformers: 96.53 %.
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import base_config
+from jaxvit.data.preparable import PREPARABLE
 
-VARIANTS = ("cifar10", "digits", "document", "best", "vit", "authors")
+CIFAR10 = PREPARABLE["cifar10"]
 
 
 def get_grid(variant: str = "cifar10") -> dict[str, tuple]:
-    del variant  # the same for both
+    del variant  # the same for all
     return {"model.depth": (2, 4, 7), "model.conv_layers": (1, 2)}
 
 
 def get_config(variant: str = "cifar10") -> ConfigDict:
-    if variant in ("document", "vit"):
-        return _document(vit=variant == "vit")
-    if variant == "authors":
-        return _authors()
-    if variant == "digits":
-        config = base_config("cct", dim=64, depth=2, conv_layers=1, mlp_ratio=2.0)
-        config.data.name = "digits"
-        config.data.train, config.data.validation = "train[:1257]", "train[1257:]"
-        config.augment.mean, config.augment.std = (0.305,), (0.376,)
-        config.augment.pad_crop = 1
-        config.train.duration = "30 epochs"
-        config.train.batch_size = 32
-    else:
-        best = variant == "best"
-        grid = {"dim": 128, "depth": 2, "conv_layers": 2, "mlp_ratio": 1.0}
-        undropped = {"dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}  # 30 epochs do not overfit
-        config = base_config("tutorial_cct", **undropped) if best else base_config("cct", **grid)
-        config.data.name = "cifar10"
-        split = 48000 if best else 45000
-        config.data.train, config.data.validation = f"train[:{split}]", f"train[{split}:]"
-        config.augment.mean, config.augment.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-        config.augment.pad_crop, config.augment.flip = 4, True
-        config.train.duration = "30 epochs" if best else "20 epochs"
-        config.train.batch_size = 128
-    config.optim.peak_lr = 2e-3 if variant == "best" else 1e-3
-    config.optim.weight_decay = 0.06
-    config.optim.clip_norm = 1.0
-    config.train.label_smoothing = 0.1
-    config.train.steps_per_call = 20
+    return EXPERIMENTS[variant]()
+
+
+def cifar10() -> ConfigDict:
+    config = base_config("cct", dim=128, depth=2, conv_layers=2, mlp_ratio=1.0)
+    _crop_cifar10(config, images=45000)
+    _regularise(config)
+    config.train.duration = "20 epochs"
     return config
 
 
-def _document(*, vit: bool) -> ConfigDict:
-    size = {"dim": 256, "depth": 6, "heads": 8, "patch": 4, "dropout": 0.1}
-    config = base_config("vit", **size) if vit else base_config("tutorial_cct", frozen_positions=True)
-    config.data.name = "cifar10"
-    config.data.train, config.data.validation = "train[:45000]", "train[45000:]"
-    config.augment.flip = True
-    config.optim.schedule, config.optim.warmup = "constant", "0 steps"
-    config.optim.decay, config.optim.decay_mask, config.optim.eps = "independent", "all", 1e-7
-    config.train.label_smoothing = 0.1
-    config.train.duration = "100 epochs" if vit else "30 epochs"
-    config.train.batch_size = 128
+def digits() -> ConfigDict:
+    config = base_config("cct", dim=64, depth=2, conv_layers=1, mlp_ratio=2.0)
+    config.data.name = "digits"
+    config.data.train, config.data.validation = "train[:1257]", "train[1257:]"
+    config.augment.mean, config.augment.std = (0.305,), (0.376,)
+    config.augment.pad_crop = 1
+    _regularise(config)
+    config.train.duration = "30 epochs"
+    config.train.batch_size = 32
     return config
 
 
-def _authors() -> ConfigDict:
+def document() -> ConfigDict:
+    config = base_config("tutorial_cct", frozen_positions=True)
+    _train_as_the_document(config)
+    config.train.duration = "30 epochs"
+    return config
+
+
+def best() -> ConfigDict:
+    # 30 epochs do not overfit: nothing is dropped.
+    config = base_config("tutorial_cct", dropout=0.0, attention_dropout=0.0, drop_path=0.0)
+    _crop_cifar10(config, images=48000)
+    _regularise(config)
+    config.optim.peak_lr = 2e-3
+    config.train.duration = "30 epochs"
+    return config
+
+
+def vit() -> ConfigDict:
+    config = base_config("vit", dim=256, depth=6, heads=8, patch=4, dropout=0.1)
+    _train_as_the_document(config)
+    config.train.duration = "100 epochs"
+    return config
+
+
+def authors() -> ConfigDict:
     config = base_config("cct_7_3x1_32")
     config.data.name = "cifar10"  # all of its training images; the last weights count
-    config.augment.mean, config.augment.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    config.augment.train, config.augment.scale, config.augment.interpolation = (
-        "random_resized_crop",
-        (0.8, 1.0),
-        "bicubic",
-    )
+    config.augment.mean, config.augment.std = CIFAR10.mean, CIFAR10.std
+    config.augment.train, config.augment.scale = "random_resized_crop", (0.8, 1.0)
+    config.augment.interpolation = "bicubic"
     config.augment.flip = True
     config.augment.policy = "rand-m9-mstd0.5-inc1"
     config.augment.mixup, config.augment.cutmix, config.augment.mix_until = 0.8, 1.0, "175 epochs"
@@ -96,3 +95,40 @@ def _authors() -> ConfigDict:
     config.train.steps_per_call = 20
     config.model.dtype = "bfloat16"
     return config
+
+
+def _crop_cifar10(config: ConfigDict, images: int) -> None:
+    config.data.name = "cifar10"
+    config.data.train, config.data.validation = f"train[:{images}]", f"train[{images}:]"
+    config.augment.mean, config.augment.std = CIFAR10.mean, CIFAR10.std
+    config.augment.pad_crop, config.augment.flip = 4, True
+    config.train.batch_size = 128
+
+
+def _regularise(config: ConfigDict) -> None:
+    config.optim.peak_lr = 1e-3
+    config.optim.weight_decay = 0.06
+    config.optim.clip_norm = 1.0
+    config.train.label_smoothing = 0.1
+    config.train.steps_per_call = 20
+
+
+def _train_as_the_document(config: ConfigDict) -> None:
+    config.data.name = "cifar10"
+    config.data.train, config.data.validation = "train[:45000]", "train[45000:]"
+    config.augment.flip = True
+    config.optim.schedule, config.optim.warmup = "constant", "0 steps"
+    config.optim.decay, config.optim.decay_mask, config.optim.eps = "independent", "all", 1e-7
+    config.train.label_smoothing = 0.1
+    config.train.batch_size = 128
+
+
+EXPERIMENTS = {
+    "cifar10": cifar10,
+    "digits": digits,
+    "document": document,
+    "best": best,
+    "vit": vit,
+    "authors": authors,
+}
+VARIANTS = tuple(EXPERIMENTS)

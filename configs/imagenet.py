@@ -17,18 +17,63 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.keys import base_config
 
-VARIANTS = ("vit_s16", "shiftvit_t", "cct_14", "token_learner_b16")
-MODELS = {
-    "vit_s16": ("vit_s16_224", {"pool": "mean", "positions": "sincos", "rep_size": 384}),
-    "shiftvit_t": ("shiftvit_tiny", {}),
-    "cct_14": ("cct_14_7x2_224", {}),
-    "token_learner_b16": ("token_learner_vit_b16_224", {}),
-}
-
 
 def get_config(variant: str = "vit_s16") -> ConfigDict:
-    name, attributes = MODELS[variant]
-    config = base_config(name, **attributes)
+    return EXPERIMENTS[variant]()
+
+
+def vit_s16() -> ConfigDict:
+    config = base_config("vit_s16_224", pool="mean", positions="sincos", rep_size=384)
+    _train_on_imagenet(config)
+    config.data.train, config.data.validation = "train[:99%]", "train[99%:]"
+    config.augment.mean, config.augment.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    config.augment.scale = (0.05, 1.0)
+    config.augment.policy = "rand-m10-n2-p1"  # theirs applies both operations, always
+    config.augment.mixup = 0.2
+    config.optim.peak_lr, config.optim.warmup = 1e-3, "10000 steps"
+    config.optim.weight_decay = 0.1  # theirs is 1e-4, which its learning rate does not multiply: 1e-4 / 1e-3
+    config.optim.clip_norm = 1.0
+    config.train.duration = "90 epochs"
+    return config
+
+
+def shiftvit_t() -> ConfigDict:
+    config = base_config("shiftvit_tiny")
+    _train_on_imagenet(config)
+    _train_as_timm(config)
+    config.train.duration = "300 epochs"  # SPACH's loop ends before timm's ten of cooling down
+    config.optim.peak_lr, config.optim.warmup = 1e-3, "20 epochs"
+    config.optim.ema_decay, config.optim.ema_ramp = 0.99996, False
+    config.augment.repeats, config.train.batch_size = 3, 1023  # the copies of an image are in one batch
+    return config
+
+
+def cct_14() -> ConfigDict:
+    config = base_config("cct_14_7x2_224")
+    _train_on_imagenet(config)
+    _train_as_timm(config)
+    config.train.duration = "310 epochs"
+    config.optim.peak_lr, config.optim.warmup, config.optim.cooldown = 5e-4, "10 epochs", "10 epochs"
+    config.augment.crop_fraction = 0.9
+    return config
+
+
+def token_learner_b16() -> ConfigDict:
+    config = base_config("token_learner_vit_b16_224")
+    _train_on_imagenet(config)
+    config.seed = 42
+    config.data.train = "train"
+    config.augment.interpolation = "bicubic"
+    config.optim.schedule, config.optim.peak_lr, config.optim.end_lr = "linear", 5e-3, 1e-5
+    config.optim.warmup = "10000 steps"
+    config.optim.weight_decay, config.optim.decay_mask = 0.3, "all"
+    config.optim.clip_norm = 1.0
+    config.train.batch_size = 4096
+    config.train.duration = "90 epochs"
+    return config
+
+
+def _train_on_imagenet(config: ConfigDict) -> None:
     config.data.name, config.data.side, config.data.feed = "imagenet2012", 256, "stream"
     config.data.test = "validation"
     config.augment.size = 224
@@ -38,20 +83,9 @@ def get_config(variant: str = "vit_s16") -> ConfigDict:
     config.augment.flip = True
     config.train.batch_size = 1024
     config.train.last_batch = "drop"
-    {"vit_s16": _big_vision, "token_learner_b16": _scenic}.get(variant, _timm)(config)
-    if variant == "shiftvit_t":
-        config.train.duration = "300 epochs"  # SPACH's loop ends before timm's ten of cooling down
-        config.optim.peak_lr, config.optim.warmup = 1e-3, "20 epochs"
-        config.optim.ema_decay, config.optim.ema_ramp = 0.99996, False
-        config.augment.repeats, config.train.batch_size = 3, 1023  # the copies of an image are in one batch
-    if variant == "cct_14":
-        config.train.duration = "310 epochs"
-        config.optim.peak_lr, config.optim.warmup, config.optim.cooldown = 5e-4, "10 epochs", "10 epochs"
-        config.augment.crop_fraction = 0.9
-    return config
 
 
-def _timm(config: ConfigDict) -> None:
+def _train_as_timm(config: ConfigDict) -> None:
     """What both recipes that grew from timm share. Beside a policy timm leaves its colour jitter out."""
     config.data.train = "train"
     config.augment.interpolation = "bicubic"
@@ -64,25 +98,10 @@ def _timm(config: ConfigDict) -> None:
     config.model.dtype = "bfloat16"
 
 
-def _big_vision(config: ConfigDict) -> None:
-    config.data.train, config.data.validation = "train[:99%]", "train[99%:]"
-    config.augment.mean, config.augment.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    config.augment.scale = (0.05, 1.0)
-    config.augment.policy = "rand-m10-n2-p1"  # theirs applies both operations, always
-    config.augment.mixup = 0.2
-    config.optim.peak_lr, config.optim.warmup = 1e-3, "10000 steps"
-    config.optim.weight_decay = 0.1  # theirs is 1e-4, which its learning rate does not multiply: 1e-4 / 1e-3
-    config.optim.clip_norm = 1.0
-    config.train.duration = "90 epochs"
-
-
-def _scenic(config: ConfigDict) -> None:
-    config.seed = 42
-    config.data.train = "train"
-    config.augment.interpolation = "bicubic"
-    config.optim.schedule, config.optim.peak_lr, config.optim.end_lr = "linear", 5e-3, 1e-5
-    config.optim.warmup = "10000 steps"
-    config.optim.weight_decay, config.optim.decay_mask = 0.3, "all"
-    config.optim.clip_norm = 1.0
-    config.train.batch_size = 4096
-    config.train.duration = "90 epochs"
+EXPERIMENTS = {
+    "vit_s16": vit_s16,
+    "shiftvit_t": shiftvit_t,
+    "cct_14": cct_14,
+    "token_learner_b16": token_learner_b16,
+}
+VARIANTS = tuple(EXPERIMENTS)

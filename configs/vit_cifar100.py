@@ -11,11 +11,35 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.keys import base_config
 
-VARIANTS = ("document", "gap", "best")
-
 
 def get_config(variant: str = "document") -> ConfigDict:
-    config = base_config("tutorial_vit_cifar100_gap" if variant == "gap" else "tutorial_vit_cifar100")
+    return EXPERIMENTS[variant]()
+
+
+def document() -> ConfigDict:
+    config = base_config("tutorial_vit_cifar100")
+    _train_as_the_document(config)
+    return config
+
+
+def gap() -> ConfigDict:
+    config = base_config("tutorial_vit_cifar100_gap")
+    _train_as_the_document(config)
+    return config
+
+
+def best() -> ConfigDict:
+    config = base_config("tutorial_vit_cifar100")
+    _train_on_cifar100(config)
+    config.augment.train, config.augment.scale = "random_resized_crop", (0.3, 1.0)
+    config.augment.mixup, config.augment.cutmix = 0.2, 1.0
+    config.optim.weight_decay = 0.05
+    config.optim.clip_norm = 1.0
+    config.train.label_smoothing = 0.1
+    return config
+
+
+def _train_on_cifar100(config: ConfigDict) -> None:
     config.data.name = "cifar100"
     config.data.train, config.data.validation = "train[:45000]", "train[45000:]"
     config.augment.mean, config.augment.std = (), ()  # measured on the training images
@@ -23,15 +47,15 @@ def get_config(variant: str = "document") -> ConfigDict:
     config.augment.flip = True
     config.train.duration = "100 epochs"
     config.train.batch_size = 256
-    if variant == "best":
-        config.augment.train, config.augment.scale = "random_resized_crop", (0.3, 1.0)
-        config.augment.mixup, config.augment.cutmix = 0.2, 1.0
-        config.optim.weight_decay = 0.05
-        config.optim.clip_norm = 1.0
-        config.train.label_smoothing = 0.1
-    else:
-        config.augment.rotation, config.augment.zoom = 0.02, 0.2
-        config.optim.schedule, config.optim.warmup = "constant", "0 steps"
-        config.optim.decay, config.optim.decay_mask = "independent", "all"
-        config.optim.eps = 1e-7
-    return config
+
+
+def _train_as_the_document(config: ConfigDict) -> None:
+    _train_on_cifar100(config)
+    config.augment.rotation, config.augment.zoom = 0.02, 0.2
+    config.optim.schedule, config.optim.warmup = "constant", "0 steps"
+    config.optim.decay, config.optim.decay_mask = "independent", "all"
+    config.optim.eps = 1e-7
+
+
+EXPERIMENTS = {"document": document, "gap": gap, "best": best}
+VARIANTS = tuple(EXPERIMENTS)

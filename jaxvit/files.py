@@ -1,4 +1,4 @@
-"""Files, once for all: JSON read and written, whole-or-nothing writes, locks, and "can I write here?".
+"""Files, once for all: JSON read and written, whole-or-nothing writes, locks, "can I write here?", what comes with us.
 
 Everything that jaxvit stores goes through `replaced`: it is written beside its place, synced and then moved, so that a
 kill or a full disk leaves the old file or the new one, never half of one.
@@ -109,6 +109,16 @@ def make_writable(folder: Path, remedy: str) -> None:
             raise
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UsageError(f"{folder} cannot be written ({reason}); {remedy}") from None
+
+
+def packaged(name: str) -> Path:
+    """The folder 'configs' or 'results' that comes with this package.
+
+    In an installed package they lie inside it (jaxvit/configs), in a checkout beside it.
+    """
+    package = Path(__file__).resolve().parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
 
 
 class Lock:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on several nodes: sbatch launch/slurm.sh train --config=configs/digits.py --workdir=/shared/folder/runs/many
+# One run on several nodes: sbatch launch/slurm.sh train --config=digits --workdir=/shared/folder/runs/many
 #
 # Each task is one process of the run, and jax gives it one accelerator of its node: set --ntasks-per-node and
 # --gpus-per-node to the accelerators of a node (both away, or 1, where there are none). SLURM says who is who.

@@ -23,7 +23,7 @@ ALLOWED = {
     "devices": "errors",
     "data": "errors files own_code",
     "training": "errors files own_code devices",
-    "config": "errors own_code ops layers models devices data training",
+    "config": "errors files own_code ops layers models devices data training",
     "figures": "errors files ops layers models training",
     "run": "errors files own_code ops layers models devices data training config figures",
     "trained": "errors files own_code ops layers models devices data training config run",

@@ -52,7 +52,7 @@ def planned(spec):
 
 
 def variants():
-    for file in sorted(CONFIGS.glob("*.py")):
+    for file in sorted(CONFIGS.glob("[!_]*.py")):
         yield from (f"{file.name}:{variant}" for variant in runpy.run_path(str(file))["VARIANTS"])
 
 

@@ -69,6 +69,35 @@ def test_a_second_call_installs_nothing_and_forwards(tmp_path):
     assert done.returncode == 2 and "did you mean 'train'" in done.stderr
 
 
+@pytest.fixture
+def echoing(tmp_path):
+    """An environment that holds nothing yet, whose Python only says what it was called with: all of it succeeds."""
+    (tmp_path / "my venv" / "bin").mkdir(parents=True)
+    python = tmp_path / "my venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "called: $*"\n')
+    python.chmod(0o755)
+    return environment(JAXVIT_VENV="my venv")
+
+
+def test_it_ends_by_naming_the_next_command(echoing, tmp_path):
+    def launch(*words):
+        done = subprocess.run([LAUNCH, *words], capture_output=True, text=True, env=echoing, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    activate = r"To write just jaxvit in this terminal:  source my\ venv/bin/activate"
+    *_, called, _, following, last = launch("summary", "--list")
+    assert called == "called: -m jaxvit summary --list"
+    assert following == r"Next, for example:  my\ venv/bin/jaxvit --help" and last == activate
+    assert launch("summary", "--list") == [called]  # nothing was installed
+    called, _, following, last = launch()
+    assert called == "called: -m jaxvit train --config=digits --workdir=runs/digits" and last == activate
+    assert following == rf"Next, for example:  my\ venv/bin/jaxvit evaluate --workdir={ROOT}/runs/digits"
+    *_, called, _, following, last = launch("test", "tests/ops")
+    assert called == "called: -m pytest tests/ops" and last == activate and " train --config=digits " in following
+    assert launch("test", "tests/ops") == [called]
+
+
 def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():

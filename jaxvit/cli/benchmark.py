@@ -26,7 +26,7 @@ _EXAMPLES = """examples:
   jaxvit benchmark --model=tutorial_cct                         its document's batch and optimizer, synthetic images
   jaxvit benchmark --model=tutorial_cct --batch=32 --dtype=bfloat16 --json
   jaxvit benchmark --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    benchmark.md and benchmark.csv there
-  jaxvit benchmark --config=configs/digits.py --config.augment.policy=trivial     with the config's own data and feed
+  jaxvit benchmark --config=digits --config.augment.policy=trivial                with the config's own data and feed
   jaxvit benchmark --model=vit --config.model.depth=4 --trace=profile --dry_run   what would be measured
   jaxvit benchmark --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files, batches 1, 32
 
@@ -42,7 +42,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--model", action="append", default=[], metavar="NAME", help="a registered name, or several: a,b,c"
     )
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a config file in place of --model")
+    parser.add_argument(
+        "--config", metavar="NAME[:VARIANT]", help="a config in place of --model, such as digits:vit or ./mine.py"
+    )
     parser.add_argument(
         "--file", action="append", default=[], metavar="FILE", help="exported files in place of --model; they are run"
     )
@@ -138,7 +140,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
 def _check(options: argparse.Namespace, models: Sequence[str]) -> None:
     if bool(models) == bool(options.config):
         raise UsageError(
-            "name a model, a config file or exported files: --model=NAME, --config=FILE or --file=FILE; see "
+            "name a model, a config or exported files: --model=NAME, --config=NAME or --file=FILE; see "
             "jaxvit benchmark --help"
         )
     if not all(models):

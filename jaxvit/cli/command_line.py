@@ -42,7 +42,7 @@ verbs:
   jaxvit --version
 
 start here:
-  jaxvit train --config=configs/digits.py --workdir=runs/digits
+  jaxvit train --config=digits --workdir=runs/digits
 """
 
 

@@ -2,9 +2,9 @@
 
 jaxvit data prepare cifar10                       fetch, check and write the TFDS directory
 jaxvit data prepare cifar10 --from=FILE           the same from a file that is here already; --force: write it anew
-jaxvit data show --config=FILE DIR                batch.png and patches.png
+jaxvit data show --config=NAME DIR                batch.png and patches.png
 jaxvit data export cifar10 --split=test --n=6 DIR images into folders, for `jaxvit predict`
-jaxvit data benchmark --config=FILE               images a second, by stage
+jaxvit data benchmark --config=NAME               images a second, by stage
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ ACTIONS = ("prepare", "show", "export", "benchmark")
 _EXAMPLES = """examples:
   jaxvit data prepare cifar10                            downloads, checks, writes; TFDS_DATA_DIR says where
   jaxvit data prepare cifar10 --from=cifar-10-binary.tar.gz
-  jaxvit data show --config=configs/digits.py pictures   batch.png: augmented images and their soft labels; patches.png
+  jaxvit data show --config=digits pictures              batch.png: augmented images and their soft labels; patches.png
   jaxvit data show cifar10 pictures --config.augment.policy=trivial
   jaxvit data export cifar10 --split=test --n=6 images   images/CLASS/test_00000.png, …
   jaxvit data export image_folder:pets images --config.data.side=64
-  jaxvit data benchmark --config=configs/digits.py       images a second of each stage of the input
+  jaxvit data benchmark --config=digits                  images a second of each stage of the input
 """
 
 
@@ -58,7 +58,9 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser("data", "Prepares data sets, shows, exports and measures them.", _EXAMPLES)
     parser.add_argument("action", metavar="ACTION", help=", ".join(ACTIONS))
     parser.add_argument("names", nargs="*", metavar="NAME|DIR", help="data set, and the folder to write to")
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file, for show, export, benchmark")
+    parser.add_argument(
+        "--config", metavar="NAME[:VARIANT]", help="for show, export, benchmark: a config of jaxvit, or a file"
+    )
     parser.add_argument("--data_dir", default="", metavar="DIR", help="TFDS directory (else TFDS_DATA_DIR)")
     parser.add_argument("--from", dest="given", metavar="FILE", help="prepare: the archive, or the folder of the files")
     parser.add_argument("--force", action="store_true", help="prepare: replace what is there")
@@ -153,7 +155,7 @@ def _configured(options: Any, rest: list[str]) -> tuple[Any, Any, dict[str, Any]
         config, overrides, unknown = parse_config_arguments(options.config, rest)
     else:
         if not options.names:
-            raise UsageError("name a data set or give --config=FILE")
+            raise UsageError("name a data set or give --config=NAME")
         config, overrides, unknown = parse_overrides(base_config(), ["--config.data.name", options.names.pop(0), *rest])
     _parser().refuse_unknown(unknown)
     if options.data_dir:

@@ -13,12 +13,12 @@ from rich.table import Table
 from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.errors import RunFailedError, UsageError, first_line, nearest
-from jaxvit.files import make_writable, write_text
+from jaxvit.files import make_writable, packaged, write_text
 from jaxvit.reproduce.curves import draw_curves, keep_metrics, validations
 from jaxvit.reproduce.page import numbers, outcome, page
-from jaxvit.reproduce.rows import Row, read_rows
+from jaxvit.reproduce.rows import Row, read_rows, rows_file
 from jaxvit.reproduce.runs import Way, config_of, run_row, sort_out
-from jaxvit.reproduce.table import form_of, is_full, keep, newest, results_of, writing
+from jaxvit.reproduce.table import form_of, is_full, keep, known_results, newest, results_of, writing
 
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, what they ask for and what is known
@@ -31,6 +31,10 @@ _EXAMPLES = """examples:
 
 Judged are the runs that the command asks for, whether it trains them or finds them finished; --list and the page tell
 of all that the table has.
+
+The rows and their configs come with jaxvit: any folder will do. There results/ is made for what is measured. Where it
+has a rows.toml, as in the project's own folder, the rows are those; --list then shows its table alone, else what came
+with jaxvit as well.
 
 exit codes: 0 the rows named pass, 1 one misses a target, cannot be tested or could not be run, 2 a mistake in the
 command, 75 and 130 stopped and saved: the same command goes on
@@ -80,8 +84,13 @@ def _parser() -> command_line.Parser:
     )
     parser.add_argument("--take", default="", metavar="DIR", help="add the table in DIR to this one; run nothing")
     parser.add_argument("--runs", default="runs/reproduce", metavar="DIR", help="(default: runs/reproduce)")
-    parser.add_argument("--results", default="results", metavar="DIR", help="rows.toml, results.csv, README.md")
-    parser.add_argument("--configs", default="configs", metavar="DIR", help="(default: configs)")
+    parser.add_argument(
+        "--results",
+        default="results",
+        metavar="DIR",
+        help="where results.csv, its page, metrics and curves are kept (default: results)",
+    )
+    parser.add_argument("--configs", metavar="DIR", help="config files of the rows (default: those of jaxvit)")
     parser.add_argument("--dry_run", action="store_true", help="show the rows to be run, as --list does; train nothing")
     return parser
 
@@ -121,8 +130,9 @@ def main(argv: list[str]) -> int:
         if number is not None and number < 1:
             raise UsageError(f"--{name}={number}: must be 1 or more")
         setattr(options, name, number or 0)  # 0 = all
-    results, configs = Path(options.results), Path(options.configs)
-    every, file = read_rows(results / "rows.toml"), results / "results.csv"
+    results = Path(options.results)
+    configs = packaged("configs") if options.configs is None else Path(options.configs)
+    every = read_rows(rows_file(results))
     if options.take:
         of_runs = ("all", "list", "seeds", "together", "epochs", "dtype", "dry_run")
         if more := options.rows + [f"--{name}" for name in of_runs if getattr(options, name)]:
@@ -131,14 +141,14 @@ def main(argv: list[str]) -> int:
     asked = _chosen(options, every)
     rows = list({row.name: row for one in asked for row in with_partner(one, every)}.values())
     way = Way(configs, Path(options.runs), options.epochs, options.dtype, options.together)
-    lines, _ = sort_out(results_of(file), every, configs)
+    lines, _ = sort_out(known_results(results), every, configs)
     if options.dry_run:
         for row in rows:
             config_of(row, way)
     if options.list or options.dry_run:
         _show(asked if options.list else rows, lines, every, options)
         return errors.DONE
-    make_writable(results, "name another folder with --results, with a copy of rows.toml in it")
+    _begin(results)
     made: list[dict[str, str]] = []
     not_run: dict[str, Exception] = {}
     for row in rows:
@@ -163,6 +173,17 @@ def main(argv: list[str]) -> int:
         print(f"{row.name}{short}{measured}: {'; '.join(said)}")
     print(f"table: {results / 'README.md'}", flush=True)
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE
+
+
+def _begin(results: Path) -> None:
+    """Makes the folder of results where it is missing.
+
+    Raises:
+      UsageError: it cannot be written, or has a README.md of somebody else's, which the page would replace.
+    """
+    if (results / "README.md").exists() and not any((results / ours).exists() for ours in ("results.csv", "rows.toml")):
+        raise UsageError(f"{results} has a README.md that is no page of results; name another folder with --results")
+    make_writable(results, "name another folder with --results")
 
 
 def _keep(
@@ -202,7 +223,7 @@ def _take(other: Path, every: dict[str, Row], results: Path, configs: Path) -> i
                 raise UsageError(f"--take={other}: metrics/{line['metrics']} is missing; copy the whole folder")
             validations(file)
             metrics[line["metrics"]] = file.read_text(encoding="utf-8", errors="replace")
-    make_writable(results, "name another folder with --results")
+    _begin(results)
     sort_out(lines, every, configs)  # a config that cannot be read is told before anything is written
     with writing(results):
         (results / "metrics").mkdir(exist_ok=True)

@@ -20,9 +20,9 @@ from jaxvit.figures.sweep import draw_sweep
 from jaxvit.run.sweep import begin_rows, count_done, make_cells, new_row, open_sweep, parse_grid, sweep
 
 _EXAMPLES = """examples:
-  jaxvit sweep --config=configs/digits.py --over 'model.depth=2,4' --over 'optim.peak_lr=3e-4,1e-3' --workdir=sweeps/1
-  jaxvit sweep --config=configs/token_learner.py:place --workdir=sweeps/place     the file brings its own grid
-  jaxvit sweep --config=configs/token_learner.py:place --dry_run                  lists the cells, trains nothing
+  jaxvit sweep --config=digits --over 'model.depth=2,4' --over 'optim.peak_lr=3e-4,1e-3' --workdir=sweeps/1
+  jaxvit sweep --config=token_learner:place --workdir=sweeps/place             the config brings its own grid
+  jaxvit sweep --config=token_learner:place --dry_run                          lists the cells, trains nothing
 
 Any --config.key=value holds for all cells; seeds as well: --config.seeds='(0, 1, 2)' makes each cell a mean over three.
 
@@ -63,7 +63,11 @@ def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) 
 
 def _parser() -> command_line.Parser:
     parser = command_line.Parser("sweep", "Trains a grid of runs over values of config keys.", _EXAMPLES)
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file; it may bring the grid")
+    parser.add_argument(
+        "--config",
+        metavar="NAME[:VARIANT]",
+        help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small; it may bring the grid",
+    )
     parser.add_argument(
         "--over", action="append", default=[], metavar="KEY=V,V,…", help="a key and its values; again for another key"
     )
@@ -77,7 +81,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if not options.config:
-        raise UsageError("--config is missing; such as --config=configs/digits.py")
+        raise UsageError("--config is missing; such as --config=digits")
     words, unknown = split_overrides(rest)
     parser.refuse_unknown(unknown)
     tokens = [word for _, _, word in words]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jaxvit.cli import command_line
+from jaxvit.config.files import packaged_configs
 from jaxvit.config.keys import KEYS
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
@@ -18,11 +19,15 @@ from jaxvit.run.dry_run import print_plan
 from jaxvit.run.train import train
 
 _EXAMPLES = """examples:
-  jaxvit train --config=configs/digits.py --workdir=runs/digits
-  jaxvit train --config=configs/digits.py --workdir=runs/digits            again: resumes, or shows the finished result
-  jaxvit train --config=configs/digits.py --workdir=runs/wide --config.model.dim=192 --config.optim.peak_lr=5e-4
-  jaxvit train --config=configs/digits.py --workdir=runs/digits --config.train.duration='120 epochs'    takes it on
-  jaxvit train --config=configs/digits.py --workdir=runs/digits --dry_run
+  jaxvit train --config=digits --workdir=runs/digits
+  jaxvit train --config=digits --workdir=runs/digits                     again: resumes, or shows the finished result
+  jaxvit train --config=digits --workdir=runs/wide --config.model.dim=192 --config.optim.peak_lr=5e-4
+  jaxvit train --config=digits --workdir=runs/digits --config.train.duration='120 epochs'   takes it on
+  jaxvit train --config=digits:shiftvit --workdir=runs/shiftvit --dry_run
+  jaxvit train --config=./mine.py --workdir=runs/mine                     a file of your own: a path, with / or .py
+
+A bare name is always a config that comes with jaxvit:
+  {configs}
 
 exit codes: 0 done, 2 a mistake in the command, 70 cannot go on, 75 stopped by SIGTERM or a closed terminal, 130 by
 Ctrl-C (both saved)
@@ -33,8 +38,13 @@ config keys (with --config.key=value; besides, every attribute of the model as -
 
 def _parser() -> command_line.Parser:
     keys = "\n".join(f"  {path:<22} {key.default!r:<26} {key.meaning}" for path, key in KEYS.items())
-    parser = command_line.Parser("train", "Trains a model as a config says, into a run directory.", _EXAMPLES + keys)
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file, such as configs/digits.py:vit")
+    examples = _EXAMPLES.format(configs=", ".join(packaged_configs()))
+    parser = command_line.Parser("train", "Trains a model as a config says, into a run directory.", examples + keys)
+    parser.add_argument(
+        "--config",
+        metavar="NAME[:VARIANT]",
+        help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small",
+    )
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder; made when missing")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the plan, the parameters and the learning rate; stop"
@@ -75,7 +85,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if not options.config:
-        raise UsageError("--config is missing; such as --config=configs/digits.py")
+        raise UsageError("--config is missing; such as --config=digits")
     config, overrides, unknown = parse_config_arguments(options.config, rest)
     parser.refuse_unknown(unknown)
     profile = _profile_steps(options.profile)

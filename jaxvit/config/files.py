@@ -1,9 +1,14 @@
-"""Config files: `get_config(variant)` of a Python file, and the grid that it may bring for a sweep."""
+"""Config files: `get_config(variant)` of a Python file, and the grid that it may bring for a sweep.
+
+A bare name, 'digits' or 'digits:cct', is always a config of this package. What has a '/' or ends in '.py' is the path
+of a file. So a bare name never runs a file that happens to lie in the working folder.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,20 +18,44 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.keys import check_keys, complete, model_config
 from jaxvit.errors import UsageError, first_line, nearest
+from jaxvit.files import packaged
+
+
+def packaged_configs() -> tuple[str, ...]:
+    """The names of the configs that come with this package: 'cct', 'digits', …"""
+    return tuple(sorted(file.stem for file in packaged("configs").glob("[!_]*.py")))
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """(name or path, variant) of a value of ``--config``; the variant is '' where none is named.
+
+    A path may have colons of its own: 'runs/3:30/mine.py:small' is ('runs/3:30/mine.py', 'small').
+    """
+    head, _, tail = spec.rpartition(":")
+    if _is_path(head) and not _is_path(tail):
+        return head, tail
+    if _is_path(spec):
+        return spec, ""
+    name, _, variant = spec.partition(":")
+    return name, variant
+
+
+def _is_path(word: str) -> bool:
+    return "/" in word or word.endswith(".py")
 
 
 def load_config_file(spec: str, model_name: str = "") -> ConfigDict:
     """Run a config file and return its config.
 
     Args:
-      spec: 'path/to/file.py' or 'path/to/file.py:variant'.
+      spec: a config of this package, 'digits' or 'digits:cct', or a file, './mine.py' or 'path/to/mine.py:variant'.
       model_name: when given and not the file's own, the `model` section is that model's, at its own defaults: another
         model's sizes would mean something else.
 
     Raises:
-      UsageError: there is no such file or variant, or the file is no config file.
+      UsageError: there is no such name, file or variant, or the file is no config file.
     """
-    path, _, variant = spec.partition(":")
+    path, variant = split_spec(spec)
     module = _run_config_file(spec)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
@@ -55,7 +84,7 @@ def load_grid(spec: str) -> dict[str, Sequence[Any]]:
     Raises:
       UsageError: its get_grid gives no grid.
     """
-    get_grid, variant = getattr(_run_config_file(spec), "get_grid", None), spec.partition(":")[2]
+    get_grid, variant = getattr(_run_config_file(spec), "get_grid", None), split_spec(spec)[1]
     if get_grid is None:
         return {}
     form = "{key: (value, value)}, such as {'model.depth': (2, 4)}"
@@ -77,7 +106,7 @@ def load_grid(spec: str) -> dict[str, Sequence[Any]]:
 
 def _call(spec: str, name: str, function: Callable[..., Any]) -> Any:
     """What a config file's function gives for the variant that `spec` names."""
-    variant = spec.partition(":")[2]
+    variant = split_spec(spec)[1]
     try:
         return function(variant) if variant else function()
     except UsageError:
@@ -86,13 +115,34 @@ def _call(spec: str, name: str, function: Callable[..., Any]) -> Any:
         raise UsageError(f"--config={spec}: {name} failed: {type(error).__name__}: {first_line(error)}") from error
 
 
+def _file_of(spec: str) -> Path:
+    """The file that a value of ``--config`` names.
+
+    Raises:
+      UsageError: there is none.
+    """
+    path, variant = split_spec(spec)
+    names, of_variant = packaged_configs(), f":{variant}" if variant else ""
+    if not _is_path(path):
+        if path in names:
+            return packaged("configs") / f"{path}.py"
+        remedy = f"{nearest(path, names)}; there are {', '.join(names)}; a file is named by its path, ./NAME.py"
+        if os.path.isfile(f"{path}.py"):
+            remedy = f"; to run the file of that name in this folder, write --config=./{path}.py{of_variant}"
+        raise UsageError(f"--config={spec}: jaxvit has no config '{path}'{remedy}")
+    file = Path(os.path.expanduser(path))
+    if os.path.isfile(file):
+        return file
+    if file.stem in names:
+        remedy = f"; the config of that name that comes with jaxvit is --config={file.stem}{of_variant}"
+    else:
+        remedy = nearest(path, [str(p) for p in file.parent.glob("*.py")] if os.path.isdir(file.parent) else [])
+    raise UsageError(f"--config={spec}: there is no file '{path}'{remedy}")
+
+
 def _run_config_file(spec: str) -> ModuleType:
     # A config file is a program of the user's own, run on the user's request, as `python FILE` would be.
-    path = spec.partition(":")[0]
-    file = Path(path).expanduser()
-    if not file.is_file():
-        siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        raise UsageError(f"--config={spec}: there is no file '{path}'{nearest(path, siblings)}")
+    path, file = split_spec(spec)[0], _file_of(spec)
     module_spec = importlib.util.spec_from_file_location(f"jaxvit_config_{file.stem}", file)
     if module_spec is None or module_spec.loader is None:
         raise UsageError(f"--config={spec}: '{path}' is not a Python file; a config file ends in .py")

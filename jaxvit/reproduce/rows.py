@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError
+from jaxvit.files import packaged
 
 JUDGED = ("top1", "top5")  # measures that a target can be set for: more is better
 
@@ -61,6 +63,12 @@ class Row:
     note: str = ""
 
 
+def rows_file(results: Path) -> Path:
+    """The rows.toml that goes with a folder of results: its own if it has one, else the one that comes with jaxvit."""
+    own = results / "rows.toml"
+    return own if os.path.exists(own) else packaged("results") / "rows.toml"
+
+
 def read_rows(file: Path) -> dict[str, Row]:
     """The rows by name.
 
@@ -70,9 +78,7 @@ def read_rows(file: Path) -> dict[str, Row]:
     try:
         found = tomllib.loads(file.read_text())
     except FileNotFoundError:
-        raise UsageError(
-            f"{file}: there is no such file; run this in the project's folder, or name --results"
-        ) from None
+        raise UsageError(f"{file}: there is no such file; put a copy of it back") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from None
     rows: dict[str, Row] = {}
@@ -120,6 +126,8 @@ def _row(given: Any) -> Row:
         for measure, value in dict(given[name]).items():
             if measure not in measures or type(value) not in (int, float):
                 raise ValueError(f"{name}: {measure} = {value!r}; it holds {', '.join(measures)}, as numbers")
+    if "/" in given["config"]:
+        raise ValueError(f"config = '{given['config']}': must be a file's name, which lies in --configs")
     if given["weights"] not in ("best", "latest"):
         raise ValueError(f"weights = '{given['weights']}': must be 'best' or 'latest'")
     if not given["seeds"] or not all(type(seed) is int and seed >= 0 for seed in given["seeds"]):

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxvit.errors import UsageError
 from jaxvit.files import Lock, locked_folder, write_csv
-from jaxvit.reproduce.rows import Row
+from jaxvit.reproduce.rows import Row, rows_file
 
 COLUMNS = (
     *("row", "form", "recipe", "config_hash", "seed", "n", "top1", "top5", "loss", "precision", "recall"),
@@ -74,6 +74,18 @@ def results_of(file: Path) -> list[dict[str, str]]:
     if any(None in line or None in line.values() or not _whole(line) for line in lines):
         raise UsageError(f"{file}: a line is damaged; put a copy of it back, or move it away")
     return lines
+
+
+def known_results(results: Path) -> list[dict[str, str]]:
+    """The lines of a folder of results; where its rows are those that come with jaxvit, what came with them as well.
+
+    Raises:
+      UsageError: a results.csv is not one.
+    """
+    folders = [rows_file(results).parent]
+    if folders[0].resolve() != results.resolve():
+        folders.append(results)
+    return [line for folder in folders for line in results_of(folder / "results.csv")]
 
 
 def _whole(line: dict[str, str]) -> bool:

@@ -14,8 +14,8 @@ from tiny import TINY_ROW
 
 import jaxvit.cli.reproduce as verb
 from jaxvit.errors import UsageError
-from jaxvit.reproduce.rows import read_rows
-from jaxvit.reproduce.table import keep, metrics_name, results_of, writing
+from jaxvit.reproduce.rows import read_rows, rows_file
+from jaxvit.reproduce.table import keep, known_results, metrics_name, results_of, writing
 
 ROOT = Path(__file__).parents[2]
 ROWS = read_rows(ROOT / "results" / "rows.toml")
@@ -342,3 +342,35 @@ def test_one_process_at_a_time_writes(tmp_path):
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(folder)
+
+
+def test_in_any_folder_the_rows_come_with_jaxvit_and_results_are_made_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet.py").write_text("raise AssertionError('it ran')")
+    assert verb.main(["--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ROWS) and "top1 84.90%" in said  # what came with them was measured so
+    assert list(tmp_path.iterdir()) == [tmp_path / "imagenet.py"]
+    assert verb.main(["imagenet_cct_14", "--dry_run"]) == 0 and not (tmp_path / "results").exists()
+
+
+def test_results_of_ones_own_are_shown_beside_those_that_came_with_jaxvit(tmp_path):
+    shipped = results_of(ROOT / "results" / "results.csv")
+    mine = shipped[0] | {"hardware": "a machine of my own", "top1": "0.5"}
+    with writing(tmp_path):
+        keep(mine | {"metrics": metrics_name(mine)}, tmp_path / "results.csv")
+    own = results_of(tmp_path / "results.csv")
+    assert known_results(tmp_path) == shipped + own and known_results(tmp_path / "none") == shipped
+    (tmp_path / "rows.toml").write_text(TINY_ROW.format(weights="best", target=0.5))
+    assert known_results(tmp_path) == own and list(read_rows(rows_file(tmp_path))) == ["tiny"]
+    assert rows_file(ROOT / "results") == ROOT / "results" / "rows.toml"
+    assert known_results(ROOT / "results") == shipped
+
+
+def test_a_page_of_somebody_elses_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "README.md").write_text("my own")
+    with pytest.raises(UsageError, match=r"results has a README\.md that is no page of results; name another folder"):
+        verb.main(["imagenet_cct_14"])
+    assert (tmp_path / "results" / "README.md").read_text() == "my own"

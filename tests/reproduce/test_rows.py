@@ -312,6 +312,7 @@ def test_short_forms_are_compared_too_and_pass_nothing():
         (BEST.replace("[0, 1]", "[]"), "seeds = .*must be a list"),
         (BEST.replace("n = 25", "n = '25'"), "n = '25' is no count"),
         ("row = [1]\n", "row '.': it is no table"),
+        (BEST.replace('"tiny_row.py"', '"../evil.py"'), "config = '../evil.py': must be a file's name"),
         (BEST + "steps = 1\n", "has no params"),
         (BEST + "pair = { rov = 'x' }\n", "row 'tiny': .*rov"),
     ],

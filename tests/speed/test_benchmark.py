@@ -172,8 +172,8 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "--model=NAME, --config=FILE or --file=FILE"),
-        (["--model=vit", "--config=configs/digits.py"], "--model=NAME, --config=FILE or --file=FILE"),
+        ([], "--model=NAME, --config=NAME or --file=FILE"),
+        (["--model=vit", "--config=configs/digits.py"], "--model=NAME, --config=NAME or --file=FILE"),
         (["--model=tutorial_cctt"], "did you mean 'tutorial_cct'"),
         (["--model=vit,,cct"], "a name is missing"),
         (["--model=vit", "--batch=0"], "--batch=0: must be 1 or more"),

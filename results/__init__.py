@@ -1,0 +1,1 @@
+"""What the documents report and what was measured for it: the rows of `jaxvit reproduce`. In a checkout: results/."""
