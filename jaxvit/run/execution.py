@@ -22,7 +22,7 @@ from jaxvit.devices.sharding import make_mesh, shard_state
 from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line
 from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
-from jaxvit.run.folder import RunDirectory
+from jaxvit.run.folder import RunDirectory, checkpoint_folder
 from jaxvit.run.program import StartOptions, make_job
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
@@ -51,7 +51,7 @@ def execute(
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = read_sources(plan, dataset)
     processes.everywhere(lambda: run.check_data(describe(sources)))
-    folder = run.path / "checkpoints"
+    folder = checkpoint_folder(run.path)
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
         state, position = processes.everywhere(lambda: start(run, plan, assembly, checkpoints, mesh, options))
         _announce(plan, assembly, position)
