@@ -94,8 +94,8 @@ def test_dry_run_shows_plan_parameters_and_curve_and_writes_nothing(capsys, tmp_
 
 
 def test_module_and_script_are_the_same():
-    for words in (["-m", "jaxvit"], ["-m", "jaxvit.train"]):
+    for words in (["-m", "jaxvit"], ["-m", "jaxvit", "train"]):
         done = subprocess.run([sys.executable, *words, "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and "jaxvit" in done.stdout
-    done = subprocess.run([sys.executable, "-m", "jaxvit.train"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "jaxvit", "train"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "jaxvit: --config is missing; such as --config=configs/digits.py\n")

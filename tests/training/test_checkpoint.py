@@ -153,7 +153,9 @@ def test_whatever_file_is_damaged_the_state_is_right_or_the_checkpoint_is_named(
             shutil.copytree(saved, tmp_path / "c")
             damaged.unlink() if keep is None else damaged.write_bytes(content[: int(len(content) * keep)])
             try:
-                np.testing.assert_array_equal(restore_weights(tmp_path / "c", 2).params["w"], make_state(2.0).params["w"])
+                np.testing.assert_array_equal(
+                    restore_weights(tmp_path / "c", 2).params["w"], make_state(2.0).params["w"]
+                )
             except DamagedCheckpointError as error:
                 assert str(error).startswith(f"{line} (") and "\n" not in str(error) and file.parts[1] == "state"
     assert named == {"metrics", "progress", "state"}
