@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-# jax probes for hardware that is not there. Orbax, also through absl and asyncio, logs the errors that it raises as well.
+# jax probes for hardware that is not there. Orbax logs, also through absl and asyncio, what it raises as well.
 _LOGGERS = ("jax._src.xla_bridge", "orbax", "asyncio")
 
 

@@ -41,7 +41,7 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, given, kept):
 
 START = {
     "jaxvit train": "from jaxvit.cli.command_line import main; main(['train', *ARGUMENTS])",
-    "python -m jaxvit.train": "sys.argv[1:] = ARGUMENTS; runpy.run_module('jaxvit.train', run_name='__main__')",
+    "python -m jaxvit train": "sys.argv[1:] = ['train', *ARGUMENTS]; runpy.run_module('jaxvit', run_name='__main__')",
     "jaxvit.train()": "jax.jit(lambda x: x + 1)(1.0); import jaxvit; jaxvit.train(CONFIG, ARGUMENTS[1][10:])",
 }
 

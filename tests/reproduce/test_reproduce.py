@@ -66,7 +66,7 @@ def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys,
         raise AssertionError("a finished run was trained again")
 
     capsys.readouterr()
-    monkeypatch.setattr("jaxvit.train.execute", trained)
+    monkeypatch.setattr("jaxvit.run.train.execute", trained)
     assert verb.main([*project, "--all"]) == 0
     assert results_of(tmp_path / "results.csv") == lines
 

@@ -54,7 +54,7 @@ def never_stopped(tmp_path_factory):
 @pytest.mark.parametrize("reads", [2, 12])
 def test_exact_resume_with_everything_on(never_stopped, tmp_path, monkeypatch, reads):
     workdir, result = never_stopped
-    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(reads, STOPPED))
+    monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(reads, STOPPED))
     with pytest.raises(StoppedError):
         jaxvit.train(everything_on(), tmp_path / "run")
     monkeypatch.undo()
@@ -85,7 +85,7 @@ def damage(workdir):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used_if_asked(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(9, STOPPED))
+    monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(9, STOPPED))
     with pytest.raises(StoppedError):
         jaxvit.train(tiny_config(), tmp_path / "run")
     monkeypatch.undo()
@@ -108,7 +108,7 @@ def stopped(tmp_path_factory):
     """A run stopped in its third epoch, with checkpoints of steps 4, 8 and 10 or 8 and 10, to be copied."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
-        patch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(9, STOPPED))
+        patch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(9, STOPPED))
         with pytest.raises(StoppedError):
             jaxvit.train(tiny_config(), workdir)
     return workdir
@@ -205,7 +205,7 @@ def test_a_profile_of_chosen_steps_is_written_however_the_run_ends(tmp_path, mon
     if ends == "early":
         changes = {"optim__peak_lr": 0.0, "train__patience": "1 epochs"}
     elif ends == "by a signal":
-        monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(4, STOPPED))
+        monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(4, STOPPED))
         error = pytest.raises(StoppedError)
     elif ends == "by an error":
         changes |= {"optim__peak_lr": 1e38, "optim__schedule": "constant", "optim__weight_decay": 0.0}

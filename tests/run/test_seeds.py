@@ -16,7 +16,7 @@ import jaxvit
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, RunFailedError, StoppedError, UsageError
 from jaxvit.files import read_json
-from jaxvit.run.execution import report
+from jaxvit.run.messages import print_result
 from jaxvit.run.seeds import combine, config_of_seed
 
 
@@ -117,7 +117,7 @@ def test_early_stopping_and_best_are_per_lane(tmp_path):
 def test_stopped_and_started_again(together, tmp_path, monkeypatch, capsys, mode, killed):
     """Stopped in the middle, also between the saves of two lanes, and taken up in the same or the other way."""
     path, result = together
-    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(6, STOPPED))
+    monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(6, STOPPED))
     with pytest.raises(StoppedError, match="stopped at step 7 of 10"):
         jaxvit.train(settings(), tmp_path / "run")
     monkeypatch.undo()
@@ -154,7 +154,7 @@ def test_what_was_trained_in_turn_is_kept_when_all_are_tried_together(together, 
     for reads, step in ((6, 7), (0, 8)):
         with monkeypatch.context() as patch:
             patch.setattr("jaxvit.run.seeds.make_job", exhausted)
-            patch.setattr(jaxvit.train, "StopRequest", lambda reads=reads: StopAt(reads, STOPPED))
+            patch.setattr("jaxvit.run.train.StopRequest", lambda reads=reads: StopAt(reads, STOPPED))
             with pytest.raises(StoppedError, match=f"stopped at step {step} of 10"):
                 jaxvit.train(settings(train__seeds="auto"), path)
     assert "no room for all seeds together" in capsys.readouterr().out and names == ["run/seed_0"] * 2
@@ -206,7 +206,7 @@ def test_an_unfinished_run_notes_where_it_was_taken_further(together, tmp_path, 
     shutil.copytree(together[0], path)
     for folder in (path, path / "seed_3"):
         (folder / "result.json").unlink()
-    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(0, STOPPED))
+    monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(0, STOPPED))
     with pytest.raises(StoppedError):
         jaxvit.train(settings(train__duration="12 steps", train__seeds="in_turn"), path)
     assert [e["step"] for e in read_json(path / "config.json")["extensions"]] == [10]
@@ -240,7 +240,7 @@ def test_it_says_which_weights_were_measured(capsys, tmp_path, validated, weight
     run = SimpleNamespace(config_hash="", extensions=[])
     results = {i: one | {"weights_of": of, "best_epoch": 5 + i} for i, of in enumerate(weights.split())}
     result = combine(results, run)
-    report(result, tmp_path)
+    print_result(result, tmp_path)
     assert result["weights_of"] == all_of and says in capsys.readouterr().out
 
 

@@ -26,6 +26,8 @@ from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import read_jsonl
 from jaxvit.training.stopping import StopRequest
 
+TESTS = os.path.dirname(os.path.dirname(__file__))
+
 
 @pytest.fixture(autouse=True)
 def _optax_mixes_dtypes():
@@ -133,7 +135,7 @@ class StopAt(StopRequest):
 @pytest.mark.parametrize("reads", [1, 4, 9])
 def test_stopped_and_started_again_equals_never_stopped(finished, tmp_path, monkeypatch, reads):
     workdir, result = finished
-    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(reads, STOPPED))
+    monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(reads, STOPPED))
     with pytest.raises(StoppedError, match=r"stopped at step \d+ of 12; saved") as stop:
         jaxvit.train(tiny_config(), tmp_path / "run")
     assert stop.value.exit_code == STOPPED
@@ -172,7 +174,7 @@ def test_a_run_taken_further_equals_one_as_long_from_the_start(tmp_path, capsys)
 
 
 def test_a_shorter_duration_is_called_shorter(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jaxvit.train, "StopRequest", lambda: StopAt(2, STOPPED))
+    monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(2, STOPPED))
     with pytest.raises(StoppedError):
         jaxvit.train(tiny_config(), tmp_path / "run")
     monkeypatch.undo()
@@ -245,13 +247,13 @@ def run_command(workdir, *more):
     file = workdir.parent / "long.py"
     file.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"sys.path.insert(0, {TESTS!r})\n"
         "from tiny import tiny_config\n"
         "def get_config(): return tiny_config(train__duration='400 epochs', checkpoint__every='400 epochs',"
         " data__validation='')\n"
     )
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxvit.train", f"--config={file}", f"--workdir={workdir}", *more],
+        [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -306,10 +308,10 @@ def test_a_signal_during_the_final_test_says_what_is_true(tmp_path, monkeypatch,
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     file = tmp_path / "config.py"
     file.write_text(
-        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nfrom tiny import tiny_config\n"
+        f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
         "def get_config(): return tiny_config()\n"
     )
-    command = f"{sys.executable} -u -m jaxvit.train --config={file} --workdir={tmp_path / 'run'} | head -1"
+    command = f"{sys.executable} -u -m jaxvit train --config={file} --workdir={tmp_path / 'run'} | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done
     assert done.stdout.count("\n") == 1 and read_json(tmp_path / "run" / "result.json")["steps"] == 12
@@ -332,7 +334,7 @@ def test_two_processes_do_not_share_a_run(tmp_path):
 def test_tensorflow_is_never_imported(tmp_path):
     code = (
         "import sys\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"sys.path.insert(0, {TESTS!r})\n"
         "import jaxvit\n"
         "assert 'jax' not in sys.modules, 'import jaxvit is not lazy'\n"
         "from tiny import tiny_config\n"

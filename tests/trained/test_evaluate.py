@@ -117,7 +117,7 @@ def test_every_image_counts_once_at_any_batch_size(loaded, batch_size):
 
 DEVICES = """
 import jax, jaxvit
-from jaxvit.evaluate import evaluate, read_split
+from jaxvit.trained.evaluate import evaluate, read_split
 loaded = jaxvit.load(WORKDIR)
 split, source = read_split(loaded, "test[:23]")
 for devices in (1, 2, 3):
