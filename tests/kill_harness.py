@@ -49,7 +49,7 @@ def train_process(workdir: Path, settings: dict[str, Any], duration: str, device
         "PYTHONPATH": str(HERE.parent),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    command = [sys.executable, "-m", "jaxvit.train", f"--config={file}", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **pipes)
 

@@ -1,11 +1,13 @@
-"""The command line: `jaxvit VERB …`, config overrides, and errors as one line with the right exit code."""
+"""The command line: which verbs there are, how one is run, and errors as one line with the right exit code.
+
+What a verb takes and does stands in the file of its name beside this one.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import importlib
-import logging
 import os
 import sys
 import threading
@@ -15,6 +17,7 @@ from typing import Any, NoReturn
 
 from jaxvit import errors
 from jaxvit._version import __version__
+from jaxvit.cli.other_libraries import quieten_libraries
 from jaxvit.config.overrides import ELSEWHERE
 from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
 from jaxvit.errors import UsageError, nearest
@@ -72,57 +75,59 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(f"unknown argument '{tokens[0]}'{near}; see {self.prog} --help")
 
 
-def quieten_libraries() -> None:
-    """Keeps other libraries' chatter off the user's terminal; with JAXVIT_VERBOSE set it is all shown.
-
-    Among it: a missing OpenCV, TPU probing, and the tracebacks that background writers print beside the error that they
-    raise in the main thread as well.
-    """
-    if os.environ.get("JAXVIT_VERBOSE"):
-        return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from absl import logging as absl_logging
-
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    for name in ("jax._src.xla_bridge", "orbax", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    threading.excepthook = lambda args: None
-    sys.unraisablehook = lambda unraisable: None
-
-
 def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code."""
+    """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code.
+
+    Args:
+      verb: takes the words of the command and returns the exit code.
+      argv: the words; None = those of the process.
+    """
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
+    _find_modules_in_the_working_folder()
+    _leave(*_carry_out(verb, list(sys.argv[1:] if argv is None else argv)))
+
+
+def _find_modules_in_the_working_folder() -> None:
+    """Has Python look for modules where the user works, as `python -m` has it: a model of one's own lies there."""
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it: a model of one's own lies in the working folder
-    code, met = errors.DONE, None
+        sys.path.insert(0, os.getcwd())
+
+
+def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int, BaseException | None]:
+    """The exit code of a verb, and the error that ended it, which has been printed; None = there was none.
+
+    Raises:
+      Exception: a mistake of ours, in a process that is alone: Python shows where.
+    """
     try:
-        code = verb(list(sys.argv[1:] if argv is None else argv))
+        return verb(words), None
     except UsageError as error:
-        code, met = _complain(error, errors.USAGE), error
+        return _complain(error, errors.USAGE), error
     except errors.RunFailedError as error:
-        code, met = _complain(error, errors.CANNOT_GO_ON), error
+        return _complain(error, errors.CANNOT_GO_ON), error
     except errors.StoppedError as error:
-        code = _complain(error, error.exit_code)
+        return _complain(error, error.exit_code), None
     except KeyboardInterrupt as error:
-        code, met = _complain("stopped at once; what was saved before is kept", errors.INTERRUPTED), error
+        return _complain("stopped at once; what was saved before is kept", errors.INTERRUPTED), error
     except BrokenPipeError as error:
         # The reader of our output (`| head`) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, met = errors.SOME_INPUTS_FAILED, error
+        return errors.SOME_INPUTS_FAILED, error
     except Exception as error:
         if isinstance(error, OSError) and errors.is_disk_full(error):
-            code, met = _complain(errors.disk_full(error), errors.CANNOT_GO_ON), error
-        elif _joined():
-            traceback.print_exc()
-            code, met = 1, error
-        else:
+            return _complain(errors.disk_full(error), errors.CANNOT_GO_ON), error
+        if not _joined():
             raise
+        traceback.print_exc()
+        return 1, error
+
+
+def _leave(code: int, met: BaseException | None) -> NoReturn:
+    """Ends the process with an exit code; of several that are one run, together with the others where they agreed."""
     sys.stdout.flush()
     processes = _joined()
     agreed = not processes or met is None or processes.is_agreed(met)

@@ -1,8 +1,8 @@
 """Every key of an experiment's config: default, unit and meaning; and how a config file is read.
 
 A config holds inputs only. Nothing in it is derived: steps, splits and per-device batches are worked out once, by
-`jaxvit.plan.resolve`. Durations are strings ('30 epochs', '2000 steps', '15%'). There are tuples, never lists, and
-sentinels ('', 0, ()), never None, because the command line can override those.
+`jaxvit.config.plan.resolve`. Durations are strings ('30 epochs', '2000 steps', '15%'). There are tuples, never lists,
+and sentinels ('', 0, ()), never None, because the command line can override those.
 
 A config file defines ``get_config(variant='...') -> ConfigDict`` and, if it knows more than one experiment, a tuple
 ``VARIANTS`` of their names; for `jaxvit sweep` it may define ``get_grid(variant='...')``, values for some keys.

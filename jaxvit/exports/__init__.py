@@ -1,4 +1,4 @@
-"""A trained model as a file that runs without jaxvit. `jaxvit export` is in `jaxvit.export.__main__`.
+"""A trained model as files that run without jaxvit: `jaxvit.export`, and the verb of that name.
 
 weights.py     which numbers a file holds: float32, bfloat16 or int8
 model.py       the function that every format holds: uint8 images to probabilities

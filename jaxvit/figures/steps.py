@@ -1,4 +1,4 @@
-"""The steps of a model, read off `jaxvit.summary.summarize`: what a diagram of it shows, without the drawing.
+"""The steps of a model, read off `jaxvit.models.summarize.summarize`: what a diagram of it shows, without the drawing.
 
 A step is a module that has a meaning of its own (a patch embedding, a block, a classifier). What only holds such
 modules is looked into; what such a module is made of is not. Equal modules that follow each other are one step.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError
-from jaxvit.run.folder import read_config, read_result, seed_folders
+from jaxvit.run.folder import checkpoint_folder, read_config, read_result, seed_folders
 from jaxvit.trained.facts import ModelFacts, read_model
 from jaxvit.training.journal import deciding_validations, read_jsonl
 
@@ -39,7 +39,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def with_checkpoints(run: Path) -> Path:
     """The run itself, or of several seeds the first."""
     seeds = seed_folders(run)
-    return seeds[0] if seeds and not (run / "checkpoints").exists() else run
+    return seeds[0] if seeds and not checkpoint_folder(run).exists() else run
 
 
 def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:

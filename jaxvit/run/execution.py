@@ -1,7 +1,8 @@
 """One run: from what its folder holds to its result.
 
 `execute` takes up the newest checkpoint, if there is one, trains, measures the best weights on the test split and
-writes the result. What comes before the training is in functions of its own, for `jaxvit.seeds`, which trains several.
+writes the result. What comes before the training is in functions of its own, for `jaxvit.run.seeds`, which trains
+several runs.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,7 +22,8 @@ from jaxvit.devices.sharding import make_mesh, shard_state
 from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line
 from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
-from jaxvit.run.folder import RunDirectory
+from jaxvit.run.folder import RunDirectory, checkpoint_folder
+from jaxvit.run.messages import print_result, print_start
 from jaxvit.run.program import StartOptions, make_job
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
@@ -43,7 +44,7 @@ def execute(
     stop: StopRequest,
     whole: RunDirectory | None = None,
 ) -> dict[str, Any]:
-    """Trains to the end and returns the result, which it also writes; see `jaxvit.train.train` for the errors.
+    """Trains to the end and returns the result, which it also writes; see `jaxvit.train` for the errors.
 
     `whole` is the run of several seeds that this one is a part of.
     """
@@ -51,10 +52,10 @@ def execute(
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = read_sources(plan, dataset)
     processes.everywhere(lambda: run.check_data(describe(sources)))
-    folder = run.path / "checkpoints"
+    folder = checkpoint_folder(run.path)
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
         state, position = processes.everywhere(lambda: start(run, plan, assembly, checkpoints, mesh, options))
-        _announce(plan, assembly, position)
+        print_start(plan, assembly, position)
         job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
         with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
             progress = Progress(plan.train.steps, plan.train.steps_per_epoch, position.step)
@@ -207,7 +208,7 @@ def _finish(
     processes.first(lambda: _draw(run, plan, position))
     _stop_if_asked(stop)
     processes.first(lambda: run.write_result(result))
-    report(result, run.path)
+    print_result(result, run.path)
     return result
 
 
@@ -255,73 +256,3 @@ def _stop_if_asked(stop: StopRequest) -> None:
 def describe(sources: Sources) -> dict[str, Any]:
     """What the splits are: names, notes (at the end of a run: of all damage that it met) and fingerprints."""
     return {part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()}
-
-
-def _announce(plan: Plan, assembly: Assembly, position: Position) -> None:
-    t = plan.train
-    if position.step == t.steps or position.stopped_early:
-        print("the training is done; the test follows", flush=True)
-        return
-    devices = f"{t.devices} {jax.devices()[0].device_kind} device{'s' if t.devices > 1 else ''}"
-    print(
-        f"{plan.model.name} with {count_params(assembly.abstract_state.variables):,} parameters on {plan.data.name}: "
-        f"{plan.data.train_count:,} images to train, {plan.data.validation_count:,} to validate, "
-        f"{plan.data.test_count:,} to test; {t.steps:,} steps of {t.batch_size} on {devices}"
-    )
-    for phrase in plan.warnings:
-        print(f"warning: {phrase}", file=sys.stderr, flush=True)
-    if position.step:
-        print(f"going on from step {position.step:,}")
-    print("compiling, or fetching what an earlier start has compiled", flush=True)
-
-
-def show_finished(result: dict[str, Any], path: Path) -> dict[str, Any]:
-    report(result, path, "this run is finished; nothing was trained")
-    print("to take it further: the same command with a longer --config.train.duration")
-    return result
-
-
-def report(result: dict[str, Any], path: Path, remark: str = "") -> None:
-    """Prints a result."""
-    if remark:
-        print(remark)
-    test = result["test"]
-    if "std" in test:
-        print(
-            f"test accuracy {test['top1']:.2%} ± {test['std']['top1']:.2%} (mean ± standard deviation of {test['n']} "
-            f"seeds, {test['count']:,} images), top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
-        )
-    elif test:
-        right = round(test["top1"] * test["count"])
-        print(
-            f"test accuracy {test['top1']:.2%} ({right:,} of {test['count']:,} images), "
-            f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
-        )
-    seconds = result["seconds"]
-    early = ", stopped early" if result["stopped_early"] else ""
-    if "seeds" in result:
-        chosen = _chosen_of_each(result["seeds"])
-    elif result["weights_of"] == "best":
-        chosen = f"weights of epoch {result['best_epoch']}, the best on validation"
-    elif result["validation"]:
-        chosen = f"last weights, since those of epoch {result['best_epoch']}, the best on validation, are damaged"
-    else:
-        chosen = "last weights"
-    if "seeds" in result:
-        steps = [one["steps"] for one in result["seeds"]]
-        fewest = f"{min(steps):,} to " if min(steps) < max(steps) else ""
-        print(f"{chosen}; {fewest}{max(steps):,} steps each; {seconds['train']:.1f} s of training in all")
-    else:
-        print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
-    print(f"run: {path}", flush=True)
-
-
-def _chosen_of_each(seeds: Sequence[dict[str, Any]]) -> str:
-    """Which weights the seeds' tests were measured with."""
-    best = [one for one in seeds if one["weights_of"] == "best"]
-    if not best:
-        damaged = ", since the best on validation are damaged" if seeds[0]["validation"] else ""
-        return f"last weights{damaged}"
-    phrase = f"weights of epochs {', '.join(str(one['best_epoch']) for one in best)}, the best on validation"
-    others = ", ".join(str(one["seed"]) for one in seeds if one["weights_of"] != "best")
-    return f"{phrase}; of seeds {others} the last, since the best are damaged" if others else phrase

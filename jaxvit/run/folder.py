@@ -5,7 +5,7 @@ model.json         what it takes to use the trained model without its data: attr
 environment.json   versions, devices, data fingerprints, one entry a start
 metrics.jsonl      one JSON object a line
 tensorboard/       event files
-checkpoints/       the newest and the best
+checkpoints/       the newest and the best; what is in one: `jaxvit.training.checkpoint`
 figures/           history, and what `jaxvit report` draws
 evaluation/        what `jaxvit evaluate` found, a few files for each split
 result.json        written last: its presence means that the run is finished
@@ -253,6 +253,11 @@ def read_config(path: Path) -> ConfigDict:
         return complete(from_plain(plain))
     except (KeyError, TypeError, ValueError) as error:  # names that no config can have
         raise UsageError(f"{file} cannot be read ({first_line(error)}); {remedy}") from None
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Where the run in `path` keeps its checkpoints; not there before it has begun to train."""
+    return path / "checkpoints"
 
 
 def seed_folders(path: Path) -> list[Path]:

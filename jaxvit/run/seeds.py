@@ -26,8 +26,9 @@ from jaxvit.devices import hardware, processes
 from jaxvit.devices.sharding import make_mesh, shard_state, shard_together
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.run.assembly import Assembly
-from jaxvit.run.execution import Sources, begin, describe, execute, read_sources, refuse_fewer_steps, report, start
-from jaxvit.run.folder import RunDirectory, finished_result
+from jaxvit.run.execution import Sources, begin, describe, execute, read_sources, refuse_fewer_steps, start
+from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
+from jaxvit.run.messages import print_result
 from jaxvit.run.program import StartOptions, make_job
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.loop import Course, Position, fit
@@ -51,7 +52,7 @@ def train_seeds(
     Args:
       run: the folder that holds the seeds' folders.
       plan, assembly: of the config with all seeds.
-      dataset, options, stop: as for `jaxvit.execution.execute`.
+      dataset, options, stop: as for `jaxvit.run.execution.execute`.
     """
     together = _shall_be_together(plan, options)
     sources = read_sources(plan, dataset)
@@ -81,7 +82,7 @@ def train_seeds(
         results[seed] = finished
     result = combine(results, run)
     processes.first(lambda: run.write_result(result))
-    report(result, run.path)
+    print_result(result, run.path)
     return result
 
 
@@ -123,7 +124,7 @@ def _check(run: RunDirectory, plan: Plan, sources: Sources) -> int:
             continue
         with contextlib.closing(RunDirectory(folder, config_of_seed(run.config, seed), writes=False)) as single:
             single.check_data(describe(sources))
-        newest = max(newest, *saved_steps(folder / "checkpoints"), 0)
+        newest = max(newest, *saved_steps(checkpoint_folder(folder)), 0)
     refuse_fewer_steps(plan, newest)
     return newest
 
@@ -212,7 +213,7 @@ def _open_lane(
         return None
     own = _plan_of_seed(plan, seed)
     single = stack.enter_context(contextlib.closing(RunDirectory(folder, config)))
-    checkpoints = Checkpoints(folder / "checkpoints", fall_back=options.fall_back)
+    checkpoints = Checkpoints(checkpoint_folder(folder), fall_back=options.fall_back)
     stack.enter_context(checkpoints)
     state, position = start(single, own, dataclasses.replace(assembly, plan=own), checkpoints, mesh, options)
     return Lane(seed, single, own, checkpoints, state, position)

@@ -1,4 +1,4 @@
-"""`jaxvit sweep`: a grid of runs over values of config keys, with one table and one figure at the end.
+"""A grid of runs over values of config keys, and their table: what `jaxvit sweep` does.
 
 Each cell of the grid is an ordinary run in a folder of its own. The same command again skips the finished cells, takes
 up the one that was stopped, and tries those again that failed.

@@ -22,8 +22,9 @@ from jaxvit.errors import (
     is_disk_full,
 )
 from jaxvit.run.assembly import Assembly, assemble
-from jaxvit.run.execution import execute, show_finished
+from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
+from jaxvit.run.messages import print_finished
 from jaxvit.run.program import StartOptions
 from jaxvit.run.seeds import train_seeds
 from jaxvit.training.progress import nobody_need_listen
@@ -66,7 +67,7 @@ def train(
     with _device_and_disk_errors(config):
         finished = processes.told(lambda: finished_result(path, config))
     if finished is not None:
-        return show_finished(finished, path)
+        return print_finished(finished, path)
     options = StartOptions(debug_nans, fall_back, profile)
 
     def prepare() -> tuple[Dataset, Plan, Assembly]:
@@ -85,7 +86,7 @@ def train(
                 return train_seeds(run, plan, assembly, dataset, options, stop)
             result = processes.told(lambda: run.result)
             if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
-                return show_finished(result, path)
+                return print_finished(result, path)
             return execute(run, plan, assembly, dataset, options, stop)
 
 

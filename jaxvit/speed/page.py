@@ -16,7 +16,7 @@ def show_lines(values: dict[str, str]) -> None:
 
 
 def images_of(facts: dict[str, Any]) -> str:
-    """Data set and shape of an image, of `jaxvit.measurement.facts_of`."""
+    """Data set and shape of an image, of `jaxvit.speed.steps.facts_of`."""
     return f"{facts['data']}, {'×'.join(map(str, facts['input_shape']))}"
 
 

@@ -143,7 +143,8 @@ def evaluate_source(
       devices: how many; 0 = all.
 
     Returns:
-      (split, data, checkpoint step, weights and everything of `jaxvit.scores.score`; what was said of each image).
+      (split, data, checkpoint step, weights and everything of `jaxvit.trained.scores.score`; what was said of each
+      image).
     """
     config = loaded.config
     predictor = Predictor(loaded, batch_size or config.eval.batch_size or config.train.batch_size, devices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +11,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from jaxvit.data.augment import evaluation_transform
 from jaxvit.data.settings import Augmentation
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
-from jaxvit.files import read_json
 from jaxvit.ops import ways
-from jaxvit.run.folder import read_config, refuse_seeds
+from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
 from jaxvit.trained import hub
 from jaxvit.trained.facts import REMEDY, ModelFacts, read_model
+from jaxvit.training.checkpoint import best_step, restore_weights, saved_steps
 
 CHECKPOINTS = ("best", "latest")
 WEIGHTS = ("chosen", "model", "ema")
@@ -130,13 +128,15 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such folder; name that of a run")
     exported = (path / "model.safetensors").exists()
-    if not exported and not (path / "checkpoints").exists():
+    if not exported and not checkpoint_folder(path).exists():
         refuse_seeds(path)
     config = read_config(path)
-    steps = [] if exported else _saved_steps(path)
+    steps = [] if exported else saved_steps(checkpoint_folder(path))
+    if not (exported or steps):
+        raise UsageError(f"{path} holds no checkpoint yet; train it first")
     facts = read_model(path)
     model = facts.create(own_code=own_code)
-    variables, step, chosen = _exported(path, weights) if exported else _trained(path, steps, checkpoint, weights)
+    variables, step, chosen = _exported(path, weights) if exported else _trained(path, steps[-1], checkpoint, weights)
     loaded = Loaded(
         workdir=path,
         config=config,
@@ -162,27 +162,18 @@ def _exported(path: Path, weights: str) -> tuple[dict[str, Any], int, str]:
     return jax.device_put(variables, jax.local_devices()[0]), step, there
 
 
-def _saved_steps(path: Path) -> list[int]:
-    steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit())
-    if not steps:
-        raise UsageError(f"{path} holds no checkpoint yet; train it first")
-    return steps
-
-
-def _trained(path: Path, steps: list[int], checkpoint: str, weights: str) -> tuple[dict[str, Any], int, str]:
-    """(variables, step, which weights) of a run's folder."""
-    step = steps[-1]
+def _trained(path: Path, newest: int, checkpoint: str, weights: str) -> tuple[dict[str, Any], int, str]:
+    """(variables, step, which weights) of a run's folder, whose newest checkpoint is that of step `newest`."""
+    folder, step = checkpoint_folder(path), newest
     if checkpoint == "best":
-        file = path / "checkpoints" / str(step) / "metrics" / "metrics"
-        said = read_json(file, "this checkpoint is damaged: load(…, checkpoint='latest') does without this file")
-        best = said.get("best_step") if isinstance(said, dict) else None
-        step = best if best in steps else step  # none yet: no epoch has ended
-    tree = _restore(path / "checkpoints" / str(step) / "state")
-    if weights == "ema" and not tree["ema"]:
+        remedy = "this checkpoint is damaged: load(…, checkpoint='latest') does without this file"
+        step = best_step(folder, newest, remedy)
+    stored = restore_weights(folder, step)
+    if weights == "ema" and not stored.ema:
         raise UsageError(f"{path}: this run keeps no average of its weights; use weights='model'")
-    averaged = bool(tree["ema"]) and weights != "model"
-    params = tree["ema"] if averaged else tree["params"]
-    return {"params": params, **tree["constants"]}, step, "ema" if averaged else "model"
+    averaged = bool(stored.ema) and weights != "model"
+    params = stored.ema if averaged else stored.params
+    return {"params": params, **stored.constants}, step, "ema" if averaged else "model"
 
 
 def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
@@ -223,26 +214,3 @@ def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-
-def _restore(directory: Path) -> dict[str, Any]:
-    """params, constants and ema of a saved state, on the default device; moments are left where they are."""
-    handler = ocp.PyTreeCheckpointHandler()
-    with contextlib.closing(handler):
-        try:
-            stored = handler.metadata(directory.absolute()).tree
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            wanted = {name: stored.get(name) or {} for name in ("params", "constants", "ema")}
-            abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), wanted)
-            full = {name: tree for name, tree in abstract.items() if tree}
-            arguments = ocp.args.PyTreeRestore(
-                full,
-                restore_args=jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding), full),
-                partial_restore=True,
-            )
-            return {**wanted, **handler.restore(directory.absolute(), args=arguments)}
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise UsageError(
-                f"checkpoint {directory.parent} cannot be read: its files are damaged ({reason})"
-            ) from None

@@ -1,13 +1,37 @@
-"""Checkpoints: the newest two and the best, through Orbax, each a folder named by its step.
+"""A run's checkpoints: what is in one, and how it is written and read. No other file knows this layout.
 
-Which one is best stands in the newest checkpoint, so that both move in one atomic rename: whatever instant a run is
-killed at, the newest finished checkpoint and the best that it names are there. (Orbax's own keep-the-best option
-deletes the newest one when it is not among the best, and a run could then not continue.) The last but one is kept, with
-the best that it names, for the day when the newest turns out to be damaged.
+They lie in one folder, each in a folder of its own that is named by its step, the number of updates made::
+
+    checkpoints/
+      1200/                       a finished checkpoint: it gets this name last, by an atomic rename
+        state/                    `jaxvit.training.state.TrainState`, as Orbax's standard handler stores arrays:
+                                    step       int32 scalar
+                                    params     the model's parameters, nested by module names
+                                    constants  the model's other collections; {} where it has none
+                                    opt_state  optax's state: moments and counts
+                                    ema        average of the parameters; {} where none is kept
+        progress/metadata         `jaxvit.training.loop.Position` as JSON: the best epoch and its value, epochs waited,
+                                  totals of the epoch so far, seconds spent
+        metrics/metrics           JSON, {"best_step": 900}: the step with the best weights; without validation, of the
+                                  last epoch's end; -1 = no epoch has ended yet
+      900/                        that step
+      1300.orbax-checkpoint-tmp/  one that is being written, or that a kill has left half-written; never read
+      1100.damaged/               one that was set aside; never read
+
+Beside these, Orbax keeps notes of its own there. No random state is stored: it is derived from the seed and the step.
+
+Kept are the newest two and the best that they name. Which one is best stands in the newest checkpoint, so that both
+move in one rename: whatever instant a run is killed at, the newest finished checkpoint and the best that it names are
+there. (Orbax's own keep-the-best option deletes the newest one when it is not among the best, and a run could then not
+continue.) The last but one is kept for the day when the newest turns out to be damaged.
+
+To train, a run opens its folder with `Checkpoints`, which writes, and restores a whole state. To use what was trained,
+`saved_steps`, `best_step` and `restore_weights` only read, also while the run goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -15,14 +39,120 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
 from jaxvit.devices import processes
 from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError, first_line
+from jaxvit.files import read_json
 from jaxvit.training.state import TrainState
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the finished checkpoints in a folder, oldest first; [] where there is none, or no folder.
+
+    The files in them may still turn out to be damaged.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def best_step(folder: Path, step: int, remedy: str = "this checkpoint is damaged") -> int:
+    """The step with the best weights, as the checkpoint of `step` says.
+
+    It is `step` itself where no epoch has ended yet, or where the checkpoint that it names is not there.
+
+    Args:
+      folder: of the checkpoints.
+      step: of a finished checkpoint, as a rule the newest.
+      remedy: what to do if it cannot be read; ends the error's sentence.
+
+    Raises:
+      UsageError: the checkpoint's file that says so cannot be read.
+    """
+    said = read_json(_metrics_file(folder, step), remedy)
+    best = said.get("best_step") if isinstance(said, dict) else None
+    return best if best in saved_steps(folder) else step
+
+
+class Weights(NamedTuple):
+    """What a checkpoint holds of a model, see `restore_weights`.
+
+    Attributes:
+      params: parameter tree.
+      constants: {collection: tree} of the model's other collections; {} where it has none.
+      ema: average of the parameters, a tree like `params`; {} where the run keeps none.
+    """
+
+    params: dict[str, Any]
+    constants: dict[str, Any]
+    ema: dict[str, Any]
+
+
+def restore_weights(folder: Path, step: int) -> Weights:
+    """The weights of a checkpoint, whole, on this process' first device. The optimizer's state is not read.
+
+    It takes neither the config nor the model: what is there says its own names, shapes and types. ::
+
+        folder = Path("runs/digits/checkpoints")
+        weights = restore_weights(folder, best_step(folder, saved_steps(folder)[-1]))
+
+    Args:
+      folder: of the checkpoints.
+      step: of a finished checkpoint.
+
+    Raises:
+      DamagedCheckpointError: its files are not what was written, or no checkpoint of a run.
+      UsageError: the system does not let it be read, and may do so another time.
+    """
+    place = _state_folder(folder, step).absolute()
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        try:
+            stored = handler.metadata(place).tree
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            trees = {name: stored.get(name) or {} for name in Weights._fields}
+            wanted = {
+                name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree)
+                for name, tree in trees.items()
+                if tree
+            }
+            arguments = ocp.args.PyTreeRestore(
+                wanted,
+                restore_args=jax.tree.map(lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding), wanted),
+                partial_restore=True,
+            )
+            return Weights(**{**trees, **handler.restore(place, args=arguments)})
+        except Exception as error:  # whatever Orbax says to files that may be anything
+            if passing := _passing_reason(error):
+                raise UsageError(
+                    f"checkpoint {folder / str(step)} cannot be read now: {passing}; remove the cause and try again"
+                ) from error
+            reason = first_line(error)[:200]
+            raise DamagedCheckpointError(
+                f"checkpoint {folder / str(step)} cannot be read: its files are damaged ({reason})"
+            ) from None
+
+
+def _state_folder(folder: Path, step: int) -> Path:
+    return folder / str(step) / "state"
+
+
+def _progress_folder(folder: Path, step: int) -> Path:
+    return folder / str(step) / "progress"
+
+
+def _metrics_file(folder: Path, step: int) -> Path:
+    return folder / str(step) / "metrics" / "metrics"
+
+
+def _names_the_best(folder: Path, step: int) -> bool:
+    try:
+        return isinstance(json.loads(_metrics_file(folder, step).read_text())["best_step"], int)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
 
 
 class _NewestAndBest:
@@ -102,7 +232,7 @@ class Checkpoints:
     def _set_unnamed_aside(self, fall_back: bool) -> None:
         """Deals with checkpoints that do not say which one is best: Orbax cannot open a folder that has one."""
         steps = self.steps()
-        unnamed = [step for step in steps if not _names_the_best(self._directory / str(step))]
+        unnamed = [step for step in steps if not _names_the_best(self._directory, step)]
         if unnamed and unnamed[-1] == steps[-1]:
             whole = [step for step in steps if step not in unnamed]
             damage = self._damage(steps[-1], f"--fall_back goes on from step {whole[-1]}" if whole else "")
@@ -159,8 +289,9 @@ class Checkpoints:
                 raise UsageError(f"checkpoint {folder} cannot be read: it is of another model; use a new --workdir")
             # Not by the manager, which then waits for the other processes: one of them may have failed to read.
             handlers = self._handlers
-            state = handlers["state"].restore(folder / "state", args=ocp.args.StandardRestore(abstract))
-            return state, handlers["progress"].restore(folder / "progress", args=ocp.args.JsonRestore())
+            arrays, progress = (place(self._directory, step) for place in (_state_folder, _progress_folder))
+            state = handlers["state"].restore(arrays, args=ocp.args.StandardRestore(abstract))
+            return state, handlers["progress"].restore(progress, args=ocp.args.JsonRestore())
         except (ValueError, KeyError, TypeError, OSError) as error:
             if processes.has_lost_another(error):
                 raise
@@ -188,20 +319,6 @@ class Checkpoints:
             self.close()
 
 
-def saved_steps(directory: Path) -> list[int]:
-    """As `Checkpoints.steps`, of a folder that need not be opened or be there."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
-
-
-def _names_the_best(folder: Path) -> bool:
-    try:
-        return isinstance(json.loads((folder / "metrics" / "metrics").read_text())["best_step"], int)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
     """{path: shape}; dictionaries and dataclasses, lists and tuples are one and the same."""
 
@@ -215,6 +332,8 @@ def _passing_reason(error: Exception) -> str:
     """Why the system did not let a file be read that may be whole; '' = the file itself is at fault."""
     numbered = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore, under Orbax, says it
     code = int(numbered[1]) if numbered else getattr(error, "errno", None)
+    if isinstance(error, MemoryError):
+        return "there is no memory left"
     if code is not None:
         return "" if code in (errno.ENOENT, errno.ENOTDIR) else os.strerror(code)
     passing = re.match(r"RESOURCE_EXHAUSTED|UNAVAILABLE|PERMISSION_DENIED|DEADLINE_EXCEEDED|ABORTED", str(error))

@@ -16,7 +16,7 @@ import pytest
 from jaxvit.files import read_json
 from jaxvit.training.journal import read_jsonl
 
-HERE = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1]
 SETTINGS = {
     "optim__name": "sgd",
     "optim__peak_lr": 0.05,
@@ -46,12 +46,12 @@ class Run:
         file = workdir.with_name(f"{workdir.name}_config.py")
         changes = {**SETTINGS, **dict(settings), "train__duration": f"{epochs} epochs"}
         file.write_text(
-            f"import sys; sys.path.insert(0, {str(HERE)!r})\nfrom tiny import tiny_config\n"
+            f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom tiny import tiny_config\n"
             f"me = next((int(w[-1]) for w in sys.argv if w.startswith('--process_id=')), 0)\n{textwrap.dedent(first)}\n"
             f"def get_config(): return tiny_config(**{changes!r})\n"
         )
         port = free_port()
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent), "XLA_FLAGS": ""}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": ""}
         self.processes = []
         for i, output in enumerate(self.output):
             command = [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}"]
@@ -291,7 +291,7 @@ def test_what_is_told(tmp_path):
     file = tmp_path / "script.py"
     file.write_text(textwrap.dedent(script))
     where = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent), "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": ""}
     both = [subprocess.Popen([sys.executable, file, where, str(i)], stderr=-1, env=environment) for i in (0, 1)]
     said = [process.communicate(timeout=120)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], said

@@ -16,7 +16,7 @@ import jaxvit
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, RunFailedError, StoppedError, UsageError
 from jaxvit.files import read_json
-from jaxvit.run.execution import report
+from jaxvit.run.messages import print_result
 from jaxvit.run.seeds import combine, config_of_seed
 
 
@@ -240,7 +240,7 @@ def test_it_says_which_weights_were_measured(capsys, tmp_path, validated, weight
     run = SimpleNamespace(config_hash="", extensions=[])
     results = {i: one | {"weights_of": of, "best_epoch": 5 + i} for i, of in enumerate(weights.split())}
     result = combine(results, run)
-    report(result, tmp_path)
+    print_result(result, tmp_path)
     assert result["weights_of"] == all_of and says in capsys.readouterr().out
 
 

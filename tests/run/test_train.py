@@ -254,7 +254,7 @@ def run_command(workdir, *more):
         " data__validation='')\n"
     )
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxvit.train", f"--config={file}", f"--workdir={workdir}", *more],
+        [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError
-from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.checkpoint import Checkpoints, best_step, restore_weights, saved_steps
 from jaxvit.training.state import create_state
 
 
@@ -22,6 +22,11 @@ def make_state(value=1.0):
 
 def steps(directory):
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def save(folder, state, step=1, best=1):
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state, {}, step, best)
 
 
 def test_the_newest_and_the_best_survive(tmp_path):
@@ -53,7 +58,45 @@ def test_saving_a_step_twice_is_nothing(tmp_path):
 
 
 def test_an_empty_directory_has_no_step(tmp_path):
+    assert saved_steps(tmp_path / "new") == []
     assert Checkpoints(tmp_path / "new").latest_step() is None
+
+
+def test_weights_are_read_without_knowing_the_model(tmp_path):
+    rng = np.random.default_rng(0)
+    kernel, mean, average = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 4), (4,), (3, 4)))
+
+    def init(key):
+        return {"params": {"dense": {"kernel": jnp.asarray(kernel)}}, "statistics": {"mean": jnp.asarray(mean)}}
+
+    state = create_state(init, optax.adam(0.1), jax.random.key(0), ema=True)
+    save(tmp_path / "all", state.replace(ema={"dense": {"kernel": jnp.asarray(average)}}))
+    read = restore_weights(tmp_path / "all", 1)
+    params, constants, ema = read
+    assert read.params is params and jax.tree.structure(tuple(read)) == jax.tree.structure(
+        ({"dense": {"kernel": 0}}, {"statistics": {"mean": 0}}, {"dense": {"kernel": 0}})
+    )
+    np.testing.assert_array_equal(params["dense"]["kernel"], kernel)
+    np.testing.assert_array_equal(constants["statistics"]["mean"], mean)
+    np.testing.assert_array_equal(ema["dense"]["kernel"], average)
+    assert ema["dense"]["kernel"].devices() == {jax.local_devices()[0]}
+
+    save(tmp_path / "few", make_state())
+    assert restore_weights(tmp_path / "few", 1)[1:] == ({}, {})
+
+
+def test_the_best_is_what_a_checkpoint_names_if_that_is_there(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, best in [(1, -1), (2, 2), (3, 2), (4, 2)]:
+            checkpoints.save(make_state(), {}, step, best)
+            checkpoints.wait()
+            assert best_step(tmp_path, step) == max(best, 1)
+    assert saved_steps(tmp_path) == [2, 3, 4] and best_step(tmp_path, 3) == 2
+    shutil.rmtree(tmp_path / "2")
+    assert best_step(tmp_path, 4) == 4
+    (tmp_path / "4" / "metrics" / "metrics").unlink()
+    with pytest.raises(UsageError, match=r"4/metrics/metrics cannot be read \(No such file .*\); look elsewhere"):
+        best_step(tmp_path, 4, "look elsewhere")
 
 
 def test_another_shape_is_refused(tmp_path):
@@ -90,6 +133,7 @@ def test_whatever_file_is_damaged_the_state_is_right_or_the_checkpoint_is_named(
     files = sorted(p.relative_to(saved) for p in (saved / "2").rglob("*") if p.is_file())
     named = set()
     for file in files:
+        line = f"checkpoint {tmp_path / 'c' / '2'} cannot be read: its files are damaged"
         for keep in (0.5, 0.0, None):
             shutil.rmtree(tmp_path / "c", ignore_errors=True)
             shutil.copytree(saved, tmp_path / "c")
@@ -102,10 +146,18 @@ def test_whatever_file_is_damaged_the_state_is_right_or_the_checkpoint_is_named(
                 assert progress == {"n": 2}
             except DamagedCheckpointError as error:
                 named.add(file.parts[1])
-                line = f"checkpoint {tmp_path / 'c' / '2'} cannot be read: its files are damaged"
                 assert str(error) == f"{line}; --fall_back goes on from step 1"
                 state, progress = Checkpoints(tmp_path / "c", fall_back=True).restore(1, make_state())
                 same_state(state, 1.0)
+            shutil.rmtree(tmp_path / "c")  # the same damage once more: to fall back has set it aside
+            shutil.copytree(saved, tmp_path / "c")
+            damaged.unlink() if keep is None else damaged.write_bytes(content[: int(len(content) * keep)])
+            try:
+                np.testing.assert_array_equal(
+                    restore_weights(tmp_path / "c", 2).params["w"], make_state(2.0).params["w"]
+                )
+            except DamagedCheckpointError as error:
+                assert str(error).startswith(f"{line} (") and "\n" not in str(error) and file.parts[1] == "state"
     assert named == {"metrics", "progress", "state"}
 
 
@@ -173,6 +225,17 @@ def test_a_file_that_the_system_really_refuses(saved, tmp_path):
     manifest.symlink_to(manifest)
     with pytest.raises(RunFailedError, match=os.strerror(errno.ELOOP)):
         Checkpoints(tmp_path / "c").restore(2, make_state())
+    with pytest.raises(UsageError, match=rf"2 cannot be read now: {os.strerror(errno.ELOOP)}; remove the cause"):
+        restore_weights(tmp_path / "c", 2)
+
+
+def test_the_arrays_of_something_else_are_no_weights(tmp_path):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(tmp_path / "1" / "state", [jnp.ones(2)])
+    with pytest.raises(DamagedCheckpointError, match=r"1 cannot be read: its files are damaged \(.*\)$"):
+        restore_weights(tmp_path, 1)
 
 
 def test_an_error_without_text_is_named_by_its_kind(tmp_path, monkeypatch):

@@ -14,7 +14,9 @@ from jaxvit.models.count import abstract_variables
 from jaxvit.training.optimizer import average_weights, decay_mask, layer_factors, make_optimizer, make_schedule
 from jaxvit.training.settings import OptimizerSettings
 
-SETTINGS = OptimizerSettings(start_lr=1e-5, peak_lr=1e-3, end_lr=1e-6, warmup_steps=10, total_steps=110, weight_decay=0.0)
+SETTINGS = OptimizerSettings(
+    start_lr=1e-5, peak_lr=1e-3, end_lr=1e-6, warmup_steps=10, total_steps=110, weight_decay=0.0
+)
 
 
 def formula(step: int, s: OptimizerSettings) -> float:
@@ -89,7 +91,9 @@ def test_adam_against_numpy():
 
 def test_clipping_bounds_the_global_norm_before_adam():
     gradients = {"a": jnp.full(4, 3.0), "b": jnp.full(9, 4.0)}  # norm 13.4
-    optimizer = make_optimizer(OptimizerSettings(clip_norm=1.0, weight_decay=0.0, b1=0.0, peak_lr=1.0, schedule="constant"))
+    optimizer = make_optimizer(
+        OptimizerSettings(clip_norm=1.0, weight_decay=0.0, b1=0.0, peak_lr=1.0, schedule="constant")
+    )
     state = optimizer.init(gradients)
     _, state = optimizer.update(gradients, state, gradients)
     first_moment = next(s.mu for s in state if hasattr(s, "mu"))
@@ -131,7 +135,10 @@ def test_lion_steps_have_the_size_of_the_rate():
 
 def test_adam_is_adamw_without_decay():
     gradients, params = {"kernel": jnp.float32([0.5])}, {"kernel": jnp.float32([1.0])}
-    adam, adamw = (run(OptimizerSettings(name=n, schedule="constant", weight_decay=0.0), gradients, params, 5) for n in ("adam", "adamw"))
+    adam, adamw = (
+        run(OptimizerSettings(name=n, schedule="constant", weight_decay=0.0), gradients, params, 5)
+        for n in ("adam", "adamw")
+    )
     np.testing.assert_array_equal(adam["kernel"], adamw["kernel"])
 
 
@@ -209,7 +216,9 @@ def test_a_model_without_numbered_blocks_has_no_layers_to_tell_apart():
 
 def test_layer_decay_scales_the_updates():
     params = jax.tree.map(lambda _: jnp.zeros(2), TREE)
-    settings = OptimizerSettings(name="sgd", momentum=0.0, schedule="constant", peak_lr=1.0, layer_decay=0.5, weight_decay=0.0)
+    settings = OptimizerSettings(
+        name="sgd", momentum=0.0, schedule="constant", peak_lr=1.0, layer_decay=0.5, weight_decay=0.0
+    )
     after = run(settings, jax.tree.map(jnp.ones_like, params), params, 1)
     jax.tree.map(lambda a, f: np.testing.assert_allclose(a, -f), after, layer_factors(TREE, 0.5))
 

@@ -1,0 +1,87 @@
+"""What a run says on the terminal: what it is about to do, and its result. Progress is `jaxvit.training.progress`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxvit.config.plan_types import Plan
+from jaxvit.models.count import count_params
+from jaxvit.run.assembly import Assembly
+from jaxvit.training.loop import Position
+
+
+def print_start(plan: Plan, assembly: Assembly, position: Position) -> None:
+    """Prints what a start is about to do: the model, the images, the steps, and where it goes on from."""
+    t = plan.train
+    if position.step == t.steps or position.stopped_early:
+        print("the training is done; the test follows", flush=True)
+        return
+    devices = f"{t.devices} {jax.devices()[0].device_kind} device{'s' if t.devices > 1 else ''}"
+    print(
+        f"{plan.model.name} with {count_params(assembly.abstract_state.variables):,} parameters on {plan.data.name}: "
+        f"{plan.data.train_count:,} images to train, {plan.data.validation_count:,} to validate, "
+        f"{plan.data.test_count:,} to test; {t.steps:,} steps of {t.batch_size} on {devices}"
+    )
+    for phrase in plan.warnings:
+        print(f"warning: {phrase}", file=sys.stderr, flush=True)
+    if position.step:
+        print(f"going on from step {position.step:,}")
+    print("compiling, or fetching what an earlier start has compiled", flush=True)
+
+
+def print_finished(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Prints the result of a run that was finished before, says so, and returns it."""
+    print_result(result, path, "this run is finished; nothing was trained")
+    print("to take it further: the same command with a longer --config.train.duration")
+    return result
+
+
+def print_result(result: dict[str, Any], path: Path, remark: str = "") -> None:
+    """Prints a result, of one run or of several seeds; first the remark, if there is one."""
+    if remark:
+        print(remark)
+    test = result["test"]
+    if "std" in test:
+        print(
+            f"test accuracy {test['top1']:.2%} ± {test['std']['top1']:.2%} (mean ± standard deviation of {test['n']} "
+            f"seeds, {test['count']:,} images), top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
+        )
+    elif test:
+        right = round(test["top1"] * test["count"])
+        print(
+            f"test accuracy {test['top1']:.2%} ({right:,} of {test['count']:,} images), "
+            f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
+        )
+    seconds = result["seconds"]
+    early = ", stopped early" if result["stopped_early"] else ""
+    if "seeds" in result:
+        chosen = _chosen_of_each(result["seeds"])
+    elif result["weights_of"] == "best":
+        chosen = f"weights of epoch {result['best_epoch']}, the best on validation"
+    elif result["validation"]:
+        chosen = f"last weights, since those of epoch {result['best_epoch']}, the best on validation, are damaged"
+    else:
+        chosen = "last weights"
+    if "seeds" in result:
+        steps = [one["steps"] for one in result["seeds"]]
+        fewest = f"{min(steps):,} to " if min(steps) < max(steps) else ""
+        print(f"{chosen}; {fewest}{max(steps):,} steps each; {seconds['train']:.1f} s of training in all")
+    else:
+        print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
+    print(f"run: {path}", flush=True)
+
+
+def _chosen_of_each(seeds: Sequence[dict[str, Any]]) -> str:
+    """Which weights the seeds' tests were measured with."""
+    best = [one for one in seeds if one["weights_of"] == "best"]
+    if not best:
+        damaged = ", since the best on validation are damaged" if seeds[0]["validation"] else ""
+        return f"last weights{damaged}"
+    phrase = f"weights of epochs {', '.join(str(one['best_epoch']) for one in best)}, the best on validation"
+    others = ", ".join(str(one["seed"]) for one in seeds if one["weights_of"] != "best")
+    return f"{phrase}; of seeds {others} the last, since the best are damaged" if others else phrase
