@@ -30,6 +30,7 @@ from jaxvit.run.execution import Sources, begin, describe, execute, read_sources
 from jaxvit.run.folder import RunDirectory, finished_result
 from jaxvit.run.program import StartOptions, make_job
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
+from jaxvit.training.hooks import Hooks
 from jaxvit.training.loop import Course, Position, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
@@ -190,6 +191,7 @@ def _train_hindmost(
                     checkpoints=lane.checkpoints,
                     journal=stack.enter_context(contextlib.closing(journal)),
                     progress=progress,
+                    hooks=Hooks(plan.train.hooks, seed=lane.seed, workdir=lane.run.path),
                     label=f"seed {lane.seed}: ",
                 )
             )
