@@ -11,7 +11,7 @@ from jaxvit.config.plan_types import TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.errors import UsageError, nearest
 from jaxvit.own_code import is_own_module, load_function
-from jaxvit.training.own import check_own
+from jaxvit.training.own_optim import check_own
 from jaxvit.training.settings import OPTIMIZERS, SCHEDULES, OptimizerSettings
 
 # Which of the keys that not every optimizer has an optimizer has; one of the user's own may read them all.

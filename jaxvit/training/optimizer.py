@@ -20,7 +20,7 @@ import optax
 
 from jaxvit.errors import UsageError
 from jaxvit.training.muon import scale_by_muon_and_adam
-from jaxvit.training.own import own_optimizer, own_schedule
+from jaxvit.training.own_optim import own_optimizer, own_schedule
 from jaxvit.training.settings import OptimizerSettings
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -36,7 +36,7 @@ def make_schedule(settings: OptimizerSettings) -> Schedule:
     Linear from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`; from there to `end_lr`, by half a cosine or a
     straight line, at `total_steps - cooldown_steps`; `end_lr` after it. 'constant' stays at `peak_lr` until the
     cooldown, and goes down to `end_lr` in a straight line through it. 'package.module:function' is the user's own, see
-    `jaxvit.training.own`, and all of this is left to it.
+    `jaxvit.training.own_optim`, and all of this is left to it.
     """
     s = settings
     if ":" in s.schedule:

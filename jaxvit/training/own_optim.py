@@ -43,13 +43,11 @@ def own_schedule(settings: OptimizerSettings) -> Callable[[jax.Array | int], jax
 
     def rate(step: jax.Array | int) -> jax.Array:
         found = _called(f"{where}: the schedule that it returns fails at a step", schedule, step)
-        try:
-            value = jnp.asarray(found, jnp.float32)
-        except (TypeError, ValueError):
-            raise UsageError(f"{where}: gives {_kind(found)} for a step; it must give one number") from None
-        if value.shape != ():
-            raise UsageError(f"{where}: gives an array of shape {value.shape} for a step; it must give one number")
-        return value
+        shape = getattr(found, "shape", () if isinstance(found, int | float) else None)
+        if shape != ():
+            what = _kind(found) if shape is None else f"an array of shape {shape}"
+            raise UsageError(f"{where}: gives {what} for a step; it must give one number")
+        return jnp.asarray(found, jnp.float32)
 
     return rate
 
@@ -80,8 +78,8 @@ def own_optimizer(
         found = _called(fails, inner.update, gradients, state, params)
         if not (isinstance(found, tuple) and len(found) == 2):
             raise UsageError(f"{where}: its update returns {_kind(found)}; it must return (updates, state)")
-        _compare(f"{where}: its updates", found[0], "the gradients", gradients)
-        _compare(f"{where}: its state after an update", found[1], "the one before", state)
+        _compare(f"{where}: its update gives updates that differ from the gradients", found[0], gradients)
+        _compare(f"{where}: its update gives a state that differs from the one before", found[1], state)
         return found
 
     return optax.GradientTransformation(init, update)
@@ -137,21 +135,21 @@ def _called(fails: str, function: Callable[..., Any], *args: Any) -> Any:
         raise UsageError(f"{fails}: {own_code.explain(error)}") from error
 
 
-def _compare(what: str, found: Any, other: str, expected: Any) -> None:
+def _compare(what: str, found: Any, expected: Any) -> None:
     there, wanted = (
         {_join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (found, expected)
     )
     for path in dict.fromkeys([*wanted, *there]):
         a, b = (_form(leaves.get(path)) for leaves in (there, wanted))
         if a != b:
-            raise UsageError(f"{what} are not like {other}: {path or 'the array'} is {a}, not {b}")
+            raise UsageError(f"{what}: {path or 'the array'} is {a} and should be {b}")
     if jax.tree.structure(found) != jax.tree.structure(expected):
-        raise UsageError(f"{what} are not like {other}: the trees are built of other nodes")
+        raise UsageError(f"{what}: the tree is built of other nodes")
 
 
 def _form(leaf: Any) -> str:
     if leaf is None:
-        return "not there"
+        return "absent"
     return f"{getattr(leaf, 'dtype', None) or jnp.result_type(leaf)} {np.shape(leaf)}"
 
 
