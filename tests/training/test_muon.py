@@ -229,3 +229,16 @@ def test_its_state_is_split_as_the_parameters_are_and_comes_back_from_a_checkpoi
     on_muon = count_on_muon(state.params, SETTINGS)
     once = {path: math.prod(shape) for path, shape in SHAPES.items()}
     assert sizes == sorted([*once.values(), *(size for path, size in once.items() if path not in on_muon)])
+
+
+def test_two_runs_that_are_trained_together_are_as_each_by_itself():
+    optimizer, params = make_optimizer(SETTINGS), nested(draw(0))
+
+    def one(gradients):
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    each = [nested(draw(seed)) for seed in (1, 2)]
+    together = jax.jit(jax.vmap(one))(jax.tree.map(lambda *x: jnp.stack(x), *each))
+    for i, gradients in enumerate(each):
+        expected = jax.jit(one)(gradients)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-5), together, expected)
