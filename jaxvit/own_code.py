@@ -6,12 +6,12 @@ import importlib
 import importlib.util
 import inspect
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxvit.errors import first_line, nearest
+from jaxvit.errors import UsageError, first_line, nearest
 
 # By the error's name, for looking up a model's name needs no jax.
 _REMEDIES = {
@@ -55,6 +55,23 @@ def load(name: str, kind: str) -> Any:
         has = f"; it has {', '.join(public[:5])}" if public and not near else ""
         raise ValueError(f"module '{module_name}' has no '{attribute}'{near}{has}")
     return getattr(module, attribute)
+
+
+def load_function(name: str, key: str) -> Callable[..., Any]:
+    """The function behind 'package.module:function'; `key` names the config key at fault.
+
+    Raises:
+      UsageError: it cannot be imported, or is no function.
+    """
+    try:
+        found = load(name, "function")
+    except ValueError as error:
+        raise UsageError(f"config.{key}='{name}': cannot be imported: {error}") from None
+    if isinstance(found, type):
+        raise UsageError(f"config.{key}='{name}': is a class; name a function")
+    if not callable(found):
+        raise UsageError(f"config.{key}='{name}': is not a function")
+    return found
 
 
 def is_own_module(name: str) -> bool:

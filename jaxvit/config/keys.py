@@ -130,12 +130,16 @@ KEYS: dict[str, Key] = {
         _AUGMENT.where, "where the geometry is done: on the 'device', or on the 'host' while the step runs"
     ),
     # Optimisation.
-    "optim.name": Key(_OPTIM.name, "optimizer: 'adamw', 'adam', 'sgd' (with momentum) or 'lion'"),
+    "optim.name": Key(
+        _OPTIM.name, "optimizer: 'adamw', 'adam', 'sgd' (with momentum), 'lion', 'muon' or 'package.module:function'"
+    ),
     "optim.peak_lr": Key(_OPTIM.peak_lr, "learning rate at the end of warm-up"),
     "optim.start_lr": Key(_OPTIM.start_lr, "learning rate at step 0, when there is a warm-up"),
     "optim.end_lr": Key(_OPTIM.end_lr, "learning rate at the end of the schedule and after it"),
     "optim.warmup": Key("10%", "length of the linear warm-up: epochs, steps or a share of the schedule"),
-    "optim.schedule": Key(_OPTIM.schedule, "from the peak to the end: 'cosine', 'linear' or 'constant'"),
+    "optim.schedule": Key(
+        _OPTIM.schedule, "from the peak to the end: 'cosine', 'linear', 'constant' or 'package.module:function'"
+    ),
     "optim.length": Key("100%", "length of the schedule, warm-up included: epochs, steps or a share of the training"),
     "optim.cooldown": Key("0 steps", "stretch at the end of the schedule that stays at (or goes down to) end_lr"),
     "optim.weight_decay": Key(
@@ -149,13 +153,28 @@ KEYS: dict[str, Key] = {
     "optim.layer_decay": Key(
         _OPTIM.layer_decay, "factor of the learning rate from each layer to the one below; 1 = off"
     ),
-    "optim.b1": Key(_OPTIM.b1, "decay of the first moment (adamw, adam, lion)"),
-    "optim.b2": Key(_OPTIM.b2, "decay of the second moment (adamw, adam), of the momentum (lion)"),
-    "optim.eps": Key(_OPTIM.eps, "epsilon of adamw and adam, outside the root"),
+    "optim.b1": Key(_OPTIM.b1, "decay of the first moment (adamw, adam, lion, muon's adam)"),
+    "optim.b2": Key(_OPTIM.b2, "decay of the second moment (adamw, adam, muon's adam), of the momentum (lion)"),
+    "optim.eps": Key(_OPTIM.eps, "epsilon of adamw, adam and muon's adam, outside the root"),
     "optim.momentum": Key(_OPTIM.momentum, "momentum of sgd; 0 = none"),
     "optim.ema_decay": Key(0.0, "decay of an average of the weights, which then is what is chosen and tested; 0 = off"),
     "optim.ema_ramp": Key(True, "start the average faster: min(decay, (1 + step) / (10 + step))"),
     "optim.clip_norm": Key(_OPTIM.clip_norm, "gradients are scaled down to this global L2 norm; 0 = off"),
+    "optim.muon_on": Key(
+        _OPTIM.muon_on,
+        "muon's parameters: matrices whose path, such as 'encoder/block_0/mlp/dense_0/kernel', a pattern matches",
+        added=True,
+    ),
+    "optim.muon_off": Key(
+        _OPTIM.muon_off, "patterns of what is left to adam all the same, as is all that is no matrix", added=True
+    ),
+    "optim.muon_heads": Key(
+        _OPTIM.muon_heads, "muon takes an attention kernel as one 'matrix' over all heads, or 'per_head'", added=True
+    ),
+    "optim.muon_beta": Key(_OPTIM.muon_beta, "decay of muon's momentum", added=True),
+    "optim.muon_rms": Key(
+        _OPTIM.muon_rms, "root mean square of muon's updates, before the learning rate; 0.2 is like adam's", added=True
+    ),
     # Training.
     "train.duration": Key("10 epochs", "how long to train: epochs or steps"),
     "train.batch_size": Key(128, "images a step, over all devices together"),
@@ -177,6 +196,11 @@ KEYS: dict[str, Key] = {
         changes_result=False,
     ),
     "train.patience": Key("", "stop after this long (epochs) without a better validation result; '' = never"),
+    "train.hooks": Key(
+        (),
+        "functions 'package.module:function', (state, metrics), called at each epoch's end; True or a reason ends it",
+        added=True,
+    ),
     "train.monitor": Key("top1", "validation metric that decides: 'top1', 'top5', 'loss', 'precision' or 'recall'"),
     # Evaluation, saving, logging.
     "eval.batch_size": Key(0, "images an evaluation batch; 0 = the training batch size", changes_result=False),
@@ -194,7 +218,7 @@ REMOVED: dict[str, str] = {}
 RENAMED: dict[str, str] = {}
 
 # A finished run can be taken further: these may differ from the run's own config.
-EXTENDABLE = ("train.duration", "train.patience")
+EXTENDABLE = ("train.duration", "train.patience", "train.hooks")
 
 
 def base_config(model: str = "vit", **attributes: Any) -> ConfigDict:

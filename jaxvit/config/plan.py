@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxvit.config.identity import config_hash
 from jaxvit.config.keys import KEYS, check_keys
 from jaxvit.config.plan_augment import resolve_augment
+from jaxvit.config.plan_optim import resolve_optim, why_unread
 from jaxvit.config.plan_types import DataPlan, ModelPlan, Plan, TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.data.augment import without_effect
@@ -21,9 +22,9 @@ from jaxvit.data.batches import steps_per_epoch
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError
+from jaxvit.training.hooks import check_hooks
 from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import MONITORS
-from jaxvit.training.settings import OPTIMIZERS, OptimizerSettings
 
 RESIDENT_BYTES = 2 << 30  # training splits up to this size are kept on the devices
 
@@ -56,7 +57,7 @@ def resolve(
         data=data,
         augment=augment,
         model=_resolve_model(get, config, data),
-        optim=_resolve_optim(get, train),
+        optim=resolve_optim(get, train),
         ema_decay=(ema_decay := get.between("optim.ema_decay", 0.0, 1.0)),
         ema_ramp=get("optim.ema_ramp") if ema_decay else False,
         train=train,
@@ -187,6 +188,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         ways=get.one_of("train.ways", ("fast", "plain")),
         label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
         patience_epochs=patience,
+        hooks=check_hooks(get("train.hooks")),
         monitor=get.one_of("train.monitor", tuple(MONITORS)) if data.validation else "",
         eval_batch_size=math.ceil(eval_batch / devices) * devices,
         checkpoint_every=max(1, length("checkpoint.every")),
@@ -218,66 +220,13 @@ def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
     return "stream" if on_host or not kept or size > RESIDENT_BYTES else "resident"
 
 
-def _resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
-    def length(key: str, whole: int) -> int:
-        return parse_duration(get(key), key=key, steps_per_epoch=train.steps_per_epoch, whole=whole)
-
-    name = get.one_of("optim.name", OPTIMIZERS)
-    schedule = get.one_of("optim.schedule", ("cosine", "linear", "constant"))
-    # Without a cooldown a constant rate has no end; and a cooldown may be a share of the length.
-    longest = parse_duration(
-        get.peek("optim.length"), key="optim.length", steps_per_epoch=train.steps_per_epoch, whole=train.steps
-    )
-    cooldown = length("optim.cooldown", longest)
-    has_end = schedule != "constant" or cooldown > 0
-    total = length("optim.length", train.steps) if has_end else train.steps
-    warmup = length("optim.warmup", total)
-    if warmup > train.steps:
-        long = (
-            f"warm-up of {warmup} steps is longer than training of {train.steps}; shorten it or lengthen train.duration"
-        )
-        raise UsageError(f"config.optim.warmup='{get('optim.warmup')}': {long}")
-    if warmup + cooldown > total:
-        key = "cooldown" if cooldown else "warmup"
-        raise UsageError(
-            f"config.optim.{key}='{get(f'optim.{key}')}': warm-up of {warmup} steps"
-            f"{f' and cooldown of {cooldown}' if cooldown else ''} is longer than the schedule of {total}"
-        )
-    peak = get.at_least("optim.peak_lr", 0.0)
-    start = get.at_least("optim.start_lr", 0.0) if warmup else 0.0
-    if start > peak:
-        raise UsageError(f"config.optim.start_lr={start}: must not be above optim.peak_lr={peak}")
-    # Plain Adam has no decoupled decay: that is what the W in AdamW stands for.
-    weight_decay = get.at_least("optim.weight_decay", 0.0) if name != "adam" else 0.0
-    adam = name in ("adamw", "adam")
-    return OptimizerSettings(
-        name=name,
-        cooldown_steps=cooldown,
-        schedule=schedule,
-        start_lr=start,
-        peak_lr=peak,
-        end_lr=get.at_least("optim.end_lr", 0.0) if has_end else peak,
-        warmup_steps=warmup,
-        total_steps=total,
-        weight_decay=weight_decay,
-        decay_mask=get.one_of("optim.decay_mask", ("kernels", "all")) if weight_decay else "kernels",
-        decay=get.one_of("optim.decay", ("lr_scaled", "independent")) if weight_decay else "lr_scaled",
-        layer_decay=get.factor("optim.layer_decay"),
-        b1=get.between("optim.b1", 0.0, 1.0) if name != "sgd" else 0.0,
-        b2=get.between("optim.b2", 0.0, 1.0) if name != "sgd" else 0.0,
-        eps=get.at_least("optim.eps", 0.0) if adam else 0.0,
-        momentum=get.between("optim.momentum", 0.0, 1.0) if name == "sgd" else 0.0,
-        clip_norm=get.at_least("optim.clip_norm", 0.0),
-    )
-
-
 def _why_unread(key: str, config: ConfigDict) -> str:
     """Names the setting that makes a key idle."""
     if key == "seed":
         return f"config.seeds={config.seeds} are trained"
     if key == "train.seeds":
         return "config.seeds=() asks for one run only"
-    optim, augment = config.optim, config.augment
+    augment = config.augment
     sizing = f"config.augment.train='{augment.train}', config.augment.evaluation='{augment.evaluation}'"
     if key in ("augment.resize", "augment.crop_position", "augment.crop_fraction", "augment.scale", "augment.ratio"):
         return f"{KEYS[key].meaning}; here {sizing}"
@@ -293,16 +242,8 @@ def _why_unread(key: str, config: ConfigDict) -> str:
         return "neither config.augment.mixup nor config.augment.cutmix is on"
     if key == "train.monitor":
         return "there is no config.data.validation to watch"
-    if key in ("optim.length", "optim.end_lr"):
-        return f"the schedule is '{optim.schedule}', with optim.cooldown='{optim.cooldown}'"
-    if key == "optim.start_lr":
-        return f"there is no warm-up (config.optim.warmup='{optim.warmup}')"
-    if key == "optim.weight_decay":
-        return "config.optim.name='adam' has no weight decay; 'adamw' has"
-    if key in ("optim.decay_mask", "optim.decay"):
-        return f"config.optim.name='{optim.name}' with weight_decay={optim.weight_decay} decays nothing"
-    if key in ("optim.b1", "optim.b2", "optim.eps", "optim.momentum"):
-        return f"config.optim.name='{optim.name}' has none"
     if key == "optim.ema_ramp":
         return "config.optim.ema_decay=0.0 keeps no average"
+    if key.startswith("optim."):
+        return why_unread(key, config)
     return "other settings leave it without effect"

@@ -49,6 +49,7 @@ class TrainPlan:
     ways: str
     label_smoothing: float
     patience_epochs: int
+    hooks: tuple[str, ...]
     monitor: str
     eval_batch_size: int
     checkpoint_every: int

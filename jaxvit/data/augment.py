@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxvit.data import colour, geometry, mixing, policies
-from jaxvit.data.own import load_function
 from jaxvit.data.settings import Augmentation
+from jaxvit.own_code import load_function
 
 # (step's key, step, batch of image uint8 [B, H, W, C], label [B], mask [B]) -> (float32 images, targets [B, K])
 Transform = Callable[[jax.Array, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]

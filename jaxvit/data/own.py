@@ -19,23 +19,6 @@ from jaxvit.errors import UsageError
 _FAR_OUTSIDE = 16.0
 
 
-def load_function(name: str, key: str) -> Callable[..., Any]:
-    """The function behind 'package.module:function'; `key` names the config key at fault.
-
-    Raises:
-      UsageError: it cannot be imported, or is no function.
-    """
-    try:
-        found = own_code.load(name, "function")
-    except ValueError as error:
-        raise UsageError(f"config.{key}='{name}': cannot be imported: {error}") from None
-    if isinstance(found, type):
-        raise UsageError(f"config.{key}='{name}': is a class; name a function")
-    if not callable(found):
-        raise UsageError(f"config.{key}='{name}': is not a function")
-    return found
-
-
 def check_augmentation(name: str, shape: tuple[int, ...]) -> None:
     """Refuses an augmentation that does not give an image of the same shape, type and scale for an image.
 
@@ -46,7 +29,7 @@ def check_augmentation(name: str, shape: tuple[int, ...]) -> None:
     Raises:
       UsageError: names what is wrong.
     """
-    where, function = f"config.augment.own='{name}'", load_function(name, "augment.own")
+    where, function = f"config.augment.own='{name}'", own_code.load_function(name, "augment.own")
     parameters = own_code.parameter_names(function)
     if not own_code.takes(function, None, None):
         raise UsageError(f"{where}: must take (key, image); it takes {parameters}")
@@ -96,7 +79,7 @@ class OwnStore:
     def __init__(self, name: str, directory: Path, given: Mapping[str, Any] | None = None):
         self.name, self.directory = name, directory
         if given is None:
-            given = self._call(load_function(name, "data.name"))
+            given = self._call(own_code.load_function(name, "data.name"))
         if not isinstance(given, Mapping) or "train" not in given:
             raise UsageError(f"config.data.name='{name}': must return a dict with (images, labels) for 'train'")
         parts = {split: self._checked(split, value) for split, value in given.items() if split != "class_names"}

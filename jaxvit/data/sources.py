@@ -25,12 +25,12 @@ from jaxvit.data.decoding import Damage, Records, decode_records
 from jaxvit.data.fingerprint import ORIGINALS, fingerprint, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_folder import PREFIX, FolderStore
-from jaxvit.data.own import OwnStore, load_function
+from jaxvit.data.own import OwnStore
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.files import replaced
-from jaxvit.own_code import is_own_module
+from jaxvit.own_code import is_own_module, load_function
 
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 

@@ -174,6 +174,11 @@ def everywhere(work: Callable[[], T]) -> T:
     return value[0]
 
 
+def each_says(work: Callable[[], str]) -> list[str]:
+    """What the work of each process says, in their order, told to all. Its error is everybody's."""
+    return [work()] if count() == 1 else _agree(work)
+
+
 def _agree(work: Callable[[], str]) -> list[str]:
     """What the work of each process says, in their order, or the error of the first that failed."""
     said, kind, error = "", 0, None

@@ -24,6 +24,7 @@ from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.registry import create_model
 from jaxvit.ops import ways
+from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
     Schedule,
     average_weights,
@@ -187,7 +188,7 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
         if not (own or isinstance(error, ValueError | TypeError | ArithmeticError | FlaxError)):
             raise
         raise UsageError(_why_it_fails(plan, error)) from error
-    _check_optimizer_fits(plan, abstract.params)
+    _check_optimizer_fits(plan, optimizer, abstract)
     _check_scores(plan, logits, (1, None))
     _check_scores(plan, in_training, (2, logits.shape[1]))
     return Assembly(
@@ -230,12 +231,16 @@ def _check_scores(plan: Plan, found: Any, expected: tuple[int, int | None]) -> N
         raise UsageError(f"{where} gives scores of {found.dtype}, which cannot be trained; they must be float32")
 
 
-def _check_optimizer_fits(plan: Plan, params: Any) -> None:
-    """Raises UsageError where the optimizer goes by names that this model's parameters do not have."""
-    optim = plan.optim
+def _check_optimizer_fits(plan: Plan, optimizer: optax.GradientTransformation, state: TrainState) -> None:
+    """Raises UsageError where the optimizer goes by names that this model's parameters do not have, or is none."""
+    optim, params = plan.optim, state.params
     if optim.layer_decay != 1.0:
         layer_factors(params, optim.layer_decay)
-    if optim.weight_decay and not any(jax.tree.leaves(decay_mask(params, optim.decay_mask))):
+    if optim.name == "muon":
+        check_patterns(params, optim)
+    if ":" in optim.name:
+        jax.eval_shape(optimizer.update, params, state.opt_state, params)  # one of the user's own checks itself
+    elif optim.weight_decay and not any(jax.tree.leaves(decay_mask(params, optim.decay_mask))):
         raise UsageError(
             f"config.optim.decay_mask='{optim.decay_mask}': no parameter of {plan.model.name} is named 'kernel', so "
             "nothing decays; set it to 'all', or config.optim.weight_decay to 0"

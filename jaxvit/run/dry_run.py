@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxvit.config.plan_types import Plan
+from jaxvit.training.muon import count_on_muon
+from jaxvit.training.settings import OPTIMIZERS
 
 CURVE_WIDTH, CURVE_HEIGHT = 64, 8
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -28,7 +30,11 @@ def print_plan(plan: Plan, params: Any, learning_rate: Callable[[int], Any], con
     """
     console = console or Console(highlight=False, soft_wrap=True)
     console.print(_plan_table(plan))
-    console.print(parameter_table(params))
+    on_muon = count_on_muon(params, plan.optim) if plan.optim.name == "muon" else None
+    console.print(parameter_table(params, on_muon))
+    if on_muon is not None:
+        numbers, matrices = (sum(counts) for counts in zip(*on_muon.values(), strict=True))
+        console.print(f"on Muon: {numbers:,} parameters in {matrices:,} matrices; the rest is on Adam")
     for line in curve([float(learning_rate(step)) for step in _samples(plan.train.steps)], plan.train.steps):
         console.print(line, markup=False)
     for phrase in plan.warnings:
@@ -58,6 +64,8 @@ def _sections(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
     for name in ("data", "augment", "train", "optim"):
         part = getattr(plan, name)
         sections.append((f"{name}.", {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}))
+    if plan.optim.name in OPTIMIZERS and plan.optim.name != "muon":
+        sections[-1] = ("optim.", {k: value for k, value in sections[-1][1].items() if not k.startswith("muon_")})
     return sections
 
 
@@ -69,20 +77,24 @@ def _show(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def parameter_table(params: Any) -> Table:
-    """Parameters by part of the model, two levels deep."""
-    counts: dict[str, int] = {}
+def parameter_table(params: Any, on_muon: Mapping[str, tuple[int, int]] | None = None) -> Table:
+    """Parameters by part of the model, two levels deep; `on_muon` is what `count_on_muon` says."""
+    counts: dict[str, list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [str(getattr(part, "key", part)) for part in path]
-        part = "/".join(names[: min(2, len(names) - 1)] or names)
-        counts[part] = counts.get(part, 0) + math.prod(leaf.shape)
+        part = counts.setdefault("/".join(names[: min(2, len(names) - 1)] or names), [0, 0])
+        part[0] += math.prod(leaf.shape)
+        part[1] += (on_muon or {}).get("/".join(names), (0, 0))[0]
+    columns = 1 if on_muon is None else 2
     table = Table(title="Parameters", title_justify="left")
     table.add_column("part")
-    table.add_column("parameters", justify="right")
-    for part, count in counts.items():
-        table.add_row(part, f"{count:,}")
+    for heading in ("parameters", "on Muon")[:columns]:
+        table.add_column(heading, justify="right")
+    for part, numbers in counts.items():
+        table.add_row(part, *(f"{number:,}" for number in numbers[:columns]))
     table.add_section()
-    table.add_row("total", f"{sum(counts.values()):,}", style="bold")
+    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+    table.add_row("total", *(f"{total:,}" for total in totals[:columns]), style="bold")
     return table
 
 

@@ -26,6 +26,7 @@ from jaxvit.run.folder import RunDirectory, checkpoint_folder
 from jaxvit.run.messages import print_result, print_start
 from jaxvit.run.program import StartOptions, make_job
 from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
 from jaxvit.training.loop import Course, Job, Position, evaluate, fit
 from jaxvit.training.progress import Progress
@@ -60,7 +61,9 @@ def execute(
         with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
             progress = Progress(plan.train.steps, plan.train.steps_per_epoch, position.step)
             with progress, contextlib.closing(job.profiler) if job.profiler else contextlib.nullcontext():
-                course = Course(job, position, checkpoints=checkpoints, journal=journal, progress=progress)
+                hooks = Hooks(plan.train.hooks, seed=plan.seed, workdir=run.path)
+                books = {"checkpoints": checkpoints, "journal": journal, "progress": progress, "hooks": hooks}
+                course = Course(job, position, **books)
                 state = fit(job, state, [course], stop=stop)
             return _finish(run, plan, job, state, position, sources, checkpoints, journal, stop, options)
 
@@ -121,7 +124,8 @@ def start(
         if key == "train.duration":
             length = "longer" if plan.train.steps > position.last_step else "shorter"
             print(f"the learning rate follows the {length} schedule from step {position.step}")
-    if (position.last_step, position.patience_epochs) != (plan.train.steps, plan.train.patience_epochs):
+    lengths = (position.last_step, position.patience_epochs) != (plan.train.steps, plan.train.patience_epochs)
+    if lengths or "train.hooks" in run.extended:
         # Taken further, now or by a start that was killed before it saved: patience begins anew.
         position.stopped_early, position.epochs_waited = False, 0
     return state, position

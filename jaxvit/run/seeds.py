@@ -31,6 +31,7 @@ from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
 from jaxvit.run.messages import print_result
 from jaxvit.run.program import StartOptions, make_job
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
+from jaxvit.training.hooks import Hooks
 from jaxvit.training.loop import Course, Position, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
@@ -191,6 +192,7 @@ def _train_hindmost(
                     checkpoints=lane.checkpoints,
                     journal=stack.enter_context(contextlib.closing(journal)),
                     progress=progress,
+                    hooks=Hooks(plan.train.hooks, seed=lane.seed, workdir=lane.run.path),
                     label=f"seed {lane.seed}: ",
                 )
             )

@@ -1,4 +1,4 @@
-"""The loop around the step: epochs, evaluation, best weights, early stopping, saving, being stopped.
+"""The loop around the step: epochs, evaluation, best weights, hooks, early stopping, saving, being stopped.
 
 The loop never waits for the step that it has just started: sums of step k-1 are read while step k runs.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from jaxvit.devices.hardware import Profiler
 from jaxvit.errors import RunFailedError, StoppedError
 from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal
 from jaxvit.training.metrics import MONITORS, Totals
 from jaxvit.training.progress import Progress
@@ -81,6 +82,7 @@ class Position:
     best_value: float = math.nan
     epochs_waited: int = 0
     stopped_early: bool = False
+    hooks_due: dict[str, Any] = field(default_factory=dict)  # metrics of this epoch's end, until all hooks had them
     last_step: int = 0  # of the run as it was planned when this was saved
     patience_epochs: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "train": 0.0, "eval": 0.0, "save": 0.0})
@@ -102,6 +104,7 @@ class Course:
       job: what is trained.
       position: where the run is; kept up to date.
       checkpoints, journal, progress: where it saves, writes and shows itself.
+      hooks: what is called at the end of each epoch; None = nothing.
       label: what its lines on the screen begin with, where several runs are trained together.
     """
 
@@ -113,10 +116,12 @@ class Course:
         checkpoints: Checkpoints,
         journal: Journal,
         progress: Progress,
+        hooks: Hooks | None = None,
         label: str = "",
     ):
         self._job, self.position, self.checkpoints = job, position, checkpoints
         self._journal, self._progress, self._label = journal, progress, label
+        self._hooks = hooks
         self._epoch, self._log = Totals(position.epoch_totals), Totals(position.log_totals)
 
     @property
@@ -158,6 +163,7 @@ class Course:
         if not evaluated:
             position.best_step, position.best_epoch = step, math.ceil(epoch)
             self._progress.epoch(step, train, {}, label=self._label)
+            self._note_for_hooks(train, [])
             return False
         for split, means in zip(("validation", "validation_ema"), evaluated, strict=False):
             self._journal.write(step, epoch, split, means)
@@ -177,7 +183,37 @@ class Course:
                 f"{self._label}stopped early: no better validation {job.monitor} for {position.epochs_waited} epochs; "
                 f"the best is {position.best_value:.4f} of epoch {position.best_epoch}"
             )
+        self._note_for_hooks(train, evaluated)
         return is_best
+
+    def _note_for_hooks(self, train: Mapping[str, float], evaluated: Sequence[Mapping[str, float]]) -> None:
+        position = self.position
+        if not self._hooks:
+            return
+        position.hooks_due = {
+            "step": position.step,
+            "epoch": round(position.step / self._job.steps_per_epoch, 4),
+            "train": dict(train),
+            **{name: {} for name in ("validation", "validation_ema")},
+            **{name: dict(means) for name, means in zip(("validation", "validation_ema"), evaluated, strict=False)},
+            "learning_rate": float(self._job.learning_rate(position.step - 1)),
+            "is_best": position.best_step == position.step,
+            "best_epoch": position.best_epoch,
+        }
+
+    def call_hooks(self, state: Callable[[], TrainState]) -> None:
+        """Calls the hooks that an end of an epoch has to call, one before this start too; one may end the training.
+
+        Raises:
+          RunFailedError: one failed. They are all due again.
+        """
+        position = self.position
+        if self._hooks and position.hooks_due:
+            reason = self._hooks(state(), position.hooks_due)
+            if reason:
+                position.stopped_early = True
+                self._progress.say(f"{self._label}stopped early: {reason}")
+        position.hooks_due = {}
 
     def save(self, state: TrainState) -> None:
         """Starts to save; what has been written so far is on disk first."""
@@ -211,8 +247,10 @@ def fit(
 
     Raises:
       StoppedError: asked to stop; everything is saved.
-      RunFailedError: not finite, or it cannot be saved.
+      RunFailedError: not finite, or it cannot be saved, or a hook failed; in that case everything is saved.
     """
+    for i, course in enumerate(courses):
+        course.call_hooks(lambda i=i: job.part(state, i))
     active = [(i, course) for i, course in enumerate(courses) if not course.done]
     (step,) = {course.position.step for _, course in active} or {job.steps}
     last = job.steps if until is None else min(until, job.steps)
@@ -250,6 +288,7 @@ def fit(
         for entry in pending if pause else pending[:-1]:
             settle(*entry)
         pending = [] if pause else pending[-1:]
+        failure = None
         for _, course in active:
             course.position.step = step
         if epoch_end:
@@ -258,17 +297,21 @@ def fit(
             lap("eval")
             for i, course in active:
                 save |= course.end_epoch(evaluated[i])
+            failure = _call_hooks(job, state, active)
+            lap("eval")
         # All of them, even if it is the best of one only: then a resumed start finds them at the same step.
-        if save or stopping or any(course.position.stopped_early for _, course in active):
+        if save or stopping or failure or any(course.position.stopped_early for _, course in active):
             lap("train")
             for _, course in active:
                 course.checkpoints.wait()  # one whose last save failed must not fall further behind the others
             for i, course in active:
                 course.save(job.part(state, i))
             lap("save")
-        if stopping:
+        if stopping or failure:
             for _, course in active:
                 course.checkpoints.wait()
+            if failure:
+                raise failure
             raise StoppedError(
                 f"stopped at step {step} of {job.steps}; saved. The same command goes on from here", stopping
             )
@@ -277,6 +320,17 @@ def fit(
         course.close()
         clock.lap("save", [course])
     return state
+
+
+def _call_hooks(job: Job, state: TrainState, active: Sequence[tuple[int, Course]]) -> RunFailedError | None:
+    """Calls the hooks of all runs; returns the first error, for the state to be saved before it is raised."""
+    failure = None
+    for i, course in active:
+        try:
+            course.call_hooks(lambda i=i: job.part(state, i))
+        except RunFailedError as error:
+            failure = failure or error
+    return failure
 
 
 def _validate(job: Job, state: TrainState, runs: int) -> list[list[Mapping[str, float]]]:

@@ -1,4 +1,4 @@
-"""Learning-rate schedule, optimizer and averaged weights, made of optax parts.
+"""Learning-rate schedule, optimizer and averaged weights, made of optax parts. Muon has a file of its own, `muon.py`.
 
 Two meanings of weight decay are in use, and published numbers were made with both:
 
@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxvit.errors import UsageError
+from jaxvit.training.muon import scale_by_muon_and_adam
+from jaxvit.training.own_optim import own_optimizer, own_schedule
 from jaxvit.training.settings import OptimizerSettings
 
 Schedule = Callable[[jax.Array | int], jax.Array]
@@ -33,9 +35,12 @@ def make_schedule(settings: OptimizerSettings) -> Schedule:
 
     Linear from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`; from there to `end_lr`, by half a cosine or a
     straight line, at `total_steps - cooldown_steps`; `end_lr` after it. 'constant' stays at `peak_lr` until the
-    cooldown, and goes down to `end_lr` in a straight line through it.
+    cooldown, and goes down to `end_lr` in a straight line through it. 'package.module:function' is the user's own, see
+    `jaxvit.training.own_optim`, and all of this is left to it.
     """
     s = settings
+    if ":" in s.schedule:
+        return own_schedule(s)
     length = s.total_steps - s.warmup_steps - s.cooldown_steps
     if s.schedule == "constant":
         parts = [optax.constant_schedule(s.peak_lr), optax.linear_schedule(s.peak_lr, s.end_lr, s.cooldown_steps)]
@@ -99,11 +104,19 @@ def layer_factors(params: Any, decay: float) -> Any:
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """Clipping by the global norm, moments, weight decay, layer-wise factors, learning rate: in this order."""
+    """Clipping by the global norm, moments, weight decay, layer-wise factors, learning rate: in this order.
+
+    An optimizer of the user's own, 'package.module:function', stands between clipping and layer-wise factors.
+    """
     s = settings
     parts = [optax.clip_by_global_norm(s.clip_norm)] if s.clip_norm else []
+    if ":" in s.name:
+        parts.append(own_optimizer(s, make_schedule(s)))
+        return optax.chain(*parts, *([_scale_by_layer(s.layer_decay)] if s.layer_decay != 1.0 else []))
     if s.name in ("adamw", "adam"):
         parts.append(optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps))
+    elif s.name == "muon":
+        parts.append(scale_by_muon_and_adam(s))
     elif s.name == "lion":
         parts.append(optax.scale_by_lion(b1=s.b1, b2=s.b2))
     elif s.momentum:

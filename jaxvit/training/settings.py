@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
+OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
+SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,8 @@ class OptimizerSettings:
     eps: float = 1e-8
     momentum: float = 0.9
     clip_norm: float = 0.0
+    muon_on: tuple[str, ...] = ("*kernel",)
+    muon_off: tuple[str, ...] = ("embed/projection/*", "head/*")
+    muon_heads: str = "matrix"
+    muon_beta: float = 0.95
+    muon_rms: float = 0.2

@@ -93,6 +93,19 @@ def test_dry_run_shows_plan_parameters_and_curve_and_writes_nothing(capsys, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_shows_what_is_on_muon(capsys):
+    size = ["--config.model.depth=2", "--config.model.dim=8", "--config.model.heads=2", "--config.model.mlp_ratio=2.0"]
+    code, out, _ = call(capsys, "train", f"--config={DIGITS}", "--dry_run", "--config.optim.name=muon", *size)
+    block = 4 * 8 * 8 + 2 * 8 * 16  # query, key, value, out; and the MLP's two
+    assert code == 0 and f"on Muon: {2 * block:,} parameters in 12 matrices" in out
+    (row,) = (line for line in out.splitlines() if "encoder/block_1" in line)
+    assert row.strip("│ ").split("│")[-1].strip() == str(block)
+    (row,) = (line for line in out.splitlines() if "head/logits" in line)
+    assert row.strip("│ ").split("│")[-1].strip() == "0"
+    _, out, _ = call(capsys, "train", f"--config={DIGITS}", "--dry_run")
+    assert "Muon" not in out and "muon" not in out
+
+
 def test_module_and_script_are_the_same():
     for words in ([], ["train"]):
         done = subprocess.run([sys.executable, "-m", "jaxvit", *words, "--help"], capture_output=True, text=True)

@@ -42,6 +42,10 @@ def darker(key, image):
     return image * jax.random.uniform(key, minval=0.5)
 
 
+def hook(state, metrics):
+    return True
+
+
 def colour_digits(folder):
     """Thirty colour pictures of 12×10, one of them damaged: for what grey digits of one size cannot show."""
     rng = np.random.default_rng(0)
@@ -62,6 +66,7 @@ NO_CROP = {"augment__pad_crop": 0}
 CROPPED = {**NO_CROP, "augment__train": "resize_crop", "augment__size": 8, "augment__resize": 12}
 RESIZED = {**NO_CROP, "augment__train": "random_resized_crop", "augment__size": 8}
 MIXED = {"augment__mixup": 0.5, "augment__cutmix": 1.0}
+ON_MUON = {"optim__name": "muon", "model__name": "vit"}
 FRACTION = {**NO_CROP, "augment__evaluation": "crop_fraction", "augment__size": 8}
 
 # key -> (another value than that of the settings, settings under which it matters)
@@ -124,6 +129,11 @@ OTHER = {
     "optim.ema_decay": (0.5, {}),
     "optim.ema_ramp": (False, {"optim__ema_decay": 0.9}),
     "optim.clip_norm": (1e-3, {"optim__name": "sgd"}),
+    "optim.muon_on": (("*mlp*kernel",), ON_MUON),
+    "optim.muon_off": (("head/*",), ON_MUON),
+    "optim.muon_heads": ("per_head", ON_MUON),
+    "optim.muon_beta": (0.5, ON_MUON),
+    "optim.muon_rms": (0.1, ON_MUON),
     "train.duration": ("4 epochs", {}),
     "train.batch_size": (12, {}),
     "train.steps_per_call": (3, {}),
@@ -135,6 +145,7 @@ OTHER = {
     "train.label_smoothing": (0.1, {}),
     "train.seeds": ("in_turn", {"seeds": (0, 1)}),
     "train.patience": ("1 epochs", {}),
+    "train.hooks": ((f"{__name__}:hook",), {}),
     "train.monitor": ("loss", {}),
     "eval.batch_size": (5, {}),
     "checkpoint.every": ("2 steps", {}),
@@ -146,6 +157,7 @@ OTHER = {
 ELSEWHERE = {
     "train.fsdp": "tests/devices/test_devices.py",
     "train.deterministic": "tests/devices/test_runtime.py",
+    "train.hooks": "tests/training/test_hooks.py",
     "train.ways": "tests/ops/test_ways.py",  # a model that has what can be computed in several ways
 }
 

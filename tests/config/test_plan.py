@@ -84,6 +84,10 @@ def test_dropping_the_last_batch():
         ({"log__writers": ("tensorbord",)}, "did you mean 'tensorboard'"),
         ({"model__num_classes": 4}, "digits has 10 classes"),
         ({"seed": -1}, "config.seed=-1"),
+        ({"optim__name": "muon", "optim__muon_rms": 0.0}, "config.optim.muon_rms=0.0: must be above 0"),
+        ({"optim__name": "muon", "optim__muon_beta": 1.0}, "config.optim.muon_beta=1.0: must be at least 0"),
+        ({"optim__name": "muon", "optim__muon_heads": "all"}, "config.optim.muon_heads='all': must be one of matrix"),
+        ({"optim__name": "muon", "optim__muon_on": (1,)}, "config.optim.muon_on=.1,.: must be patterns"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(changes, says):
@@ -105,6 +109,8 @@ def test_what_does_not_fit_is_refused_in_one_line(changes, says):
         ({"optim__name": "sgd"}, "optim.b2", "optim.name='sgd' has none"),
         ({"optim__name": "lion"}, "optim.eps", "optim.name='lion' has none"),
         ({"optim__name": "adamw"}, "optim.momentum", "optim.name='adamw' has none"),
+        ({"optim__name": "adamw"}, "optim.muon_rms", "optim.name='adamw' has none"),
+        ({"optim__name": "muon"}, "optim.momentum", "optim.name='muon' has none"),
         ({}, "optim.ema_ramp", "keeps no average"),
     ],
 )
@@ -121,14 +127,16 @@ def test_every_key_is_read_when_everything_is_on():
     config = tiny_config(train__patience="2 epochs", optim__ema_decay=0.9)
     config.augment.update(train="resize_crop", evaluation="centre_crop", resize=10, rotation=0.1, mixup=0.8, cutmix=1.0)
     config.augment.update(erase=0.25, mix_until="50%")
-    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"}
+    muon = {f"optim.muon_{key}" for key in ("on", "off", "heads", "beta", "rms")}
+    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"} | muon
     resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])
     config.augment.update(train="random_resized_crop", evaluation="crop_fraction")
     config.seeds = (0, 1)
-    others = {"augment.resize", "augment.crop_position", "optim.momentum", "seed"}
+    others = {"augment.resize", "augment.crop_position", "optim.momentum", "seed"} | muon
     resolve(config, overrides=[*(key for key in KEYS if key not in others)])
     resolve(config, overrides=[*(f"model.{key}" for key in config.model)])
     resolve(tiny_config(optim__name="sgd"), overrides=["optim.momentum"])
+    resolve(tiny_config(optim__name="muon"), overrides=[*muon, "optim.b1", "optim.b2", "optim.eps", "optim.decay"])
 
 
 @pytest.mark.parametrize(

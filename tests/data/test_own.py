@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxvit.data.augment import training_transform
-from jaxvit.data.own import load_function
 from jaxvit.data.settings import Augmentation
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
+from jaxvit.own_code import load_function
 
 IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4, 1)
 GIVEN = {}

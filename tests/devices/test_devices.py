@@ -107,7 +107,8 @@ compare("pmap", run_pmap())
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "tolerance"), [("sgd", 1e-5), pytest.param("adamw", 5e-3, marks=pytest.mark.slow)]
+    ("optimizer", "tolerance"),
+    [("sgd", 1e-5), *(pytest.param(name, 5e-3, marks=pytest.mark.slow) for name in ("adamw", "muon"))],
 )
 def test_every_arrangement_of_devices_agrees(optimizer, tolerance):
     """Parameters agree within 1e-5 under SGD. Adam divides by small second moments, which amplifies rounding."""

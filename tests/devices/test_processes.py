@@ -356,3 +356,30 @@ def test_a_wrong_start_is_one_line(tmp_path, words, says):
     run = Run(tmp_path / "run", 1, words=words)
     assert run.codes(60) == [2]
     assert says in run.said() and run.output[0].read_text().count("\n") == 1
+
+
+HOOK = """
+import jax
+
+def hook(state, metrics):
+    if jax.process_index() == 1 and metrics["epoch"] == 2:
+        ACT
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["return True", "raise OSError('no network')"])
+def test_a_hook_of_one_process_ends_all(tmp_path, act):
+    (tmp_path / "my_hook.py").write_text(HOOK.replace("ACT", act))
+    path = f"sys.path.insert(0, {str(tmp_path)!r})"
+    run = Run(tmp_path / "run", 2, {"train__hooks": ("my_hook:hook",)}, first=path)
+    if act == "return True":
+        assert run.codes() == [0, 0], run.said()
+        assert "stopped early: hook my_hook:hook" in run.said()
+        assert read_json(tmp_path / "run" / "result.json")["steps"] == 8
+        return
+    assert run.codes() == [70, 70], run.said()
+    line = "process 1: config.train.hooks: 'my_hook:hook' at the end of epoch 2 (step 8) fails: OSError: no network"
+    assert line in run.output[0].read_text() and line.removeprefix("process 1: ") in run.output[1].read_text()
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) == 8

@@ -1,0 +1,151 @@
+"""From a config's `optim` section to the settings of the optimizer and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxvit.config.plan_types import TrainPlan
+from jaxvit.config.reader import ConfigReader, parse_duration
+from jaxvit.errors import UsageError, nearest
+from jaxvit.own_code import is_own_module, load_function
+from jaxvit.training.own_optim import check_own
+from jaxvit.training.settings import OPTIMIZERS, SCHEDULES, OptimizerSettings
+
+# Which of the keys that not every optimizer has an optimizer has; one of the user's own may read them all.
+_READS = {
+    "adamw": ("b1", "b2", "eps"),
+    "adam": ("b1", "b2", "eps"),
+    "lion": ("b1", "b2"),
+    "sgd": ("momentum",),
+    "muon": ("b1", "b2", "eps", "muon_on", "muon_off", "muon_heads", "muon_beta", "muon_rms"),
+}
+# By key, the settings that an optimizer or a schedule of the user's own need not read.
+_OPTIMIZER_MAY_READ = {
+    key: key for key in ("weight_decay", "decay", "decay_mask", *dict.fromkeys(sum(_READS.values(), ())))
+}
+_SCHEDULE_MAY_READ = {
+    **{key: key for key in ("start_lr", "peak_lr", "end_lr")},
+    **{"warmup": "warmup_steps", "length": "total_steps", "cooldown": "cooldown_steps"},
+}
+
+
+def resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
+    """The optimizer and its schedule, in steps.
+
+    Raises:
+      UsageError: a value is out of range, or the user's own optimizer or schedule is none.
+    """
+
+    def length(key: str, whole: int) -> int:
+        return parse_duration(get(key), key=key, steps_per_epoch=train.steps_per_epoch, whole=whole)
+
+    name, schedule = _built_in_or_own(get, "optim.name", OPTIMIZERS), _built_in_or_own(get, "optim.schedule", SCHEDULES)
+    # Without a cooldown a constant rate has no end; and a cooldown may be a share of the length.
+    longest = parse_duration(
+        get.peek("optim.length"), key="optim.length", steps_per_epoch=train.steps_per_epoch, whole=train.steps
+    )
+    cooldown = length("optim.cooldown", longest)
+    has_end = schedule != "constant" or cooldown > 0
+    total = length("optim.length", train.steps) if has_end else train.steps
+    warmup = length("optim.warmup", total)
+    if warmup > train.steps:
+        long = (
+            f"warm-up of {warmup} steps is longer than training of {train.steps}; shorten it or lengthen train.duration"
+        )
+        raise UsageError(f"config.optim.warmup='{get('optim.warmup')}': {long}")
+    if warmup + cooldown > total:
+        key = "cooldown" if cooldown else "warmup"
+        raise UsageError(
+            f"config.optim.{key}='{get(f'optim.{key}')}': warm-up of {warmup} steps"
+            f"{f' and cooldown of {cooldown}' if cooldown else ''} is longer than the schedule of {total}"
+        )
+    peak = get.at_least("optim.peak_lr", 0.0)
+    start = get.at_least("optim.start_lr", 0.0) if warmup else 0.0
+    if start > peak:
+        raise UsageError(f"config.optim.start_lr={start}: must not be above optim.peak_lr={peak}")
+    # Plain Adam has no decoupled decay: that is what the W in AdamW stands for.
+    weight_decay = get.at_least("optim.weight_decay", 0.0) if name != "adam" else 0.0
+    reads = _READS.get(name, tuple(_OPTIMIZER_MAY_READ))
+    settings = OptimizerSettings(
+        name=name,
+        cooldown_steps=cooldown,
+        schedule=schedule,
+        start_lr=start,
+        peak_lr=peak,
+        end_lr=get.at_least("optim.end_lr", 0.0) if has_end else peak,
+        warmup_steps=warmup,
+        total_steps=total,
+        weight_decay=weight_decay,
+        decay_mask=get.one_of("optim.decay_mask", ("kernels", "all")) if weight_decay else "kernels",
+        decay=get.one_of("optim.decay", ("lr_scaled", "independent")) if weight_decay else "lr_scaled",
+        layer_decay=get.factor("optim.layer_decay"),
+        b1=get.between("optim.b1", 0.0, 1.0) if "b1" in reads else 0.0,
+        b2=get.between("optim.b2", 0.0, 1.0) if "b2" in reads else 0.0,
+        eps=get.at_least("optim.eps", 0.0) if "eps" in reads else 0.0,
+        momentum=get.between("optim.momentum", 0.0, 1.0) if "momentum" in reads else 0.0,
+        clip_norm=get.at_least("optim.clip_norm", 0.0),
+        **(_resolve_muon(get) if "muon_on" in reads else {}),
+    )
+    _forget_what_own_code_does_not_read(get, settings, train)
+    return settings
+
+
+def _built_in_or_own(get: ConfigReader, path: str, built_in: Iterable[str]) -> str:
+    """One of the names, or 'package.module:function'."""
+    value = get(path)
+    if value in built_in or ":" in value:
+        return value
+    if is_own_module(value):
+        load_function(value, path)  # says what the name lacks
+    raise UsageError(
+        f"config.{path}='{value}': must be one of {', '.join(built_in)}, or 'package.module:function'"
+        f"{nearest(value, built_in)}"
+    )
+
+
+def _resolve_muon(get: ConfigReader) -> dict[str, Any]:
+    patterns = {key: tuple(get(f"optim.{key}")) for key in ("muon_on", "muon_off")}
+    for key, value in patterns.items():
+        if not all(isinstance(pattern, str) for pattern in value):
+            raise UsageError(f"config.optim.{key}={value}: must be patterns, such as ('encoder/*kernel',)")
+    rms = get("optim.muon_rms")
+    if not rms > 0:
+        raise UsageError(f"config.optim.muon_rms={rms}: must be above 0")
+    return {
+        **patterns,
+        "muon_heads": get.one_of("optim.muon_heads", ("matrix", "per_head")),
+        "muon_beta": get.between("optim.muon_beta", 0.0, 1.0),
+        "muon_rms": rms,
+    }
+
+
+def _forget_what_own_code_does_not_read(get: ConfigReader, settings: OptimizerSettings, train: TrainPlan) -> None:
+    """Tries the user's own optimizer and schedule out; keys that they leave unread have no effect in this run."""
+    may_read = {
+        **(_OPTIMIZER_MAY_READ if ":" in settings.name else {}),
+        **(_SCHEDULE_MAY_READ if ":" in settings.schedule else {}),
+    }
+    if may_read:
+        read = check_own(settings, train.steps)
+        get.read -= {f"optim.{key}" for key, setting in may_read.items() if setting not in read}
+
+
+def why_unread(key: str, config: ConfigDict) -> str:
+    """Names the setting that makes a key of `optim` idle."""
+    optim, leaf = config.optim, key.removeprefix("optim.")
+    if leaf in _SCHEDULE_MAY_READ and ":" in optim.schedule:
+        return f"config.optim.schedule='{optim.schedule}' does not look at settings.{_SCHEDULE_MAY_READ[leaf]}"
+    if leaf in _OPTIMIZER_MAY_READ and ":" in optim.name:
+        return f"config.optim.name='{optim.name}' does not look at settings.{_OPTIMIZER_MAY_READ[leaf]}"
+    if leaf in ("length", "end_lr"):
+        return f"the schedule is '{optim.schedule}', with optim.cooldown='{optim.cooldown}'"
+    if leaf == "start_lr":
+        return f"there is no warm-up (config.optim.warmup='{optim.warmup}')"
+    if leaf == "weight_decay":
+        return "config.optim.name='adam' has no weight decay; 'adamw' has"
+    if leaf in ("decay_mask", "decay"):
+        return f"config.optim.name='{optim.name}' with weight_decay={optim.weight_decay} decays nothing"
+    return f"config.optim.name='{optim.name}' has none"

@@ -1,0 +1,96 @@
+"""Functions of the user's own that are called at the end of each epoch, with the state and the epoch's metrics.
+
+A hook is ``function(state, metrics)``. It is called after the epoch's evaluation and before its save, in the order of
+``config.train.hooks``, in every process of a run, and for each seed that is trained together with others.
+
+- `state` is the `jaxvit.training.state.TrainState` on the devices: ``state.params``, ``state.ema``, ``state.step``. The
+  next training step takes its arrays away: what a hook keeps it copies, as by ``jax.device_get(state.params)``. It
+  cannot change the run's state.
+- `metrics` is a dict: ``step``; ``epoch``, counted from 1; ``train``, ``validation`` and ``validation_ema``, each a
+  dict like a line of metrics.jsonl, empty where there is none; ``learning_rate`` of the last step; ``is_best``
+  and ``best_epoch`` by validation; ``seed``; ``workdir``, the run's folder.
+- It returns None or False to go on, True or a reason (str) to end the training as early stopping does: the state is
+  saved and the test follows.
+
+One that raises ends the run, after the state has been saved; the same command then calls all hooks for this end of an
+epoch again and goes on. After a kill, too, training goes on from the last save: a hook is called at least once for each
+end of an epoch, not exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxvit import own_code
+from jaxvit.devices import processes
+from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.training.state import TrainState
+
+
+def check_hooks(names: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names, when each is that of a function of two arguments.
+
+    Raises:
+      UsageError: one is not.
+    """
+    for name in names:
+        if not isinstance(name, str) or ":" not in name:
+            raise UsageError(
+                f"config.train.hooks={names}: {name!r} names no function; write ('package.module:function',), with the "
+                "comma"
+            )
+        function = own_code.load_function(name, "train.hooks")
+        if not own_code.takes(function, None, None):
+            found = own_code.parameter_names(function)
+            raise UsageError(f"config.train.hooks='{name}': must take (state, metrics); it takes {found}")
+    return tuple(names)
+
+
+class Hooks:
+    """The hooks of one run.
+
+    Args:
+      names: as `check_hooks` has passed them.
+      seed, workdir: of the run, for its metrics.
+    """
+
+    def __init__(self, names: tuple[str, ...], *, seed: int, workdir: Path):
+        self._functions = {name: own_code.load_function(name, "train.hooks") for name in names}
+        self._facts = {"seed": seed, "workdir": str(workdir)}
+
+    def __bool__(self) -> bool:
+        return bool(self._functions)
+
+    def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> str:
+        """Calls all, in every process of the run; returns why the training shall end, '' to go on.
+
+        Raises:
+          RunFailedError: one of them failed, in one of the processes: in all of them.
+        """
+        said = processes.each_says(lambda: "; ".join(filter(None, self._reasons(state, metrics))))
+        return next(filter(None, said), "")
+
+    def _reasons(self, state: TrainState, metrics: Mapping[str, Any]) -> list[str]:
+        reasons = []
+        for name, function in self._functions.items():
+            try:
+                answer = function(state, {**metrics, **self._facts})
+            except (Exception, SystemExit) as error:  # it is the user's code: whatever it raises
+                raise _failure(name, metrics, f"fails: {own_code.explain(error)}") from error
+            if answer is not None and not isinstance(answer, bool | np.bool_ | str):
+                kind = type(answer).__name__
+                raise _failure(name, metrics, f"returns a {kind}; it must return nothing, True or a reason (str)")
+            if answer:
+                reasons.append(f"hook {name}" + (f": {' '.join(answer.split())}" if isinstance(answer, str) else ""))
+        return reasons
+
+
+def _failure(name: str, metrics: Mapping[str, Any], what: str) -> RunFailedError:
+    return RunFailedError(
+        f"config.train.hooks: '{name}' at the end of epoch {metrics['epoch']:g} (step {metrics['step']:,}) {what}; the "
+        "state is saved: mend the hook, and the same command calls it again and goes on"
+    )

@@ -1,0 +1,149 @@
+"""Muon (Jordan et al. 2024, github.com/KellerJordan/Muon): for a matrix, momentum with all singular values made equal.
+
+    M ← β M + (1 − β) G;   N = β M̂ + (1 − β) Ĝ, corrected for the zeros at the start (optax);
+    update = N / ‖N‖, then five times X ← 3.4445 X − 4.7750 (X Xᵀ) X + 2.0315 (X Xᵀ)² X, which takes the singular values
+    to between 0.7 and 1.2; then · rms · √max(rows, columns).
+
+Rows are inputs and columns are outputs of a kernel. With the last factor, of Liu et al. (2025, arXiv:2502.16982), the
+update's RMS is about `rms` whatever the shape: exactly that where all singular values are 1. Adam's updates are about
+0.2 in RMS, so learning rate and weight decay keep their meaning when a run goes from AdamW to Muon.
+
+Departures from the authors' code:
+- what is no matrix is left to Adam at the same learning rate, with the same decay and the same clipping by the global
+  norm of all gradients; the authors clip nothing and give Adam a rate of its own;
+- a kernel of an attention layer is one matrix over all heads, (C, heads · head_dim), or one for each head; the authors'
+  language models have it as one, and flatten a convolution (out, in · h · w) as it is flattened here;
+- `rms` of 0.2 for all kernels in place of √max(1, outputs / inputs), by which the authors scale;
+- float32, not bfloat16; the corrections for the start, which the authors do not have.
+optax's own `optax.contrib.muon` gives Adam Nesterov's momentum and takes every array of two axes for a matrix, position
+tables and heads among them; here Adam is the plain one.
+"""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from jaxvit.errors import UsageError
+from jaxvit.training.settings import OptimizerSettings
+
+_PROJECTIONS = ("query", "key", "value")  # (C, heads, head_dim): the first axis is the inputs, not all but the last
+
+
+def matrix_axes(path: str, shape: tuple[int, ...], heads: str = "matrix") -> MuonDimensionNumbers | None:
+    """Which axes of a parameter are rows (inputs) and which are columns (outputs); None if it is no matrix.
+
+    The last axis is the outputs and all others are the inputs, as of a convolution (h, w, i, o) and of an attention's
+    `out` (heads, head_dim, C); of `query`, `key` and `value` (C, heads, head_dim) the first is the inputs. An array
+    with one row or one column is a vector, not a matrix.
+
+    Args:
+      path: names from the root of the parameter tree, joined by '/'.
+      shape: of the parameter.
+      heads: 'matrix', or 'per_head' for a matrix of each head of an attention kernel.
+
+    Example:
+      >>> matrix_axes('block_0/attention/query/kernel', (128, 4, 32))
+      MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1, 2))
+    """
+    if len(shape) < 2:
+        return None
+    module = path.split("/")[-2] if "/" in path else ""
+    rank, projection = len(shape), module in _PROJECTIONS and len(shape) == 3
+    rows = (0,) if projection else tuple(range(rank - 1))
+    columns = (1, 2) if projection else (rank - 1,)
+    if heads == "per_head" and projection:
+        columns = (2,)
+    elif heads == "per_head" and module == "out" and rank == 3:
+        rows = (1,)
+    axes = MuonDimensionNumbers(rows, columns)
+    return axes if min(_size(shape, axes)) > 1 else None
+
+
+def muon_axes(path: str, shape: tuple[int, ...], settings: OptimizerSettings) -> MuonDimensionNumbers | None:
+    """As `matrix_axes`; None also for what the patterns `muon_on` and `muon_off` of the settings leave to Adam."""
+    s = settings
+    if not _matches(path, s.muon_on) or _matches(path, s.muon_off):
+        return None
+    return matrix_axes(path, shape, s.muon_heads)
+
+
+def scale_by_muon_and_adam(settings: OptimizerSettings) -> optax.GradientTransformation:
+    """The updates of all parameters before decay and learning rate: Muon's for the matrices, Adam's for the rest."""
+    s = settings
+
+    def axes(params: Any) -> Any:
+        # Of Muon's part of the tree, in which what is Adam's is an empty node.
+        return jax.tree_util.tree_map_with_path(lambda path, x: muon_axes(_join(path), x.shape, s), params)
+
+    def owners(params: Any) -> Any:
+        def owner(path: tuple[Any, ...], x: Any) -> str:
+            return "adam" if muon_axes(_join(path), x.shape, s) is None else "muon"
+
+        return jax.tree_util.tree_map_with_path(owner, params)
+
+    def to_rms(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        found = muon_axes(_join(path), update.shape, s)
+        return update * (s.muon_rms * math.sqrt(max(_size(update.shape, found))))
+
+    muon = optax.chain(
+        scale_by_muon(beta=s.muon_beta, weight_dimension_numbers=axes),
+        optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(to_rms, updates)),
+    )
+    return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps)}, owners)
+
+
+def count_on_muon(params: Any, settings: OptimizerSettings) -> dict[str, tuple[int, int]]:
+    """{path: (numbers, matrices)} of the parameters that are on Muon; `params` may be shapes only."""
+    counts = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        axes = muon_axes(_join(path), leaf.shape, settings)
+        if axes is not None:
+            size = math.prod(leaf.shape)
+            counts[_join(path)] = (size, size // math.prod(_size(leaf.shape, axes)))
+    return counts
+
+
+def check_patterns(params: Any, settings: OptimizerSettings) -> None:
+    """Refuses patterns that do not fit a model's parameters.
+
+    Raises:
+      UsageError: one of `muon_on` matches no matrix; one of `muon_off`, the defaults apart, matches nothing; or nothing
+        is on Muon.
+    """
+    s = settings
+    shapes = {_join(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    matrices = [path for path, shape in shapes.items() if matrix_axes(path, shape, s.muon_heads) is not None]
+    asked = [("muon_on", pattern, matrices) for pattern in s.muon_on]
+    asked += [("muon_off", p, [*shapes]) for p in s.muon_off if p not in OptimizerSettings.muon_off]
+    for key, pattern, paths in asked:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            such = f", such as '{paths[0]}'" if paths else ""
+            kind = "matrix" if key == "muon_on" else "parameter"
+            raise UsageError(
+                f"config.optim.{key}: '{pattern}' matches no {kind} of this model{such}; --dry_run shows "
+                "what is on Muon"
+            )
+    if not count_on_muon(params, s):
+        raise UsageError(
+            f"config.optim.name='muon': muon_on={s.muon_on} and muon_off={s.muon_off} leave no matrix on Muon; use "
+            "'adamw', or change the patterns"
+        )
+
+
+def _size(shape: tuple[int, ...], axes: MuonDimensionNumbers) -> tuple[int, int]:
+    """(rows, columns)."""
+    return math.prod(shape[i] for i in axes.reduction_axis), math.prod(shape[i] for i in axes.output_axis)
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _join(path: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(part, "key", part)) for part in path)

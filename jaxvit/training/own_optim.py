@@ -1,0 +1,161 @@
+"""A schedule or an optimizer of one's own, by name: 'package.module:function'. docs/extend.md has an example of each.
+
+schedule: ``function(settings) -> schedule``; ``schedule(step)`` is the learning rate of a step, int32 from 0.
+optimizer: ``function(learning_rate, settings) -> optax.GradientTransformation``; `learning_rate` is a schedule.
+
+`settings` are `jaxvit.training.settings.OptimizerSettings`: the keys of ``config.optim``, lengths in steps. Gradients
+are clipped by ``optim.clip_norm`` before the optimizer sees them, and its updates are scaled by ``optim.layer_decay``
+and then added to the parameters; all else, weight decay too, is the optimizer's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxvit import own_code
+from jaxvit.errors import UsageError
+from jaxvit.training.settings import OptimizerSettings
+
+
+def own_schedule(settings: OptimizerSettings) -> Callable[[jax.Array | int], jax.Array]:
+    """The schedule that the function named by `settings.schedule` makes, in float32.
+
+    Raises:
+      UsageError: there is no such function, or it fails; so does the schedule, if it fails.
+    """
+    where = f"config.optim.schedule='{settings.schedule}'"
+    function = own_code.load_function(settings.schedule, "optim.schedule")
+    if not own_code.takes(function, None):
+        raise UsageError(f"{where}: must take (settings); it takes {own_code.parameter_names(function)}")
+    schedule = _called(f"{where}: fails as function(settings)", function, settings)
+    if not callable(schedule):
+        raise UsageError(
+            f"{where}: returns {_kind(schedule)}; it must return a function of the step, such as "
+            "optax.constant_schedule(settings.peak_lr)"
+        )
+
+    def rate(step: jax.Array | int) -> jax.Array:
+        found = _called(f"{where}: the schedule that it returns fails at a step", schedule, step)
+        shape = getattr(found, "shape", () if isinstance(found, int | float) else None)
+        if shape != ():
+            what = _kind(found) if shape is None else f"an array of shape {shape}"
+            raise UsageError(f"{where}: gives {what} for a step; it must give one number")
+        return jnp.asarray(found, jnp.float32)
+
+    return rate
+
+
+def own_optimizer(
+    settings: OptimizerSettings, learning_rate: Callable[[jax.Array | int], jax.Array]
+) -> optax.GradientTransformation:
+    """The optimizer that the function named by `settings.name` makes.
+
+    Raises:
+      UsageError: there is no such function, or it fails, or it makes no optimizer. So do the optimizer's `init` and
+        `update`, traced, if they fail, or give updates or a state of another shape or type than they were given.
+    """
+    where = f"config.optim.name='{settings.name}'"
+    function = own_code.load_function(settings.name, "optim.name")
+    if not own_code.takes(function, None, None):
+        found = own_code.parameter_names(function)
+        raise UsageError(f"{where}: must take (learning_rate, settings); it takes {found}")
+    inner = _called(f"{where}: fails as function(learning_rate, settings)", function, learning_rate, settings)
+    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
+        raise UsageError(f"{where}: returns {_kind(inner)}; it must return an optax.GradientTransformation")
+
+    def init(params: Any) -> Any:
+        return _called(f"{where}: its init fails on this model's parameters", inner.init, params)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        fails = f"{where}: its update fails as update(gradients, state, params)"
+        found = _called(fails, inner.update, gradients, state, params)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise UsageError(f"{where}: its update returns {_kind(found)}; it must return (updates, state)")
+        _compare(f"{where}: its update gives updates that differ from the gradients", found[0], gradients)
+        _compare(f"{where}: its update gives a state that differs from the one before", found[1], state)
+        return found
+
+    return optax.GradientTransformation(init, update)
+
+
+def check_own(settings: OptimizerSettings, steps: int) -> frozenset[str]:
+    """Tries out what of the settings is the user's own, but for what needs a model's parameters.
+
+    Args:
+      settings: of the run.
+      steps: of the whole training.
+
+    Returns:
+      Names of the settings that the functions read.
+
+    Raises:
+      UsageError: as `own_schedule` and `own_optimizer`; or a learning rate is negative or not finite.
+    """
+    read: set[str] = set()
+    noting = _noting(settings, read)
+    schedule = optax.constant_schedule(settings.peak_lr)
+    if ":" in settings.schedule:
+        schedule = own_schedule(noting)
+        rates = np.asarray(jax.jit(jax.vmap(schedule))(np.arange(steps, dtype=np.int32)))
+        wrong = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
+        if wrong.size:
+            raise UsageError(
+                f"config.optim.schedule='{settings.schedule}': gives {rates[wrong[0]]:.4g} at step {wrong[0]} of "
+                f"{steps}; a learning rate is a number from 0 up"
+            )
+    if ":" in settings.name:
+        own_optimizer(noting, schedule)
+    return frozenset(read)
+
+
+def _noting(settings: OptimizerSettings, read: set[str]) -> OptimizerSettings:
+    """The same settings, of a class that notes in `read` which of them are looked at."""
+
+    class Noting(OptimizerSettings):
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    return Noting(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+
+
+def _called(fails: str, function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except UsageError:
+        raise
+    except Exception as error:  # it is the user's code: whatever it raises
+        raise UsageError(f"{fails}: {own_code.explain(error)}") from error
+
+
+def _compare(what: str, found: Any, expected: Any) -> None:
+    there, wanted = (
+        {_join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (found, expected)
+    )
+    for path in dict.fromkeys([*wanted, *there]):
+        a, b = (_form(leaves.get(path)) for leaves in (there, wanted))
+        if a != b:
+            raise UsageError(f"{what}: {path or 'the array'} is {a} and should be {b}")
+    if jax.tree.structure(found) != jax.tree.structure(expected):
+        raise UsageError(f"{what}: the tree is built of other nodes")
+
+
+def _form(leaf: Any) -> str:
+    if leaf is None:
+        return "absent"
+    return f"{getattr(leaf, 'dtype', None) or jnp.result_type(leaf)} {np.shape(leaf)}"
+
+
+def _join(path: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
