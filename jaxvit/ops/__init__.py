@@ -3,6 +3,7 @@
 Axis letters: B batch, H W grid, N tokens, C channels, S learned tokens, M heads, K classes.
 """
 
+from jaxvit.ops.initial_values import mimetic_attention, whitening_filters
 from jaxvit.ops.patches import image_to_patches, patch_grid, patches_to_image
 from jaxvit.ops.pool import max_pool
 from jaxvit.ops.positions import resize_positions, sincos_positions, sine_positions
@@ -18,6 +19,7 @@ __all__ = [
     "image_to_patches",
     "mask_borders",
     "max_pool",
+    "mimetic_attention",
     "patch_grid",
     "patches_to_image",
     "pool_tokens",
@@ -26,4 +28,5 @@ __all__ = [
     "sincos_positions",
     "sine_positions",
     "token_weights",
+    "whitening_filters",
 ]

@@ -53,7 +53,7 @@ def execute(
     processes.everywhere(lambda: run.check_data(describe(sources)))
     folder = run.path / "checkpoints"
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
-        state, position = processes.everywhere(lambda: start(run, plan, assembly, checkpoints, mesh, options))
+        state, position = processes.everywhere(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))
         _announce(plan, assembly, position)
         job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
         with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
@@ -96,14 +96,21 @@ def begin(
 
 
 def start(
-    run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any, options: StartOptions
+    run: RunDirectory,
+    plan: Plan,
+    assembly: Assembly,
+    sources: Sources,
+    checkpoints: Checkpoints,
+    mesh: Any,
+    options: StartOptions,
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from: fresh, or the newest checkpoint's."""
     steps = processes.told(checkpoints.steps)
     shardings = shard_state(mesh, assembly.abstract_state)
     if not steps:
         # Born where it will live: no device ever holds a full copy.
-        return jax.jit(assembly.create_state, out_shardings=shardings)(assembly.init_key()), Position()
+        make, measured = jax.jit(assembly.create_state, out_shardings=shardings), assembly.measure(sources["train"])
+        return make(assembly.init_key(), measured), Position()
     refuse_fewer_steps(plan, steps[-1])
     shapes = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
