@@ -27,7 +27,7 @@ from jaxvit.cli import command_line
 from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_config_arguments, parse_overrides, split_overrides
 from jaxvit.config.plan import dataset_of, resolve
-from jaxvit.data.augment import geometric_transform, training_transform
+from jaxvit.data.augment import flip_key, geometric_transform, mirrored, training_transform
 from jaxvit.data.batches import TrainBatches
 from jaxvit.data.builders import prepare
 from jaxvit.data.preparable import PREPARABLE
@@ -171,13 +171,14 @@ def _show(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     )
     source = dataset.read(plan.data.train)
     count = min(options.n, plan.train.batch_size)
-    batch = TrainBatches(source, plan.train.batch_size, plan.seed, plan.train.last_batch, plan.augment.repeats)[0]
-    host = {**batch}
-    key, _ = step_keys(derive_key(plan.seed, "step"), np.int32(0))  # of training's first step: the very same batch
-    if plan.augment.where == "host":
-        host["image"] = geometric_transform(plan.augment)(key, batch["image"])
-    transform = jax.jit(training_transform(plan.augment, len(plan.data.class_names), plan.train.label_smoothing))
-    images, targets = jax.tree.map(np.asarray, transform(key, np.int32(0), host))
+    t, a = plan.train, plan.augment
+    batch = TrainBatches(source, t.batch_size, plan.seed, t.last_batch, a.repeats, numbered=a.alternates)[0]
+    host, root, step = {**batch}, derive_key(plan.seed, "step"), np.int32(0)
+    key, _ = step_keys(root, step)  # of training's first step: the very same batch
+    if a.where == "host":
+        host["image"] = geometric_transform(a)(key, batch["image"], mirrored(a, flip_key(root), step, batch))
+    transform = jax.jit(training_transform(a, len(plan.data.class_names), t.label_smoothing, flips=flip_key(root)))
+    images, targets = jax.tree.map(np.asarray, transform(key, step, host))
     # Undoing the normalisation gives 0..1 whatever its constants; what noise wrote lies outside.
     pictures = images * np.array(plan.augment.std, np.float32) + np.array(plan.augment.mean, np.float32)
     pictures = np.clip(pictures, 0, 1)
@@ -210,19 +211,21 @@ def _benchmark(parser: command_line.Parser, options: Any, rest: list[str]) -> in
     }
     assembly = assemble(plan)
     key = jax.random.key(0)
-    batch = jax.device_put(dict(TrainBatches(source, batch_size, plan.seed, plan.train.last_batch)[0]))
+    a, t = plan.augment, plan.train
+    batches = TrainBatches(source, batch_size, plan.seed, t.last_batch, numbered=a.alternates)
+    batch = jax.device_put(dict(batches[0]))
     host = assembly.host_transform()
     if host:
         batch = jax.device_put(host(0, {name: np.asarray(values) for name, values in batch.items()}))
     step = jax.jit(assembly.train_step())
     state = jax.jit(assembly.create_state)()
     found["step_ms"] = 1e3 * speed.seconds_each(lambda: step(state, batch))
-    if plan.augment.where == "device" and isinstance(source, Source):
-        transform = training_transform(plan.augment, assembly.classes, plan.train.label_smoothing)
+    transform = training_transform(a, assembly.classes, t.label_smoothing, flips=flip_key(key))
+    if a.where == "device" and isinstance(source, Source):
         seconds = speed.resident_seconds(source, batch_size, transform)
         found |= {"resident_images_per_s": batch_size / seconds, "input_ms": 1e3 * seconds}
     else:
-        device_part = jax.jit(training_transform(plan.augment, assembly.classes, plan.train.label_smoothing))
+        device_part = jax.jit(transform)
         found["input_ms"] = 1e3 * speed.seconds_each(lambda: device_part(key, np.int32(0), batch))
     found["input_share_of_step"] = found["input_ms"] / found["step_ms"]
     _print_speeds(found, options.json)

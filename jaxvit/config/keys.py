@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.plan_types import InitPlan
 from jaxvit.data.settings import Augmentation
 from jaxvit.errors import UsageError, nearest
 from jaxvit.training.settings import OptimizerSettings
@@ -41,7 +42,7 @@ class Key:
 
 
 # A default stands in one place: these are the defaults of the settings that the keys become.
-_AUGMENT, _OPTIM = Augmentation(), OptimizerSettings()
+_AUGMENT, _OPTIM, _INIT = Augmentation(), OptimizerSettings(), InitPlan()
 
 KEYS: dict[str, Key] = {
     "seed": Key(0, "root of every random number of the run: parameters, order, augmentation, dropout"),
@@ -100,6 +101,11 @@ KEYS: dict[str, Key] = {
         _AUGMENT.pad_crop, "pixels padded (with zeros) on every side before a random crop to the image size; 0 = off"
     ),
     "augment.flip": Key(_AUGMENT.flip, "mirror each training image left-right with probability 1/2"),
+    "augment.flip_mode": Key(
+        _AUGMENT.flip_mode,
+        "'random' = decided anew each time, 'alternate' = at random in the first epoch, then by turns",
+        added=True,
+    ),
     "augment.rotation": Key(_AUGMENT.rotation, "largest rotation either way, as a share of a full turn; 0 = off"),
     "augment.zoom": Key(_AUGMENT.zoom, "height and width are each shown at 1 ± this share of their extent; 0 = off"),
     "augment.fill": Key(_AUGMENT.fill, "what rotation and zoom show beyond the border: 'reflect', 'edge' or 'zero'"),
@@ -128,6 +134,37 @@ KEYS: dict[str, Key] = {
     ),
     "augment.where": Key(
         _AUGMENT.where, "where the geometry is done: on the 'device', or on the 'host' while the step runs"
+    ),
+    # Initial values that follow a formula; all others are those of model.initialiser.
+    "init.attention": Key(
+        _INIT.attention,
+        "self-attention begins 'mimetic' (each head by itself) or 'mimetic_joint' (values and outputs of all heads as "
+        "one matrix, as in the paper); '' = as model.initialiser has it",
+        added=True,
+    ),
+    "init.query_key": Key(_INIT.query_key, "mimetic: (a, b), a head's Wq Wkᵀ is a × noise + b × identity", added=True),
+    "init.value_output": Key(
+        _INIT.value_output,
+        "mimetic: (a, b), a head's Wv Wo is (a × noise - b × identity) / heads; joint: their sum is that, times heads",
+        added=True,
+    ),
+    "init.positions": Key(
+        _INIT.positions,
+        "a trained position table begins at the values of the 2-D 'sincos' table; '' = as model.initialiser has it",
+        added=True,
+    ),
+    "init.positions_scale": Key(_INIT.positions_scale, "sincos: times this", added=True),
+    "init.stem": Key(
+        _INIT.stem,
+        "the model's first layer begins with filters of 'whitening', measured on the training images, and, where there "
+        "is room, their negatives; '' = as model.initialiser has it",
+        added=True,
+    ),
+    "init.stem_eps": Key(
+        _INIT.stem_eps, "whitening: added to the patches' variances, in units of the normalised pixels", added=True
+    ),
+    "init.stem_images": Key(
+        _INIT.stem_images, "whitening: training images that are measured, spread over the split", added=True
     ),
     # Optimisation.
     "optim.name": Key(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxvit.config.identity import config_hash
 from jaxvit.config.keys import KEYS, check_keys
 from jaxvit.config.plan_augment import resolve_augment
+from jaxvit.config.plan_init import resolve_init, why_init_unread
 from jaxvit.config.plan_optim import resolve_optim, why_unread
 from jaxvit.config.plan_types import DataPlan, ModelPlan, Plan, TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
@@ -62,6 +63,7 @@ def resolve(
         ema_ramp=get("optim.ema_ramp") if ema_decay else False,
         train=train,
         config_hash=config_hash(config),
+        init=resolve_init(get),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
         warnings=_overlaps(dataset, data),
     )
@@ -232,6 +234,8 @@ def _why_unread(key: str, config: ConfigDict) -> str:
         return f"{KEYS[key].meaning}; here {sizing}"
     if key == "augment.interpolation":
         return "no image is resized"
+    if key == "augment.flip_mode":
+        return "config.augment.flip=False mirrors no image"
     if key == "augment.fill":
         return "there is neither rotation nor zoom"
     if key == "augment.erase_mode":
@@ -240,6 +244,8 @@ def _why_unread(key: str, config: ConfigDict) -> str:
         return f"config.augment.mixup={augment.mixup} and config.augment.cutmix={augment.cutmix} are not both on"
     if key in ("augment.mix_probability", "augment.mix_until"):
         return "neither config.augment.mixup nor config.augment.cutmix is on"
+    if key.startswith("init."):
+        return why_init_unread(key)
     if key == "train.monitor":
         return "there is no config.data.validation to watch"
     if key == "optim.ema_ramp":

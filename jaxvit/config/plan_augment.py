@@ -9,7 +9,7 @@ from jaxvit.data.geometry import FILLS, INTERPOLATIONS
 from jaxvit.data.mixing import ERASE_MODES
 from jaxvit.data.own import check_augmentation
 from jaxvit.data.policies import make_policy
-from jaxvit.data.settings import EVALUATION_SIZES, TRAIN_SIZES, Augmentation
+from jaxvit.data.settings import EVALUATION_SIZES, FLIP_MODES, TRAIN_SIZES, Augmentation
 from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
 
@@ -69,12 +69,21 @@ def resolve_augment(get: ConfigReader, data: DataPlan, train: TrainPlan, dataset
         raise UsageError(
             f"config.augment.repeats={repeats}: does not divide config.train.batch_size={train.batch_size}"
         )
+    flip = get("augment.flip")
+    flip_mode = get.one_of("augment.flip_mode", FLIP_MODES) if flip else "random"
+    if flip_mode == "alternate" and repeats > 1:
+        raise UsageError(
+            "config.augment.flip_mode='alternate': needs each image once an epoch, and "
+            f"config.augment.repeats={repeats} shows copies of some; set one of the two otherwise"
+        )
     return Augmentation(
         mean=_constants(get, "mean", data, dataset),
         std=_constants(get, "std", data, dataset),
         **sizing,
         pad_crop=pad,
-        flip=get("augment.flip"),
+        flip=flip,
+        flip_mode=flip_mode,
+        epoch_steps=train.steps_per_epoch if flip_mode == "alternate" else 0,
         rotation=rotation,
         zoom=zoom,
         fill=get.one_of("augment.fill", FILLS) if rotation or zoom else "reflect",

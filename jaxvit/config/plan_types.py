@@ -34,6 +34,25 @@ class ModelPlan:
 
 
 @dataclass(frozen=True)
+class InitPlan:
+    """Initial values that follow a formula; the meaning of each field is that of the config key ``init.FIELD``."""
+
+    attention: str = ""
+    query_key: tuple[float, float] = (0.7, 0.7)
+    value_output: tuple[float, float] = (0.4, 0.4)
+    positions: str = ""
+    positions_scale: float = 1.0
+    stem: str = ""
+    stem_eps: float = 5e-4
+    stem_images: int = 5000
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all of a model begins as its own initialisers have it."""
+        return not (self.attention or self.positions or self.stem)
+
+
+@dataclass(frozen=True)
 class TrainPlan:
     """Lengths in steps, sizes in images."""
 
@@ -78,6 +97,7 @@ class Plan:
     ema_ramp: bool
     train: TrainPlan
     config_hash: str
+    init: InitPlan = InitPlan()
     without_effect: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -1,7 +1,8 @@
 """What happens to pixels on the device between the uint8 batch and the model, put together from the settings.
 
 Training and evaluation have transforms of their own. The training transform is a pure function of (key, step, batch);
-each image draws from a key of its own, made from the step's key and its place in the batch. The order is fixed:
+each image draws from a key of its own, made from the step's key and its place in the batch. One thing goes by the image
+and the epoch instead, with a key that all steps share: ``augment.flip_mode='alternate'``. The order is fixed:
 
     size -> pad_crop -> flip -> rotation and zoom | policy -> jitter -> own -> normalise -> erase -> mixup / CutMix
 
@@ -10,6 +11,7 @@ What stands before the bar is the geometry, which ``augment.where='host'`` moves
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -19,7 +21,8 @@ from jaxvit.data import colour, geometry, mixing, policies
 from jaxvit.data.settings import Augmentation
 from jaxvit.own_code import load_function
 
-# (step's key, step, batch of image uint8 [B, H, W, C], label [B], mask [B]) -> (float32 images, targets [B, K])
+# (step's key, step, batch of image uint8 [B, H, W, C], label [B], mask [B]) -> (float32 images, targets [B, K]); the
+# batch has number int32 [B] too, the images' numbers in their split, where images are mirrored by turns
 Transform = Callable[[jax.Array, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
 
 
@@ -28,14 +31,36 @@ def image_keys(key: jax.Array, name: int, batch: int) -> jax.Array:
     return jax.random.split(jax.random.fold_in(key, name), batch)
 
 
-def geometric_transform(settings: Augmentation, before: int = 0) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Builds ``(step's key, uint8 [B, H, W, C]) -> images of the model's size``, 0..255, uint8 if uninterpolated.
+def flip_key(root: jax.Array) -> jax.Array:
+    """What images that are mirrored by turns draw from, in all steps; `root` is the root of all steps' randomness."""
+    return jax.random.fold_in(root, zlib.crc32(b"flip"))
 
-    `before` is how many images of the batch come before these, which are a process's part of it.
+
+def mirrored(
+    settings: Augmentation, key: jax.Array | None, step: jax.Array, batch: Mapping[str, jax.Array]
+) -> jax.Array | None:
+    """Which images of a batch are mirrored, bool [B], where they are by turns; None where chance decides each time.
+
+    `key` is that of `flip_key`.
+    """
+    if not settings.alternates:
+        return None
+    if key is None:
+        raise ValueError("flip_mode='alternate' draws from a key that all steps share: give flips=flip_key(root)")
+    return geometry.alternating(key, batch["number"], step // settings.epoch_steps)
+
+
+def geometric_transform(
+    settings: Augmentation, before: int = 0
+) -> Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]:
+    """Builds ``(step's key, uint8 [B, H, W, C], mirrored) -> images of the model's size``, 0..255.
+
+    They stay uint8 where nothing is interpolated. `mirrored` is what the function of that name says. `before` is how
+    many images of the batch come before these, which are a process's part of it.
     """
     s = settings
 
-    def transform(key: jax.Array, x_BHWC: jax.Array) -> jax.Array:
+    def transform(key: jax.Array, x_BHWC: jax.Array, mirrored_B: jax.Array | None = None) -> jax.Array:
         def keys(name: int) -> jax.Array:
             return image_keys(key, name, before + x_BHWC.shape[0])[before:]
 
@@ -54,7 +79,9 @@ def geometric_transform(settings: Augmentation, before: int = 0) -> Callable[[ja
             x_BHWC = geometry.resize(x_BHWC, target_height, target_width, s.interpolation)
         if s.pad_crop:
             x_BHWC = geometry.pad_and_crop(keys(0), x_BHWC, s.pad_crop)
-        if s.flip:
+        if mirrored_B is not None:
+            x_BHWC = geometry.mirror(mirrored_B, x_BHWC)
+        elif s.flip:
             x_BHWC = geometry.flip_left_right(keys(1), x_BHWC)
         if s.rotation or s.zoom:
             x_BHWC = geometry.random_rotation_and_zoom(keys(3), x_BHWC, rotation=s.rotation, zoom=s.zoom, fill=s.fill)
@@ -69,6 +96,7 @@ def training_transform(
     label_smoothing: float = 0.0,
     *,
     each: mixing.Each = jax.vmap,
+    flips: jax.Array | None = None,
 ) -> Transform:
     """Builds the transform for training.
 
@@ -77,6 +105,7 @@ def training_transform(
       classes: K, of the model's output.
       label_smoothing: share of each target spread evenly over all classes, before mixing.
       each: how a function of one image becomes one of all; see `jaxvit.data.mixing.mix`.
+      flips: key of `flip_key`, where images are mirrored by turns.
 
     Returns:
       ``(key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])``.
@@ -90,7 +119,9 @@ def training_transform(
         def keys(name: int) -> jax.Array:
             return image_keys(key, name, batch["image"].shape[0])
 
-        x_BHWC = batch["image"] if s.where == "host" else geometric(key, batch["image"])
+        x_BHWC = batch["image"]
+        if s.where != "host":
+            x_BHWC = geometric(key, x_BHWC, mirrored(s, flips, step, batch))
         if s.policy:
             policy = policies.make_policy(s.policy, *x_BHWC.shape[1:3])
             x_BHWC = policies.apply_policy(policy, keys(5), colour.to_uint8(x_BHWC), fill)

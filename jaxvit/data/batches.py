@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxvit.data.sources import Source, StreamedSource
 
-Batch = dict[str, np.ndarray]  # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]
+# image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; where asked for number int32 [B], in the split
+Batch = dict[str, np.ndarray]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -56,7 +57,7 @@ class TrainOrder:
 
 
 class TrainBatches:
-    """Batches of a training split, by step; the arguments are those of `TrainOrder`."""
+    """Batches of a training split, by step; the arguments are those of `TrainOrder` and of `gather`."""
 
     def __init__(
         self,
@@ -65,15 +66,17 @@ class TrainBatches:
         seed: int,
         last_batch: str = "keep",
         repeats: int = 1,
+        *,
+        numbered: bool = False,
     ):
         self._source = source
-        self._batch_size = batch_size
+        self._batch_size, self._numbered = batch_size, numbered
         self.order = TrainOrder(len(source), batch_size, seed, last_batch, repeats)
         self.steps_per_epoch = self.order.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of a step (from 0)."""
-        return gather(self._source, self.order[step], self._batch_size)
+        return gather(self._source, self.order[step], self._batch_size, numbered=self._numbered)
 
 
 def steps_per_epoch(count: int, batch_size: int, last_batch: str = "keep") -> int:
@@ -92,11 +95,19 @@ def padded(chosen: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]
     return np.resize(chosen, batch_size), (np.arange(batch_size) < len(chosen)).astype(np.float32)
 
 
-def gather(source: Source | StreamedSource, chosen: np.ndarray, batch_size: int, own: slice = slice(None)) -> Batch:
+def gather(
+    source: Source | StreamedSource,
+    chosen: np.ndarray,
+    batch_size: int,
+    own: slice = slice(None),
+    *,
+    numbered: bool = False,
+) -> Batch:
     """The chosen images as a batch of exactly `batch_size`, or this process's own rows of it.
 
-    Those that cannot be decoded have mask 0.
+    Those that cannot be decoded have mask 0. A batch that is `numbered` tells the images' numbers.
     """
     rows, mask = padded(chosen, batch_size)
     images, labels, good = source.batch(rows[own])
-    return {"image": images, "label": labels, "mask": mask[own] * good.astype(np.float32)}
+    batch = {"image": images, "label": labels, "mask": mask[own] * good.astype(np.float32)}
+    return batch | {"number": rows[own].astype(np.int32)} if numbered else batch

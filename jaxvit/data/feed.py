@@ -33,6 +33,7 @@ class ResidentFeed:
       put_split: puts the arrays on every device.
       put_call: puts {'rows': int32 [K, B], 'mask': float32 [K, B]} on the devices, split along B; [K, R, B] for R runs.
       own: this process's rows of a batch; it hands over nothing else.
+      numbered: a batch has 'number' too, the images' numbers in the split.
 
     Attributes:
       ahead: batches that may have been made before they are asked for.
@@ -50,9 +51,10 @@ class ResidentFeed:
         put_split: Put,
         put_call: Put,
         own: slice = slice(None),
+        numbered: bool = False,
     ):
         self._orders, self._batch_size, self._steps, self._put = orders, batch_size, steps_per_call, put_call
-        self._own = own
+        self._own, self._numbered = own, numbered
         self.data = put_split({"image": np.asarray(source.images), "label": source.labels})
 
     def __call__(self, step: int, count: int) -> Mapping[str, jax.Array]:
@@ -68,12 +70,14 @@ class ResidentFeed:
         rows = np.stack([rows[self._own] for rows, _ in parts]).astype(np.int32)
         return {"rows": rows, "mask": np.stack([mask[self._own] for _, mask in parts])}
 
-    @staticmethod
-    def pick(data: Mapping[str, jax.Array], call: Mapping[str, jax.Array], i: jax.Array | int) -> dict[str, jax.Array]:
+    def pick(
+        self, data: Mapping[str, jax.Array], call: Mapping[str, jax.Array], i: jax.Array | int
+    ) -> dict[str, jax.Array]:
         """The batch of a call's i-th step; traced inside the call."""
         rows_B = call["rows"][i]
         images = jnp.take(data["image"], rows_B, axis=0, mode="clip")
-        return {"image": images, "label": jnp.take(data["label"], rows_B, mode="clip"), "mask": call["mask"][i]}
+        batch = {"image": images, "label": jnp.take(data["label"], rows_B, mode="clip"), "mask": call["mask"][i]}
+        return batch | {"number": rows_B} if self._numbered else batch
 
 
 class StreamFeed:
@@ -87,6 +91,7 @@ class StreamFeed:
       put_call: puts {'image': [K, B, H, W, C], 'label': [K, B], 'mask': [K, B]} on the devices, split along B.
       host_transform: (step, batch) -> batch, done by the threads; None = nothing.
       own: this process's rows of a batch; it makes and hands over nothing else.
+      numbered: as of `ResidentFeed`.
       threads: of Grain; 0 = by the number of processors.
 
     Attributes:
@@ -104,11 +109,12 @@ class StreamFeed:
         put_call: Put,
         host_transform: Callable[[int, Batch], Batch] | None = None,
         own: slice = slice(None),
+        numbered: bool = False,
         threads: int = 0,
     ):
         self._source, self._order, self._batch_size = source, order, batch_size
         self._steps_per_call, self._steps, self._put = steps_per_call, steps, put_call
-        self._host_transform, self._own = host_transform, own
+        self._host_transform, self._own, self._numbered = host_transform, own, numbered
         self._threads = threads or max(1, min(16, os.cpu_count() or 1))
         self.ahead = max(STREAM_BATCHES, self._threads)
         self._start, self._next = -1, -1  # of the last call; the step after it
@@ -118,7 +124,7 @@ class StreamFeed:
 
     def host_batch(self, step: int) -> Batch:
         """This process's rows of the batch of a step."""
-        batch = gather(self._source, self._order[step], self._batch_size, self._own)
+        batch = gather(self._source, self._order[step], self._batch_size, self._own, numbered=self._numbered)
         return self._host_transform(step, batch) if self._host_transform else batch
 
     def _stream(self, start: int) -> Iterator[Batch]:

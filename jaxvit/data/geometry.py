@@ -61,7 +61,29 @@ def centre_crop(images_BHWC: jax.Array, height: int, width: int) -> jax.Array:
 
 def flip_left_right(keys_B: jax.Array, images_BHWC: jax.Array) -> jax.Array:
     """Mirrors each image with probability 1/2."""
-    mirrored_B = jax.vmap(jax.random.bernoulli)(keys_B)
+    return mirror(jax.vmap(jax.random.bernoulli)(keys_B), images_BHWC)
+
+
+def alternating(key: jax.Array, numbers_B: jax.Array, epoch: jax.Array) -> jax.Array:
+    """Which images to mirror: in epoch 0 each with probability 1/2, then each in every other epoch.
+
+    In two epochs in a row each image is so seen both ways, which chance does for one in two. Jordan 2024
+    (arXiv:2404.00498).
+
+    Args:
+      key: the same in all epochs.
+      numbers_B: the images' numbers in their split.
+      epoch: from 0.
+
+    Returns:
+      bool [B].
+    """
+    first_B = jax.vmap(lambda number: jax.random.bernoulli(jax.random.fold_in(key, number)))(numbers_B)
+    return first_B != (epoch % 2 == 1)
+
+
+def mirror(mirrored_B: jax.Array, images_BHWC: jax.Array) -> jax.Array:
+    """Mirrors the images that are marked."""
     return jnp.where(mirrored_B[:, None, None, None], images_BHWC[:, :, ::-1], images_BHWC)
 
 

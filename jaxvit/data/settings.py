@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 TRAIN_SIZES = ("whole", "resize_crop", "random_resized_crop")
 EVALUATION_SIZES = ("whole", "centre_crop", "crop_fraction")
+FLIP_MODES = ("random", "alternate")
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """What to do; the meaning of each field is that of the config key ``augment.FIELD``.
 
-    `mix_until` is in steps, 0 for the whole training; `size` and `resize` are 0 for the image's own side.
+    `mix_until` is in steps, 0 for the whole training; `size` and `resize` are 0 for the image's own side. `epoch_steps`
+    is no key: the steps of an epoch, for a `flip_mode` that goes by epochs.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -28,6 +30,8 @@ class Augmentation:
     interpolation: str = "bilinear"
     pad_crop: int = 0
     flip: bool = False
+    flip_mode: str = "random"
+    epoch_steps: int = 0
     rotation: float = 0.0
     zoom: float = 0.0
     fill: str = "reflect"
@@ -47,6 +51,11 @@ class Augmentation:
     def output_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape [H, W, C] that the model sees."""
         return (self.size, self.size, image_shape[-1]) if self.size else tuple(image_shape)
+
+    @property
+    def alternates(self) -> bool:
+        """Whether an image's mirroring depends on the image and the epoch alone."""
+        return self.flip and self.flip_mode == "alternate"
 
     @property
     def mixes(self) -> bool:

@@ -5,6 +5,7 @@ Axis letters: B batch, H W grid, N tokens, C channels, S learned tokens, M heads
 
 from jaxvit.ops.activations import gelu
 from jaxvit.ops.attention import attend, attend_absorbed
+from jaxvit.ops.initial_values import mimetic_attention, whitening_filters
 from jaxvit.ops.patches import image_to_patches, patch_grid, patches_to_image
 from jaxvit.ops.pool import max_pool
 from jaxvit.ops.positions import resize_positions, sincos_positions, sine_positions
@@ -23,6 +24,7 @@ __all__ = [
     "image_to_patches",
     "mask_borders",
     "max_pool",
+    "mimetic_attention",
     "patch_grid",
     "patches_to_image",
     "pool_tokens",
@@ -31,4 +33,5 @@ __all__ = [
     "sincos_positions",
     "sine_positions",
     "token_weights",
+    "whitening_filters",
 ]

@@ -167,9 +167,11 @@ def _take_steps(row: Row, config: ConfigDict, form: str) -> dict[str, Any]:
     config.train.batch_size = STEP_BATCH
     subject = make_subject(config, synthetic=True)
     assembly, started = subject.assembly, time.monotonic()
-    state = jax.jit(assembly.create_state)(assembly.init_key())
+    source = subject.dataset.read(subject.plan.data.train)
+    state = jax.jit(assembly.create_state)(assembly.init_key(), assembly.measure(source))
     params = count_params(state.variables)
-    batches = TrainBatches(subject.dataset.read(subject.plan.data.train), STEP_BATCH, subject.plan.seed)
+    numbered = subject.plan.augment.alternates
+    batches = TrainBatches(source, STEP_BATCH, subject.plan.seed, numbered=numbered)
     step = jax.jit(assembly.train_step(), donate_argnums=0).lower(state, dict(batches[0])).compile()
     compiled = time.monotonic()
     for i in range(row.steps):

@@ -18,12 +18,14 @@ from jax.sharding import Mesh
 
 from jaxvit import own_code
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform
+from jaxvit.data.augment import evaluation_transform, flip_key, geometric_transform, mirrored, training_transform
+from jaxvit.data.sources import Source, StreamedSource
 from jaxvit.devices.sharding import over_images
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.registry import create_model
 from jaxvit.ops import ways
+from jaxvit.run.initial_state import InitialValues, initial_values
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
     Schedule,
@@ -49,6 +51,7 @@ class Assembly:
       optimizer, schedule: optax transformation; learning rate of a step.
       abstract_state: shapes and types of the TrainState, made without computing anything.
       classes: K of the model's output; at least as many as the data set has.
+      initial: initial values that follow a formula, None = there are none.
     """
 
     plan: Plan
@@ -60,15 +63,28 @@ class Assembly:
     schedule: Schedule
     abstract_state: TrainState
     classes: int
+    initial: InitialValues | None = None
 
     def init_key(self) -> jax.Array:
         """The root of the randomness of the parameters."""
         return derive_key(self.plan.seed, "init")
 
-    def create_state(self, key: jax.Array | None = None) -> TrainState:
-        """The state before the first step; to be jitted, best with `init_key`: then one program serves all seeds."""
+    def create_state(self, key: jax.Array | None = None, measured: np.ndarray | None = None) -> TrainState:
+        """The state before the first step; to be jitted, best with `init_key`: then one program serves all seeds.
+
+        `measured` is what `measure` gives. Without it a first layer that is to begin with filters of the training
+        images begins as drawn: enough where only shapes and speed count.
+        """
         key = self.init_key() if key is None else key
-        return create_state(self.init, self.optimizer, key, ema=self.plan.ema_decay > 0)
+        return create_state(partial(self._initial, measured), self.optimizer, key, ema=self.plan.ema_decay > 0)
+
+    def _initial(self, measured: np.ndarray | None, key: jax.Array) -> Any:
+        variables = self.init(key)
+        return self.initial(variables, key, measured) if self.initial else variables
+
+    def measure(self, source: Source | StreamedSource) -> np.ndarray | None:
+        """What initial values need to know of the training split; None where they need nothing."""
+        return self.initial.measure(source) if self.initial else None
 
     def step_key(self, seed: int | None = None) -> jax.Array:
         """The root of the randomness of all steps, of the plan's seed or another."""
@@ -88,10 +104,12 @@ class Assembly:
         which device draws it.
         """
         each = over_images(mesh) if mesh is not None else jax.vmap
+        settings, key = self.plan.augment, self.step_key() if key is None else key
+        flips = flip_key(key) if settings.alternates else None
         return make_loss(
             self.apply_plainly if plainly else self.apply,
-            training_transform(self.plan.augment, self.classes, self.plan.train.label_smoothing, each=each),
-            self.step_key() if key is None else key,
+            training_transform(settings, self.classes, self.plan.train.label_smoothing, each=each, flips=flips),
+            key,
             axis_name=axis_name,
         )
 
@@ -111,14 +129,19 @@ class Assembly:
 
         `before` is how many images of the whole batch come before those of this process.
         """
-        if self.plan.augment.where != "host":
+        settings = self.plan.augment
+        if settings.where != "host":
             return None
-        root, geometric = self.step_key(), geometric_transform(self.plan.augment, before)
-        transform = jax.jit(lambda root, step, images: geometric(step_keys(root, step)[0], images))
+        root, geometric = self.step_key(), geometric_transform(settings, before)
+
+        @jax.jit
+        def transform(root: jax.Array, step: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+            by_turns_B = mirrored(settings, flip_key(root), step, batch)
+            return geometric(step_keys(root, step)[0], batch["image"], by_turns_B)
 
         def apply(step: int, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             with jax.default_device(jax.local_devices(backend="cpu")[0]):
-                return {**batch, "image": np.asarray(transform(root, np.int32(step), batch["image"]))}
+                return {**batch, "image": np.asarray(transform(root, np.int32(step), batch))}
 
         return apply
 
@@ -191,8 +214,20 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     _check_optimizer_fits(plan, optimizer, abstract)
     _check_scores(plan, logits, (1, None))
     _check_scores(plan, in_training, (2, logits.shape[1]))
+    initial = initial_values(plan, model)
+    if initial:
+        jax.eval_shape(initial, abstract.variables, key)
     return Assembly(
-        plan, model, init, apply, apply_plainly, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1]
+        plan,
+        model,
+        init,
+        apply,
+        apply_plainly,
+        optimizer,
+        make_schedule(plan.optim),
+        abstract,
+        logits.shape[-1],
+        initial,
     )
 
 

@@ -61,7 +61,7 @@ def _sections(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
         ("", {**seeds, "config hash": plan.config_hash, "model": plan.model.name})
     ]
     sections.append(("model.", dict(plan.model.attributes)))
-    for name in ("data", "augment", "train", "optim"):
+    for name in ("data", "augment", "init", "train", "optim"):
         part = getattr(plan, name)
         sections.append((f"{name}.", {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}))
     if plan.optim.name in OPTIMIZERS and plan.optim.name != "muon":

@@ -55,7 +55,7 @@ def execute(
     processes.everywhere(lambda: run.check_data(describe(sources)))
     folder = checkpoint_folder(run.path)
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
-        state, position = processes.everywhere(lambda: start(run, plan, assembly, checkpoints, mesh, options))
+        state, position = processes.everywhere(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))
         print_start(plan, assembly, position)
         job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
         with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
@@ -100,14 +100,21 @@ def begin(
 
 
 def start(
-    run: RunDirectory, plan: Plan, assembly: Assembly, checkpoints: Checkpoints, mesh: Any, options: StartOptions
+    run: RunDirectory,
+    plan: Plan,
+    assembly: Assembly,
+    sources: Sources,
+    checkpoints: Checkpoints,
+    mesh: Any,
+    options: StartOptions,
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from: fresh, or the newest checkpoint's."""
     steps = processes.told(checkpoints.steps)
     shardings = shard_state(mesh, assembly.abstract_state)
     if not steps:
         # Born where it will live: no device ever holds a full copy.
-        return jax.jit(assembly.create_state, out_shardings=shardings)(assembly.init_key()), Position()
+        make, measured = jax.jit(assembly.create_state, out_shardings=shardings), assembly.measure(sources["train"])
+        return make(assembly.init_key(), measured), Position()
     refuse_fewer_steps(plan, steps[-1])
     shapes = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -221,6 +221,7 @@ def make_feed(
             put_split=lambda arrays: replicate(mesh, dict(arrays)),
             put_call=put_call,
             own=own,
+            numbered=plan.augment.alternates,
         )
     return StreamFeed(
         source,
@@ -231,6 +232,7 @@ def make_feed(
         put_call=put_call,
         host_transform=assembly.host_transform(own.start),
         own=own,
+        numbered=plan.augment.alternates,
     )
 
 

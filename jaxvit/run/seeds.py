@@ -157,7 +157,7 @@ def _train_hindmost(
         lanes = [
             lane
             for seed in plan.seeds
-            if (lane := _open_lane(stack, run, plan, seed, assembly, mesh, options))
+            if (lane := _open_lane(stack, run, plan, seed, assembly, sources, mesh, options))
             and not lane.position.stopped_early
             and lane.position.step < plan.train.steps
         ]
@@ -206,6 +206,7 @@ def _open_lane(
     plan: Plan,
     seed: int,
     assembly: Assembly,
+    sources: Sources,
     mesh: Any,
     options: StartOptions,
 ) -> Lane | None:
@@ -217,7 +218,8 @@ def _open_lane(
     single = stack.enter_context(contextlib.closing(RunDirectory(folder, config)))
     checkpoints = Checkpoints(checkpoint_folder(folder), fall_back=options.fall_back)
     stack.enter_context(checkpoints)
-    state, position = start(single, own, dataclasses.replace(assembly, plan=own), checkpoints, mesh, options)
+    parts = dataclasses.replace(assembly, plan=own)
+    state, position = start(single, own, parts, sources, checkpoints, mesh, options)
     return Lane(seed, single, own, checkpoints, state, position)
 
 

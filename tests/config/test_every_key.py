@@ -67,6 +67,7 @@ CROPPED = {**NO_CROP, "augment__train": "resize_crop", "augment__size": 8, "augm
 RESIZED = {**NO_CROP, "augment__train": "random_resized_crop", "augment__size": 8}
 MIXED = {"augment__mixup": 0.5, "augment__cutmix": 1.0}
 ON_MUON = {"optim__name": "muon", "model__name": "vit"}
+MIMETIC = {"model__name": "vit", "init__attention": "mimetic", "init__positions": "sincos"}
 FRACTION = {**NO_CROP, "augment__evaluation": "crop_fraction", "augment__size": 8}
 
 # key -> (another value than that of the settings, settings under which it matters)
@@ -95,6 +96,7 @@ OTHER = {
     "augment.interpolation": ("nearest", RESIZED),
     "augment.pad_crop": (2, {}),
     "augment.flip": (True, {}),
+    "augment.flip_mode": ("alternate", {"augment__flip": True}),
     "augment.rotation": (0.1, {}),
     "augment.zoom": (0.2, {}),
     "augment.fill": ("zero", {"augment__rotation": 0.3}),
@@ -110,6 +112,14 @@ OTHER = {
     "augment.mix_until": ("1 steps", MIXED),
     "augment.repeats": (2, {}),
     "augment.where": ("host", {}),
+    "init.attention": ("mimetic_joint", MIMETIC),
+    "init.query_key": ((0.1, 0.2), MIMETIC),
+    "init.value_output": ((0.1, 0.2), MIMETIC),
+    "init.positions": ("", MIMETIC),
+    "init.positions_scale": (0.5, MIMETIC),
+    "init.stem": ("whitening", {}),
+    "init.stem_eps": (0.1, {"init__stem": "whitening"}),
+    "init.stem_images": (20, {"init__stem": "whitening"}),
     "optim.name": ("lion", {}),
     "optim.peak_lr": (2e-3, {}),
     "optim.start_lr": (1e-4, {}),
@@ -205,7 +215,8 @@ def look(config):
     t = plan.train
     feed = make_feed(plan, assembly, source, mesh, t.steps_per_call)
     # Laid out as after a step: else the second step would be compiled anew.
-    state = jax.jit(assembly.create_state, out_shardings=replicated(mesh))()
+    make = jax.jit(assembly.create_state, out_shardings=replicated(mesh))
+    state = make(assembly.init_key(), assembly.measure(source))
 
     @jax.jit
     def step(state, data, call, i):

@@ -83,6 +83,17 @@ def test_dropping_the_last_batch():
         ({"augment__pad_crop": 8}, "must be smaller than the image's side of 8"),
         ({"log__writers": ("tensorbord",)}, "did you mean 'tensorboard'"),
         ({"model__num_classes": 4}, "digits has 10 classes"),
+        ({"init__attention": "mimetik"}, "config.init.attention='mimetik': .*did you mean 'mimetic'"),
+        ({"init__attention": "mimetic", "init__query_key": (0.7,)}, "config.init.query_key=.*must be two numbers"),
+        ({"init__attention": "mimetic", "init__value_output": (0, 0)}, "config.init.value_output=.*not both 0"),
+        ({"init__positions": "sincos", "init__positions_scale": 0.0}, "config.init.positions_scale=0.0: must be above"),
+        ({"init__stem": "whitening", "init__stem_eps": 0.0}, "config.init.stem_eps=0.0: must be above 0"),
+        ({"init__stem": "whitening", "init__stem_images": 0}, "config.init.stem_images=0: must be 1 or more"),
+        ({"augment__flip": True, "augment__flip_mode": "by turns"}, "must be one of random, alternate"),
+        (
+            {"augment__flip": True, "augment__flip_mode": "alternate", "augment__repeats": 2},
+            "config.augment.repeats=2 shows copies",
+        ),
         ({"seed": -1}, "config.seed=-1"),
         ({"optim__name": "muon", "optim__muon_rms": 0.0}, "config.optim.muon_rms=0.0: must be above 0"),
         ({"optim__name": "muon", "optim__muon_beta": 1.0}, "config.optim.muon_beta=1.0: must be at least 0"),
@@ -112,6 +123,10 @@ def test_what_does_not_fit_is_refused_in_one_line(changes, says):
         ({"optim__name": "adamw"}, "optim.muon_rms", "optim.name='adamw' has none"),
         ({"optim__name": "muon"}, "optim.momentum", "optim.name='muon' has none"),
         ({}, "optim.ema_ramp", "keeps no average"),
+        ({}, "init.query_key", "config.init.attention='' leaves attention as"),
+        ({"init__attention": "mimetic"}, "init.positions_scale", "config.init.positions='' leaves the position table"),
+        ({}, "init.stem_images", "config.init.stem='' leaves the first layer"),
+        ({}, "augment.flip_mode", "config.augment.flip=False mirrors no image"),
     ],
 )
 def test_an_override_that_nothing_reads_is_an_error(changes, key, says):
@@ -126,7 +141,8 @@ def test_every_key_is_read_when_everything_is_on():
 
     config = tiny_config(train__patience="2 epochs", optim__ema_decay=0.9)
     config.augment.update(train="resize_crop", evaluation="centre_crop", resize=10, rotation=0.1, mixup=0.8, cutmix=1.0)
-    config.augment.update(erase=0.25, mix_until="50%")
+    config.augment.update(erase=0.25, mix_until="50%", flip=True)
+    config.init.update(attention="mimetic", positions="sincos", stem="whitening")
     muon = {f"optim.muon_{key}" for key in ("on", "off", "heads", "beta", "rms")}
     one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"} | muon
     resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])

@@ -12,9 +12,14 @@ import pytest
 from tiny import tiny_config
 
 import jaxvit
+from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data.batches import TrainBatches, TrainOrder
+from jaxvit.data.colour import normalize
 from jaxvit.data.feed import ResidentFeed, StreamFeed
 from jaxvit.data.sources import open_dataset
+from jaxvit.devices.sharding import make_mesh
+from jaxvit.run.assembly import assemble
+from jaxvit.run.program import make_feed
 from jaxvit.training.journal import read_jsonl
 
 
@@ -85,6 +90,36 @@ def test_hosts_make_their_own_part(source):
     parts = [feed(slice(i * 4, i * 4 + 4)).host_batch(5) for i in range(4)]
     for name, values in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
+
+
+def seen_by_turns(feed, **changes):
+    """{number: [mirrored, in the order of the epochs]} of what three epochs give the model; the last steps first."""
+    config = tiny_config(data__feed=feed, augment__flip=True, augment__flip_mode="alternate", augment__pad_crop=0)
+    for key, value in changes.items():
+        config.augment[key] = value
+    dataset = dataset_of(config)
+    plan = resolve(config, dataset=dataset)
+    assembly, split = assemble(plan), dataset.read(plan.data.train)
+    made = make_feed(plan, assembly, split, make_mesh(1), 1)
+    prepare = jax.jit(lambda data, call, step: (assembly.loss()[0](step, b := made.pick(data, call, 0)), b["number"]))
+    originals = np.asarray(normalize(split.images[:], plan.augment.mean, plan.augment.std))
+    seen = {number: [None] * 3 for number in range(len(split))}
+    for step in reversed(range(plan.train.steps)):
+        examples, numbers = prepare(made.data, made(step, 1), np.int32(step))
+        for image, number, counts in zip(examples["image"], np.asarray(numbers), examples["mask"], strict=True):
+            plain, mirrored = (np.array_equal(image, x) for x in (originals[number], originals[number][:, ::-1]))
+            assert plain != mirrored
+            if counts:
+                seen[int(number)][step // plan.train.steps_per_epoch] = mirrored
+    return seen
+
+
+def test_images_mirrored_by_turns_are_seen_both_ways_in_two_epochs_whatever_the_feed():
+    seen = seen_by_turns("resident")
+    assert all(a != b and a == c for a, b, c in seen.values())
+    assert 15 < sum(first for first, _, _ in seen.values()) < 45
+    assert seen_by_turns("stream") == seen
+    assert seen_by_turns("stream", where="host") == seen
 
 
 def run(workdir, **changes):

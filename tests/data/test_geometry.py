@@ -33,6 +33,18 @@ def test_random_crop_gives_each_image_a_place_of_its_own():
     assert {f[0] for f in found} == {(y, x) for y in range(3) for x in range(3)}
 
 
+def test_by_turns_an_image_is_mirrored_in_every_other_epoch():
+    numbers = np.array([5, 999, *range(200), 5])
+    epochs = [np.asarray(geometry.alternating(jax.random.key(3), numbers, epoch)) for epoch in range(4)]
+    assert 60 < epochs[0].sum() < 140 and epochs[0][0] == epochs[0][-1] == epochs[0][7]
+    np.testing.assert_array_equal(epochs[1], ~epochs[0])
+    np.testing.assert_array_equal(epochs[2:], epochs[:2])
+    assert not np.array_equal(epochs[0], geometry.alternating(jax.random.key(4), numbers, 0))
+    marked = np.asarray(geometry.mirror(np.arange(48) % 3 == 0, IMAGES))
+    expected = [image[:, ::-1] if i % 3 == 0 else image for i, image in enumerate(IMAGES)]
+    np.testing.assert_array_equal(marked, expected)
+
+
 def test_one_position_for_the_batch():
     crops = np.asarray(geometry.random_crop(KEYS, IMAGES, 6, 5, position="batch"))
     assert len({places(image, crop)[0] for image, crop in zip(IMAGES, crops, strict=True)}) == 1

@@ -32,6 +32,8 @@ def settings(**changes):
         **{
             "seeds": (0, 3, 1),
             "augment__flip": True,
+            "augment__flip_mode": "alternate",
+            "init__stem": "whitening",
             "augment__mixup": 0.4,
             "optim__name": "sgd",
             "optim__peak_lr": 0.05,

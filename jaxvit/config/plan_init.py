@@ -1,0 +1,57 @@
+"""The initial values' part of a Plan."""
+
+from __future__ import annotations
+
+import math
+
+from jaxvit.config.plan_types import InitPlan
+from jaxvit.config.reader import ConfigReader
+from jaxvit.errors import UsageError
+
+ATTENTION = ("", "mimetic", "mimetic_joint")
+POSITIONS = ("", "sincos")
+STEM = ("", "whitening")
+
+
+def resolve_init(get: ConfigReader) -> InitPlan:
+    """Reads `config.init`; what goes with an empty name is not read."""
+    default = InitPlan()
+    attention, positions = get.one_of("init.attention", ATTENTION), get.one_of("init.positions", POSITIONS)
+    stem = get.one_of("init.stem", STEM)
+    return InitPlan(
+        attention=attention,
+        query_key=_strengths(get, "init.query_key") if attention else default.query_key,
+        value_output=_strengths(get, "init.value_output") if attention else default.value_output,
+        positions=positions,
+        positions_scale=_above_zero(get, "init.positions_scale") if positions else default.positions_scale,
+        stem=stem,
+        stem_eps=_above_zero(get, "init.stem_eps") if stem else default.stem_eps,
+        stem_images=get.at_least("init.stem_images", 1) if stem else default.stem_images,
+    )
+
+
+def why_init_unread(key: str) -> str:
+    """What leaves a key of this section without effect."""
+    if key in ("init.query_key", "init.value_output"):
+        return "config.init.attention='' leaves attention as config.model.initialiser has it"
+    if key == "init.positions_scale":
+        return "config.init.positions='' leaves the position table as config.model.initialiser has it"
+    return "config.init.stem='' leaves the first layer as config.model.initialiser has it"
+
+
+def _strengths(get: ConfigReader, key: str) -> tuple[float, float]:
+    value = tuple(get(key))
+    numbers = all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in value)
+    if len(value) != 2 or not numbers or not any(value):
+        raise UsageError(
+            f"config.{key}={value}: must be two numbers of 0 or more, not both 0: the strength of the noise and that "
+            "of the identity"
+        )
+    return float(value[0]), float(value[1])
+
+
+def _above_zero(get: ConfigReader, key: str) -> float:
+    value = get(key)
+    if not 0 < value < math.inf:
+        raise UsageError(f"config.{key}={value}: must be above 0, and finite")
+    return float(value)

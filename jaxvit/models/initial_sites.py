@@ -1,0 +1,189 @@
+"""Where initial values that follow a formula go in a model, and their way into its variables.
+
+`survey` watches a model while its variables are made, so it finds the places in any model that is made of this
+package's layers, whatever they are called; `start_attention`, `start_positions` and `start_stem` are pure functions
+from variables to variables. The modules themselves do not change.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxvit.layers.attention import Attention
+from jaxvit.layers.embed import PositionEmbed
+from jaxvit.ops.initial_values import mimetic_attention, place_filters
+from jaxvit.ops.positions import sincos_positions
+
+Path = tuple[str, ...]  # of a module, from the model down
+_WITH_KERNEL = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
+
+
+@dataclass(frozen=True)
+class Stem:
+    """The layer that a model puts its images into first.
+
+    Attributes:
+      path: of the module, which has a 'kernel'.
+      window, strides: rows and columns, of a convolution; () of a dense layer.
+      values: that each of its outputs is a sum over, P.
+    """
+
+    path: Path
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    values: int
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where initial values can go.
+
+    Attributes:
+      attention: every self-attention; that of an attention pooling, whose query is no token, is none.
+      positions: every trained position table, and the (rows, columns) that it is for.
+      stem: the first layer with a kernel that is called; None if that is no dense layer and no plain convolution.
+    """
+
+    attention: tuple[Path, ...]
+    positions: tuple[tuple[Path, tuple[int, int]], ...]
+    stem: Stem | None
+
+
+def survey(model: nn.Module, input_shape: tuple[int, ...]) -> Sites:
+    """Looks at a model, by tracing shapes only.
+
+    Args:
+      model: called as `model(images, train=False)`.
+      input_shape: of one image, (H, W, C).
+    """
+    attention: list[Path] = []
+    tables: list[tuple[Path, tuple[int, int]]] = []
+    stems: list[Stem | None] = []
+
+    def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if isinstance(module, Attention):
+            if len(args) == 1 and kwargs.get("kv_BNC") is None:
+                attention.append(module.path)
+        elif isinstance(module, PositionEmbed):
+            if module.kind == "learned" and not module.frozen:
+                tables.append((module.path, tuple(kwargs["grid"])))
+        elif isinstance(module, _WITH_KERNEL) and not stems:
+            stems.append(_stem(module, args[0]))
+
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    jax.eval_shape(lambda key, x: _init(model, key, x, look), jax.eval_shape(lambda: jax.random.key(0)), images)
+    unique = tuple(dict.fromkeys(attention))  # a module that is called twice is one place
+    return Sites(unique, tuple(dict.fromkeys(tables)), stems[0] if stems else None)
+
+
+def _stem(module: nn.Module, x: jax.Array) -> Stem | None:
+    if isinstance(module, nn.Dense):
+        return Stem(module.path, (), (), x.shape[-1])
+    if not isinstance(module, nn.Conv):
+        return None
+    size = module.kernel_size
+    window = (size,) if isinstance(size, int) else tuple(size)
+    if len(window) != 2 or x.ndim != 4 or module.feature_group_count != 1:
+        return None
+    if not {*np.ravel(module.kernel_dilation or 1), *np.ravel(module.input_dilation or 1)} <= {1}:
+        return None
+    strides = tuple(int(s) for s in np.broadcast_to(module.strides or 1, 2))
+    return Stem(module.path, window, strides, window[0] * window[1] * x.shape[-1])
+
+
+def _init(model: nn.Module, key: jax.Array, images: jax.Array, look: Callable[..., None]) -> Any:
+    """Makes the variables and shows `look` each module that is called on the way, with what it is given."""
+
+    def watch(call, args, kwargs, context):
+        if context.method_name == "__call__":
+            look(context.module, args, kwargs)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        return model.init(key, images, train=False)
+
+
+def stem_input(model: nn.Module, stem: Stem, images_BHWC: jax.Array) -> jax.Array:
+    """What the stem is given for these images: they themselves, patches of them, or these normalised.
+
+    To be jitted: whatever comes after the stem is then not computed. Parameters before it are as they begin.
+    """
+    given: list[jax.Array] = []
+
+    def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if module.path == stem.path and not given:
+            given.append(args[0])
+
+    _init(model, jax.random.key(0), images_BHWC, look)
+    return given[0].astype(jnp.float32)
+
+
+def start_attention(
+    params: Mapping[str, Any],
+    paths: Sequence[Path],
+    key: jax.Array,
+    *,
+    query_key: tuple[float, float] = (0.7, 0.7),
+    value_output: tuple[float, float] = (0.4, 0.4),
+    joint: bool = False,
+) -> dict[str, Any]:
+    """The parameters with the kernels of the attentions at `paths` as `mimetic_attention` gives them.
+
+    Each attention draws from a key of its own, made from `key` and its path. What else it has, biases and norms, stays.
+    """
+    found = dict(params)
+    for path in paths:
+        module = _at(found, path)
+        channels, heads, head_dim = module["query"]["kernel"].shape
+        own = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        kernels = mimetic_attention(
+            own, channels, heads, head_dim, query_key=query_key, value_output=value_output, joint=joint
+        )
+        for name, kernel in kernels.items():
+            found = _with(found, (*path, name, "kernel"), kernel)
+    return found
+
+
+def start_positions(
+    params: Mapping[str, Any], tables: Sequence[tuple[Path, tuple[int, int]]], *, scale: float = 1.0
+) -> dict[str, Any]:
+    """The parameters with trained position tables at `scale` times the values of `sincos_positions`.
+
+    Leading rows that have no place, as a class token's, stay as they are.
+
+    Raises:
+      ValueError: the number of channels does not suit.
+    """
+    found = dict(params)
+    for path, grid in tables:
+        table_NC = _at(found, path)["table"]
+        fixed_NC = scale * jnp.asarray(sincos_positions(grid, table_NC.shape[1]))
+        prefix = table_NC.shape[0] - fixed_NC.shape[0]
+        found = _with(found, (*path, "table"), jnp.concatenate([table_NC[:prefix], fixed_NC.astype(table_NC.dtype)]))
+    return found
+
+
+def start_stem(params: Mapping[str, Any], stem: Stem, filters_PP: jax.Array) -> dict[str, Any]:
+    """The parameters with the stem's kernel as `jaxvit.ops.initial_values.place_filters` makes it."""
+    kernel = _at(params, stem.path)["kernel"]
+    return _with(params, (*stem.path, "kernel"), place_filters(kernel, filters_PP))
+
+
+def _at(tree: Mapping[str, Any], path: Path) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _with(tree: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """A copy of the tree with another leaf; what is not on the way to it is shared."""
+    name, *rest = path
+    return {**tree, name: _with(tree[name], tuple(rest), value) if rest else value}
