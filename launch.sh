@@ -2,7 +2,8 @@
 # Set up what is missing, then run jaxvit.
 #
 #   ./launch.sh                 train the default experiment (handwritten digits) and print its test accuracy
-#   ./launch.sh test [ARGS]     install the test extras, run the tests (ARGS go to pytest)
+#   ./launch.sh test [ARGS]     install the test extras, run the tests (ARGS go to pytest); a `reproduce --queue` on this
+#                               machine stands still meanwhile
 #   ./launch.sh VERB [ARGS]     any verb: ./launch.sh train --config=digits:cct --workdir=runs/mine
 #
 # After an installation, and after the default experiment, it ends by naming the next command in full.
@@ -11,7 +12,8 @@
 # JAXVIT_PYTHON=python3.12                   which Python makes the environment (default: the newest of 3.12, 3.11, …)
 # JAXVIT_VENV=DIR                            where the environment lies (default: .venv beside this file)
 #
-# A run that ends with exit code 75 (stopped by SIGTERM, state saved) is started again; one that ends by Ctrl-C is not.
+# A run that ends with exit code 75 (stopped by SIGTERM, state saved) is started again; one that ends by Ctrl-C is not,
+# nor one whose time was limited by --limit.
 set -u
 
 from=$PWD
@@ -106,8 +108,8 @@ if [ "${1:-}" = test ]; then
   shift
   installed "$with_tests" || install "$with_tests"
   cd "$here" || exit 2
-  [ -n "$new" ] || exec "$venv/bin/python" -m pytest "$@"
-  "$venv/bin/python" -m pytest "$@"
+  [ -n "$new" ] || exec "$venv/bin/python" -m jaxvit.devices.quiet "$venv/bin/python" -m pytest "$@"
+  "$venv/bin/python" -m jaxvit.devices.quiet "$venv/bin/python" -m pytest "$@"
   code=$?
   say_next train --config=digits --workdir=runs/digits
   exit "$code"
@@ -125,7 +127,10 @@ if [ $# -eq 0 ]; then
   next=(evaluate "--workdir=$(typed "$here/runs/digits")")
 fi
 
-child= terminated=
+child= terminated= limited=
+for word in "$@"; do
+  case $word in --limit|--limit=*) limited=1 ;; esac
+done
 trap 'terminated=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM
 trap ':' INT  # a terminal sends Ctrl-C to the run as well; stay until it has saved
 
@@ -138,7 +143,7 @@ while :; do
   if [ "$code" -eq 134 ]; then
     fail "the run was aborted; if it is one of several processes, another one has ended (its output says why)" 70
   fi
-  if [ "$code" -ne 75 ] || [ -n "$terminated" ]; then break; fi
+  if [ "$code" -ne 75 ] || [ -n "$terminated$limited" ]; then break; fi
   echo "launch.sh: the run was stopped and is saved; starting it again" >&2
 done
 

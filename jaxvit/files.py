@@ -129,23 +129,29 @@ class Lock:
     Args:
       path: of the lock file, made when missing, or of a folder that is there.
       busy: what to say when another process holds it; '' = wait for that one.
+      shared: any number of processes hold it so at the same time; none beside one that holds it alone.
 
     Raises:
       UsageError: another process holds it.
       OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, busy: str = ""):
+    def __init__(self, path: Path, busy: str = "", *, shared: bool = False):
         folder = path.is_dir()
         self._descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(self._descriptor, kind | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
             self.close()
             raise UsageError(busy) from None
         except BaseException:
             self.close()
             raise
+
+    def fileno(self) -> int:
+        """The descriptor of the open file; a program that inherits it holds the lock too."""
+        return self._descriptor
 
     def close(self) -> None:
         """Gives the lock back; a second call does nothing."""

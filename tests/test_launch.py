@@ -94,8 +94,30 @@ def test_it_ends_by_naming_the_next_command(echoing, tmp_path):
     assert called == "called: -m jaxvit train --config=digits --workdir=runs/digits" and last == activate
     assert following == rf"Next, for example:  my\ venv/bin/jaxvit evaluate --workdir={ROOT}/runs/digits"
     *_, called, _, following, last = launch("test", "tests/ops")
-    assert called == "called: -m pytest tests/ops" and last == activate and " train --config=digits " in following
+    assert called == f"called: -m jaxvit.devices.quiet {tmp_path}/my venv/bin/python -m pytest tests/ops"
+    assert last == activate and " train --config=digits " in following
     assert launch("test", "tests/ops") == [called]
+
+
+def test_what_is_limited_is_not_started_again(tmp_path):
+    settings = {"JAXVIT_VENV": stamped_environment(tmp_path / "venv")}
+    (tmp_path / "venv" / "bin" / "python").write_text("#!/bin/sh\necho started\nexit 75\n")
+    for words in (["--limit=2 hours"], ["--limit", "2 hours"]):
+        command = [LAUNCH, "reproduce", "--queue=results/queue.toml", *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(**settings), timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (75, "started\n", "")
+
+
+def test_the_tests_ask_for_a_quiet_machine(tmp_path):
+    settings = {"JAXVIT_VENV": stamped_environment(tmp_path / "venv"), "JAXVIT_LOCKS": str(tmp_path / "locks")}
+    stamp = tmp_path / "venv" / ".jaxvit-installed"
+    stamp.write_text(stamp.read_text().replace("[]", "[test]"))
+    (tmp_path / "test_it.py").write_text(
+        "from jaxvit.devices import quiet\n\ndef test_it():\n    assert quiet.is_asked()\n"
+    )
+    command = [LAUNCH, "test", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_it.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(**settings))
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def wait_for(condition, seconds=120):

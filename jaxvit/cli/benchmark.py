@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.config.overrides import parse_config_arguments, parse_overrides, split_overrides
+from jaxvit.devices import quiet
 from jaxvit.errors import UsageError
 from jaxvit.exports.formats import format_of
 from jaxvit.files import make_writable, write_text
@@ -33,7 +34,8 @@ _EXAMPLES = """examples:
 Everything is timed turn by turn, --rounds turns of --seconds each, several steps between two waits; medians and
 quartiles are given. TFLOP/s are counted: 2 for each multiply-add of `jaxvit summary` ('all'), times 3 for training. Its
 peak is that of large matrix products in the same dtype. Several models are measured one after the other, each in a
-process of its own, so that the memory of one is not another's. docs/performance.md says what each figure means.
+process of its own, so that the memory of one is not another's. A `jaxvit reproduce --queue` on this machine stands
+still meanwhile. docs/performance.md says what each figure means.
 """
 
 
@@ -92,10 +94,11 @@ def main(argv: list[str]) -> int:
         return errors.DONE
     for folder in filter(None, (options.out, options.trace)):
         make_writable(Path(folder), "name another folder")
-    if len(models) > 1:
-        return measure_each(options, rest, models)
-    config, overrides, origin = configured[0]
-    found = measure_one(config, overrides, origin, options)
+    with quiet.asked():
+        if len(models) > 1:
+            return measure_each(options, rest, models)
+        config, overrides, origin = configured[0]
+        found = measure_one(config, overrides, origin, options)
     if options.json:
         print(json.dumps(found), flush=True)
     else:
@@ -128,7 +131,8 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     if options.out:
         make_writable(Path(options.out), "name another folder")
     effort = Effort(options.rounds, options.seconds)
-    found = measure_files(files, options.workdir, effort, own_code=options.own_code)
+    with quiet.asked():
+        found = measure_files(files, options.workdir, effort, own_code=options.own_code)
     about = circumstances(*PACKAGES, "onnxruntime", "tensorflow")
     said = page(found, about)
     print(json.dumps({"files": found, **about}) + "\n" if options.json else said, end="")

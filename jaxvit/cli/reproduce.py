@@ -12,10 +12,15 @@ from rich.table import Table
 
 from jaxvit import errors
 from jaxvit.cli import command_line
+from jaxvit.devices.runtime import lower_priority
 from jaxvit.errors import RunFailedError, UsageError, first_line, nearest
 from jaxvit.files import make_writable, packaged, write_text
+from jaxvit.reproduce.archive import SUFFIX as ARCHIVE_SUFFIX
+from jaxvit.reproduce.archive import archived, folder_for, opened, pack, renew
 from jaxvit.reproduce.curves import draw_curves, keep_metrics, validations
+from jaxvit.reproduce.effort import efforts_of
 from jaxvit.reproduce.page import numbers, outcome, page
+from jaxvit.reproduce.queue import listing, parse_limit, read_queue, run_queue, statuses
 from jaxvit.reproduce.rows import Row, read_rows, rows_file
 from jaxvit.reproduce.runs import Way, config_of, run_row, sort_out
 from jaxvit.reproduce.table import form_of, is_full, keep, known_results, newest, results_of, writing
@@ -28,6 +33,10 @@ _EXAMPLES = """examples:
   jaxvit reproduce cct --epochs=2                    a short form, marked as such, which passes and fails nothing
   jaxvit reproduce --all                             all rows, in their order; what is finished is not done again
   jaxvit reproduce --take=rows_gpu/results           adds what was run elsewhere to the table
+  jaxvit reproduce --queue=results/queue.toml --dry_run                  what is finished, what would be run
+  jaxvit reproduce --queue=results/queue.toml --limit='2 hours'          the next two hours of it, at low priority
+  jaxvit reproduce --pack=runs.tar                                       to go on with on another machine:
+  jaxvit reproduce --queue=results/queue.toml --limit='2 hours' --runs=runs.tar
 
 Judged are the runs that the command asks for, whether it trains them or finds them finished; --list and the page tell
 of all that the table has.
@@ -37,7 +46,8 @@ has a rows.toml, as in the project's own folder, the rows are those; --list then
 with jaxvit as well.
 
 exit codes: 0 the rows named pass, 1 one misses a target, cannot be tested or could not be run, 2 a mistake in the
-command, 75 and 130 stopped and saved: the same command goes on
+command, 75 and 130 stopped and saved: the same command goes on. Of a queue: 0 all of it has been run, 1 some could not
+be, 75 its limit is reached
 """
 
 
@@ -83,7 +93,12 @@ def _parser() -> command_line.Parser:
         "--dtype", choices=("float32", "bfloat16"), default="", help="of the computation, marked as such in the table"
     )
     parser.add_argument("--take", default="", metavar="DIR", help="add the table in DIR to this one; run nothing")
-    parser.add_argument("--runs", default="runs/reproduce", metavar="DIR", help="(default: runs/reproduce)")
+    parser.add_argument("--queue", default="", metavar="FILE", help="run what this file lists: see docs/scale.md")
+    parser.add_argument("--limit", default="", metavar="TIME", help="with --queue: stop after so long, '2 hours'")
+    parser.add_argument(
+        "--runs", default="runs/reproduce", metavar="DIR", help="or DIR.tar, its archive (default: runs/reproduce)"
+    )
+    parser.add_argument("--pack", default="", metavar="FILE.tar", help="write such an archive; run nothing")
     parser.add_argument(
         "--results",
         default="results",
@@ -134,13 +149,21 @@ def main(argv: list[str]) -> int:
     configs = packaged("configs") if options.configs is None else Path(options.configs)
     every = read_rows(rows_file(results))
     if options.take:
-        of_runs = ("all", "list", "seeds", "together", "epochs", "dtype", "dry_run")
-        if more := options.rows + [f"--{name}" for name in of_runs if getattr(options, name)]:
-            raise UsageError(f"{more[0]}: --take adds a whole table and runs nothing; leave it out")
+        _refuse_beside(
+            options, "--take adds a whole table and runs nothing", "dtype", "dry_run", "queue", "limit", "pack"
+        )
         return _take(Path(options.take), every, results, configs)
+    if options.pack:
+        _refuse_beside(options, "--pack writes an archive and runs nothing", "dtype", "dry_run", "queue", "limit")
+        return _pack(Path(options.runs), Path(options.pack))
+    if options.queue:
+        _refuse_beside(options, "the queue's file says what is run")
+        return _queue(options, every, results, configs)
+    if options.limit:
+        raise UsageError(f"--limit={options.limit}: it is for --queue=FILE; leave it out")
     asked = _chosen(options, every)
     rows = list({row.name: row for one in asked for row in with_partner(one, every)}.values())
-    way = Way(configs, Path(options.runs), options.epochs, options.dtype, options.together)
+    way = Way(configs, folder_for(Path(options.runs)), options.epochs, options.dtype, options.together)
     lines, _ = sort_out(known_results(results), every, configs)
     if options.dry_run:
         for row in rows:
@@ -151,14 +174,16 @@ def main(argv: list[str]) -> int:
     _begin(results)
     made: list[dict[str, str]] = []
     not_run: dict[str, Exception] = {}
-    for row in rows:
-        try:
-            for line, run in run_row(row, row.seeds[: options.seeds or None], way):
-                made.append({name: str(value) for name, value in line.items()})
-                _keep(line, run, row, every, results, configs)
-        except (UsageError, RunFailedError, OSError, jax.errors.JaxRuntimeError) as error:
-            not_run[row.name] = error
-            print(f"{row.name}: {'stopped by' if isinstance(error, OSError) else 'not run'}: {first_line(error)[:300]}")
+    with opened(Path(options.runs)):
+        for row in rows:
+            try:
+                for line, run in run_row(row, row.seeds[: options.seeds or None], way):
+                    made.append({name: str(value) for name, value in line.items()})
+                    _keep(line, run, row, every, results, configs)
+            except (UsageError, RunFailedError, OSError, jax.errors.JaxRuntimeError) as error:
+                not_run[row.name] = error
+                what = "stopped by" if isinstance(error, OSError) else "not run"
+                print(f"{row.name}: {what}: {first_line(error)[:300]}")
     if len(not_run) == len(rows) and all(isinstance(error, UsageError) for error in not_run.values()):
         raise next(iter(not_run.values()))  # nothing was done: a mistake in the command, or no data
     failed = False
@@ -186,6 +211,49 @@ def _begin(results: Path) -> None:
     make_writable(results, "name another folder with --results")
 
 
+def _refuse_beside(options: Any, reason: str, *more: str) -> None:
+    """Raises UsageError where flags are given that say nothing beside another one."""
+    flags = [f"--{name}" for name in ("all", "list", "seeds", "together", "epochs", *more) if getattr(options, name)]
+    if given := options.rows + flags:
+        raise UsageError(f"{given[0]}: {reason}; leave it out")
+
+
+def _queue(options: Any, every: dict[str, Row], results: Path, configs: Path) -> int:
+    """Works off a queue, or shows it."""
+    runs = Path(options.runs)
+    way = Way(configs, folder_for(runs), dtype=options.dtype)
+    tasks = read_queue(Path(options.queue), every)
+    parse_limit(options.limit)
+    found = statuses(tasks, way, results, archived(runs))
+    if options.dry_run:
+        print(listing(found))
+        return errors.DONE
+    _begin(results)
+    lower_priority()
+    with opened(runs):
+        failed = run_queue(
+            tasks,
+            way,
+            results,
+            options.limit,
+            lambda line, run, row: _keep(line, run, row, every, results, configs),
+            lambda: renew(runs),
+        )
+    print(f"table: {results / 'README.md'}", flush=True)
+    return errors.SOME_INPUTS_FAILED if failed else errors.DONE
+
+
+def _pack(runs: Path, file: Path) -> int:
+    """Writes the archive of a folder of runs."""
+    if file.suffix != ARCHIVE_SUFFIX:
+        raise UsageError(f"--pack={file}: name a file that ends in {ARCHIVE_SUFFIX}, so that --runs takes it")
+    count = pack(folder_for(runs), file)
+    if not count:
+        raise UsageError(f"--runs={runs}: there is no run in it to pack")
+    print(f"{count} run{'s' * (count > 1)} packed, {file.stat().st_size / 1e6:.1f} MB; go on with --runs={file}")
+    return errors.DONE
+
+
 def _keep(
     line: dict[str, Any], run: Path | None, row: Row, every: dict[str, Row], results: Path, configs: Path
 ) -> None:
@@ -199,7 +267,8 @@ def _keep(
 
 def _write_page(every: dict[str, Row], results: Path, configs: Path) -> None:
     lines, outdated = sort_out(results_of(results / "results.csv"), every, configs)
-    write_text(results / "README.md", page(every, lines, draw_curves(every, lines, results), outdated))
+    curves, efforts = draw_curves(every, lines, results), efforts_of(lines, results)
+    write_text(results / "README.md", page(every, lines, curves, outdated, efforts))
 
 
 def _take(other: Path, every: dict[str, Row], results: Path, configs: Path) -> int:

@@ -104,6 +104,17 @@ def take_huge_pages(argv: Sequence[str]) -> None:
             os.execv(sys.executable, [sys.executable, *argv])
 
 
+def lower_priority() -> None:
+    """Gives all threads of this process the lowest priority, for good: it computes when nobody else does.
+
+    Linux keeps a priority for each thread, and a new one has its maker's, so those that are there are told one by one.
+    """
+    threads = Path("/proc/self/task")
+    for number in [int(p.name) for p in threads.iterdir()] if threads.is_dir() else [0]:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, number, 19)
+
+
 @contextlib.contextmanager
 def fresh_program_cache() -> Iterator[None]:
     """Within, compiled programs are kept in a new folder, empty at first; the user's own is left alone."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxvit.reproduce.effort import Effort, told_effort
 from jaxvit.reproduce.rows import JUDGED, Row
 from jaxvit.reproduce.statistics import Difference, Verdict, compare, judge
 from jaxvit.reproduce.table import form_of, is_full, newest
@@ -102,8 +103,17 @@ def page(
     lines: Sequence[dict[str, str]],
     curves: Sequence[str] = (),
     outdated: Sequence[dict[str, str]] = (),
+    efforts: Mapping[str, Effort] | None = None,
 ) -> str:
-    """results/README.md; `curves` are pictures beside it, `outdated` lines, of `row_runs.sort_out`, are only named."""
+    """results/README.md.
+
+    Args:
+      rows: all rows, by name.
+      lines: of today's recipes.
+      curves: pictures beside the page.
+      outdated: lines of `runs.sort_out` that are only named.
+      efforts: what runs took, of `effort.efforts_of`.
+    """
     text = [
         "# Results",
         "",
@@ -119,6 +129,8 @@ def page(
         "  validation, or the last where there is none.",
         "- Ratios of times are of the training of the same seed, validation left out; `benchmarks/RESULTS.md` has",
         "  steps, timed in turns.",
+        "- Where a better recipe takes more multiply-adds, images or updates than the document's, the ratios stand",
+        "  beside its accuracy.",
         "- A run that is repeated with the same config on the same hardware renews its line. Of several sets of runs",
         "  the one with the most seeds is shown, of equals the last.",
         "",
@@ -127,11 +139,11 @@ def page(
     ]
     for row in rows.values():
         runs = newest(lines, row, form_of(row))
-        said, _ = outcome(row, runs, lines)
+        said = _measured(row, runs, lines, form_of(row), rows, efforts or {})
         count = f"{len(runs)} of {len(row.seeds)}" + f", n = {runs[0]['n']}" * (not row.steps) if runs else "none"
         for form in sorted({line["form"] for line in lines if line["row"] == row.name} - {form_of(row)}):
             others = newest(lines, row, form)
-            seeds, found = len(others), "; ".join(outcome(row, others, lines, form)[0])
+            seeds, found = len(others), "; ".join(_measured(row, others, lines, form, rows, efforts or {}))
             kind = "" if is_full(form) or row.steps else "a short form, "
             said.append(f"{kind}{form}, {seeds} run{'s' * (seeds > 1)}: {found}")
         cells = [
@@ -159,6 +171,21 @@ def page(
         text += ["", "## Where", ""]
         text += [f"- {where}" for where in sorted({f"{line['hardware']}; {line['versions']}" for line in lines})]
     return "\n".join(text) + "\n"
+
+
+def _measured(
+    row: Row,
+    runs: Sequence[dict[str, str]],
+    lines: Sequence[dict[str, str]],
+    form: str,
+    rows: Mapping[str, Row],
+    efforts: Mapping[str, Effort],
+) -> list[str]:
+    """The sentences of `outcome`, and after those on the accuracy what it took."""
+    said, _ = outcome(row, runs, lines, form)
+    took = told_effort(row, runs, lines, rows[row.document_row], form, efforts) if runs and row.document_row else ""
+    judged = len(row.target)
+    return [*said[:judged], *([took] if took else []), *said[judged:]]
 
 
 def numbers(numbers: Any) -> str:

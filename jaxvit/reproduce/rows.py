@@ -58,6 +58,7 @@ class Row:
     seeds: tuple[int, ...]
     quirks: tuple[str, ...]
     pair: Pair | None = None
+    document_row: str = ""
     steps: int = 0
     params: int = 0
     note: str = ""
@@ -97,6 +98,8 @@ def read_rows(file: Path) -> dict[str, Row]:
     for row in rows.values():
         if row.pair and row.pair.row not in rows:
             raise UsageError(f"{file}: row '{row.name}': there is no row '{row.pair.row}' to compare with")
+        if row.document_row and row.document_row not in rows:
+            raise UsageError(f"{file}: row '{row.name}': document_row: there is no row '{row.document_row}'")
     return rows
 
 
@@ -116,7 +119,8 @@ def _row(given: Any) -> Row:
     wrong = sorted(set(given) - set(fields)) + sorted(needed - set(given))
     if wrong:
         raise ValueError(f"'{wrong[0]}' is {'not known' if wrong[0] in given else 'missing'}")
-    for name, kinds in {**dict.fromkeys(("name", "config", "weights", "note"), str), "minutes": (int, float)}.items():
+    texts = dict.fromkeys(("name", "config", "weights", "note", "document_row"), str)
+    for name, kinds in {**texts, "minutes": (int, float)}.items():
         if not isinstance(given.get(name, ""), kinds) and name in given:
             raise TypeError(f"{name} = {given[name]!r} is of the wrong type")
     for name in ("n", "epochs", "steps", "params"):

@@ -22,10 +22,10 @@ from jaxvit.config.identity import config_hash, differences
 from jaxvit.data.batches import TrainBatches
 from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.files import read_json
+from jaxvit.files import read_json, write_json
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.reproduce.rows import Row
-from jaxvit.reproduce.table import COLUMNS, form_of, how, is_full, metrics_name
+from jaxvit.reproduce.table import COLUMNS, form_of, how, is_full, is_whole, metrics_name
 from jaxvit.run.environment import source_commit
 from jaxvit.run.folder import read_config, read_environment
 from jaxvit.run.train import train
@@ -33,8 +33,10 @@ from jaxvit.speed.subject import make_subject
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.load import load
 from jaxvit.training.journal import deciding_validations, read_jsonl
+from jaxvit.training.stopping import StopRequest
 
 STEP_BATCH = 12  # images of a step on random images
+LINE = "line.json"  # in the folder of a finished run: its line of results.csv
 
 # Lengths of a config that a short form shortens with it; shares of the training shorten by themselves.
 _LENGTHS = ("optim.warmup", "optim.length", "optim.cooldown", "augment.mix_until")
@@ -50,6 +52,7 @@ class Way:
       epochs: a short form of so many; 0 = each row's own, as is that of a row that has no more.
       dtype: of the computation; '' = the config's own.
       together: all seeds of a row as one run, which an accelerator trains in one program; else one after the other.
+      stop: what may stop or hold a run, as `jaxvit.train` takes it.
     """
 
     configs: Path
@@ -57,6 +60,15 @@ class Way:
     epochs: int = 0
     dtype: str = ""
     together: bool = False
+    stop: StopRequest | None = None
+
+
+def folder_of(row: Row, way: Way) -> Path:
+    """Where the folders of a row's seeds lie, each 'seed_K'."""
+    folder = way.runs / row.name
+    if not is_full(form_of(row, way.epochs, way.dtype)):
+        folder /= f"{way.epochs}_epochs"
+    return folder / way.dtype
 
 
 def config_of(row: Row, way: Way) -> ConfigDict:
@@ -118,24 +130,21 @@ def run_row(row: Row, seeds: Sequence[int], way: Way) -> Iterator[tuple[dict[str
         print(f"{row.name}: {row.config}, {form}", flush=True)
         yield _take_steps(row, config, form), None
         return
-    folder = way.runs / row.name
-    if not is_full(form):
-        folder /= f"{way.epochs}_epochs"
-    folder /= way.dtype
+    folder = folder_of(row, way)
     if way.together and len(seeds) > 1:
         config.seeds = tuple(seeds)
         folder /= f"seeds_{'_'.join(map(str, seeds))}"
         _refuse_another(folder, config)
-        for result in train(config, folder)["seeds"]:
+        for result in train(config, folder, stop=way.stop)["seeds"]:
             run = folder / f"seed_{result['seed']}"
-            yield _line(row, form, config, result["seed"], result, run), run
+            yield _kept_line(row, form, config, result["seed"], result, run), run
         return
     for seed in seeds:
         config.seed = seed
         print(f"{row.name}, seed {seed}: {row.config}", flush=True)
         run = folder / f"seed_{seed}"
         _refuse_another(run, config)
-        yield _line(row, form, config, seed, train(config, run), run), run
+        yield _kept_line(row, form, config, seed, train(config, run, stop=way.stop), run), run
 
 
 def _refuse_another(run: Path, config: ConfigDict) -> None:
@@ -223,6 +232,21 @@ def _versions(jax_version: str, python: str) -> str:
 
 def _multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     return count_macs(model, input_shape)["all"]
+
+
+def _kept_line(
+    row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """A finished run's line, and kept in its folder: then it needs no checkpoint any more."""
+    of_run = {"row": row.name, "form": form, "seed": seed, "config_hash": result["config_hash"], "weights": row.weights}
+    file = folder / LINE
+    kept = read_json(file, "delete it, and the run is measured again") if file.exists() else None
+    mine = isinstance(kept, dict) and set(kept) == set(COLUMNS) and of_run.items() <= kept.items()
+    if mine and is_whole({name: str(value) for name, value in kept.items()}):
+        return kept
+    line = _line(row, form, config, seed, result, folder)
+    write_json(folder / LINE, line)
+    return line
 
 
 def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path) -> dict[str, Any]:

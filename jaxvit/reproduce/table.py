@@ -71,7 +71,7 @@ def results_of(file: Path) -> list[dict[str, str]]:
             lines = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{file}: cannot be read ({error}); put a copy of it back, or move it away") from None
-    if any(None in line or None in line.values() or not _whole(line) for line in lines):
+    if any(None in line or None in line.values() or not is_whole(line) for line in lines):
         raise UsageError(f"{file}: a line is damaged; put a copy of it back, or move it away")
     return lines
 
@@ -88,7 +88,7 @@ def known_results(results: Path) -> list[dict[str, str]]:
     return [line for folder in folders for line in results_of(folder / "results.csv")]
 
 
-def _whole(line: dict[str, str]) -> bool:
+def is_whole(line: dict[str, str]) -> bool:
     """Whether its numbers can be those of a run, and its metrics a file beside it; steps have no accuracy."""
     of_steps = line["form"].partition(",")[0].endswith(_ON_RANDOM)
     try:

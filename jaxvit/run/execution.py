@@ -191,14 +191,16 @@ def _finish(
     def unless_stopped(batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
             _stop_if_asked(stop)
+            if stop.must_hold():
+                stop.hold()
             yield batch
 
     test = {}
     if job.test:
-        started = time.monotonic()
+        started = time.monotonic() - stop.held_seconds
         (totals,) = evaluate(job.eval_step, state.chosen_variables, unless_stopped(job.test()), job.place)
         test = totals.means()
-        position.seconds["eval"] += time.monotonic() - started
+        position.seconds["eval"] += time.monotonic() - stop.held_seconds - started
         journal.write(position.step, position.step / job.steps_per_epoch, "test", test)
     journal.flush()
     result = {

@@ -39,6 +39,7 @@ def train(
     debug_nans: bool = False,
     fall_back: bool = False,
     profile: tuple[int, int] | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Trains as the config says, or goes on where the run in `workdir` stopped, and returns its result.
 
@@ -49,6 +50,8 @@ def train(
       debug_nans: check every step at once and name the module where a number stops being finite. Slower.
       fall_back: when the newest checkpoint is damaged, set it aside and go on from the one before.
       profile: first and last step of which a profile is written into ``workdir/profile``.
+      stop: what may stop or hold this run: a `StopRequest`, entered before and left after it by the caller. None = the
+        signals that come while it runs.
 
     Returns:
       What result.json holds.
@@ -77,7 +80,8 @@ def train(
             raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
         return dataset, plan, assemble(plan, overrides)
 
-    with StopRequest() as stop, nobody_need_listen(), _device_and_disk_errors(config):
+    asked = contextlib.nullcontext(stop) if stop else StopRequest()
+    with asked as stop, nobody_need_listen(), _device_and_disk_errors(config):
         dataset, plan, assembly = processes.everywhere(prepare)
         opened = processes.first(lambda: RunDirectory(path, config))
         run = processes.everywhere(lambda: opened or RunDirectory(path, config, writes=False))

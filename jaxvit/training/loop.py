@@ -1,4 +1,4 @@
-"""The loop around the step: epochs, evaluation, best weights, hooks, early stopping, saving, being stopped.
+"""The loop around the step: epochs, evaluation, best weights, hooks, early stopping, saving, being stopped or held.
 
 The loop never waits for the step that it has just started: sums of step k-1 are read while step k runs.
 """
@@ -254,7 +254,7 @@ def fit(
     active = [(i, course) for i, course in enumerate(courses) if not course.done]
     (step,) = {course.position.step for _, course in active} or {job.steps}
     last = job.steps if until is None else min(until, job.steps)
-    clock = _Clock()
+    clock = _Clock(stop)
     pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
 
     def lap(name: str) -> float:
@@ -281,19 +281,24 @@ def fit(
         if job.profiler:
             job.profiler.after(step, sums)
         epoch_end = step % job.steps_per_epoch == 0 or step == job.steps
-        save = step % job.checkpoint_every == 0 or step == last
+        save = step % job.checkpoint_every == 0 or step == last or stop.save_is_due()
         # Read once: a signal between two looks would save a state without the metrics of its last step.
         stopping = stop.check()
-        pause = epoch_end or save or stopping or job.explain
+        holding = not stopping and stop.must_hold()
+        pause = epoch_end or save or stopping or holding or job.explain
         for entry in pending if pause else pending[:-1]:
             settle(*entry)
         pending = [] if pause else pending[-1:]
         failure = None
         for _, course in active:
             course.position.step = step
+        if holding:
+            lap("train")
+            stop.hold()
+            stopping = stop.check()  # all steps are booked, so this look may differ from the one before
         if epoch_end:
             lap("train")
-            evaluated = _validate(job, state, len(courses))
+            evaluated = _validate(job, state, len(courses), stop)
             lap("eval")
             for i, course in active:
                 save |= course.end_epoch(evaluated[i])
@@ -306,6 +311,7 @@ def fit(
                 course.checkpoints.wait()  # one whose last save failed must not fall further behind the others
             for i, course in active:
                 course.save(job.part(state, i))
+            stop.note_save()
             lap("save")
         if stopping or failure:
             for _, course in active:
@@ -333,12 +339,19 @@ def _call_hooks(job: Job, state: TrainState, active: Sequence[tuple[int, Course]
     return failure
 
 
-def _validate(job: Job, state: TrainState, runs: int) -> list[list[Mapping[str, float]]]:
+def _validate(job: Job, state: TrainState, runs: int, stop: StopRequest) -> list[list[Mapping[str, float]]]:
     """For each run the validation of its weights and, where one is kept, of their average; [] without a split."""
     if job.validation is None:
         return [[] for _ in range(runs)]
+
+    def batches() -> Iterator[Batch]:
+        for batch in job.validation():
+            if stop.must_hold():
+                stop.hold()
+            yield batch
+
     variables = [state.variables, state.ema_variables] if state.ema else [state.variables]
-    totals = [evaluate(job.eval_step, v, job.validation(), job.place, runs) for v in variables]
+    totals = [evaluate(job.eval_step, v, batches(), job.place, runs) for v in variables]
     return [[each[i].means() for each in totals] for i in range(runs)]
 
 
@@ -388,14 +401,21 @@ def _not_finite(
 
 
 class _Clock:
-    """Books the time since the last lap, in equal shares, under a name of the runs that it was spent on."""
+    """Books the time since the last lap, in equal shares, under a name of the runs that it was spent on.
 
-    def __init__(self) -> None:
-        self._mark = time.monotonic()
+    The time for which the work was held counts nowhere.
+    """
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+        self._mark = self._now()
+
+    def _now(self) -> float:
+        return time.monotonic() - self._stop.held_seconds
 
     def lap(self, name: str, courses: Sequence[Course]) -> float:
         """Returns the share of each."""
-        now = time.monotonic()
+        now = self._now()
         share, self._mark = (now - self._mark) / len(courses), now
         for course in courses:
             course.position.seconds[name] += share

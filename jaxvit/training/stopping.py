@@ -32,11 +32,16 @@ class StopRequest:
       exit_code: 0 until a signal came; then 75 for SIGTERM and SIGHUP, also when Ctrl-C came beside them, and 130 for
         Ctrl-C alone. A second Ctrl-C stops at once.
       answer: what a first Ctrl-C is told will happen.
+      held_seconds: how long `hold` has waited so far.
+
+    The loop also asks whether to stand still, and whether to save between the saves of the config. Here the answer is
+    no; a subclass may say otherwise, in a run of one process.
     """
 
     def __init__(self) -> None:
         self.exit_code = 0
         self.answer = SAVES_THE_STEP
+        self.held_seconds = 0.0
         self._interrupted = False
         self._several = jax.distributed.is_initialized()
         self._previous: dict[int, object] = {}
@@ -49,6 +54,20 @@ class StopRequest:
         if not self._several:
             return self.exit_code
         return (self.exit_code or STOPPED) if multihost_utils.reached_preemption_sync_point(next(_LOOKS)) else 0
+
+    def must_hold(self) -> bool:
+        """Whether `hold` is to be called, before anything more is computed. To be asked once a step or batch."""
+        return False
+
+    def hold(self) -> None:
+        """Waits until the work may go on, or until it is asked to stop. What was started should be done before."""
+
+    def save_is_due(self) -> bool:
+        """Whether to save after this step. To be asked once a step."""
+        return False
+
+    def note_save(self) -> None:
+        """To be called after every save."""
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -1,5 +1,6 @@
 """The table of the documents' numbers: what it asks for, and what runs say to it."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from tiny import TINY_ROW
 
 from jaxvit.config.files import load_config_file
 from jaxvit.errors import UsageError
+from jaxvit.reproduce.effort import Effort, efforts_of
 from jaxvit.reproduce.page import outcome, page
 from jaxvit.reproduce.rows import read_rows
 from jaxvit.reproduce.runs import Way, circumstances, config_of, recipe_of, sort_out
@@ -93,7 +95,8 @@ def test_the_page_is_made_of_the_table_and_its_runs():
     groups = dict.fromkeys(f"{row.config.partition('.')[0]}_{row.epochs}_epochs" for row in ROWS.values())
     curves = [f"curves/{name}.png" for name in groups if (ROOT / "results" / "curves" / f"{name}.png").exists()]
     lines, outdated = sort_out(results_of(ROOT / "results" / "results.csv"), ROWS, ROOT / "configs")
-    assert (ROOT / "results" / "README.md").read_text() == page(ROWS, lines, curves, outdated)
+    efforts = efforts_of(lines, ROOT / "results")
+    assert (ROOT / "results" / "README.md").read_text() == page(ROWS, lines, curves, outdated, efforts)
 
 
 def test_every_line_is_of_todays_configs_and_has_its_metrics():
@@ -315,6 +318,8 @@ def test_short_forms_are_compared_too_and_pass_nothing():
         (BEST.replace('"tiny_row.py"', '"../evil.py"'), "config = '../evil.py': must be a file's name"),
         (BEST + "steps = 1\n", "has no params"),
         (BEST + "pair = { rov = 'x' }\n", "row 'tiny': .*rov"),
+        (BEST + "document_row = 'none'\n", "row 'tiny': document_row: there is no row 'none'"),
+        (BEST + "document_row = 1\n", "document_row = 1 is of the wrong type"),
     ],
 )
 def test_rows_that_are_not_right(tmp_path, text, says):
@@ -333,3 +338,50 @@ def test_a_line_says_how_many_devices_a_run_had():
     assert circumstances(both)["hardware"] == "AMD EPYC, 2 cores + AMD EPYC, 2 cores, 2 devices"
     many = about | {"devices": ["cpu"] * 4, "processes": 2}
     assert circumstances([many])["hardware"] == "AMD EPYC, 2 cores, 4 devices, 2 processes"
+
+
+def test_what_a_better_recipe_takes_is_told_beside_its_accuracy(tmp_path):
+    """The document's 4 epochs of 100 images in 5 steps, and 150 images in 15 steps at 1.5 times the multiply-adds."""
+    (tmp_path / "metrics").mkdir()
+
+    def run(row, seed, epochs, images, steps, multiply_adds, **more):
+        name = f"{row}_{seed}.jsonl"
+        records = [{"step": steps * i, "epoch": i, "split": "train", "count": images} for i in range(1, epochs + 1)]
+        records.insert(1, {"step": 1, "epoch": 0.1, "split": "steps", "count": 7})
+        records.append({"step": steps * epochs, "epoch": epochs, "split": "test", "count": 10})
+        (tmp_path / "metrics" / name).write_text("".join(f"{json.dumps(record)}\n" for record in records))
+        return line(row, seed, 0.85, multiply_adds=str(multiply_adds), metrics=name, **more)
+
+    lines = [run("cct", seed, 4, 100, 5, 1000) for seed in (0, 1)]
+    lines += [run("cct_best", 0, 4, 150, 15, 1500), run("cct_best", 1, 4, 250, 15, 1500)]
+    efforts = efforts_of(lines, tmp_path)
+    assert efforts["cct_best_0.jsonl"] == Effort(1500, 600, 60)
+
+    def shown(lines, name="cct_best"):
+        (cells,) = [text for text in page(ROWS, lines, efforts=efforts).splitlines() if text.startswith(f"| `{name}`")]
+        return cells.split(" | ")[-1].removesuffix(" |").split("<br>")
+
+    top1, took, each = shown(lines)
+    assert top1.startswith("top1 85.00%") and each.startswith("top1 of each seed")
+    ratios = "1.50 times the multiply-adds an image, 2.00 times the images and 3.00 times the updates"
+    assert took == f"it takes {ratios} of cct: 3.00 times its multiply-adds in all"
+    assert not any("times the images" in said for said in shown(lines, "cct"))
+    assert "are not compared with cct, which was not run so" in shown(lines[2:])[1]
+    as_much = [{**one, "metrics": "cct_0.jsonl"} for one in lines[2:]]
+    assert [said[:5] for said in shown(lines[:2] + as_much)] == ["top1 ", "top1 "]
+    (tmp_path / "metrics" / "cct_best_0.jsonl").write_text("no metrics\n")
+    assert list(efforts_of(lines, tmp_path)) == ["cct_0.jsonl", "cct_1.jsonl", "cct_best_1.jsonl"]
+
+
+def test_better_recipes_name_their_documents_row_and_the_kept_runs_tell_what_they_took():
+    assert {row.name: row.document_row for row in ROWS.values() if row.name.endswith("_best")} == {
+        name: name.removesuffix("_best") for name in ROWS if name.endswith("_best")
+    }
+    lines, _ = sort_out(results_of(ROOT / "results" / "results.csv"), ROWS, ROOT / "configs")
+    efforts = efforts_of(lines, ROOT / "results")
+    assert set(efforts) == {line["metrics"] for line in lines} - {""}
+    for line in lines:  # whole epochs of the config's images, in batches of its size
+        config = load_config_file(str(ROOT / "configs" / ROWS[line["row"]].config))
+        if line["metrics"] and config.train.last_batch == "keep":
+            found, epochs = efforts[line["metrics"]], float(line["epochs"])
+            assert found.updates == epochs * math.ceil(found.images / epochs / config.train.batch_size)

@@ -1,6 +1,7 @@
 """The loop on a toy: pure numbers in place of a model, so that every decision can be foretold."""
 
 import io
+import time
 from types import SimpleNamespace
 
 import jax
@@ -115,9 +116,6 @@ def test_not_finite_wins_over_a_stop_at_the_same_step(tmp_path):
         def check():
             return 75
 
-        def __init__(self):
-            pass
-
     with pytest.raises(RunFailedError, match="loss is not finite at step 1; nothing was saved yet"):
         run(make_job([3.0, 2.0], bad_step=1), tmp_path, stop=AlreadyAsked())
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
@@ -208,6 +206,44 @@ def test_no_lane_saves_again_before_the_last_save_of_all_is_whole():
     with pytest.raises(RunFailedError, match="cannot save"):
         run_together(make_job([5.0, 4.0, 3.0, 2.0]), checkpoints=checkpoints)
     assert [saved.steps for saved in checkpoints] == [[2], [2]]
+
+
+def test_it_stands_still_with_all_steps_booked_and_saves_when_that_is_due():
+    booked, saved = [], Saved()
+
+    class Held(StopRequest):
+        """Stands still after the third step and before the second batch of the first validation; saves at step 5."""
+
+        looks, steps, at_hold, noted = 0, 0, [], []
+
+        def must_hold(self):
+            self.looks += 1
+            return self.looks in (3, 5)
+
+        def hold(self):
+            self.at_hold.append(len(booked))
+            time.sleep(0.3)
+            self.held_seconds += 0.3
+
+        def save_is_due(self):
+            self.steps += 1
+            return self.steps == 5
+
+        def note_save(self):
+            self.noted.append(list(saved.steps))
+
+    plain = make_job([3.0, 2.0], steps_per_epoch=3)
+    more = {"learning_rate": lambda step: booked.append(step) or 0.1, "validation": lambda: iter([{}, {}])}
+    job = Job(**plain.__dict__ | more)
+    state = create_state(lambda key: {"params": {"w": jnp.float32(0)}}, optax.sgd(1.0), jax.random.key(0))
+    stop, position = Held(), Position()
+    with Progress(job.steps, job.steps_per_epoch, console=Console(file=io.StringIO())) as progress:
+        course = Course(job, position, checkpoints=saved, journal=Journal([]), progress=progress)
+        started = time.monotonic()
+        fit(job, state, [course], stop=stop)
+    assert stop.at_hold == [3, 3] and booked == [0, 1, 2, 3, 4, 5]
+    assert saved.steps == [3, 5, 6] and stop.noted == [[3], [3, 5], [3, 5, 6]]
+    assert sum(position.seconds.values()) < time.monotonic() - started - 0.6
 
 
 def test_the_seconds_of_all_lanes_are_those_that_passed(monkeypatch):
