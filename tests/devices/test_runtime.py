@@ -191,3 +191,20 @@ def test_flags_of_the_cpu_are_left_alone_elsewhere(monkeypatch, platforms):
     monkeypatch.setenv("XLA_FLAGS", "")
     choose_cpu_libraries()
     assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_the_lowest_priority_is_that_of_all_threads():
+    """Also of those that were there before, and of those that come after."""
+    script = """
+import os, threading, time
+from pathlib import Path
+from jaxvit.devices.runtime import lower_priority
+wait = threading.Event()
+start = lambda: threading.Thread(target=wait.wait, daemon=True).start()
+start(); lower_priority(); start(); lower_priority()
+threads = Path("/proc/self/task")
+numbers = [int(p.name) for p in threads.iterdir()] if threads.is_dir() else [0]
+print([os.getpriority(os.PRIO_PROCESS, number) for number in numbers])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout in ("[19, 19, 19]\n", "[19]\n"), done.stderr
