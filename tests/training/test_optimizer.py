@@ -114,7 +114,7 @@ def test_the_two_decays_agree_at_a_constant_rate():
 
 
 def test_sgd_with_momentum_against_numpy():
-    settings = OptimizerSettings(name="sgd", schedule="constant", peak_lr=0.1, momentum=0.9)
+    settings = OptimizerSettings(name="sgd", schedule="constant", peak_lr=0.1, momentum=0.9, weight_decay=0.0)
     params = run(settings, {"kernel": jnp.float32([1.0, -2.0])}, {"kernel": jnp.float32([3.0, 4.0])}, 5)
     value, velocity = np.array([3.0, 4.0]), 0.0
     for _ in range(5):
