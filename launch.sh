@@ -9,7 +9,8 @@
 # After an installation, and after the default experiment, it ends by naming the next command in full.
 #
 # JAXVIT_ACCELERATOR=cpu|cuda12|cuda13|tpu   which jax to install (default: what the machine shows)
-# JAXVIT_PYTHON=python3.12                   which Python makes the environment (default: the newest of 3.12, 3.11, …)
+# JAXVIT_PYTHON=python3.13                   which Python makes the environment (default: python3.11, which all tests and
+#                                            results were run with, else 3.13, 3.12)
 # JAXVIT_VENV=DIR                            where the environment lies (default: .venv beside this file)
 #
 # A run that ends with exit code 75 (stopped by SIGTERM, state saved) is started again; one that ends by Ctrl-C is not,
@@ -45,12 +46,12 @@ accelerator() {
 
 find_python() {
   local candidate
-  for candidate in ${JAXVIT_PYTHON:-python3.12 python3.11 python3.13 python3}; do
+  for candidate in ${JAXVIT_PYTHON:-python3.11 python3.13 python3.12 python3}; do
     if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
       echo "$candidate"; return
     fi
   done
-  fail "${JAXVIT_PYTHON:+JAXVIT_PYTHON=$JAXVIT_PYTHON is not usable: }jaxvit needs Python 3.11 or newer with venv; install it, or name one with JAXVIT_PYTHON=/path/to/python3.12"
+  fail "${JAXVIT_PYTHON:+JAXVIT_PYTHON=$JAXVIT_PYTHON is not usable: }jaxvit needs Python 3.11 or newer with venv; install it, or name one with JAXVIT_PYTHON=/path/to/python3.11"
 }
 
 # --- the environment --------------------------------------------------------------------------------------------------
