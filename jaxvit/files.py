@@ -13,7 +13,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,34 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a CSV file with a header, whole or not at all; a key that a row lacks is an empty cell."""
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence[Any]]) -> str:
+    """CSV with a header, its lines ended by a line feed.
+
+    Args:
+      columns: the header.
+      rows: each {column: value}, where a column that it lacks is an empty cell, or its values in the columns' order.
+
+    Raises:
+      ValueError: a row has a key that is no column, or more values than there are columns.
+    """
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, stream.getvalue())
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    known = set(columns)
+    for row in rows:
+        if isinstance(row, Mapping):
+            if stray := row.keys() - known:
+                raise ValueError(f"no column is called {min(stray)!r}")
+            row = [row.get(column, "") for column in columns]
+        elif len(row) > len(columns):
+            raise ValueError(f"{len(row)} values for {len(columns)} columns")
+        writer.writerow(row)
+    return stream.getvalue()
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence[Any]]) -> None:
+    """Writes a CSV file, whole or not at all; see `csv_text`."""
+    write_text(path, csv_text(columns, rows))
 
 
 def sync_folder(folder: Path) -> None:

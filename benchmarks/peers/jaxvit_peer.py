@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jaxvit.devices.runtime import forward_options
 from jaxvit.models import create_model
+from jaxvit.ops.labels import one_hot
 from jaxvit.ops.ways import use
-from jaxvit.training.loss import one_hot
 from jaxvit.training.optimizer import OptimizerSettings, make_optimizer
 from jaxvit.training.state import create_state, derive_key
 from jaxvit.training.step import make_loss, make_train_step

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from jaxvit import errors
 from jaxvit.cli import command_line
-from jaxvit.config.overrides import parse_config_arguments, parse_overrides, split_overrides
 from jaxvit.devices import quiet
-from jaxvit.errors import UsageError
+from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.exports.formats import format_of
 from jaxvit.files import make_writable, write_text
 from jaxvit.speed.models import PACKAGES, circumstances, measure_each, measure_one
-from jaxvit.speed.page import device_of, images_of, show, show_lines, write_tables
+from jaxvit.speed.page import in_short, markdown, show, show_plan, write_tables
 from jaxvit.speed.steps import Effort, facts_of
-from jaxvit.speed.subject import Subject, document_config, make_subject
-from jaxvit.speed.workloads import DOCUMENTS
+from jaxvit.speed.subject import configure, make_subject
 
 _EXAMPLES = """examples:
   jaxvit benchmark --model=tutorial_cct                         its document's batch and optimizer, synthetic images
@@ -56,7 +53,7 @@ def _parser() -> command_line.Parser:
     )
     parser.add_argument("--batch", type=int, metavar="N", help="images of a step (default: the document's)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of the computation (default: the model's own)"
+        "--dtype", choices=("float32", "bfloat16"), default="", help="of the computation (default: the model's own)"
     )
     parser.add_argument("--synthetic", action="store_true", help="random images even where the config's data is there")
     parser.add_argument("--rounds", type=int, default=5, help="turns of everything that is timed (default: 5)")
@@ -81,31 +78,68 @@ def main(argv: list[str]) -> int:
         return _files(parser, options, rest)
     models = list(dict.fromkeys(name for value in options.model for name in value.split(",")))
     _check(options, models)
+    effort = Effort(options.rounds, options.seconds)
     # All of them are looked at before the first is measured.
-    configured = [_configured(parser, options, rest, model) for model in (models or [""])]
+    configured = []
+    for model in models or [""]:
+        *one, unknown = configure(model, options.config, rest, batch=options.batch or 0, dtype=options.dtype)
+        parser.refuse_unknown(unknown)
+        configured.append(one)
     if options.dry_run:
         subjects = [
             make_subject(config, overrides=overrides, synthetic=options.synthetic, origin=origin)
             for config, overrides, origin in configured
         ]
         for subject in subjects:
-            _show_plan(subject, options)
+            show_plan(facts_of(subject), effort)
         print("dry run: nothing was measured")
         return errors.DONE
-    for folder in filter(None, (options.out, options.trace)):
-        make_writable(Path(folder), "name another folder")
+    trace, out = (Path(folder) if folder else None for folder in (options.trace, options.out))
+    for folder in filter(None, (out, trace)):
+        make_writable(folder, "name another folder")
     with quiet.asked():
         if len(models) > 1:
-            return measure_each(options, rest, models)
+            return _each(models, options, rest, trace, out)
         config, overrides, origin = configured[0]
-        found = measure_one(config, overrides, origin, options)
+        found = measure_one(
+            config, effort, overrides=overrides, synthetic=options.synthetic, origin=origin, trace=trace
+        )
     if options.json:
         print(json.dumps(found), flush=True)
     else:
         show(found)
-    if options.out:
-        write_tables([found], Path(options.out))
+    if out:
+        write_tables([found], out)
     return errors.DONE
+
+
+def _each(
+    models: Sequence[str], options: argparse.Namespace, rest: Sequence[str], trace: Path | None, out: Path | None
+) -> int:
+    """Measures several models; what has been measured is shown and written, however it ends."""
+    words = [f"--rounds={options.rounds}", f"--seconds={options.seconds}", *rest]
+    words += [f"--batch={options.batch}"] if options.batch else []
+    words += [f"--dtype={options.dtype}"] if options.dtype else []
+    words += ["--synthetic"] if options.synthetic else []
+    found: list[dict[str, Any]] = []
+    code = errors.DONE
+    try:
+        for model, one in measure_each(models, words, trace=trace):
+            if isinstance(one, RunFailedError):
+                print(f"jaxvit: {model}: {one}", file=sys.stderr, flush=True)
+                code = errors.SOME_INPUTS_FAILED
+                continue
+            found.append(one)
+            if options.json:
+                print(json.dumps(one), flush=True)
+            else:
+                print(in_short(one), file=sys.stderr, flush=True)
+            if out:
+                write_tables(found, out)
+    finally:
+        if found and not options.json:
+            print(markdown(found), end="")
+    return code
 
 
 def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -121,7 +155,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     for name in ("model", "config", "batch", "dtype", "synthetic", "trace"):
         if (value := getattr(options, name)) not in (None, "", []) and value is not False:
             raise UsageError(f"--{name} says nothing of exported files, which --file names; leave one of them out")
-    _check_effort(options)
+    effort = Effort(options.rounds, options.seconds)
     for path in files:
         format_of(path).check()
     if options.dry_run:
@@ -130,7 +164,6 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
         return errors.DONE
     if options.out:
         make_writable(Path(options.out), "name another folder")
-    effort = Effort(options.rounds, options.seconds)
     with quiet.asked():
         found = measure_files(files, options.workdir, effort, own_code=options.own_code)
     about = circumstances(*PACKAGES, "onnxruntime", "tensorflow")
@@ -151,58 +184,3 @@ def _check(options: argparse.Namespace, models: Sequence[str]) -> None:
         raise UsageError(f"--model={','.join(options.model)}: a name is missing; write --model=a,b")
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"--batch={options.batch}: must be 1 or more")
-    _check_effort(options)
-
-
-def _check_effort(options: argparse.Namespace) -> None:
-    if options.rounds < 1:
-        raise UsageError(f"--rounds={options.rounds}: must be 1 or more")
-    if not 0 < options.seconds < float("inf"):
-        raise UsageError(f"--seconds={options.seconds:g}: must be above 0")
-
-
-def _configured(
-    parser: command_line.Parser, options: argparse.Namespace, rest: Sequence[str], model: str
-) -> tuple[ConfigDict, dict[str, Any], str]:
-    """(config, overrides, where batch and optimizer come from) of a model, or of --config."""
-    keys = {key for key, _, _ in split_overrides(rest)[0]}
-    flags = {}
-    if options.batch is not None:
-        flags["train.batch_size"] = ("--batch", options.batch)
-    if options.dtype:
-        flags["model.dtype"] = ("--dtype", options.dtype)
-    for key, (flag, _) in flags.items():
-        if key in keys:
-            raise UsageError(f"{flag} and --config.{key} say the same thing; give one of them")
-    words = [*rest, *(f"--config.{key}={value}" for key, (_, value) in flags.items() if key != "model.dtype")]
-    if model:
-        if "model.name" in keys:
-            raise UsageError("--config.model.name: the model is named by --model")
-        config, overrides, unknown = parse_overrides(document_config(model), words)
-        origin = "document" if model in DOCUMENTS else "defaults"
-    else:
-        config, overrides, unknown = parse_config_arguments(options.config, words)
-        origin = "config"
-    parser.refuse_unknown(unknown)
-    if options.dtype:
-        if "dtype" not in config.model:
-            raise UsageError(f"--dtype={options.dtype}: {config.model.name} has no attribute dtype; leave it out")
-        config.model.dtype = options.dtype
-    return config, overrides, origin
-
-
-def _show_plan(subject: Subject, options: argparse.Namespace) -> None:
-    facts = facts_of(subject)
-    sizes = sorted({1, facts["batch"]})
-    of = {"document": "its document's", "defaults": "the defaults", "config": "the config's"}[facts["workload"]]
-    show_lines(
-        {
-            "model": f"{facts['model']}, {facts['params']:,} parameters, {facts['macs']:,} multiply-adds an image",
-            "images": f"{images_of(facts)}, {facts['classes']} classes, feed {facts['feed']}",
-            "training": f"batch {facts['batch']}, {facts['optimizer']}: {of}",
-            "dtype": facts["dtype"],
-            "device": device_of(facts),
-            "inference": f"batches of {' and '.join(map(str, sizes))}",
-            "effort": f"{options.rounds} rounds of {options.seconds:g} s for everything timed",
-        }
-    )

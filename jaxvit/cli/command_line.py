@@ -68,6 +68,8 @@ class Parser(argparse.ArgumentParser):
         """Raises UsageError for the first of the tokens that `parse_known_args` could not place."""
         if tokens:
             flag = tokens[0].partition("=")[0]
+            if flag.startswith("--model."):
+                raise UsageError(f"{tokens[0]}: a model's attributes are config keys; write --config.{tokens[0][2:]}")
             known = [o for action in self._actions for o in action.option_strings]
             near = nearest(flag, known)
             if "--config" in known and flag.lstrip("-") in ELSEWHERE:

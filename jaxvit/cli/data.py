@@ -9,36 +9,29 @@ jaxvit data benchmark --config=NAME               images a second, by stage
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from PIL import Image
+from ml_collections import ConfigDict
 
 from jaxvit.cli import command_line
 from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_config_arguments, parse_overrides, split_overrides
-from jaxvit.config.plan import dataset_of, resolve
-from jaxvit.data.augment import flip_key, geometric_transform, mirrored, training_transform
-from jaxvit.data.batches import TrainBatches
+from jaxvit.config.plan import dataset_of
 from jaxvit.data.builders import prepare
+from jaxvit.data.image_folder import save_images
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Source, open_dataset
-from jaxvit.errors import UsageError, is_disk_full, nearest
-from jaxvit.figures.images import draw_batch, draw_patches
-from jaxvit.run.assembly import assemble
-from jaxvit.speed import input as speed
-from jaxvit.training.state import derive_key
-from jaxvit.training.step import step_keys
+from jaxvit.data.sources import open_dataset
+from jaxvit.errors import UsageError, nearest
+from jaxvit.files import make_writable
+from jaxvit.pages.terminal import print_lines
+from jaxvit.pages.training import draw_training
+from jaxvit.speed.input import measure_input
 
 ACTIONS = ("prepare", "show", "export", "benchmark")
 
@@ -119,38 +112,24 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
         raise UsageError(
             "jaxvit data export: name a data set and a folder, such as `jaxvit data export cifar10 images`"
         )
-    _, dataset, overrides = _configured(options, rest)
+    config, overrides = _configured(options, rest)
     for key in overrides:
         if key not in ("data.name", "data.dir", "data.classes", "data.on_error", "data.side"):
             raise UsageError(f"--config.{key}: an export does not read this key; --split and --n say which images")
     target = Path(options.names[0])
-    source = dataset.read(options.split)
-    count = min(options.n, len(source))
-    images, labels, good = source.batch(np.arange(count))
-    with _writing(target):
-        for i in np.flatnonzero(good):
-            folder = target / source.class_names[labels[i]].replace("/", "_")
-            folder.mkdir(parents=True, exist_ok=True)
-            stem = "_".join(re.findall(r"\w+", options.split))
-            Image.fromarray(images[i].squeeze()).save(folder / f"{stem}_{i:05d}.png")
+    source = dataset_of(config).read(options.split)
+    images, labels, good = source.batch(np.arange(min(options.n, len(source))))
+    make_writable(target, "name another folder")
+    stem = "_".join(re.findall(r"\w+", options.split))
+    rows = np.flatnonzero(good)
+    save_images(target, [(images[i], source.class_names[labels[i]], f"{stem}_{i:05d}") for i in rows])
     more = f" of {len(source):,} (--n takes more)" if len(good) < len(source) else ""
-    print(f"{good.sum()} images{more} of {source.name} in {target}")
+    print(f"{len(rows)} images{more} of {source.name} in {target}")
     return 0
 
 
-@contextlib.contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Turns a folder that cannot be written into one line."""
-    try:
-        yield
-    except OSError as error:
-        if is_disk_full(error):
-            raise
-        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from None
-
-
-def _configured(options: Any, rest: list[str]) -> tuple[Any, Any, dict[str, Any]]:
-    """(config, data set, overrides) of --config and the overrides, or of a data set's name."""
+def _configured(options: Any, rest: list[str]) -> tuple[ConfigDict, dict[str, Any]]:
+    """(config, overrides) of --config and the overrides, or of a data set's name."""
     if options.config:
         config, overrides, unknown = parse_config_arguments(options.config, rest)
     else:
@@ -160,82 +139,21 @@ def _configured(options: Any, rest: list[str]) -> tuple[Any, Any, dict[str, Any]
     _parser().refuse_unknown(unknown)
     if options.data_dir:
         config.data.dir = options.data_dir
-    return config, dataset_of(config), overrides
+    return config, overrides
 
 
 def _show(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
-    config, dataset, overrides = _configured(options, rest)
-    target = Path(options.names[0] if options.names else "pictures")
-    plan = resolve(
-        config, overrides=[key for key in overrides if key.startswith(("data.", "augment."))], dataset=dataset
-    )
-    source = dataset.read(plan.data.train)
-    count = min(options.n, plan.train.batch_size)
-    t, a = plan.train, plan.augment
-    batch = TrainBatches(source, t.batch_size, plan.seed, t.last_batch, a.repeats, numbered=a.alternates)[0]
-    host, root, step = {**batch}, derive_key(plan.seed, "step"), np.int32(0)
-    key, _ = step_keys(root, step)  # of training's first step: the very same batch
-    if a.where == "host":
-        host["image"] = geometric_transform(a)(key, batch["image"], mirrored(a, flip_key(root), step, batch))
-    transform = jax.jit(training_transform(a, len(plan.data.class_names), t.label_smoothing, flips=flip_key(root)))
-    images, targets = jax.tree.map(np.asarray, transform(key, step, host))
-    # Undoing the normalisation gives 0..1 whatever its constants; what noise wrote lies outside.
-    pictures = images * np.array(plan.augment.std, np.float32) + np.array(plan.augment.mean, np.float32)
-    pictures = np.clip(pictures, 0, 1)
-    first, label, _ = source.batch(np.arange(1))
-    patch = dict(plan.model.attributes).get("patch", 0) or round(first.shape[1] ** 0.5)
-    patch = patch[0] if isinstance(patch, tuple) else patch
-    with _writing(target):
-        target.mkdir(parents=True, exist_ok=True)
-        draw_batch(pictures[:count], targets[:count], plan.data.class_names, target / "batch.png", plan.data.name)
-        draw_patches(first[0], patch, target / "patches.png", plan.data.class_names[label[0]])
-    print(f"{target / 'batch.png'}, {target / 'patches.png'}")
+    config, overrides = _configured(options, rest)
+    folder = Path(options.names[0] if options.names else "pictures")
+    print(", ".join(map(str, draw_training(config, folder, overrides=overrides, images=options.n))))
     return 0
 
 
 def _benchmark(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
-    started = time.perf_counter()
-    config, dataset, overrides = _configured(options, rest)
-    plan = resolve(config, overrides=overrides, dataset=dataset)
-    source = dataset.read(plan.data.train)
-    batch_size = plan.train.batch_size
-    TrainBatches(source, batch_size, plan.seed)[0]
-    found: dict[str, Any] = {
-        "data": source.name,
-        "batch": batch_size,
-        "device": jax.devices()[0].device_kind,
-        "cpus": os.cpu_count(),
-        "first_batch_s": time.perf_counter() - started,
-        "decode_images_per_s": speed.decoding_speed(dataset, plan.data.train),
-        "stream_images_per_s": speed.stream_speed(source, batch_size),
-    }
-    assembly = assemble(plan)
-    key = jax.random.key(0)
-    a, t = plan.augment, plan.train
-    batches = TrainBatches(source, batch_size, plan.seed, t.last_batch, numbered=a.alternates)
-    batch = jax.device_put(dict(batches[0]))
-    host = assembly.host_transform()
-    if host:
-        batch = jax.device_put(host(0, {name: np.asarray(values) for name, values in batch.items()}))
-    step = jax.jit(assembly.train_step())
-    state = jax.jit(assembly.create_state)()
-    found["step_ms"] = 1e3 * speed.seconds_each(lambda: step(state, batch))
-    transform = training_transform(a, assembly.classes, t.label_smoothing, flips=flip_key(key))
-    if a.where == "device" and isinstance(source, Source):
-        seconds = speed.resident_seconds(source, batch_size, transform)
-        found |= {"resident_images_per_s": batch_size / seconds, "input_ms": 1e3 * seconds}
+    config, overrides = _configured(options, rest)
+    found = measure_input(config, overrides)
+    if options.json:
+        print(json.dumps(found))
     else:
-        device_part = jax.jit(transform)
-        found["input_ms"] = 1e3 * speed.seconds_each(lambda: device_part(key, np.int32(0), batch))
-    found["input_share_of_step"] = found["input_ms"] / found["step_ms"]
-    _print_speeds(found, options.json)
+        print_lines({k: f"{v:,}" if isinstance(v, int | float) else v for k, v in found.items()})
     return 0
-
-
-def _print_speeds(found: dict[str, Any], as_json: bool) -> None:
-    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
-    if as_json:
-        print(json.dumps(rounded))
-        return
-    for name, value in rounded.items():
-        print(f"{name:<24}{value:,}" if isinstance(value, int | float) else f"{name:<24}{value}")

@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
 from jaxvit.files import make_writable, write_json
+from jaxvit.pages.terminal import print_table
 from jaxvit.trained import scores
 from jaxvit.trained.evaluate import evaluate_source, read_split
 
@@ -64,11 +68,6 @@ def _file_name(found: dict[str, Any], options: Any) -> str:
 
 
 def _show(found: dict[str, Any], file: Path) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
     rows = sorted(found["per_class"], key=lambda row: row["f1"]) if len(found["per_class"]) > 30 else found["per_class"]
     title = f"{found['data']}, {found['count']:,} images" + (", the 30 worst classes" if len(rows) > 30 else "")
     table = Table(title=escape(title))
@@ -81,9 +80,9 @@ def _show(found: dict[str, Any], file: Path) -> None:
     table.add_section()
     for kind in ("macro", "weighted"):
         table.add_row(f"mean, {kind}", "", *(f"{100 * found[n][kind]:.2f}" for n in ("precision", "recall", "f1")))
-    console.print(table)
+    print_table(table)
     if len(found["class_names"]) <= 12:
-        console.print(_confusion(found))
+        print_table(_confusion(found))
     if found["most_confused"]:
         print("most often taken for another:")
         for pair in found["most_confused"][:5]:
@@ -99,10 +98,7 @@ def _show(found: dict[str, Any], file: Path) -> None:
     )
 
 
-def _confusion(found: dict[str, Any]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _confusion(found: dict[str, Any]) -> Table:
     table = Table(title="true class by row, predicted by column")
     table.add_column("")
     for name in found["class_names"]:

@@ -82,13 +82,14 @@ def main(argv: list[str]) -> int:
                 print(f"jaxvit: {said.file}: {said.error}", file=sys.stderr)
                 continue
             counts["labelled"] += bool(said.truth)
-            counts["right"] += said.truth == said.top[0][0]
+            counts["right"] += bool(said.right)
             if figure and len(pictures) < options.pictures:
                 pictures.append((image, said))
     if figure and pictures:
-        from jaxvit.figures.predictions import draw_predictions
+        from jaxvit.figures.predictions import caption, draw_predictions
 
-        draw_predictions([image for image, _ in pictures], [_caption(said) for _, said in pictures], figure)
+        captions = [caption(*said.top[0], said.right, said.truth) for _, said in pictures]
+        draw_predictions([image for image, _ in pictures], captions, figure)
     sys.stdout.flush()
     print(_sum_up(counts, figure if pictures else None), file=sys.stderr)
     return errors.SOME_INPUTS_FAILED if counts["failed"] else errors.DONE
@@ -104,9 +105,9 @@ def _write_table(stream: TextIO, top: int) -> Callable[[Prediction], None]:
 
 def _confidences(said: Prediction) -> str:
     classes = ", ".join(f"{name} {100 * probability:.2f}%" for name, probability in said.top)
-    if not said.truth:
+    if said.right is None:
         return classes
-    return f"{classes}  ({'right' if said.truth == said.top[0][0] else f'wrong, it is {said.truth}'})"
+    return f"{classes}  ({'right' if said.right else f'wrong, it is {said.truth}'})"
 
 
 def _write_csv(stream: TextIO, top: int) -> Callable[[Prediction], None]:
@@ -132,16 +133,6 @@ def _write_jsonl(stream: TextIO, top: int) -> Callable[[Prediction], None]:
 
 
 WRITERS = {"table": _write_table, "csv": _write_csv, "jsonl": _write_jsonl}
-
-
-def _caption(said: Prediction) -> tuple[str, bool | None]:
-    """(text, whether it is right; None = not known)."""
-    name, probability = said.top[0]
-    text = f"{name} {100 * probability:.0f} %"
-    if not said.truth:
-        return text, None
-    right = name == said.truth
-    return (text if right else f"{text}\nit is {said.truth}"), right
 
 
 def _figure_file(name: str) -> Path | None:

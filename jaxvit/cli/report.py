@@ -64,12 +64,20 @@ def main(argv: list[str]) -> int:
             rows.append(summarize_run(run, own_code=options.own_code))
     WRITERS[options.format](sorted(rows, key=lambda row: -row.get("top1", -1)))
     if options.figures:
-        from jaxvit.pages.run_figures import draw_run
+        from jaxvit.pages.gallery import draw_run
 
         for run in [run for run in runs if run not in failed]:
             options.workdir = str(with_checkpoints(run))
             with leaving_the_others(run):
-                index = draw_run(load_run(options), run / "figures", options)
+                index = draw_run(
+                    load_run(options),
+                    run / "figures",
+                    split=options.split,
+                    examples=options.n,
+                    data_dir=options.data_dir,
+                    batch_size=options.batch_size,
+                    devices=options.devices,
+                )
                 sys.stdout.flush()
                 print(f"figures: {index}")
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE

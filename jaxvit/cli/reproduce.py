@@ -6,24 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-from rich.console import Console
 from rich.table import Table
 
 from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.devices.runtime import lower_priority
-from jaxvit.errors import RunFailedError, UsageError, first_line, nearest
-from jaxvit.files import make_writable, packaged, write_text
+from jaxvit.errors import RunFailedError, UsageError, first_line
+from jaxvit.pages.terminal import print_table
 from jaxvit.reproduce.archive import SUFFIX as ARCHIVE_SUFFIX
 from jaxvit.reproduce.archive import archived, folder_for, opened, pack, renew
-from jaxvit.reproduce.curves import draw_curves, keep_metrics, validations
-from jaxvit.reproduce.effort import efforts_of
-from jaxvit.reproduce.page import numbers, outcome, page
+from jaxvit.reproduce.page import numbers, outcome
 from jaxvit.reproduce.queue import listing, parse_limit, read_queue, run_queue, statuses
-from jaxvit.reproduce.rows import Row, read_rows, rows_file
-from jaxvit.reproduce.runs import Way, config_of, run_row, sort_out
-from jaxvit.reproduce.table import form_of, is_full, keep, known_results, newest, results_of, writing
+from jaxvit.reproduce.results import Results
+from jaxvit.reproduce.rows import Row, choose, with_partner
+from jaxvit.reproduce.runs import Way, config_of, run_row
+from jaxvit.reproduce.table import form_of, is_full, newest
 
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, what they ask for and what is known
@@ -51,15 +48,7 @@ be, 75 its limit is reached
 """
 
 
-def with_partner(row: Row, every: dict[str, Row]) -> list[Row]:
-    """A row, and before it the one that it must beat, equal or outrun.
-
-    What is finished of it is not done again: for a ratio of times run both on the same quiet machine.
-    """
-    return [every[row.pair.row], row] if row.pair and row.pair.asked else [row]
-
-
-def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str, Row], options: Any) -> None:
+def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], options: Any) -> None:
     table = Table(title=f"{len(rows)} row{'s' * (len(rows) != 1)}", title_justify="left")
     for name in ("row", "config", "asked", "epochs", "seeds", "minutes", "measured"):
         table.add_column(name, overflow="fold")
@@ -72,10 +61,7 @@ def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], every: dict[str,
         if not runs and any(line["row"] == row.name for line in lines):
             said = ["not run in this form; the page of results has another"]
         table.add_row(row.name, row.config, numbers(row.target), str(epochs), str(seeds), minutes, "\n".join(said))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+    print_table(table)
     print("minutes: of the seeds shown together, on two CPU cores")
 
 
@@ -110,31 +96,6 @@ def _parser() -> command_line.Parser:
     return parser
 
 
-def _chosen(options: Any, every: dict[str, Row]) -> list[Row]:
-    """Those that are asked for.
-
-    Raises:
-      UsageError: there is no such row, or one cannot be run so.
-    """
-    for name in options.rows:
-        if name not in every:
-            raise UsageError(f"there is no row '{name}'{nearest(name, every)}; see jaxvit reproduce --list")
-    if options.all and options.rows:
-        raise UsageError("--all names every row already: leave out the others, or --all")
-    if not (options.rows or options.all or options.list):
-        raise UsageError("name rows, or give --all, which takes days; jaxvit reproduce --list shows them")
-    rows = [every[name] for name in dict.fromkeys(options.rows)] or list(every.values())
-    most = max(rows, key=lambda row: len(row.seeds))
-    if options.seeds > len(most.seeds):
-        raise UsageError(f"--seeds={options.seeds}: {most.name} has {len(most.seeds)}; see jaxvit reproduce --list")
-    for row in rows if options.rows else ():
-        if options.epochs and row.steps:
-            raise UsageError(f"--epochs={options.epochs}: {row.name} takes steps, no epochs; leave --epochs out")
-        if options.epochs > row.epochs:
-            raise UsageError(f"--epochs={options.epochs}: {row.name} has {row.epochs}; a short form has fewer")
-    return rows
-
-
 def main(argv: list[str]) -> int:
     """The verb."""
     parser = _parser()
@@ -145,33 +106,37 @@ def main(argv: list[str]) -> int:
         if number is not None and number < 1:
             raise UsageError(f"--{name}={number}: must be 1 or more")
         setattr(options, name, number or 0)  # 0 = all
-    results = Path(options.results)
-    configs = packaged("configs") if options.configs is None else Path(options.configs)
-    every = read_rows(rows_file(results))
+    results = Results.read(Path(options.results), Path(options.configs) if options.configs is not None else None)
     if options.take:
         _refuse_beside(
             options, "--take adds a whole table and runs nothing", "dtype", "dry_run", "queue", "limit", "pack"
         )
-        return _take(Path(options.take), every, results, configs)
+        count = results.take(Path(options.take))
+        print(f"{count} lines taken from {options.take}; table: {results.page}")
+        return errors.DONE
     if options.pack:
         _refuse_beside(options, "--pack writes an archive and runs nothing", "dtype", "dry_run", "queue", "limit")
         return _pack(Path(options.runs), Path(options.pack))
     if options.queue:
         _refuse_beside(options, "the queue's file says what is run")
-        return _queue(options, every, results, configs)
+        return _queue(options, results)
     if options.limit:
         raise UsageError(f"--limit={options.limit}: it is for --queue=FILE; leave it out")
-    asked = _chosen(options, every)
-    rows = list({row.name: row for one in asked for row in with_partner(one, every)}.values())
-    way = Way(configs, folder_for(Path(options.runs)), options.epochs, options.dtype, options.together)
-    lines, _ = sort_out(known_results(results), every, configs)
+    if not (options.rows or options.all or options.list):
+        raise UsageError("name rows, or give --all, which takes days; jaxvit reproduce --list shows them")
+    if options.all and options.rows:
+        raise UsageError("--all names every row already: leave out the others, or --all")
+    asked = choose(results.rows, options.rows, seeds=options.seeds, epochs=options.epochs)
+    rows = list({row.name: row for one in asked for row in with_partner(one, results.rows)}.values())
+    way = Way(results.configs, folder_for(Path(options.runs)), options.epochs, options.dtype, options.together)
+    lines = results.lines()
     if options.dry_run:
         for row in rows:
             config_of(row, way)
     if options.list or options.dry_run:
-        _show(asked if options.list else rows, lines, every, options)
+        _show(asked if options.list else rows, lines, options)
         return errors.DONE
-    _begin(results)
+    results.begin()
     made: list[dict[str, str]] = []
     not_run: dict[str, Exception] = {}
     with opened(Path(options.runs)):
@@ -179,8 +144,8 @@ def main(argv: list[str]) -> int:
             try:
                 for line, run in run_row(row, row.seeds[: options.seeds or None], way):
                     made.append({name: str(value) for name, value in line.items()})
-                    _keep(line, run, row, every, results, configs)
-            except (UsageError, RunFailedError, OSError, jax.errors.JaxRuntimeError) as error:
+                    results.add(line, run, row)
+            except (UsageError, RunFailedError, OSError) as error:
                 not_run[row.name] = error
                 what = "stopped by" if isinstance(error, OSError) else "not run"
                 print(f"{row.name}: {what}: {first_line(error)[:300]}")
@@ -196,19 +161,8 @@ def main(argv: list[str]) -> int:
             failed |= row.name in not_run or (not passed and (is_full(form) or row.steps > 0))
         short = "" if is_full(form) or row.steps else f", {form}"  # steps are told by what is said of them
         print(f"{row.name}{short}{measured}: {'; '.join(said)}")
-    print(f"table: {results / 'README.md'}", flush=True)
+    print(f"table: {results.page}", flush=True)
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE
-
-
-def _begin(results: Path) -> None:
-    """Makes the folder of results where it is missing.
-
-    Raises:
-      UsageError: it cannot be written, or has a README.md of somebody else's, which the page would replace.
-    """
-    if (results / "README.md").exists() and not any((results / ours).exists() for ours in ("results.csv", "rows.toml")):
-        raise UsageError(f"{results} has a README.md that is no page of results; name another folder with --results")
-    make_writable(results, "name another folder with --results")
 
 
 def _refuse_beside(options: Any, reason: str, *more: str) -> None:
@@ -218,28 +172,21 @@ def _refuse_beside(options: Any, reason: str, *more: str) -> None:
         raise UsageError(f"{given[0]}: {reason}; leave it out")
 
 
-def _queue(options: Any, every: dict[str, Row], results: Path, configs: Path) -> int:
+def _queue(options: Any, results: Results) -> int:
     """Works off a queue, or shows it."""
     runs = Path(options.runs)
-    way = Way(configs, folder_for(runs), dtype=options.dtype)
-    tasks = read_queue(Path(options.queue), every)
+    way = Way(results.configs, folder_for(runs), dtype=options.dtype)
+    tasks = read_queue(Path(options.queue), results.rows)
     parse_limit(options.limit)
-    found = statuses(tasks, way, results, archived(runs))
+    found = statuses(tasks, way, results.folder, archived(runs))
     if options.dry_run:
         print(listing(found))
         return errors.DONE
-    _begin(results)
+    results.begin()
     lower_priority()
     with opened(runs):
-        failed = run_queue(
-            tasks,
-            way,
-            results,
-            options.limit,
-            lambda line, run, row: _keep(line, run, row, every, results, configs),
-            lambda: renew(runs),
-        )
-    print(f"table: {results / 'README.md'}", flush=True)
+        failed = run_queue(tasks, way, results.folder, options.limit, results.add, lambda: renew(runs))
+    print(f"table: {results.page}", flush=True)
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE
 
 
@@ -251,55 +198,4 @@ def _pack(runs: Path, file: Path) -> int:
     if not count:
         raise UsageError(f"--runs={runs}: there is no run in it to pack")
     print(f"{count} run{'s' * (count > 1)} packed, {file.stat().st_size / 1e6:.1f} MB; go on with --runs={file}")
-    return errors.DONE
-
-
-def _keep(
-    line: dict[str, Any], run: Path | None, row: Row, every: dict[str, Row], results: Path, configs: Path
-) -> None:
-    """A run's line, metrics, curve and what the page says of it."""
-    with writing(results):
-        if run:
-            keep_metrics(run, row, line, results)
-        keep(line, results / "results.csv")
-        _write_page(every, results, configs)
-
-
-def _write_page(every: dict[str, Row], results: Path, configs: Path) -> None:
-    lines, outdated = sort_out(results_of(results / "results.csv"), every, configs)
-    curves, efforts = draw_curves(every, lines, results), efforts_of(lines, results)
-    write_text(results / "README.md", page(every, lines, curves, outdated, efforts))
-
-
-def _take(other: Path, every: dict[str, Row], results: Path, configs: Path) -> int:
-    """Adds another table's lines, with their metrics.
-
-    Raises:
-      UsageError: there is none, it is this one, it has rows that this one has not, or lacks metrics of its lines.
-    """
-    if other.resolve() == results.resolve():
-        raise UsageError(f"--take={other}: this is the table itself; name the folder of another")
-    lines = results_of(other / "results.csv")
-    if not lines:
-        raise UsageError(f"--take={other}: there is no results.csv with lines in it")
-    metrics: dict[str, str] = {}
-    for line in lines:
-        if line["row"] not in every:
-            raise UsageError(f"--take={other}: there is no row '{line['row']}' here{nearest(line['row'], every)}")
-        if line["metrics"]:
-            file = other.resolve() / "metrics" / line["metrics"]
-            if not file.is_file() or file.resolve() != file:
-                raise UsageError(f"--take={other}: metrics/{line['metrics']} is missing; copy the whole folder")
-            validations(file)
-            metrics[line["metrics"]] = file.read_text(encoding="utf-8", errors="replace")
-    _begin(results)
-    sort_out(lines, every, configs)  # a config that cannot be read is told before anything is written
-    with writing(results):
-        (results / "metrics").mkdir(exist_ok=True)
-        for name, text in metrics.items():
-            write_text(results / "metrics" / name, text)
-        for line in lines:
-            keep(line, results / "results.csv")
-        _write_page(every, results, configs)
-    print(f"{len(lines)} lines taken from {other}; table: {results / 'README.md'}")
     return errors.DONE

@@ -1,18 +1,23 @@
 """`jaxvit summary`: a model's modules, output shapes, parameters, tokens and multiply-adds, without running it."""
 
-import ast
 import json
+from typing import Any
+
+from rich.table import Table
 
 from jaxvit import own_code
 from jaxvit.cli import command_line
+from jaxvit.config.keys import base_config
+from jaxvit.config.overrides import parse_model_overrides
 from jaxvit.errors import UsageError, first_line
-from jaxvit.models.registry import create_model, input_shape, list_models, model_defaults
+from jaxvit.models.registry import create_model, input_shape, list_models
 from jaxvit.models.summarize import summarize
+from jaxvit.pages.terminal import print_table
 
 _EXAMPLES = """examples:
   jaxvit summary --list                                            the registered names
   jaxvit summary --model=cct_7_3x1_32
-  jaxvit summary --model=vit --model.dim=64 --image_size=48x64     any attribute, any image size
+  jaxvit summary --model=vit --config.model.dim=64 --image_size=48x64     any attribute, any image size
   jaxvit summary --model=tutorial_mini_vit_tl4 --json
 """
 
@@ -34,11 +39,13 @@ def main(argv: list[str]) -> int:
     if known.list:
         print("\n".join(list_models()))
         return 0
+    if not known.model:
+        raise UsageError("--model is missing; name one, or see --list")
     try:
-        if not known.model:
-            raise ValueError("--model is missing; name one, or see --list")
-        model = create_model(known.model, **_overrides(known.model, rest))
         size = _size(known.image_size, input_shape(known.model))
+        attributes, unknown = _attributes(known.model, rest)
+        parser.refuse_unknown(unknown)
+        model = create_model(known.model, **attributes)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise UsageError(first_line(error)) from None
     try:
@@ -71,37 +78,16 @@ def _size(text: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
     return sides[0], sides[-1], default[2]
 
 
-def _overrides(name: str, words: list[str]) -> dict:
-    """Reads `--model.attribute=value` (or `--model.attribute value`)."""
-    defaults = model_defaults(name)
-    overrides, words = {}, list(words)
-    while words:
-        flag, has_value, text = words.pop(0).partition("=")
-        if not flag.startswith("--model."):
-            raise ValueError(f"unknown argument {flag!r}; attributes are set as --model.attribute=value")
-        if not has_value and words and not words[0].startswith("--"):
-            has_value, text = "=", words.pop(0)
-        key = flag.removeprefix("--model.")
-        overrides[key] = _value(key, text if has_value else "true", defaults.get(key))
-    return overrides
-
-
-def _value(key: str, text: str, default):
-    if isinstance(default, str):
-        return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return (value,) if isinstance(default, tuple) and isinstance(value, int) else value
+def _attributes(model: str, words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """({attribute: value} of `--config.model.ATTRIBUTE=value`, words that are none such)."""
+    _, overrides, unknown = parse_model_overrides(base_config(model), words)
+    for key in overrides:
+        if not key.startswith("model."):
+            raise UsageError(f"--config.{key}: a summary reads no such key, only those of the model, --config.model.…")
+    return {key.removeprefix("model."): value for key, value in overrides.items()}, unknown
 
 
 def _show(facts: dict, depth: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title=f"{facts['name']} on {'x'.join(map(str, facts['input']))}, one sample")
     for heading, side in (("module", "left"), ("type", "left"), ("output", "right"), ("parameters", "right")):
         table.add_column(heading, justify=side)
@@ -111,8 +97,7 @@ def _show(facts: dict, depth: int) -> None:
             continue
         label = "  " * (len(parts) - 1) + parts[-1] if parts else "(model)"
         table.add_row(label, row["type"], " x ".join(map(str, row["output"])), f"{row['params']:,}")
-    console = Console()
-    console.print(table)
+    print_table(table)
     print(f"parameters     {facts['params']:,}")
     if facts["tokens"]:
         print(f"tokens         {_runs(facts['tokens'])}")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from jaxvit import errors
@@ -17,6 +16,7 @@ from jaxvit.config.files import load_grid
 from jaxvit.config.overrides import parse_config_arguments, split_overrides
 from jaxvit.errors import StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
+from jaxvit.pages.terminal import print_table
 from jaxvit.run.sweep import begin_rows, count_done, make_cells, new_row, open_sweep, parse_grid, sweep
 
 _EXAMPLES = """examples:
@@ -52,10 +52,7 @@ def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) 
             f"{row['loss']:.4f}" if "loss" in row else "",
             f"{row['train_seconds']:.1f} s" if "train_seconds" in row else "",
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a file has no edge to fit into
-    console.print(table)
+    print_table(table)
     for row in rows:
         if row.get("error"):
             print(f"{row['cell']}: {row['error']}")

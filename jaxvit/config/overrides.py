@@ -63,6 +63,30 @@ def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, 
     return values.config, applied, rest
 
 
+def parse_model_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
+    """As `parse_overrides`, where another flag, `--model`, has named the config's model already.
+
+    Raises:
+      UsageError: as `parse_overrides`; or a word names a model.
+    """
+    if any(key == "model.name" for key, _, _ in split_overrides(tokens)[0]):
+        raise UsageError("--config.model.name: the model is named by --model")
+    return parse_overrides(config, tokens)
+
+
+def set_dtype(config: Any, dtype: str) -> None:
+    """Sets what the model computes in, as a verb's `--dtype` names it; '' leaves it as it is.
+
+    Raises:
+      UsageError: the model has no such attribute.
+    """
+    if not dtype:
+        return
+    if "dtype" not in config.model:
+        raise UsageError(f"--dtype={dtype}: {config.model.name} has no attribute dtype; leave it out")
+    config.model.dtype = dtype
+
+
 def _why_no_model_key(config: Any, key: str) -> str:
     """What a class of one's own lacks for one of its attributes to be a key."""
     section, _, attribute = key.partition(".")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxvit.data import colour, geometry, mixing, policies
 from jaxvit.data.settings import Augmentation
+from jaxvit.ops.labels import one_hot
 from jaxvit.own_code import load_function
 
 # (step's key, step, batch of image uint8 [B, H, W, C], label [B], mask [B]) -> (float32 images, targets [B, K]); the
@@ -132,7 +133,7 @@ def training_transform(
         x_BHWC = colour.normalize(x_BHWC, s.mean, s.std)
         if s.erase:
             x_BHWC = mixing.random_erasing(keys(6), x_BHWC, s.erase, mode=s.erase_mode)
-        targets_BK = jax.nn.one_hot(batch["label"], classes) * (1.0 - label_smoothing) + label_smoothing / classes
+        targets_BK = one_hot(batch["label"], classes, label_smoothing)
         if s.mixes:
             x_BHWC, targets_BK = mixing.mix(
                 jax.random.fold_in(key, 7),

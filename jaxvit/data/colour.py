@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LEVELS = 256
 
@@ -19,6 +20,15 @@ def normalize(images_BHWC: jax.Array, mean: tuple[float, ...], std: tuple[float,
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
     return x_BHWC * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
+
+
+def denormalize(images_BHWC: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """The inverse of `normalize`, to look at: float32 0..1 on the host, whatever the constants are.
+
+    What lies outside, such as the noise of random erasing, is cut off.
+    """
+    pictures_BHWC = np.asarray(images_BHWC) * np.array(std, np.float32) + np.array(mean, np.float32)
+    return np.clip(pictures_BHWC, 0, 1)
 
 
 def to_uint8(images_BHWC: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jaxvit.errors import RunFailedError, UsageError, first_line
 
@@ -73,29 +73,26 @@ def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def orientation(image: Image.Image) -> int:
-    """How a camera was held, 1 to 8 as EXIF counts; from 5 on, the sides change places."""
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF data tells nothing, and the pixels may be fine
-        return 1
-
-
 def upright(image: Image.Image) -> Image.Image:
-    """The image as people see it: turned as its EXIF orientation says."""
-    turn = _TURNS.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
+    """The image as people see it: turned as its EXIF orientation says. It is decoded and changed in place.
+
+    EXIF data that is damaged turns nothing.
+    """
+    image.load()  # a TIFF is turned by this already, and has no orientation any more
+    with contextlib.suppress(Exception):  # the pixels are there, whatever is wrong with the EXIF data
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of `upright(image)`. Only a TIFF that is turned is decoded for it, and changed in place."""
+    sides_change_places = False
+    with contextlib.suppress(Exception):
+        sides_change_places = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    if not sides_change_places:
+        return image.size
+    # By version, Pillow gives the size of a TIFF as stored or as turned; once it is decoded there is no doubt.
+    return upright(image).size if image.format == "TIFF" else (image.height, image.width)
 
 
 def _opaque(image: Image.Image) -> Image.Image:

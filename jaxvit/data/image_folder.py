@@ -9,18 +9,40 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from jaxvit.data.decoding import Record, Unreadable, orientation
-from jaxvit.errors import UsageError
+from jaxvit.data.decoding import Record, Unreadable, upright_size
+from jaxvit.errors import UsageError, is_disk_full
 
 PREFIX = "image_folder:"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+
+def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> None:
+    """Writes images as FOLDER/CLASS/NAME.png, which `image_folder:FOLDER` and `jaxvit predict` read.
+
+    Args:
+      folder: made when missing.
+      images: (uint8 [H, W, C] with C 1 or 3, class, name) of each. A slash in a class's name becomes an underscore.
+
+    Raises:
+      UsageError: the folder cannot be written.
+    """
+    try:
+        for pixels, class_name, name in images:
+            of_class = folder / class_name.replace("/", "_")
+            of_class.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(of_class / f"{name}.png")
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UsageError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
 
 
 class FolderStore:
@@ -74,7 +96,7 @@ class FolderStore:
             for file, _ in found:
                 try:
                     with Image.open(file) as image:
-                        sizes.add(image.size if orientation(image) < 5 else image.size[::-1])
+                        sizes.add(upright_size(image))
                 except Exception:  # named when it is decoded
                     continue
                 if len(sizes) > 1:

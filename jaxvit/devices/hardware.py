@@ -6,10 +6,11 @@ import contextlib
 import os
 import platform
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxvit.errors import UsageError, first_line
+from jaxvit.errors import RunFailedError, UsageError, first_line
 
 
 def machine() -> dict[str, str]:
@@ -60,7 +61,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def explain_out_of_memory(error: Exception, settings: dict[str, object]) -> str:
+def explain_out_of_memory(error: Exception, settings: Mapping[str, object]) -> str:
     """One line: the size that could not be had, and the settings that help, with their present values."""
     # "Out of memory allocating 1234 bytes" (CPU); "… trying to allocate 1.50GiB", "Failed to allocate request for
     # 1.50GiB" (GPU); "Attempting to reserve 9.30G", "Used 20.10G of 15.48G hbm" (TPU).
@@ -72,6 +73,32 @@ def explain_out_of_memory(error: Exception, settings: dict[str, object]) -> str:
         size = f" ({amount} could not be had)"
     knobs = ", ".join(f"{key}={value}" for key, value in settings.items())
     return f"out of device memory{size}; these help: {knobs}"
+
+
+@contextlib.contextmanager
+def device_errors(settings: Mapping[str, object]) -> Iterator[None]:
+    """Turns an error of the device into one line and exit code 70.
+
+    Args:
+      settings: {what helps where the memory is not enough: its present value}, such as
+        {"a smaller --batch_size, now": 64}.
+
+    Raises:
+      RunFailedError: in place of a `jax.errors.JaxRuntimeError`: the device has no memory left, or fails. The error
+        itself is its cause.
+
+    Example:
+      >>> with device_errors({"a smaller --batch_size, now": 64}):
+      ...     logits = model.logits(images)  # doctest: +SKIP
+    """
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if is_out_of_memory(error):
+            raise RunFailedError(explain_out_of_memory(error, settings)) from error
+        raise RunFailedError(f"the device failed: {first_line(error)[:200]}") from error
 
 
 class Profiler:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from jaxvit._version import __version__
 from jaxvit.devices.runtime import forward_options
-from jaxvit.ops import ways
 from jaxvit.trained.load import Loaded
 from jaxvit.trained.weights import restore, store
 
@@ -55,11 +54,12 @@ class ExportModel:
           images_BHWC: the images.
           by: ways of some operations, see `jaxvit.ops.ways`; the others are computed as in training.
         """
-        loaded = self.loaded
-        with ways.use(loaded.ways), ways.use(by or {}):
-            logits_BK = loaded.model.apply(self._variables(), loaded.preprocess(images_BHWC), train=False)
+        return self._of_classes(self._variables(), images_BHWC, by)
+
+    def _of_classes(self, variables: Any, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
         # Outputs beyond the classes have their share in the softmax, as in training, and no name.
-        return jax.nn.softmax(logits_BK, axis=-1)[:, : len(loaded.class_names)]
+        logits_BK = self.loaded.apply(variables, images_BHWC, by)
+        return jax.nn.softmax(logits_BK, axis=-1)[:, : len(self.loaded.class_names)]
 
     def compiled(self, *, reference: bool = False) -> Callable[[Any], jax.Array]:
         """`probabilities`, jitted, with the weights as arguments.
@@ -68,13 +68,8 @@ class ExportModel:
           reference: to compare with: float32 in full and, where jax has one, on the CPU. Else it is as fast as it can
             be, on the default device.
         """
-        loaded = self.loaded
         device = _cpu() if reference else None
-
-        def run(variables: Any, images_BHWC: jax.Array) -> jax.Array:
-            return jax.nn.softmax(loaded.apply(variables, images_BHWC), axis=-1)[:, : len(loaded.class_names)]
-
-        program = jax.jit(run, compiler_options=forward_options())
+        program = jax.jit(self._of_classes, compiler_options=forward_options())
         variables = jax.device_put(self._variables(), device)
 
         def call(images_BHWC: Any) -> jax.Array:

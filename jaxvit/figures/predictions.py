@@ -11,6 +11,26 @@ import numpy as np
 from jaxvit.figures import style
 
 
+def caption(predicted: str, confidence: float, right: bool | None = None, truth: str = "") -> tuple[str, bool | None]:
+    """What stands over an image: the predicted class, how sure the model is of it, and where it is wrong, the true one.
+
+    Args:
+      predicted: the class's name.
+      confidence: its probability.
+      right: whether it is the true class; None = not known.
+      truth: the true class's name, where the prediction is wrong.
+
+    Returns:
+      (text, `right`), as `draw_predictions` takes it.
+
+    Example:
+      >>> caption("cat", 0.875, False, "dog")
+      ('cat 88 %\\nit is dog', False)
+    """
+    text = f"{predicted} {100 * confidence:.0f} %"
+    return (f"{text}\nit is {truth}" if right is False else text), right
+
+
 def draw_predictions(
     images: Sequence[np.ndarray], captions: Sequence[tuple[str, bool | None]], file: Path, title: str = ""
 ) -> list[Path]:
@@ -18,7 +38,7 @@ def draw_predictions(
 
     Args:
       images: uint8 [H, W, C] each, C 1 or 3.
-      captions: for each image, its text and whether that is right; None = not known.
+      captions: for each image, its text and whether that is right; None = not known. See `caption`.
       file: to write. Its ending says the format; without one, PNG and SVG.
       title: above the grid; '' = how many are right.
     """

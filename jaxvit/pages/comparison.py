@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
 from jaxvit.errors import UsageError
+from jaxvit.files import csv_text
+from jaxvit.pages.terminal import print_table
 from jaxvit.run.folder import checkpoint_folder, read_config, read_result, seed_folders
 from jaxvit.trained.facts import ModelFacts, read_model
 from jaxvit.training.journal import deciding_validations, read_jsonl
@@ -121,19 +124,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table()
     for name, heading in _COLUMNS:
         table.add_column(heading, justify="left" if name in ("run", "model", "data") else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, _cells(row)))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200  # a file has no edge to fit into
-    console.print(table)
+    print_table(table)
 
 
 def _print_markdown(rows: Sequence[dict[str, Any]]) -> None:
@@ -145,11 +141,7 @@ def _print_markdown(rows: Sequence[dict[str, Any]]) -> None:
 
 def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
     names = [*(name for name, _ in _COLUMNS), "top1_std", "seeds", "count", "state"]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, names, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    print(stream.getvalue(), end="")
+    print(csv_text(names, rows), end="")
 
 
 WRITERS = {"table": _print_table, "markdown": _print_markdown, "csv": _print_csv}

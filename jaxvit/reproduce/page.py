@@ -99,7 +99,7 @@ def _compared(found: Difference, form: str) -> str:
 
 
 def page(
-    rows: dict[str, Row],
+    rows: Mapping[str, Row],
     lines: Sequence[dict[str, str]],
     curves: Sequence[str] = (),
     outdated: Sequence[dict[str, str]] = (),

@@ -255,7 +255,7 @@ def work_off(
             for line, run in run_row(task.row, (task.seed,), dataclasses.replace(task.way(way), stop=stop)):
                 keep(line, run, task.row)
                 print(f"{task}: {_said(task, way, results)}", flush=True)
-        except (UsageError, RunFailedError, OSError, jax.errors.JaxRuntimeError) as error:
+        except (UsageError, RunFailedError, OSError) as error:
             failed[str(task)] = error
             print(f"{task}: not run: {first_line(error)[:300]}", flush=True)
         after_each()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, nearest
 from jaxvit.files import packaged
 
 JUDGED = ("top1", "top5")  # measures that a target can be set for: more is better
@@ -145,3 +145,38 @@ def _row(given: Any) -> Row:
     if not set(row.tolerance) <= set(row.target):
         raise ValueError("tolerance has more than target")
     return row
+
+
+def choose(every: Mapping[str, Row], names: Sequence[str], *, seeds: int = 0, epochs: int = 0) -> list[Row]:
+    """The rows that a command asks for.
+
+    Args:
+      every: all rows, by name.
+      names: of those that are wanted; () = all.
+      seeds: the first so many of each; 0 = all.
+      epochs: a short form of so many; 0 = each row's own.
+
+    Raises:
+      UsageError: there is no such row, or one that is named cannot be run so.
+    """
+    for name in names:
+        if name not in every:
+            raise UsageError(f"there is no row '{name}'{nearest(name, every)}; see jaxvit reproduce --list")
+    rows = [every[name] for name in dict.fromkeys(names)] or list(every.values())
+    most = max(rows, key=lambda row: len(row.seeds))
+    if seeds > len(most.seeds):
+        raise UsageError(f"--seeds={seeds}: {most.name} has {len(most.seeds)}; see jaxvit reproduce --list")
+    for row in rows if names else ():
+        if epochs and row.steps:
+            raise UsageError(f"--epochs={epochs}: {row.name} takes steps, no epochs; leave --epochs out")
+        if epochs > row.epochs:
+            raise UsageError(f"--epochs={epochs}: {row.name} has {row.epochs}; a short form has fewer")
+    return rows
+
+
+def with_partner(row: Row, every: Mapping[str, Row]) -> list[Row]:
+    """A row, and before it the one that it must beat, equal or outrun.
+
+    What is finished of it is not done again: for a ratio of times run both on the same quiet machine.
+    """
+    return [every[row.pair.row], row] if row.pair and row.pair.asked else [row]

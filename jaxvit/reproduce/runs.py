@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.identity import config_hash, differences
+from jaxvit.config.overrides import set_dtype
 from jaxvit.data.batches import TrainBatches
 from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, UsageError
@@ -78,10 +79,7 @@ def config_of(row: Row, way: Way) -> ConfigDict:
       UsageError: there is no such config, or it cannot be run so.
     """
     config = load_config_file(str(way.configs / row.config))
-    if way.dtype:
-        if "dtype" not in config.model:
-            raise UsageError(f"--dtype={way.dtype}: {config.model.name} has no attribute dtype; leave it out")
-        config.model.dtype = way.dtype
+    set_dtype(config, way.dtype)
     if row.steps:
         return config
     epochs = min(way.epochs or row.epochs, row.epochs)
@@ -126,6 +124,13 @@ def run_row(row: Row, seeds: Sequence[int], way: Way) -> Iterator[tuple[dict[str
       UsageError, RunFailedError, StoppedError: as `jaxvit.train`; and a folder that holds a run of another config.
     """
     config, form = config_of(row, way), form_of(row, way.epochs, way.dtype)
+    with hardware.device_errors({"--dtype=bfloat16, now": config.model.get("dtype", "not there")}):
+        yield from _lines(row, seeds, way, config, form)
+
+
+def _lines(
+    row: Row, seeds: Sequence[int], way: Way, config: ConfigDict, form: str
+) -> Iterator[tuple[dict[str, Any], Path | None]]:
     if row.steps:
         print(f"{row.name}: {row.config}, {form}", flush=True)
         yield _take_steps(row, config, form), None

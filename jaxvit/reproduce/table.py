@@ -113,7 +113,7 @@ def writing(results: Path) -> Lock:
     return locked_folder(results)
 
 
-def keep(line: dict[str, Any], file: Path) -> None:
+def keep(line: Mapping[str, Any], file: Path) -> None:
     """Adds a line to results.csv, in place of an older one of the same run on the same hardware; within `writing`."""
     same = ("row", "form", "seed", "hardware", "config_hash")
     lines = [old for old in results_of(file) if any(str(line[name]) != old[name] for name in same)]

@@ -7,20 +7,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
+from jaxvit.config.keys import complete, flatten
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.sources import Dataset
 from jaxvit.devices import hardware, processes, runtime
-from jaxvit.errors import (
-    RunFailedError,
-    UsageError,
-    disk_full,
-    first_line,
-    is_disk_full,
-)
+from jaxvit.errors import RunFailedError, UsageError, disk_full, is_disk_full
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
@@ -96,27 +90,29 @@ def train(
 
 @contextlib.contextmanager
 def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
-    """Turns an exhausted device and a full disk into one line and exit code 70."""
+    """Turns a failed device, a process that is gone and a full disk into one line and exit code 70."""
+    now = dict(flatten(complete(config)))
+    settings = {
+        "a smaller config.train.batch_size, now": now["train.batch_size"],
+        "a smaller config.eval.batch_size, now": now["eval.batch_size"] or now["train.batch_size"],
+        "a larger config.train.accumulate, now": now["train.accumulate"],
+        "config.model.remat=full, now": now.get("model.remat", "not there"),
+        "config.model.dtype=bfloat16, now": now.get("model.dtype", "not there"),
+        "a larger config.train.fsdp, now": now["train.fsdp"],
+        "config.data.feed=stream, now": now["data.feed"],
+    }
+    with hardware.device_errors(settings), _lost_process_and_full_disk():
+        yield
+
+
+@contextlib.contextmanager
+def _lost_process_and_full_disk() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if processes.has_lost_another(error):
+        if processes.has_lost_another(error):  # it reaches this one as an error of the device, or as another's
             raise RunFailedError(processes.LOST) from error
-        if not isinstance(error, jax.errors.JaxRuntimeError):
-            raise
-        if not hardware.is_out_of_memory(error):
-            raise RunFailedError(f"the device failed: {first_line(error)[:200]}") from error
-        model = config.model
-        settings = {
-            "a smaller config.train.batch_size, now": config.train.batch_size,
-            "a smaller config.eval.batch_size, now": config.eval.batch_size or config.train.batch_size,
-            "a larger config.train.accumulate, now": config.train.accumulate,
-            "config.model.remat=full, now": model.get("remat", "not there"),
-            "config.model.dtype=bfloat16, now": model.get("dtype", "not there"),
-            "a larger config.train.fsdp, now": config.train.fsdp,
-            "config.data.feed=stream, now": config.data.feed,
-        }
-        raise RunFailedError(hardware.explain_out_of_memory(error, settings)) from error
+        raise
     except OSError as error:
         if not is_disk_full(error):
             raise

@@ -2,19 +2,76 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxvit.data.batches import TrainOrder
+from jaxvit.config.plan import dataset_of, resolve
+from jaxvit.data.augment import flip_key, training_transform
+from jaxvit.data.batches import TrainBatches, TrainOrder
 from jaxvit.data.decoding import decode_records
 from jaxvit.data.feed import ResidentFeed, StreamFeed
 from jaxvit.data.sources import Dataset, Source, StreamedSource
+from jaxvit.run.assembly import assemble
 
 SECONDS = 2.0  # of each measurement, after a warm-up
+
+
+def measure_input(config: ConfigDict, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Measures how fast each stage of a config's input is, and its share of a training step.
+
+    Args:
+      config: of a run.
+      overrides: keys set by hand; each must matter in this run.
+
+    Returns:
+      Rounded to four digits: data, batch, device, cpus; first_batch_s, from nothing to the first batch;
+      decode_images_per_s, by this process; stream_images_per_s, of the streamed feed onto the device;
+      resident_images_per_s, gathered and augmented on the device, where the data fits there and the device augments;
+      input_ms, of the device's part of a batch; step_ms, of a training step with it; input_share_of_step.
+
+    Raises:
+      UsageError: as `jaxvit.train` for such a config.
+    """
+    started = time.perf_counter()
+    dataset = dataset_of(config)
+    plan = resolve(config, overrides=overrides, dataset=dataset)
+    source = dataset.read(plan.data.train)
+    batch_size = plan.train.batch_size
+    TrainBatches(source, batch_size, plan.seed)[0]
+    found: dict[str, Any] = {
+        "data": source.name,
+        "batch": batch_size,
+        "device": jax.devices()[0].device_kind,
+        "cpus": os.cpu_count(),
+        "first_batch_s": time.perf_counter() - started,
+        "decode_images_per_s": decoding_speed(dataset, plan.data.train),
+        "stream_images_per_s": stream_speed(source, batch_size),
+    }
+    assembly = assemble(plan)
+    key, a, t = jax.random.key(0), plan.augment, plan.train
+    batches = TrainBatches(source, batch_size, plan.seed, t.last_batch, numbered=a.alternates)
+    batch = jax.device_put(dict(batches[0]))
+    host = assembly.host_transform()
+    if host:
+        batch = jax.device_put(host(0, {name: np.asarray(values) for name, values in batch.items()}))
+    step = jax.jit(assembly.train_step())
+    state = jax.jit(assembly.create_state)()
+    found["step_ms"] = 1e3 * seconds_each(lambda: step(state, batch))
+    transform = training_transform(a, assembly.classes, t.label_smoothing, flips=flip_key(key))
+    if a.where == "device" and isinstance(source, Source):
+        seconds = resident_seconds(source, batch_size, transform)
+        found |= {"resident_images_per_s": batch_size / seconds, "input_ms": 1e3 * seconds}
+    else:
+        device_part = jax.jit(transform)
+        found["input_ms"] = 1e3 * seconds_each(lambda: device_part(key, np.int32(0), batch))
+    found["input_share_of_step"] = found["input_ms"] / found["step_ms"]
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in found.items()}
 
 
 def seconds_each(once: Callable[[], Any], seconds: float = SECONDS) -> float:

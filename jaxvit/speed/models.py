@@ -1,8 +1,7 @@
-"""Several models measured one after the other, each in a process of its own."""
+"""What is measured of a model, with the circumstances: in this process, or of several in a process of its own each."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import importlib.metadata
@@ -10,19 +9,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 import jaxvit
 from jaxvit import errors
 from jaxvit._version import __version__
 from jaxvit.devices import hardware
-from jaxvit.errors import RunFailedError, UsageError, first_line
-from jaxvit.speed.page import in_ms, markdown, write_tables
+from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.speed.steps import Effort, measure
 from jaxvit.speed.subject import make_subject
 
@@ -30,20 +27,40 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
 
 def measure_one(
-    config: ConfigDict, overrides: dict[str, Any], origin: str, options: argparse.Namespace
+    config: ConfigDict,
+    effort: Effort,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    synthetic: bool = False,
+    origin: str = "config",
+    trace: Path | None = None,
 ) -> dict[str, Any]:
-    """All figures of one model, in this process, with what they were measured on."""
-    batch, model = config.train.batch_size, config.model
-    subject = make_subject(config, overrides=overrides, synthetic=options.synthetic, origin=origin)
+    """Measures one model, in this process.
+
+    Args:
+      config: what a run would have.
+      effort: how long.
+      overrides: {key: value} set by hand in the config.
+      synthetic, origin: see `jaxvit.speed.subject.make_subject`.
+      trace: folder for a profile of some steps; None = none.
+
+    Returns:
+      What `jaxvit.speed.steps.measure` does; and overrides, machine, versions, date.
+
+    Raises:
+      UsageError: as of `make_subject`.
+      RunFailedError: the device has no memory for it, or fails.
+    """
+    batch, model, overrides = config.train.batch_size, config.model, dict(overrides or {})
+    subject = make_subject(config, overrides=overrides, synthetic=synthetic, origin=origin)
     settings = {
         "a smaller --batch, now": batch,
         "--dtype=bfloat16, now": model.get("dtype", "not there"),
         "--config.model.remat=full, now": model.get("remat", "not there"),
         "a larger --config.train.accumulate, now": config.train.accumulate,
     }
-    with _device_errors_explained(settings):
-        effort = Effort(options.rounds, options.seconds)
-        found = measure(subject, effort, Path(options.trace) if options.trace else None)
+    with hardware.device_errors(settings):
+        found = measure(subject, effort, trace)
     return found | {"overrides": overrides, **circumstances(*PACKAGES)}
 
 
@@ -56,58 +73,33 @@ def circumstances(*packages: str) -> dict[str, Any]:
     return {"machine": hardware.machine(), "versions": versions, "date": datetime.date.today().isoformat()}
 
 
-@contextlib.contextmanager
-def _device_errors_explained(settings: dict[str, object]) -> Iterator[None]:
-    """Turns a device that fails, or has no memory left, into one line; the latter with the settings that help."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if hardware.is_out_of_memory(error):
-            raise RunFailedError(hardware.explain_out_of_memory(error, settings)) from error
-        raise RunFailedError(f"the device failed: {first_line(error)[:200]}") from error
+def measure_each(
+    models: Iterable[str], words: Sequence[str] = (), *, trace: Path | None = None
+) -> Iterator[tuple[str, dict[str, Any] | RunFailedError]]:
+    """Measures models one after the other, each by `jaxvit benchmark` in a process of its own.
 
+    Args:
+      models: names.
+      words: of that command line, beside the model: its flags, and overrides of the config.
+      trace: folder for a profile of each, in a folder of its own; None = none.
 
-def measure_each(options: argparse.Namespace, rest: Sequence[str], models: Sequence[str]) -> int:
-    """Measures models one after the other, each in a process of its own; tables are written after each."""
-    found: list[dict[str, Any]] = []
-    failed, mistake = False, None
-    for model in models:
-        try:
-            one = _in_a_process(options, rest, model)
-        except UsageError as error:
-            mistake = error
-            break
-        except RunFailedError as error:
-            print(f"jaxvit: {model}: {error}", file=sys.stderr, flush=True)
-            failed = True
-            continue
-        found.append(one)
-        if options.json:
-            print(json.dumps(one), flush=True)
-        else:
-            line = f"{model}: {in_ms(one['train_ms_per_step'])} a step, {one['images_per_s']:,.4g} images/s"
-            print(line, file=sys.stderr, flush=True)
-        if options.out:
-            write_tables(found, Path(options.out))
-    if found and not options.json:
-        print(markdown(found), end="")
-    if mistake:
-        raise mistake
-    return errors.SOME_INPUTS_FAILED if failed else errors.DONE
-
-
-def _in_a_process(options: argparse.Namespace, rest: Sequence[str], model: str) -> dict[str, Any]:
-    """The figures of one model.
+    Yields:
+      (model, what `measure_one` returns), or (model, why it could not be measured).
 
     Raises:
-      UsageError: what was asked for does not suit this model.
-      RunFailedError: it could not be measured; the process's own line says why.
+      UsageError: what was asked for does not suit a model.
     """
-    words = [f"--model={model}", "--json", f"--rounds={options.rounds}", f"--seconds={options.seconds}", *rest]
-    words += [f"--batch={options.batch}"] if options.batch else []
-    words += [f"--dtype={options.dtype}"] if options.dtype else []
-    words += ["--synthetic"] if options.synthetic else []
-    words += [f"--trace={Path(options.trace) / model.replace(':', '.')}"] if options.trace else []
+    for model in models:
+        own = [f"--trace={trace / model.replace(':', '.')}"] if trace else []
+        try:
+            found = _in_a_process([f"--model={model}", "--json", *words, *own], model)
+        except RunFailedError as error:
+            yield model, error
+        else:
+            yield model, found
+
+
+def _in_a_process(words: Sequence[str], model: str) -> dict[str, Any]:
     paths = [str(Path(jaxvit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "jaxvit", "benchmark", *words]

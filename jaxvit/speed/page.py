@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.files import write_csv, write_text
-
-
-def show_lines(values: dict[str, str]) -> None:
-    """Prints {name: what is said of it} in two columns."""
-    for name, value in values.items():
-        print(f"{name:<18}{value}")
+from jaxvit.pages.terminal import print_lines
+from jaxvit.speed.steps import Effort
 
 
 def images_of(facts: dict[str, Any]) -> str:
@@ -43,7 +39,7 @@ def show(found: dict[str, Any]) -> None:
 
     batch = str(found["batch"])
     memory = {"device": "on the device at most", "program": "for the compiled step"}[found["memory_of"]]
-    show_lines(
+    print_lines(
         {
             "model": f"{found['model']}, {found['params']:,} parameters",
             "images": f"{images_of(found)}, batch {batch}, {found['dtype']}, {found['optimizer']}",
@@ -65,6 +61,28 @@ def show(found: dict[str, Any]) -> None:
             "training loop": f"{_share(found['loop_overhead'])} beside the step",
         }
     )
+
+
+def show_plan(facts: dict[str, Any], effort: Effort) -> None:
+    """What would be measured, of `jaxvit.speed.steps.facts_of`, for people."""
+    sizes = sorted({1, facts["batch"]})
+    of = {"document": "its document's", "defaults": "the defaults", "config": "the config's"}[facts["workload"]]
+    print_lines(
+        {
+            "model": f"{facts['model']}, {facts['params']:,} parameters, {facts['macs']:,} multiply-adds an image",
+            "images": f"{images_of(facts)}, {facts['classes']} classes, feed {facts['feed']}",
+            "training": f"batch {facts['batch']}, {facts['optimizer']}: {of}",
+            "dtype": facts["dtype"],
+            "device": device_of(facts),
+            "inference": f"batches of {' and '.join(map(str, sizes))}",
+            "effort": f"{effort.rounds} rounds of {effort.seconds:g} s for everything timed",
+        }
+    )
+
+
+def in_short(found: dict[str, Any]) -> str:
+    """One line of what was measured of a model."""
+    return f"{found['model']}: {in_ms(found['train_ms_per_step'])} a step, {found['images_per_s']:,.4g} images/s"
 
 
 _COLUMNS = (

@@ -26,6 +26,7 @@ from rich.console import Console
 from jaxvit.data.augment import evaluation_transform
 from jaxvit.devices import hardware, runtime
 from jaxvit.devices.sharding import make_mesh, place_batch, replicated, shard_state, split_batch
+from jaxvit.errors import UsageError
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.run.program import StartOptions, make_feed, make_job, make_train_program
@@ -41,10 +42,20 @@ TRACED_STEPS = 10
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: `rounds` turns for everything that is timed, each of `seconds`."""
+    """How long to measure: `rounds` turns for everything that is timed, each of `seconds`.
+
+    Raises:
+      UsageError: no round, or no time.
+    """
 
     rounds: int = 5
     seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UsageError(f"--rounds={self.rounds}: must be 1 or more")
+        if not 0 < self.seconds < float("inf"):
+            raise UsageError(f"--seconds={self.seconds:g}: must be above 0")
 
 
 class _Unsaved:

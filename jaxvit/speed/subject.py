@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import base_config
+from jaxvit.config.overrides import parse_config_arguments, parse_model_overrides, set_dtype, split_overrides
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.preparable import PREPARABLE
@@ -73,6 +75,41 @@ def document_config(model: str) -> ConfigDict:
         config.optim.schedule, config.optim.warmup = "constant", "0 steps"
         config.optim.weight_decay, config.optim.decay_mask = workload.weight_decay, "all"
     return config
+
+
+def configure(
+    model: str, config: str, tokens: Sequence[str], *, batch: int = 0, dtype: str = ""
+) -> tuple[ConfigDict, dict[str, Any], str, list[str]]:
+    """What the words of a command ask for.
+
+    Args:
+      model: its name; '' = `config` says it.
+      config: of `--config`, where no model is named.
+      tokens: overrides of the config, and other words.
+      batch: of `--batch`; 0 = the document's, or the config's.
+      dtype: of `--dtype`; '' = the model's own.
+
+    Returns:
+      (config, {key: value} set by hand, `origin` as `Subject` has it, words that are no overrides).
+
+    Raises:
+      UsageError: no such model, config or key; two words that say the same thing.
+    """
+    words = list(tokens)
+    keys = {key for key, _, _ in split_overrides(words)[0]}
+    for flag, given, key in (("--batch", batch, "train.batch_size"), ("--dtype", dtype, "model.dtype")):
+        if given and key in keys:
+            raise UsageError(f"{flag} and --config.{key} say the same thing; give one of them")
+    if batch:
+        words.append(f"--config.train.batch_size={batch}")
+    if model:
+        found, overrides, unknown = parse_model_overrides(document_config(model), words)
+        origin = "document" if model in DOCUMENTS else "defaults"
+    else:
+        found, overrides, unknown = parse_config_arguments(config, words)
+        origin = "config"
+    set_dtype(found, dtype)
+    return found, overrides, origin, unknown
 
 
 def make_subject(

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.special
 
 from jaxvit.data.sources import Source, StreamedSource
-from jaxvit.devices.hardware import explain_out_of_memory, is_out_of_memory
+from jaxvit.devices.hardware import device_errors
 from jaxvit.devices.runtime import forward_options
 from jaxvit.devices.sharding import make_mesh, place_batch, replicate
 from jaxvit.errors import RunFailedError
@@ -77,10 +77,10 @@ class Predictor:
         """For each batch, uint8 [n, *image_shape] with n up to `batch_size`, its scores: float32 [n, K].
 
         Raises:
-          RunFailedError: the device has not the memory for such a batch, or scores are not finite.
+          RunFailedError: the device has not the memory for such a batch, or fails; or scores are not finite.
         """
         waiting: deque[tuple[int, jax.Array]] = deque()
-        try:
+        with device_errors({"a smaller --batch_size, now": self.batch_size}):
             for images in batches:
                 padding = np.zeros((self.batch_size - len(images), *images.shape[1:]), np.uint8)
                 placed = place_batch(self._mesh, {"image": np.concatenate([images, padding])})
@@ -89,11 +89,6 @@ class Predictor:
                     yield _fetch(*waiting.popleft())
             while waiting:
                 yield _fetch(*waiting.popleft())
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            settings = {"a smaller --batch_size, now": self.batch_size}
-            raise RunFailedError(explain_out_of_memory(error, settings)) from error
 
     def outcomes(self, source: Source | StreamedSource) -> Outcomes:
         """What the model says about a whole split: every image once, whatever the batch size and number of devices.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.data.augment import evaluation_transform
+from jaxvit.data.colour import denormalize
 from jaxvit.data.settings import Augmentation
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
@@ -84,13 +86,17 @@ class Loaded:
 
     def pictures(self, images_BHWC: Any) -> np.ndarray:
         """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""
-        a = self.augmentation
-        seen = np.asarray(self.preprocess(images_BHWC)) * np.array(a.std, np.float32) + np.array(a.mean, np.float32)
-        return np.clip(seen, 0, 1)
+        return denormalize(self.preprocess(images_BHWC), self.augmentation.mean, self.augmentation.std)
 
-    def apply(self, variables: Any, images_BHWC: Any) -> jax.Array:
-        """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program."""
-        with ways.use(self.ways):
+    def apply(self, variables: Any, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
+        """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program.
+
+        Args:
+          variables: of the model.
+          images_BHWC: uint8 [B, *image_shape].
+          by: ways of some operations, see `jaxvit.ops.ways`; the others are computed as in training.
+        """
+        with ways.use(self.ways), ways.use(by or {}):
             return self.model.apply(variables, self.preprocess(images_BHWC), train=False)
 
     @cached_property

@@ -32,6 +32,11 @@ class Prediction:
     truth: str = ""
     error: str = ""
 
+    @property
+    def right(self) -> bool | None:
+        """Whether the most probable class is the true one; None = that one is not known, or there is an error."""
+        return self.top[0][0] == self.truth if self.top and self.truth else None
+
 
 def predict(
     run: str | Path | Loaded,

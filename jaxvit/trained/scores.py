@@ -6,8 +6,6 @@ Precision, recall, F1 and the confusion matrix are scikit-learn's. Expected cali
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from jaxvit.files import write_text
+from jaxvit.files import write_csv
 from jaxvit.trained.inference import Outcomes
 
 BINS = 15  # of confidence, as the paper's
@@ -116,19 +114,21 @@ def most_confused(confusion: np.ndarray, names: Sequence[str], pairs: int = 10) 
 
 def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path) -> list[Path]:
     """Writes FILE.csv (a row for each class), FILE_confusion.csv and FILE_images.csv (a row for each image)."""
-    names = scores["class_names"]
-    per_class = [list(scores["per_class"][0]), *(list(row.values()) for row in scores["per_class"])]
-    matrix = [["true \\ predicted", *names], *([n, *row] for n, row in zip(names, scores["confusion"], strict=True))]
+    names, per_class = scores["class_names"], scores["per_class"]
+    # Names of classes may occur twice: the matrix goes by places.
+    matrix = [[name, *row] for name, row in zip(names, scores["confusion"], strict=True)]
     o = outcomes
-    images = [["index", "true", "predicted", "confidence", "true_class_probability", "loss"]]
-    columns = (o.index, o.labels, o.predicted, o.confidence, o.label_probability, o.loss)
-    for i, true, predicted, *values in zip(*columns, strict=True):
-        images.append([int(i), names[true], names[predicted], *(f"{value:.6g}" for value in values)])
-    written = []
-    for suffix, rows in (("", per_class), ("_confusion", matrix), ("_images", images)):
-        target = file.with_name(f"{file.name}{suffix}.csv")
-        stream = io.StringIO()
-        csv.writer(stream, lineterminator="\n").writerows(rows)
-        write_text(target, stream.getvalue())
-        written.append(target)
-    return written
+    of_image = (o.index, o.labels, o.predicted, o.confidence, o.label_probability, o.loss)
+    images = [
+        [int(i), names[true], names[predicted], *(f"{value:.6g}" for value in values)]
+        for i, true, predicted, *values in zip(*of_image, strict=True)
+    ]
+    tables = {
+        "": (list(per_class[0]), per_class),
+        "_confusion": (["true \\ predicted", *names], matrix),
+        "_images": (["index", "true", "predicted", "confidence", "true_class_probability", "loss"], images),
+    }
+    files = {file.with_name(f"{file.name}{suffix}.csv"): table for suffix, table in tables.items()}
+    for target, (columns, rows) in files.items():
+        write_csv(target, columns, rows)
+    return list(files)

@@ -6,11 +6,6 @@ import jax
 import jax.numpy as jnp
 
 
-def one_hot(labels_B: jax.Array, classes: int, smoothing: float = 0.0) -> jax.Array:
-    """Targets [B, K]: ``1 - smoothing`` on the label plus ``smoothing / K`` everywhere (Szegedy et al., 2016)."""
-    return jax.nn.one_hot(labels_B, classes) * (1.0 - smoothing) + smoothing / classes
-
-
 def cross_entropy(logits_BK: jax.Array, targets_BK: jax.Array) -> jax.Array:
     """Softmax cross-entropy [B] of float32 logits against a distribution over the classes."""
     return -jnp.sum(targets_BK * jax.nn.log_softmax(logits_BK), axis=-1)

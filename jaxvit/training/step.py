@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvit.training.loss import cross_entropy, one_hot
+from jaxvit.ops.labels import one_hot
+from jaxvit.training.loss import cross_entropy
 from jaxvit.training.metrics import Sums, classification_sums
 from jaxvit.training.state import TrainState
 

@@ -27,7 +27,8 @@ def test_json(capsys):
 
 
 def test_table_overrides_and_size(capsys):
-    words = ["--model=shiftvit", "--model.depths=(1,3)", "--model.shift", "border", "--image_size=16x24", "--depth=0"]
+    words = ["--config.model.depths=(1,3)", "--config.model.shift", "border", "--image_size=16x24", "--depth=0"]
+    words = ["--model=shiftvit", *words]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "16x24x3" in out and "ShiftBlock" in out and "96 in 1 block, 24 in 3 blocks" in out
@@ -37,9 +38,14 @@ def test_table_overrides_and_size(capsys):
     "words, sentence",
     [
         (["--model=cct_7_3x1_3"], "did you mean 'cct_7_3x1_32'"),
-        (["--model=vit", "--model.detph=2"], "did you mean 'depth'"),
-        (["--model=vit", "--model.depth=deep"], "takes int, not str"),
-        (["--model=vit", "--dept=2"], "unknown argument '--dept'"),
+        (["--model=vit", "--config.model.detph=2"], "did you mean 'model.depth'"),
+        (["--model=vit", "--config.model.depth=deep"], "expected a whole number, got 'deep'"),
+        (["--model=vit", "--config.model.heads=7"], "heads"),
+        (["--model=vit", "--config.model.name=cct"], "--config.model.name: the model is named by --model"),
+        (["--model=vit", "--config.train.batch_size=8"], "--config.train.batch_size: a summary reads no such key"),
+        (["--model=vit", "--model.dim=64"], "write --config.model.dim=64"),
+        (["--model=vit", "--model.dim", "64"], "write --config.model.dim"),
+        (["--model=vit", "--dept=2"], "unknown argument '--dept=2' (did you mean '--depth'?)"),
         (["--model=vit", "--image_size=big"], "--image_size=big"),
         (["--model=vit", "--image_size=30"], "patch=4 does not divide"),
         ([], "--model is missing"),

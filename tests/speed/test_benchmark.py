@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from jaxvit.cli import benchmark
 from jaxvit.cli.benchmark import main
 from jaxvit.devices.runtime import fresh_program_cache
 from jaxvit.errors import RunFailedError, UsageError
@@ -23,7 +22,7 @@ from jaxvit.run import program as job
 from jaxvit.speed import models
 from jaxvit.speed import steps as measurement
 from jaxvit.speed.page import show
-from jaxvit.speed.steps import Bench
+from jaxvit.speed.steps import Bench, Effort
 from jaxvit.speed.subject import document_config, make_subject
 from jaxvit.speed.timing import spread, time_in_turns
 from jaxvit.speed.workloads import DOCUMENTS, workload_of
@@ -161,12 +160,12 @@ def test_a_mistake_that_only_a_process_sees_ends_it_all(capsys, monkeypatch):
 
 def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2")
-    options = benchmark._parser().parse_args(["--model=vit,cct", "--batch=2", *QUICK])
     monkeypatch.chdir(tmp_path)
-    found = models._in_a_process(options, TINY, "vit")
-    assert set(found) >= PROMISED and (found["batch"], found["devices"]) == (2, 2)
+    each = models.measure_each(["vit", "cct"], ["--batch=2", *QUICK, *TINY])
+    name, found = next(each)
+    assert name == "vit" and set(found) >= PROMISED and (found["batch"], found["devices"]) == (2, 2)
     with pytest.raises(UsageError, match=r"^cct: --config\.model\.patch: nothing reads this"):
-        models._in_a_process(options, TINY, "cct")
+        next(each)
 
 
 @pytest.mark.parametrize(
@@ -384,10 +383,13 @@ def test_spread():
     assert spread([0.5]) == {"median": 0.5, "q1": 0.5, "q3": 0.5, "count": 1}
 
 
-def test_an_exhausted_device_is_one_line():
-    explained = models._device_errors_explained({"a smaller --batch, now": 4})
-    with pytest.raises(RunFailedError, match=r"1\.00 GiB could not be had.*a smaller --batch, now=4"), explained:
+def test_an_exhausted_device_is_one_line(monkeypatch):
+    def exhausted(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.")
+
+    monkeypatch.setattr(models, "measure", exhausted)
+    with pytest.raises(RunFailedError, match=r"1\.00 GiB could not be had.*a smaller --batch, now=4, .*dtype=bfloat16"):
+        models.measure_one(tiny_config(train__batch_size=4), Effort(), synthetic=True)
 
 
 def test_synthetic_images_are_noise_of_every_class():

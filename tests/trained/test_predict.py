@@ -155,32 +155,6 @@ def test_the_same_picture_in_any_format(how):
     assert np.median(difference) <= 3 if how == "JPEG" else difference.max() == 0
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_stand_upright(orientation):
-    """The tag says which side of the stored picture is up: by EXIF 2.3, where its row 0 and column 0 are."""
-    upright = np.asarray(picture())
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.swapaxes(0, 1),
-        6: upright.swapaxes(0, 1)[::-1],
-        7: upright.swapaxes(0, 1)[::-1, ::-1],
-        8: upright.swapaxes(0, 1)[:, ::-1],
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = _bytes(Image.fromarray(stored), format="PNG", exif=exif)
-    np.testing.assert_array_equal(decode(data, 3), upright)
-    assert decode(data, 3, (4, 6)).shape == (4, 6, 3)
-
-
-def test_damaged_orientation_tags_do_no_harm():
-    data = _bytes(picture(), format="JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    assert decode(data, 3).shape == (8, 12, 3)
-
-
 def test_what_is_transparent_is_white():
     image = picture().convert("RGBA")
     image.putalpha(Image.fromarray(np.repeat([[255] * 6 + [0] * 6], 8, axis=0).astype(np.uint8)))

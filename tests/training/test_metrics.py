@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvit.training.loss import cross_entropy, one_hot
+from jaxvit.ops.labels import one_hot
+from jaxvit.training.loss import cross_entropy
 from jaxvit.training.metrics import Totals, classification_sums
 
 RNG = np.random.default_rng(0)

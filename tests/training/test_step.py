@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from jaxvit.ops.labels import one_hot
 from jaxvit.training import nans
-from jaxvit.training.loss import one_hot
 from jaxvit.training.state import create_state, derive_key
 from jaxvit.training.step import make_eval_step, make_loss, make_train_call, make_train_step
 

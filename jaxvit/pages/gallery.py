@@ -18,7 +18,7 @@ from jaxvit.figures import evaluation, maps
 from jaxvit.figures.architecture import draw_architecture
 from jaxvit.figures.history import draw_history
 from jaxvit.figures.images import draw_patches
-from jaxvit.figures.predictions import draw_predictions
+from jaxvit.figures.predictions import caption, draw_predictions
 from jaxvit.figures.shift_animation import draw_shift_animation
 from jaxvit.figures.shift_block import draw_shift_block
 from jaxvit.figures.token_learner import draw_token_learner
@@ -38,19 +38,22 @@ FIELD_IMAGES = 16  # that a receptive field is the mean over
 class _Subject:
     """A run, with what several figures need worked out once."""
 
-    def __init__(self, loaded: Loaded, folder: Path, options: Any):
-        self.loaded, self.folder, self._options = loaded, folder, options
+    def __init__(
+        self, loaded: Loaded, folder: Path, split: str, examples: int, data_dir: str, batch_size: int, devices: int
+    ):
+        self.loaded, self.folder = loaded, folder
+        self._split, self._examples, self._data_dir = split, examples, data_dir
+        self._batch_size, self._devices = batch_size, devices
         self.name = f"{loaded.config.model.name} on {loaded.config.data.name}"
 
     @cached_property
     def source(self) -> Source | StreamedSource:
-        return read_split(self.loaded, self._options.split, "", self._options.data_dir)[1]
+        return read_split(self.loaded, self._split, "", self._data_dir)[1]
 
     @cached_property
     def evaluation(self) -> tuple[dict[str, Any], Outcomes]:
-        options = self._options
         return evaluate_source(
-            self.loaded, self.source, split=options.split, batch_size=options.batch_size, devices=options.devices
+            self.loaded, self.source, split=self._split, batch_size=self._batch_size, devices=self._devices
         )
 
     @cached_property
@@ -59,7 +62,7 @@ class _Subject:
         _, labels, good = self.source.batch(np.arange(min(len(self.source), 1000)))
         readable = np.flatnonzero(good)
         firsts = readable[np.sort(np.unique(labels[readable], return_index=True)[1])]
-        rows = np.concatenate([firsts, np.setdiff1d(readable, firsts)])[: self._options.n]
+        rows = np.concatenate([firsts, np.setdiff1d(readable, firsts)])[: self._examples]
         return self.source.batch(rows)[0], [self.source.class_names[label] for label in labels[rows]]
 
     @cached_property
@@ -87,22 +90,38 @@ class _Subject:
         )
 
 
-def draw_run(loaded: Loaded, folder: Path, options: Any) -> Path:
+def draw_run(
+    loaded: Loaded,
+    folder: Path,
+    *,
+    split: str = "",
+    examples: int = 6,
+    data_dir: str = "",
+    batch_size: int = 0,
+    devices: int = 0,
+) -> Path:
     """Draws every figure that fits the model into a folder; returns the page that shows them.
+
+    A figure that cannot be drawn, because the data is not there or scores are not finite, is left out with a line on
+    stderr.
 
     Args:
       loaded: the run's model.
       folder: made when missing.
-      options: split, n, data_dir, batch_size and devices, as `jaxvit report` has them.
+      split: whose images, see `jaxvit.evaluate`; '' = test, or where the run has none, validation.
+      examples: images in the figures of what the model looks at.
+      data_dir: TFDS directory; '' = the run's, else the usual one.
+      batch_size: images at a time; 0 = as the run's evaluation.
+      devices: how many; 0 = all.
 
     Raises:
       UsageError: the folder cannot be written.
     """
     make_writable(folder, "copy the run to where you may write")
-    subject = _Subject(loaded, folder, options)
+    subject = _Subject(loaded, folder, split, examples, data_dir, batch_size, devices)
     shown: list[tuple[str, Path]] = []
     missing: dict[str, list[str]] = {}
-    for name, (draw, caption) in FIGURES.items():
+    for name, (draw, text) in FIGURES.items():
         try:
             files = draw(subject)
         except (UsageError, RunFailedError) as error:  # scores that are not finite: its curves are wanted then
@@ -111,7 +130,7 @@ def draw_run(loaded: Loaded, folder: Path, options: Any) -> Path:
         pictures = [file for file in files if file.suffix in (".png", ".gif")]
         for file in pictures:  # of several layers each is told apart
             layer = f" Here: {file.stem.removeprefix(f'{name}_')}." if len(pictures) > 1 else ""
-            shown.append((caption + layer, file))
+            shown.append((text + layer, file))
     for reason, names in missing.items():
         print(f"left out: {', '.join(names)}: {reason}", file=sys.stderr)
     index = folder / "index.html"
@@ -147,11 +166,15 @@ def _grid(subject: _Subject, rows: np.ndarray, file: str, title: str) -> list[Pa
     found, outcomes = subject.evaluation
     names = found["class_names"]
     images = subject.source.batch(outcomes.index[rows])[0]
-    captions = []
-    for row in rows:
-        right = bool(outcomes.rank[row] < 1)
-        text = f"{names[outcomes.predicted[row]]} {100 * outcomes.confidence[row]:.0f} %"
-        captions.append((text if right else f"{text}\nit is {names[outcomes.labels[row]]}", right))
+    captions = [
+        caption(
+            names[outcomes.predicted[row]],
+            outcomes.confidence[row],
+            bool(outcomes.rank[row] < 1),
+            names[outcomes.labels[row]],
+        )
+        for row in rows
+    ]
     return draw_predictions(list(images), captions, subject.folder / file, title)
 
 
@@ -295,12 +318,12 @@ FIGURES: dict[str, tuple[Draw, str]] = {
 def _page(title: str, shown: list[tuple[str, Path]]) -> str:
     """A page without scripts; pictures link to their SVG where there is one."""
     parts = []
-    for caption, file in shown:
+    for text, file in shown:
         vector = file.with_suffix(".svg")
         target = vector.name if vector.exists() else file.name
         parts.append(
-            f'<figure><a href="{html.escape(target)}"><img src="{html.escape(file.name)}" alt="{html.escape(caption)}">'
-            f"</a><figcaption>{html.escape(caption)}</figcaption></figure>"
+            f'<figure><a href="{html.escape(target)}"><img src="{html.escape(file.name)}" alt="{html.escape(text)}">'
+            f"</a><figcaption>{html.escape(text)}</figcaption></figure>"
         )
     style = (
         "body{font-family:sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
