@@ -138,7 +138,7 @@ def test_benchmark_measures_every_stage(monkeypatch, data_directory, capsys):
         (["export", "digits"], "name a data set and a folder"),
         (["export", "digits", "x", "--n=0"], "--n=0: must be 1 or more"),
         (["export", "digits", "x", "--split=tets"], "did you mean 'test'"),
-        (["show"], "name a data set or give --config=FILE"),
+        (["show"], "name a data set or give --config=NAME"),
         (["show", "digits", "--config.augment.polcy=x"], "did you mean 'augment.policy'"),
         (["show", "digits", "--config.augment.fill=edge"], "neither rotation nor zoom"),
     ],
