@@ -86,15 +86,28 @@ def mimetic_attention(
 def _factors(key: jax.Array, matrices_MCC: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
     """(M, C, rank) and (M, rank, C), whose products are the best approximations of this rank to the matrices."""
     count, channels, _ = matrices_MCC.shape
-    left_MCC, values_MC, right_MCC = jnp.linalg.svd(matrices_MCC)
+    left_MCC, values_MC, right_MCC = jax.vmap(_svd)(matrices_MCC)
     kept = min(rank, channels)
     root_MC = jnp.sqrt(values_MC[:, :kept])
     left_MCD, right_MDC = left_MCC[:, :, :kept] * root_MC[:, None], right_MCC[:, :kept] * root_MC[:, :, None]
     if rank > channels:
-        turn_MDC, _ = jnp.linalg.qr(jax.random.normal(key, (count, rank, channels)))
+        turn_MDC = jax.vmap(_orthonormal)(jax.random.normal(key, (count, rank, channels)))
         left_MCD = jnp.einsum("mce,mde->mcd", left_MCD, turn_MDC, precision="highest")
         right_MDC = jnp.einsum("mde,mec->mdc", turn_MDC, right_MDC, precision="highest")
     return left_MCD, right_MDC
+
+
+# One matrix at a time, whatever vmap says. On CPUs, jax's LAPACK calls spread a batch over the threads that the devices
+# themselves run on, and wait for them: where each of several devices does so at once, all of them wait for ever.
+@jax.custom_batching.sequential_vmap
+def _svd(matrix_CC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    left_CC, values_C, right_CC = jnp.linalg.svd(matrix_CC)
+    return left_CC, values_C, right_CC
+
+
+@jax.custom_batching.sequential_vmap
+def _orthonormal(matrix_DC: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(matrix_DC)[0]
 
 
 def whitening_filters(moments_PP: np.ndarray, eps: float = 5e-4) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Initial values by formula, against NumPy."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -77,6 +78,19 @@ def test_jointly_all_heads_together_hold_the_papers_formula(head_dim):
     looks_like_noise((whole + 0.4 * np.eye(CHANNELS))[None] / 0.4)
     expected = best_of_rank(whole, head_dim * HEADS)
     np.testing.assert_allclose(products(joint)[1].sum(axis=0), expected, atol=1e-4)
+
+
+def test_matrices_are_taken_apart_one_at_a_time():
+    """Several devices of a CPU that do so with batches have waited for each other for ever."""
+
+    def make(key):
+        return mimetic_attention(key, CHANNELS, HEADS, 31)
+
+    text = jax.jit(jax.vmap(make)).lower(jax.random.split(jax.random.key(0), 2)).as_text()
+    calls = [line for line in text.splitlines() if "@lapack_" in line]
+    assert {name for line in calls for name in re.findall(r"@lapack_s(\w+)_ffi", line)} >= {"gesdd", "geqrf"}
+    for line in calls:
+        assert re.search(r": \(tensor<\d+x\d+xf32>[,)]", line), line
 
 
 def test_whitening_filters_make_responses_uncorrelated():
