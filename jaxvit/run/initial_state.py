@@ -108,7 +108,7 @@ class InitialValues:
             images, _, good = source.batch(rows[begin : begin + _IMAGES])
             if not good.any():
                 continue
-            given = np.asarray(look(images))[good]
+            given = np.asarray(look(images[good]))
             x = patches_of(given, stem.window, stem.strides) if stem.window else given.reshape(-1, stem.values)
             x = x.astype(np.float64)
             total += x.T @ x
