@@ -19,6 +19,8 @@ from typing import Any
 
 from jaxvit.errors import UsageError, is_disk_full
 
+INSTALLED_IN = Path(__file__).parents[1]  # the folder that holds this package: a checkout, or site-packages
+
 
 def require(right: bool, file: Path, reason: str, remedy: str) -> None:
     """Raises UsageError with the reason why a file cannot be used and what to do about it, unless all is right."""

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-import jaxvit
 from jaxvit.errors import RunFailedError
 from jaxvit.exports.formats import Format
 from jaxvit.exports.model import ExportModel
+from jaxvit.files import INSTALLED_IN
 
 LARGEST = 1e-4  # difference of probabilities
 _OTHER_BATCHES = (1, 3)  # further sizes, in the same process
@@ -62,7 +62,7 @@ def _run_it(model: ExportModel, kind: Format, path: Path, batches: list[np.ndarr
     how = "alone"
     if kind.name == "hub":
         how = "own_code" if model.loaded.own_code else "with jaxvit"
-        here = [str(Path(jaxvit.__file__).parents[1]), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+        here = [str(INSTALLED_IN), os.getcwd(), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, here))
     with tempfile.TemporaryDirectory(prefix="jaxvit-check-") as name:
         folder = Path(name)

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-import jaxvit
 from jaxvit._version import __version__
 from jaxvit.devices import hardware
+from jaxvit.files import INSTALLED_IN
 
 PACKAGES = (
     "jax",
@@ -54,7 +54,7 @@ def describe_environment() -> dict[str, Any]:
 
 def source_commit() -> str:
     """The commit of the checkout that this package lies in, with '-dirty' where its files differ; '' outside of one."""
-    checkout = Path(jaxvit.__file__).resolve().parents[1]
+    checkout = INSTALLED_IN.resolve()
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, timeout=30)

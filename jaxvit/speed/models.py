@@ -15,11 +15,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import jaxvit
 from jaxvit import errors
 from jaxvit._version import __version__
 from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.files import INSTALLED_IN
 from jaxvit.speed.steps import Effort, measure
 from jaxvit.speed.subject import make_subject
 
@@ -100,7 +100,7 @@ def measure_each(
 
 
 def _in_a_process(words: Sequence[str], model: str) -> dict[str, Any]:
-    paths = [str(Path(jaxvit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(INSTALLED_IN), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "jaxvit", "benchmark", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
