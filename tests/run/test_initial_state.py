@@ -1,5 +1,10 @@
 """A run's initial values by formula: what is measured on the training images, and what is refused."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -130,3 +135,35 @@ def test_a_resumed_run_measures_nothing(tmp_path, monkeypatch):
     assert newest_state(tmp_path / "run", config)[0].step < 4
     monkeypatch.setattr(Assembly, "measure", lambda *_: pytest.fail("measured again"))
     assert jaxvit.train(config, tmp_path / "run")["steps"] == 4
+
+
+_SPLIT = """
+import sys; sys.path[:0] = {paths}
+import jax, numpy as np
+from test_initial_state import of_family, parts
+from jaxvit.devices.sharding import make_mesh, shard_state
+settings = dict(init__attention="mimetic", init__positions="sincos", init__stem="whitening")
+config = of_family("token_learner_vit", [("dim", 64), ("heads", 4)], **settings)
+assembly, source = parts(config)
+measured, states = assembly.measure(source), []
+for devices, fsdp in ((1, 1), (4, 2), (4, 4)):
+    layout = shard_state(make_mesh(devices, fsdp), assembly.abstract_state)
+    state = jax.jit(assembly.create_state, out_shardings=layout)(assembly.init_key(), measured)
+    kernel = state.params["encoder"]["block_0"]["attention"]["query"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
+    states.append(jax.device_get(state.params))
+for state in states[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[0], state)
+print("the same")
+"""
+
+
+@pytest.mark.slow
+def test_a_state_that_is_born_split_over_devices_is_the_same():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    here = Path(__file__).parent
+    code = _SPLIT.format(paths=[str(here), str(here.parent)])
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.stdout.strip().endswith("the same"), done.stderr[-3000:]
