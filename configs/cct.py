@@ -87,7 +87,7 @@ def authors() -> ConfigDict:
     config.augment.mixup, config.augment.cutmix, config.augment.mix_until = 0.8, 1.0, "175 epochs"
     config.optim.peak_lr, config.optim.start_lr, config.optim.end_lr = 5.5e-4, 1e-5, 1e-5
     config.optim.warmup, config.optim.cooldown = "10 epochs", "10 epochs"
-    config.optim.weight_decay = 0.06
+    config.optim.weight_decay, config.optim.decay_mask = 0.06, "not_1d"
     config.train.label_smoothing = 0.1
     config.train.duration = "310 epochs"
     config.train.batch_size = 128

@@ -23,7 +23,8 @@ def get_config(variant: str = "vit_s16") -> ConfigDict:
 
 
 def vit_s16() -> ConfigDict:
-    config = base_config("vit_s16_224", pool="mean", positions="sincos", rep_size=384)
+    theirs = {"activation": "gelu_tanh", "initialiser": "big_vision"}
+    config = base_config("vit_s16_224", pool="mean", positions="sincos", rep_size=384, **theirs)
     _train_on_imagenet(config)
     config.data.train, config.data.validation = "train[:99%]", "train[99%:]"
     config.augment.mean, config.augment.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -55,11 +56,12 @@ def cct_14() -> ConfigDict:
     config.train.duration = "310 epochs"
     config.optim.peak_lr, config.optim.warmup, config.optim.cooldown = 5e-4, "10 epochs", "10 epochs"
     config.augment.crop_fraction = 0.9
+    config.optim.decay_mask = "not_1d"  # the position table too, which timm's own ViT exempts and this model does not
     return config
 
 
 def token_learner_b16() -> ConfigDict:
-    config = base_config("token_learner_vit_b16_224")
+    config = base_config("token_learner_vit_b16_224", activation="gelu_tanh", learner_activation="gelu_tanh")
     _train_on_imagenet(config)
     config.seed = 42
     config.data.train = "train"

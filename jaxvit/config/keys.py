@@ -186,7 +186,11 @@ KEYS: dict[str, Key] = {
         _OPTIM.decay,
         "what it means: 'lr_scaled' = times the learning rate (optax, Keras 3) or 'independent' (tensorflow-addons)",
     ),
-    "optim.decay_mask": Key(_OPTIM.decay_mask, "what decays: 'kernels' (matrices only) or 'all' parameters"),
+    "optim.decay_mask": Key(
+        _OPTIM.decay_mask,
+        "what decays: 'kernels' (matrices only), 'all' parameters, or 'not_1d' (all but vectors and biases: position "
+        "tables and class tokens too)",
+    ),
     "optim.layer_decay": Key(
         _OPTIM.layer_decay, "factor of the learning rate from each layer to the one below; 1 = off"
     ),

@@ -12,7 +12,7 @@ from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.errors import UsageError, nearest
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.training.own_optim import check_own
-from jaxvit.training.settings import OPTIMIZERS, SCHEDULES, OptimizerSettings
+from jaxvit.training.settings import DECAY_MASKS, OPTIMIZERS, SCHEDULES, OptimizerSettings
 
 # Which of the keys that not every optimizer has an optimizer has; one of the user's own may read them all.
 _READS = {
@@ -79,7 +79,7 @@ def resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
         warmup_steps=warmup,
         total_steps=total,
         weight_decay=weight_decay,
-        decay_mask=get.one_of("optim.decay_mask", ("kernels", "all")) if weight_decay else "kernels",
+        decay_mask=get.one_of("optim.decay_mask", DECAY_MASKS) if weight_decay else "kernels",
         decay=get.one_of("optim.decay", ("lr_scaled", "independent")) if weight_decay else "lr_scaled",
         layer_decay=get.factor("optim.layer_decay"),
         b1=get.between("optim.b1", 0.0, 1.0) if "b1" in reads else 0.0,

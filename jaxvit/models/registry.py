@@ -40,7 +40,7 @@ FAMILIES: dict[str, Row] = {
 
 # Attributes that were added to a family after the first config hashes were recorded. Each has a default with which the
 # model is what it was before; it enters a hash only where it differs from that (`jaxvit.config.identity`).
-ADDED_ATTRIBUTES: frozenset[str] = frozenset()
+ADDED_ATTRIBUTES: frozenset[str] = frozenset({"norm_after_pool"})
 
 _PLAIN = (bool, int, float, str, tuple)
 

@@ -1,14 +1,16 @@
 """ShiftViT: a pyramid of maps, mixed by a shift that has no parameters.
 
 Paper: Wang et al. 2022 (arXiv:2201.10801); authors' code microsoft/SPACH. The `shiftvit_*` names are exactly theirs in
-parameters and operations; the plain names are the paper's Shift-T, -S and -B (MLP ratio 2).
+parameters and operations; the plain names are the paper's Shift-T, -S and -B (MLP ratio 2), theirs `shiftvit_r2_*`. In
+each direction the tiny and small sizes move C // 12 channels, the base sizes C // 16 (their `n_div`): 8 in the first
+stage of all of them, a third or a quarter of the channels in all.
 
 Departures of the Keras tutorial from the authors, each an attribute:
 
 | tutorial | attribute | authors | effect |
 |---|---|---|---|
 | the shift never shifts: it crops and pads on the same side, so one border of each group turns zero | `shift='border'` | `'true'` | pixels mix in the merges only |
-| groups of 12 channels, not 12 groups: 50, 25, 12.5, 6.25 % of the channels, by stage | `groups='width'` | `'count'` | theirs: a third at every stage |
+| groups of 12 channels, not 12 groups: 50, 25, 12.5, 6.25 % of the channels, by stage | `groups='width'` | `'count'` | theirs: a third at every stage (base sizes: a quarter) |
 | drop-path rates rise from 0 anew in each stage | `drop_path_ramp='stage'` | `'all'` | early blocks drop more |
 | every drop-path layer has seed 1337 | `shared_drop_path=True` | `False` | one draw for all: drops are nested |
 | norm over channels | `norm='channels'` | `'sample'` | statistics per pixel, not per image |
@@ -163,10 +165,10 @@ class ShiftViT(nn.Module):
         return self.head(x_BC, train=train)
 
 
-def _imagenet(dim: int, depths: tuple[int, ...], mlp_ratio: float, drop_path: float) -> dict:
+def _imagenet(dim: int, depths: tuple[int, ...], mlp_ratio: float, drop_path: float, divisions: int) -> dict:
     return {
-        "input": (224, 224, 3), "num_classes": 1000, "patch": 4,
-        "dim": dim, "depths": depths, "mlp_ratio": mlp_ratio, "drop_path": drop_path,
+        "input": (224, 224, 3), "num_classes": 1000, "patch": 4, "dim": dim, "depths": depths, "mlp_ratio": mlp_ratio,
+        "drop_path": drop_path, "divisions": divisions,
     }  # fmt: skip
 
 
@@ -177,13 +179,13 @@ SIZES: dict[str, dict] = {
         "merge_padding": "SAME", "dropout": 0.2, "embed_dropout": 0.0, "drop_path": 0.2, "drop_path_ramp": "stage",
         "shared_drop_path": True, "initialiser": "keras",
     },
-    "shiftvit_light_tiny": _imagenet(96, (2, 2, 6, 2), 4.0, 0.2),
-    "shiftvit_r4_tiny": _imagenet(96, (2, 2, 12, 3), 4.0, 0.2),
-    "shiftvit_tiny": _imagenet(96, (6, 8, 18, 6), 2.0, 0.2),
-    "shiftvit_light_small": _imagenet(96, (2, 2, 18, 2), 4.0, 0.4),
-    "shiftvit_r4_small": _imagenet(96, (2, 6, 24, 4), 4.0, 0.4),
-    "shiftvit_small": _imagenet(96, (10, 18, 36, 10), 2.0, 0.4),
-    "shiftvit_light_base": _imagenet(128, (2, 2, 18, 2), 4.0, 0.5),
-    "shiftvit_r4_base": _imagenet(128, (4, 6, 22, 4), 4.0, 0.5),
-    "shiftvit_base": _imagenet(128, (10, 18, 36, 10), 2.0, 0.6),
+    "shiftvit_light_tiny": _imagenet(96, (2, 2, 6, 2), 4.0, 0.2, 12),
+    "shiftvit_r4_tiny": _imagenet(96, (2, 2, 12, 3), 4.0, 0.2, 12),
+    "shiftvit_tiny": _imagenet(96, (6, 8, 18, 6), 2.0, 0.2, 12),
+    "shiftvit_light_small": _imagenet(96, (2, 2, 18, 2), 4.0, 0.4, 12),
+    "shiftvit_r4_small": _imagenet(96, (2, 6, 24, 4), 4.0, 0.4, 12),
+    "shiftvit_small": _imagenet(96, (10, 18, 36, 10), 2.0, 0.4, 12),
+    "shiftvit_light_base": _imagenet(128, (2, 2, 18, 2), 4.0, 0.5, 16),
+    "shiftvit_r4_base": _imagenet(128, (4, 6, 22, 4), 4.0, 0.5, 16),
+    "shiftvit_base": _imagenet(128, (10, 18, 36, 10), 2.0, 0.6, 16),
 }  # fmt: skip

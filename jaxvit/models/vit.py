@@ -5,9 +5,14 @@ the small models after Beyer et al. 2022 (arXiv:2205.01580); TokenLearner Ryoo e
 
 Departures from google-research/vision_transformer, whose numbers of parameters these models have:
 
-- exact gelu, where theirs approximates with tanh: the paper's function. Below 1e-3 per value; `activation='gelu_tanh'`
-  is theirs, to be taken with their weights.
-- no dropout by default, where theirs is .1: the published recipes choose it per run. Set `dropout`.
+- exact gelu, where theirs, big_vision's and Scenic's approximate with tanh: the paper's function. Below 1e-3 per value;
+  `activation='gelu_tanh'` is theirs, to be taken with their weights and recipes (`learner_activation` as well).
+- no dropout in `vit_l16_224`, where their configuration has .1 (the other sizes have none there either): the published
+  recipes choose it per run. Set `dropout`.
+- big_vision starts its learned position table at a standard deviation of 1 / √dim, the others at .02:
+  `initialiser='big_vision'`.
+- timm's `global_pool='avg'` normalises after the mean: `norm_after_pool=True`. Its registers are ours; a class token
+  that takes part and is not read, as in MAE's fine-tuned models, is one register more, its position added to it.
 - with learned tokens, from google-research/scenic: what `jaxvit.layers.token_learner` lists; a class token may go with
   them, which theirs documents and does not do; their configuration's stochastic depth, which nothing reads, is
   `drop_path` here.
@@ -68,6 +73,8 @@ class ViT(nn.Module):
       norm_order: 'pre', 'post', 'post_shared' or 'cct'.
       norm_eps: epsilon of the norms.
       final_norm: a norm after the last block.
+      norm_after_pool: the final norm stands after the mean over the tokens, not before it ('mean' only); timm's
+        `fc_norm`.
       activation: 'gelu' (exact), 'gelu_tanh' or 'relu'.
       activate_twice: activation and dropout after both dense layers of the MLP.
       qkv_bias, qk_norm: of the attention.
@@ -116,6 +123,7 @@ class ViT(nn.Module):
     norm_order: str = "pre"
     norm_eps: float = 1e-6
     final_norm: bool = True
+    norm_after_pool: bool = False
     activation: str = "gelu"
     activate_twice: bool = False
     qkv_bias: bool = True
@@ -157,7 +165,10 @@ class ViT(nn.Module):
             raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if (self.stem_norm or self.takes_patches) and self.stem != "dense":
             raise ValueError("stem_norm and takes_patches need whole patches as vectors: set stem='dense'")
-
+        if self.norm_after_pool and not (self.final_norm and self.pool == "mean"):
+            raise ValueError(
+                "norm_after_pool moves the final norm behind the mean: set final_norm=True and pool='mean'"
+            )
         if self.learner not in ("none", *LEARNERS):
             raise ValueError(f"learner={self.learner!r} is not one of none, {', '.join(LEARNERS)}")
         check_learner_at(self.learner_at, self.depth, fuse=self.fuse)
@@ -263,7 +274,8 @@ class ViT(nn.Module):
     def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
         """Tokens after the last block and norm: (B, prefix + h * w, dim), the class token first, registers next.
 
-        After a TokenLearner without a fuser there are prefix + learner_tokens of them.
+        After a TokenLearner without a fuser there are prefix + learner_tokens of them. With `norm_after_pool` they are
+        not normalised.
         """
         x_BHWC = self.embed(images_BHWC.astype(self.dtype))
         grid = x_BHWC.shape[1:3]
@@ -278,11 +290,13 @@ class ViT(nn.Module):
         if train and rate > 0:
             x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
         x_BNC = self.encoder(x_BNC, train=train, grid=grid)
-        return self.norm(x_BNC) if self.final_norm else x_BNC
+        return self.norm(x_BNC) if self.final_norm and not self.norm_after_pool else x_BNC
 
     def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
         """Images, floats already normalised, to float32 logits (B, K)."""
         x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
+        if self.norm_after_pool:
+            x_BC = self.norm(x_BC)
         if self.rep_size:
             x_BC = jnp.tanh(self.representation(x_BC))
         return self.head(x_BC, train=train)

@@ -276,7 +276,8 @@ def _check_optimizer_fits(plan: Plan, optimizer: optax.GradientTransformation, s
     if ":" in optim.name:
         jax.eval_shape(optimizer.update, params, state.opt_state, params)  # one of the user's own checks itself
     elif optim.weight_decay and not any(jax.tree.leaves(decay_mask(params, optim.decay_mask))):
+        lacks = "is named 'kernel'" if optim.decay_mask == "kernels" else "has two axes and is no bias"
         raise UsageError(
-            f"config.optim.decay_mask='{optim.decay_mask}': no parameter of {plan.model.name} is named 'kernel', so "
+            f"config.optim.decay_mask='{optim.decay_mask}': no parameter of {plan.model.name} {lacks}, so "
             "nothing decays; set it to 'all', or config.optim.weight_decay to 0"
         )

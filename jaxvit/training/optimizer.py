@@ -62,12 +62,18 @@ def decay_mask(params: Any, which: str) -> Any:
 
     Args:
       params: parameter tree.
-      which: 'all', or 'kernels' = matrices and convolution kernels: whatever is named ``kernel``. Biases, norms,
-        position tables and learned tokens have other names.
+      which: 'all'; 'kernels' = matrices and convolution kernels: whatever is named ``kernel``, which biases, norms,
+        position tables and learned tokens are not; or 'not_1d' = every array of two or more axes but biases: kernels,
+        and position tables, class tokens, registers and queries of poolings too. Our attention biases (heads, head_dim)
+        are vectors in PyTorch, and do not decay. This is the rule of timm's ``create_optimizer_v2`` for a model that
+        names no exceptions, and so the recipe of Compact Transformers.
     """
 
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        return which == "all" or _names(path)[-1] == "kernel"
+    def decays(path: tuple[Any, ...], value: Any) -> bool:
+        name = _names(path)[-1]
+        if which == "not_1d":
+            return jnp.ndim(value) > 1 and name != "bias"
+        return which == "all" or name == "kernel"
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
+DECAY_MASKS = ("kernels", "all", "not_1d")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def perhaps_grown(request, monkeypatch):
     """The package as it is, and as it would be with one key and one attribute more."""
     if request.param != "plain":
         monkeypatch.setitem(KEYS, "train.dummy", Key(7, "nothing", added=True))
-        monkeypatch.setattr(registry, "ADDED_ATTRIBUTES", frozenset({"dummy"}))
+        monkeypatch.setattr(registry, "ADDED_ATTRIBUTES", registry.ADDED_ATTRIBUTES | {"dummy"})
         plain = registry.model_defaults
         monkeypatch.setattr(registry, "model_defaults", lambda name: {**plain(name), "dummy": 3})
     return request.param

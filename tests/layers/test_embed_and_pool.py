@@ -8,6 +8,7 @@ from test_encoder_block import mlp, norm
 
 from jaxvit.layers import AttentionPool, Classifier, ConvTokenizer, PatchEmbed, Pool, PositionEmbed, SequencePool
 from jaxvit.layers.initialisers import SCHEMES, attention_kernel
+from jaxvit.models import list_models, model_defaults
 from jaxvit.ops import image_to_patches, sincos_positions
 
 IMAGE = np.random.default_rng(5).normal(size=(2, 7, 6, 3)).astype(np.float32)
@@ -152,6 +153,23 @@ def test_initialisers_have_the_scale_of_their_source():
     assert abs(float(conv.std()) - (2 / 576) ** 0.5) < 1e-3
     assert abs(float(SCHEMES["cct"].positions(key, (256, 64)).std()) - 0.2) < 0.01
     assert not SCHEMES["vit"].head(key, (4, 4)).any()
+    assert abs(float(SCHEMES["vit"].positions(key, (256, 64)).std()) - 0.02) < 0.001
+    for channels in (64, 192):
+        assert abs(float(SCHEMES["big_vision"].positions(key, (256, channels)).std()) * channels**0.5 - 1) < 0.03
+    assert SCHEMES["big_vision"]._replace(positions=None) == SCHEMES["vit"]._replace(positions=None)
+
+
+def test_keras_attention_by_version():
+    """The mini ViT's query (128 channels, 4 heads of 128), by both versions' rule for fan-in and fan-out."""
+    key, shape = jax.random.key(0), (128, 4, 128)
+    by_matrix, by_window = (2 / (128 + 4 * 128)) ** 0.5, (2 / (128 * 4 + 128 * 128)) ** 0.5
+    assert round(by_matrix, 4) == 0.0559 and round(by_window, 4) == 0.0109
+    for new, old in (("keras_3.15", "keras_3.14"), ("keras", "keras_3d")):
+        stds = [float(attention_kernel(name, shape)(key, (128, 512)).std()) for name in (new, old)]
+        np.testing.assert_allclose(stds, [by_matrix, by_window], rtol=0.02)
+    assert SCHEMES["keras_3.15"] is SCHEMES["keras"] and SCHEMES["keras_3.14"] is SCHEMES["keras_3d"]
+    tutorials = [name for name in list_models() if name.startswith("tutorial_") and "shift" not in name]
+    assert {model_defaults(name)["initialiser"] for name in tutorials} == {"keras_3d"}  # the documents' time
 
 
 @pytest.mark.parametrize("kind", ["mean", "attention", "sequence", "flatten"])

@@ -275,3 +275,43 @@ def test_what_weight_decay_leaves_alone_is_not_named_kernel(name):
     leaves = jax.tree_util.tree_flatten_with_path(abstract_variables(model, input_shape(name))["params"])[0]
     for path, _ in leaves:
         assert path[-1].key in {"kernel", "bias", "scale", "table", "probe", "scale_attention", "scale_mlp"}
+
+
+def test_a_norm_after_the_mean_is_timms(draw):
+    """global_pool='avg' with registers: the mean of the raw patch tokens, fc_norm, head. The parameters do not move."""
+    settings = {**SMALL, "registers": 1, "pool": "mean", "norm_eps": 1e-6}
+    before, after = create_model("vit", **settings), create_model("vit", **settings, norm_after_pool=True)
+    x = images("vit")
+    variables = draw(after, x, train=False)
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, draw(before, x, train=False))
+    tokens = quick(lambda x: after.apply(variables, x, train=False, method="features"))(x)
+    p = jax.tree.map(np.float64, variables["params"])
+    mean = np.asarray(tokens, np.float64)[:, 1:].mean(1)
+    mean -= mean.mean(1, keepdims=True)
+    y = mean / np.sqrt(mean.var(1, keepdims=True) + 1e-6) * p["norm"]["scale"] + p["norm"]["bias"]
+    want = y @ p["head"]["logits"]["kernel"] + p["head"]["logits"]["bias"]
+    got = quick(lambda x: after.apply(variables, x, train=False))(x)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert np.abs(got - quick(lambda x: before.apply(variables, x, train=False))(x)).max() > 1e-3
+    for wrong in ({"pool": "cls"}, {"final_norm": False}):
+        with pytest.raises(ValueError, match="norm_after_pool moves the final norm"):
+            create_model("vit", **{**settings, **wrong}, norm_after_pool=True)
+
+
+def test_mae_class_token_is_a_register(draw):
+    """A class token that takes part and is not read, with its position, is a register: timm's fine-tuned MAE models."""
+    settings = {**SMALL, "positions": "learned"}
+    with_class, with_register = (
+        create_model("vit", **settings, pool="cls"),
+        create_model("vit", **settings, registers=1),
+    )
+    x = images("vit")
+    variables = draw(with_class, x, train=False)
+    p = dict(variables["params"])
+    table, token = p["position_embed"]["table"], p.pop("class_token")["table"]
+    p |= {"position_embed": {"table": table[1:]}, "register_tokens": {"table": token + table[:1]}}
+    features = [
+        quick(lambda x, m=model, v=v: m.apply(v, x, train=False, method="features"))(x)
+        for model, v in ((with_class, variables), (with_register, {"params": p}))
+    ]
+    np.testing.assert_allclose(features[0], features[1], atol=1e-6)

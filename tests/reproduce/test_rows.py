@@ -102,7 +102,9 @@ def test_the_page_is_made_of_the_table_and_its_runs():
 def test_every_line_is_of_todays_configs_and_has_its_metrics():
     lines, outdated = sort_out(results_of(ROOT / "results" / "results.csv"), ROWS, ROOT / "configs")
     renewed = {"fashion_vit_best", "fashion_fast_vit_best", "fashion_fast_vit_30"}  # their notes tell of the older runs
-    assert len(lines) >= 30 and {line["row"] for line in outdated} == renewed
+    # These took their steps before the recipes had the authors' activation or decay; they are to be taken again.
+    changed = {"imagenet_vit_s16", "imagenet_cct_14", "imagenet_token_learner_b16"}
+    assert len(lines) >= 30 and {line["row"] for line in outdated} == renewed | changed
     assert all([int(line["seed"]) for line in newest(lines, ROWS[name])] == [*ROWS[name].seeds] for name in renewed)
     assert {line["metrics"] for line in lines + outdated} - {""} == {
         p.name for p in (ROOT / "results" / "metrics").iterdir()

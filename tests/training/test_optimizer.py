@@ -53,6 +53,37 @@ def test_masks():
     assert decay_mask(PARAMS, "kernels") == {"dense": {"kernel": True, "bias": False}, "norm": {"scale": False}}
 
 
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [
+        ("cct", {"positions": "learned"}),
+        ("vit_lite_2_4_32", {"num_classes": 3, "dim": 8, "qkv_bias": True}),
+        (
+            "vit",
+            {
+                "dim": 8,
+                "depth": 1,
+                "heads": 2,
+                "pool": "attention",
+                "registers": 1,
+                "layer_scale": 0.1,
+                "qk_norm": True,
+            },
+        ),
+    ],
+)
+def test_not_1d_is_the_rank_of_the_authors_arrays(name, attributes):
+    """By part, the shapes that PyTorch's modules have: timm leaves vectors and biases alone."""
+    model = create_model(name, **attributes)
+    params = abstract_variables(model, (8, 8, 3))["params"]
+    mask = decay_mask(params, "not_1d")
+    rank = {"kernel": 2, "table": 3, "probe": 3, "bias": 1, "scale": 1, "scale_attention": 1, "scale_mlp": 1}
+    for path, decays in jax.tree_util.tree_leaves_with_path(mask):
+        assert decays == (rank[path[-1].key] > 1), jax.tree_util.keystr(path)
+    names = ["/".join(k.key for k in path) for path, decays in jax.tree_util.tree_leaves_with_path(mask) if decays]
+    assert "position_embed/table" in names and ("class_token/table" in names) == (name == "vit_lite_2_4_32")
+
+
 @pytest.fixture(autouse=True)
 def _optax_mixes_dtypes():
     """Optax itself raises numbers to integer powers, which strict promotion refuses."""
@@ -69,7 +100,7 @@ def run(settings, gradients, params, steps):
     return params
 
 
-@pytest.mark.parametrize("mask", ["kernels", "all"])
+@pytest.mark.parametrize("mask", ["kernels", "all", "not_1d"])
 def test_decay_at_zero_gradient_shrinks_by_the_learning_rate(mask):
     settings = OptimizerSettings(schedule="constant", peak_lr=0.1, weight_decay=0.05, decay_mask=mask)
     params = run(settings, jax.tree.map(jnp.zeros_like, PARAMS), PARAMS, 20)
