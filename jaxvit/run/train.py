@@ -21,6 +21,7 @@ from jaxvit.errors import (
     first_line,
     is_disk_full,
 )
+from jaxvit.files import refuse_backslash
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
@@ -63,6 +64,7 @@ def train(
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     path = Path(workdir)
+    refuse_backslash(path, "--workdir=")
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
     if config.train.deterministic:
