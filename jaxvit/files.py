@@ -1,4 +1,4 @@
-"""Files, once for all: JSON read and written, whole-or-nothing writes, locks, "can I write here?", what comes with us.
+"""Files, once for all: JSON and its checksums, whole-or-nothing writes, locks, odd paths, what comes with us.
 
 Everything that jaxvit stores goes through `replaced`: it is written beside its place, synced and then moved, so that a
 kill or a full disk leaves the old file or the new one, never half of one.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import glob
+import hashlib
 import io
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,14 +31,76 @@ def require(right: bool, file: Path, reason: str, remedy: str) -> None:
         raise UsageError(f"{file} cannot be read ({reason}); {remedy}")
 
 
-def read_json(path: Path, remedy: str = "it is damaged: put a copy of it back, or use a new --workdir") -> Any:
-    """What a JSON file holds.
+CHECKSUM = "checksum"  # the key, at the top of a JSON file, of the hash of all the rest
+
+
+def checksum(value: Any) -> str:
+    """``sha256:`` and 64 hex digits of what JSON can say, however it is laid out in a file."""
+    plain = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"
+
+
+def checked_json(data: bytes) -> dict[str, Any]:
+    """What a JSON file with a checksum holds, without that.
 
     Raises:
-      UsageError: there is no such file, or it is no JSON; `remedy` is what to do about it.
+      ValueError: it is none, or has changed since it was written.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("it is no JSON") from None
+    said = found.pop(CHECKSUM, None) if isinstance(found, dict) else None
+    if said is None:
+        raise ValueError("it has no checksum")
+    if said != checksum(found):
+        raise ValueError("its content is not what was written")
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_unverified: set[Path] = set()
+
+
+def note_unverified(folder: Path, what: Path) -> None:
+    """Says on stderr that something of a folder has no checksum; once for each folder, whatever else of it has none."""
+    if folder.absolute() not in _unverified:
+        _unverified.add(folder.absolute())
+        print(f"note: {what} has no checksum, as in earlier versions: it is not verified", file=sys.stderr, flush=True)
+
+
+def read_json(
+    path: Path,
+    remedy: str = "it is damaged: put a copy of it back, or use a new --workdir",
+    *,
+    expects_checksum: bool = False,
+) -> Any:
+    """What a JSON file holds, without its checksum, which is compared where there is one.
+
+    Args:
+      path: of the file.
+      remedy: what to do if it cannot be read; ends the error's sentence.
+      expects_checksum: say so where there is none.
+
+    Raises:
+      UsageError: there is no such file, it is no JSON, or its content has changed since it was written.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        said = found.pop(CHECKSUM, None) if isinstance(found, dict) else None
+        if said is None:
+            if expects_checksum and isinstance(found, dict):
+                note_unverified(path.parent, path)
+            return found
+        if said == checksum(found):
+            return found
+        reason = "its content is not what was written"
+        remedy += f"; if you have changed it yourself, delete '{CHECKSUM}' from it"
     except OSError as error:
         reason = error.strerror
     except ValueError:  # cut off, another text, no text
@@ -73,8 +138,14 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, whole or not at all; what JSON does not know is written as its `str`."""
+def write_json(path: Path, value: Any, *, with_checksum: bool = False) -> None:
+    """Writes a JSON file, whole or not at all; what JSON does not know is written as its `str`.
+
+    With a checksum, which a dict can have, `read_json` knows when a bit of it has changed.
+    """
+    if with_checksum:
+        value = json.loads(json.dumps(value, default=str))
+        value |= {CHECKSUM: checksum(value)}
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
@@ -132,6 +203,36 @@ def make_writable(folder: Path, remedy: str) -> None:
             raise
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UsageError(f"{folder} cannot be written ({reason}); {remedy}") from None
+
+
+def refuse_backslash(path: Path, flag: str = "") -> None:
+    """Raises UsageError where checkpoints cannot lie at a path: TensorStore takes a backslash for a slash."""
+    if "\\" in str(path.absolute()):
+        raise UsageError(
+            f"{flag}{path}: checkpoints cannot be kept below a name with a backslash ({path.absolute()}); name or move "
+            "the folder without it"
+        )
+
+
+def take_brackets_literally() -> None:
+    """Lets Orbax and TFDS find files below folders whose names have brackets, stars or question marks.
+
+    They list folders by `etils.epath.Path.glob`, which takes the folder's own name for a part of the pattern: what lies
+    below ``runs [1]`` is then not found.
+    """
+    from etils.epath.gpath import PosixGPath
+
+    original = PosixGPath.glob
+    if getattr(original, "is_literal", False):
+        return
+
+    def literal(self: Any, pattern: str) -> Iterator[Any]:
+        if self._uri_scheme or "**" in pattern:
+            return original(self, pattern)
+        return map(type(self), glob.glob(os.path.join(glob.escape(os.fspath(self)), pattern)))
+
+    literal.is_literal = True
+    PosixGPath.glob = literal
 
 
 def packaged(name: str) -> Path:

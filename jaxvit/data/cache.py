@@ -1,30 +1,33 @@
 """Decoded splits on disk: decoded once, then mapped into memory, so that a process holds at most one copy.
 
-A folder of the cache holds images.npy, labels.npy and meta.json. It is written beside its place and moved there in one
-step, so what stands there is whole, and two that decode at once do not disturb each other; what a killed process left
-beside it is swept away by the next one that decodes. Its name contains a hash of the stored files' content: other
-content is another folder.
+A folder of the cache holds images.npy, labels.npy and meta.json, which has the hashes of both. It is written beside its
+place and moved there in one step, so what stands there is whole, and two that decode at once do not disturb each other;
+what a killed process left beside it is swept away by the next one that decodes. Its name contains a hash of the stored
+files' content: other content is another folder.
+
+Each process hashes the arrays once before it uses them. Where they are not what was written, it says so and decodes
+them again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxvit.data.decoding import CHUNK, Damage, Records, decode_records
-from jaxvit.errors import UsageError
-from jaxvit.files import Lock
+from jaxvit.errors import UsageError, first_line
+from jaxvit.files import Lock, checked_json, file_hash, write_json
 
 FORMAT = 3  # of the folders; part of their names
 
@@ -39,6 +42,7 @@ class Decoded:
       order: 'id' if the images were put into the order of their ids, else 'stored'.
       skipped: how many damaged records are missing, and the names of the first.
       folder: where it lies; None = only in memory.
+      digest: hash of both arrays, as they were written and have been read; '' = only in memory.
     """
 
     images: np.ndarray
@@ -46,6 +50,7 @@ class Decoded:
     order: str
     skipped: tuple[int, tuple[str, ...]]
     folder: Path | None
+    digest: str = ""
 
 
 def content_hash(files: Iterable[Path]) -> str:
@@ -79,21 +84,33 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
       side: see `jaxvit.data.decoding.decode`.
       damage: takes note of what cannot be decoded.
     """
+    damaged = ""
     try:
         if (folder / "meta.json").exists():
             return _open(folder)
     except PermissionError:  # another user's: as if there were none
         return _in_memory(records, shape, side, damage)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        damaged = f"the decoded images in {folder} cannot be used ({first_line(error)[:200]})"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
         building, lock = _place_to_build(folder.parent)
     except OSError:
+        if damaged:
+            print(f"warning: {damaged}; they are decoded again, into memory", file=sys.stderr, flush=True)
         return _in_memory(records, shape, side, damage)
     with lock:
         try:
+            if damaged:
+                print(f"warning: {damaged}; they are decoded again", file=sys.stderr, flush=True)
             _build(records, building, shape, side, damage)
             (building / _LOCK).unlink()
+            if damaged:
+                try:
+                    _clear(folder)
+                except OSError:  # another user's: ours are used as long as they are mapped
+                    return replace(_open(building), folder=None, digest="")
             try:
                 os.rename(building, folder)
             except OSError:
@@ -102,6 +119,18 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
             return _open(folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes a damaged folder, unless another process was faster, by a name that is swept away after a kill here."""
+    with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
+        _open(folder)
+        return
+    aside = folder.with_name(f"{_MAKING}{uuid.uuid4().hex[:12]}")
+    with contextlib.suppress(FileNotFoundError):
+        (folder / _LOCK).touch()
+        os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 _MAKING, _LOCK = ".making-", ".lock"
@@ -127,12 +156,29 @@ def _sweep(directory: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+_ARRAYS = ("images.npy", "labels.npy")
+_verified: dict[Path, tuple[Any, str]] = {}  # by this process: (sizes and times of the arrays, their digest)
+
+
 def _open(folder: Path) -> Decoded:
-    meta = json.loads((folder / "meta.json").read_text())
+    """The arrays of a folder, whose bytes have been compared with their hashes.
+
+    Raises:
+      ValueError, KeyError, FileNotFoundError: they are not what was written.
+    """
+    meta = checked_json((folder / "meta.json").read_bytes())
+    wanted = [meta["sha256"][name] for name in _ARRAYS]
+    state = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in (os.stat(folder / name) for name in _ARRAYS)]
+    digest = hashlib.sha256("".join(wanted).encode()).hexdigest()
+    if _verified.get(folder.absolute()) != (state, digest):
+        for name, hashed in zip(_ARRAYS, wanted, strict=True):
+            if file_hash(folder / name) != hashed:
+                raise ValueError(f"{name} is not what was written")
+        _verified[folder.absolute()] = state, digest
     images = np.load(folder / "images.npy", mmap_mode="r")
-    return Decoded(
-        images, np.load(folder / "labels.npy"), meta["order"], (meta["skipped"], tuple(meta["skipped_names"])), folder
-    )
+    labels = np.load(folder / "labels.npy")
+    skipped = meta["skipped"], tuple(meta["skipped_names"])
+    return Decoded(images, labels, meta["order"], skipped, folder, digest)
 
 
 def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> None:
@@ -161,8 +207,9 @@ def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: in
         "order": "id" if ids and all(ids) else "stored",
         "skipped": damage.count,
         "skipped_names": list(damage.names),
+        "sha256": {name: file_hash(folder / name) for name in _ARRAYS},
     }
-    (folder / "meta.json").write_text(json.dumps(meta))
+    write_json(folder / "meta.json", meta, with_checksum=True)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from jaxvit.data.cache import content_hash
 from jaxvit.data.decoding import Record, Unreadable
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.errors import UsageError, is_disk_full, nearest
+from jaxvit.files import take_brackets_literally
 
 
 class PreparedStore:
@@ -183,6 +184,7 @@ def import_tfds() -> Any:
     with quiet():
         import tensorflow_datasets as tfds
 
+        take_brackets_literally()
         tfds.disable_progress_bar()
     return tfds
 

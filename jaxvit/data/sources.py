@@ -29,7 +29,7 @@ from jaxvit.data.own import OwnStore
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.files import replaced
+from jaxvit.files import CHECKSUM, checked_json, checksum, replaced
 from jaxvit.own_code import is_own_module, load_function
 
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
@@ -71,12 +71,12 @@ class Source:
         """See `jaxvit.data.fingerprint.fingerprint`; worked out once for a cached split."""
         if self.memo:
             with contextlib.suppress(OSError, ValueError):
-                return json.loads(self.memo.read_text())
+                return checked_json(self.memo.read_bytes())
         found = fingerprint(self.images, self.labels, len(self.class_names))
         if self.memo:
             # Another user's cache cannot be written: then it is worked out anew next time.
             with contextlib.suppress(OSError), replaced(self.memo, unique=True) as beside:
-                beside.write_text(json.dumps(found))
+                beside.write_text(json.dumps({**found, CHECKSUM: checksum(found)}))
         return found
 
 
@@ -277,11 +277,12 @@ class Dataset:
         )
 
     def _memo(self, ranges: list[tuple[str, int, int]], classes: tuple[int, ...]) -> Path | None:
-        """Where the fingerprint of a part is kept."""
-        folders = [self._decode(name).folder for name, _, _ in ranges]
+        """Where the fingerprint of a part is kept: by the hash of the arrays that were read, not by their place."""
+        decoded = [self._decode(name) for name, _, _ in ranges]
+        folders = [d.folder for d in decoded]
         if not all(folders):
             return None
-        text = repr((ranges, classes, [folder.name for folder in folders]))
+        text = repr((ranges, classes, [d.digest for d in decoded]))
         return folders[0] / f"fingerprint-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
 
     def _notes(self, ranges: list[tuple[str, int, int]]) -> dict[str, Any]:

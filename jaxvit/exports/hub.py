@@ -18,7 +18,7 @@ from jaxvit.exports.card import model_card, public_name
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import read_json, write_json
 from jaxvit.run.folder import read_environment
-from jaxvit.trained.hub import FILE, SCALE
+from jaxvit.trained.hub import FILE, SCALE, digest
 from jaxvit.trained.weights import Int8
 
 
@@ -42,14 +42,18 @@ def write(model: ExportModel, path: Path) -> None:
             tensors[name], tensors[name + SCALE] = leaf.values, np.asarray(leaf.scale)
         else:
             tensors[name] = np.asarray(leaf)
+    # Not np.ascontiguousarray alone, which makes a vector of a number.
+    tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     metadata = {"format": "flax", "step": str(loaded.step), "weights": loaded.weights, "dtype": model.kind}
-    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path / FILE, metadata)
+    metadata["sha256"] = digest(tensors, loaded.step, loaded.weights)
+    safetensors.numpy.save_file(tensors, path / FILE, metadata)
     facts, config = (read_json(loaded.workdir / name) for name in ("model.json", "config.json"))
     for attributes in (facts["attributes"], config["config"]["model"]):
         if "dtype" in attributes:
             attributes["dtype"] = "float32"  # that of every exported model, whatever it was trained in
-    write_json(path / "model.json", facts)
+    write_json(path / "model.json", facts, with_checksum=True)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}
-    write_json(path / "config.json", {**config, "jaxvit": __version__})
-    write_json(path / "environment.json", {"data": read_environment(loaded.workdir)["data"], "starts": []})
+    write_json(path / "config.json", {**config, "jaxvit": __version__}, with_checksum=True)
+    environment = {"data": read_environment(loaded.workdir)["data"], "starts": []}
+    write_json(path / "environment.json", environment, with_checksum=True)
     (path / "README.md").write_text(model_card(model))

@@ -250,7 +250,7 @@ def _kept_line(
     if mine and is_whole({name: str(value) for name, value in kept.items()}):
         return kept
     line = _line(row, form, config, seed, result, folder)
-    write_json(folder / LINE, line)
+    write_json(folder / LINE, line, with_checksum=True)
     return line
 
 

@@ -52,7 +52,7 @@ def execute(
     stop.answer = SAVES_THE_STEP
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = read_sources(plan, dataset)
-    processes.everywhere(lambda: run.check_data(describe(sources)))
+    processes.everywhere(lambda: run.check_data(describe(sources), plan.data.class_names))
     folder = checkpoint_folder(run.path)
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
         state, position = processes.everywhere(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))

@@ -9,13 +9,15 @@ checkpoints/       the newest and the best; what is in one: `jaxvit.training.che
 figures/           history, and what `jaxvit report` draws
 evaluation/        what `jaxvit evaluate` found, a few files for each split
 result.json        written last: its presence means that the run is finished
+
+Each JSON file has a checksum of its own content, which is compared whenever it is read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from jaxvit.config.identity import config_hash, differences
 from jaxvit.config.keys import EXTENDABLE, complete, from_plain, to_plain
 from jaxvit.config.plan_types import Plan
 from jaxvit.errors import UsageError, first_line, is_disk_full
-from jaxvit.files import Lock, read_json, require, write_json
+from jaxvit.files import Lock, read_json, refuse_backslash, require, write_json
 from jaxvit.run.environment import describe_environment
 
 
@@ -61,6 +63,7 @@ class RunDirectory:
             raise
 
     def _take_lock(self) -> Lock:
+        refuse_backslash(self.path, "--workdir=")
         foreign = self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.json").exists()
         if foreign and not (self.path / ".lock").exists():
             raise UsageError(f"--workdir={self.path}: this folder holds other files; name a new one for the run")
@@ -138,12 +141,20 @@ class RunDirectory:
     def config_hash(self) -> str:
         return config_hash(self.config, self.extensions)
 
-    def check_data(self, data: Mapping[str, Any]) -> None:
-        """Compares the splits' fingerprints with those that the run began with; nothing is written.
+    def check_data(self, data: Mapping[str, Any], class_names: Sequence[str] = ()) -> None:
+        """Compares the splits' fingerprints, and the classes, with those that the run began with; nothing is written.
 
         Raises:
           UsageError: they differ, or what they were cannot be read.
         """
+        model = self.path / "model.json"
+        known = read_json(model, "delete it, and the run writes it again").get("class_names") if model.exists() else ()
+        for then, now in zip(known or (), class_names, strict=False):
+            if then != now:
+                raise UsageError(
+                    f"config.data: '{now}' is not the name of a class that the run in {self.path} began with, which "
+                    f"was '{then}'; use the same data, or a new --workdir"
+                )
         before = read_environment(self.path)["data"]
         for part, now in data.items():
             was = before.get(part, now)
@@ -163,7 +174,7 @@ class RunDirectory:
 
     def _write(self, name: str, value: Any) -> None:
         if self.writes:
-            write_json(self.path / name, value)
+            write_json(self.path / name, value, with_checksum=True)
 
     def close(self) -> None:
         if self._lock:
@@ -204,7 +215,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     remedy = "it is damaged: delete it, and `jaxvit train` measures the finished training again"
     file = path / "result.json"
-    found = read_json(file, remedy)
+    found = read_json(file, remedy, expects_checksum=True)
     require(isinstance(found, dict), file, "it holds no result", remedy)
     for name, kind in _RESULT.items():
         require(isinstance(found.get(name), kind), file, f"it holds no '{name}'", remedy)
@@ -227,7 +238,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     file = path / "environment.json"
     if not file.exists():
         return {"data": {}, "starts": []}
-    found = read_json(file, remedy)
+    found = read_json(file, remedy, expects_checksum=True)
     whole = isinstance(found, dict) and isinstance(found.get("data"), dict) and isinstance(found.get("starts"), list)
     require(whole, file, "it does not hold 'data' and 'starts'", remedy)
     for part, facts in found["data"].items():
@@ -242,7 +253,7 @@ def read_config(path: Path) -> ConfigDict:
       UsageError: there is no readable config.json.
     """
     file, remedy = path / "config.json", "it is damaged, or this is no run directory: use a new --workdir"
-    found = read_json(file, remedy)
+    found = read_json(file, remedy, expects_checksum=True)
     plain = found.get("config") if isinstance(found, dict) else None
     require(isinstance(plain, dict) and isinstance(found.get("extensions", []), list), file, "it has no config", remedy)
     for key in ("model.name", "data.name", "train.batch_size", "eval.batch_size"):

@@ -124,7 +124,7 @@ def _check(run: RunDirectory, plan: Plan, sources: Sources) -> int:
         if not (folder / ".lock").exists():
             continue
         with contextlib.closing(RunDirectory(folder, config_of_seed(run.config, seed), writes=False)) as single:
-            single.check_data(describe(sources))
+            single.check_data(describe(sources), plan.data.class_names)
         newest = max(newest, *saved_steps(checkpoint_folder(folder)), 0)
     refuse_fewer_steps(plan, newest)
     return newest

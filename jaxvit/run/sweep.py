@@ -27,7 +27,7 @@ from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, StoppedError, UsageError
-from jaxvit.files import Lock, read_json, require, write_csv, write_json
+from jaxvit.files import Lock, read_json, refuse_backslash, require, write_csv, write_json
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.folder import finished_result
@@ -248,6 +248,7 @@ def open_sweep(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterat
     Raises:
       UsageError: it belongs to another sweep or another process, or holds something else.
     """
+    refuse_backslash(workdir, "--workdir=")
     file = workdir / "sweep.json"
     # A kill before sweep.json leaves these two.
     names = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
@@ -273,5 +274,5 @@ def open_sweep(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterat
     except OSError as error:
         raise UsageError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
     with lock:
-        write_json(file, {"grid": grid, "config": to_plain(config)})
+        write_json(file, {"grid": grid, "config": to_plain(config)}, with_checksum=True)
         yield

@@ -15,6 +15,7 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.sources import Dataset
 from jaxvit.devices import hardware, processes, runtime
 from jaxvit.errors import RunFailedError, UsageError, disk_full, is_disk_full
+from jaxvit.files import refuse_backslash
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
@@ -57,6 +58,7 @@ def train(
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     path = Path(workdir)
+    refuse_backslash(path, "--workdir=")
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
     if config.train.deterministic:

@@ -77,7 +77,7 @@ def read_model(path: Path) -> ModelFacts:
       UsageError: it does not say what it takes to use the model.
     """
     file = path / "model.json"
-    found = read_json(file, REMEDY)
+    found = read_json(file, REMEDY, expects_checksum=True)
     require(isinstance(found, dict), file, "it does not describe a model", REMEDY)
     for key, kind in (("name", str), ("attributes", dict), ("class_names", list), ("image_shape", list)):
         require(isinstance(found.get(key), kind), file, f"it has no '{key}'", REMEDY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import safetensors
 
 from jaxvit.errors import UsageError, first_line
+from jaxvit.files import note_unverified
 from jaxvit.trained.weights import Int8, restore
 
 FILE = "model.safetensors"
@@ -29,6 +32,10 @@ def read(path: Path) -> tuple[dict[str, Any], int, str]:
             said = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, no mapping
         step, weights = int(said["step"]), said["weights"]
+        if "sha256" not in said:
+            note_unverified(path, file)
+        elif said["sha256"] != digest(tensors, step, weights):
+            raise ValueError("its content is not what was written")
         if step < 0 or weights not in ("model", "ema"):
             raise ValueError(f"step {step}, weights {weights!r:.20}")
         tree = _tree(tensors)
@@ -36,6 +43,16 @@ def read(path: Path) -> tuple[dict[str, Any], int, str]:
     except Exception as error:  # what libraries say to files that nobody wrote with them
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise UsageError(f"{file} cannot be read ({reason}); {REMEDY}") from None
+
+
+def digest(tensors: Mapping[str, np.ndarray], step: int, weights: str) -> str:
+    """SHA-256, 64 hex digits, of all that such a file says; it stands in the file's metadata."""
+    total = hashlib.sha256(f"{step} {weights}".encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        total.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        total.update(array.reshape(-1).view(np.uint8))
+    return total.hexdigest()
 
 
 def _tree(tensors: dict[str, np.ndarray]) -> dict[str, Any]:

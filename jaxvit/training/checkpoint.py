@@ -14,6 +14,7 @@ They lie in one folder, each in a folder of its own that is named by its step, t
                                   totals of the epoch so far, seconds spent
         metrics/metrics           JSON, {"best_step": 900}: the step with the best weights; without validation, of the
                                   last epoch's end; -1 = no epoch has ended yet
+        manifest.json             sizes and hashes of these files, see `jaxvit.training.manifest`
       900/                        that step
       1300.orbax-checkpoint-tmp/  one that is being written, or that a kill has left half-written; never read
       1100.damaged/               one that was set aside; never read
@@ -37,6 +38,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +48,11 @@ import orbax.checkpoint as ocp
 
 from jaxvit.devices import processes
 from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError, first_line
-from jaxvit.files import read_json
+from jaxvit.files import read_json, refuse_backslash, take_brackets_literally
+from jaxvit.training.manifest import ChangedError, check_manifest, write_manifest
 from jaxvit.training.state import TrainState
+
+take_brackets_literally()  # else Orbax, below a folder with brackets, leaves the arrays' index out of a checkpoint
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -63,7 +68,8 @@ def saved_steps(folder: Path) -> list[int]:
 def best_step(folder: Path, step: int, remedy: str = "this checkpoint is damaged") -> int:
     """The step with the best weights, as the checkpoint of `step` says.
 
-    It is `step` itself where no epoch has ended yet, or where the checkpoint that it names is not there.
+    It is `step` itself where no epoch has ended yet, or where the checkpoint that it names is not there: which is said
+    on stderr.
 
     Args:
       folder: of the checkpoints.
@@ -71,11 +77,23 @@ def best_step(folder: Path, step: int, remedy: str = "this checkpoint is damaged
       remedy: what to do if it cannot be read; ends the error's sentence.
 
     Raises:
-      UsageError: the checkpoint's file that says so cannot be read.
+      UsageError: the checkpoint's file that says so cannot be read, or is damaged.
     """
-    said = read_json(_metrics_file(folder, step), remedy)
+    file = _metrics_file(folder, step)
+    said = read_json(file, remedy)
+    try:
+        check_manifest(folder / str(step), "metrics")
+    except (ChangedError, OSError) as error:
+        raise UsageError(f"{file} cannot be read ({first_line(error)[:200]}); {remedy}") from None
     best = said.get("best_step") if isinstance(said, dict) else None
-    return best if best in saved_steps(folder) else step
+    if best in saved_steps(folder):
+        return best
+    if best != -1:  # -1: no epoch has ended yet
+        missing = f"{folder / str(best)} is not there" if isinstance(best, int) else f"{file} does not name them"
+        print(
+            f"warning: {missing}: not the best weights but those of step {step} are used", file=sys.stderr, flush=True
+        )
+    return step
 
 
 class Weights(NamedTuple):
@@ -108,9 +126,11 @@ def restore_weights(folder: Path, step: int) -> Weights:
       DamagedCheckpointError: its files are not what was written, or no checkpoint of a run.
       UsageError: the system does not let it be read, and may do so another time.
     """
+    refuse_backslash(folder)
     place = _state_folder(folder, step).absolute()
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         try:
+            check_manifest(folder / str(step), "state")
             stored = handler.metadata(place).tree
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             trees = {name: stored.get(name) or {} for name in Weights._fields}
@@ -150,6 +170,7 @@ def _metrics_file(folder: Path, step: int) -> Path:
 
 def _names_the_best(folder: Path, step: int) -> bool:
     try:
+        check_manifest(folder / str(step), "metrics")
         return isinstance(json.loads(_metrics_file(folder, step).read_text())["best_step"], int)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
@@ -189,7 +210,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, fall_back: bool = False):
+        refuse_backslash(directory)
         self._directory = directory.absolute()
+        self._saving = 0  # the step
         processes.first(lambda: self._set_unnamed_aside(fall_back))
         # Here, so that all hear of an error: in Orbax one process makes it and the others wait for that one.
         processes.first(lambda: self._directory.mkdir(parents=True, exist_ok=True))
@@ -199,7 +222,9 @@ class Checkpoints:
             best_fn=lambda metrics: metrics["best_step"],  # without it Orbax does not store metrics
             best_mode="max",
             # Made at once: a folder that cannot be made must fail now, not when a background thread gives up waiting.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False, post_finalization_callback=self._before_it_gets_its_name
+            ),
         )
         # With handlers of our own, what a checkpoint holds can be asked before anything is restored.
         self._manager = _Manager(
@@ -240,6 +265,8 @@ class Checkpoints:
                 raise damage
             print(f"{damage}; set aside")
         for step in unnamed:
+            if step != steps[-1]:
+                print(f"checkpoint {self._directory / str(step)} is damaged; set aside")
             self._set_aside(step)
 
     def _damage(self, step: int, remedy: str = "", reason: str = "its files are damaged") -> DamagedCheckpointError:
@@ -258,7 +285,22 @@ class Checkpoints:
             return
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         with _SavingErrors(self):
+            self._manager.wait_until_finished()
+            self._saving = step
             self._manager.save(step, args=arguments, metrics={"best_step": best_step}, force=True)
+
+    def _before_it_gets_its_name(self) -> None:
+        """Sees that what was just written can be opened, and notes the hashes of its files.
+
+        Orbax calls it in its own thread, when all files lie in the temporary folder and before that is renamed.
+        """
+        if not processes.is_first():
+            return
+        (written,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            if not jax.tree.leaves(handler.metadata(written / "state").tree):
+                raise OSError("what was saved cannot be opened")
+        write_manifest(written)
 
     def restore(self, step: int, like: TrainState, remedy: str = "") -> tuple[TrainState, dict[str, Any]]:
         """The state and the progress of a step.
@@ -284,12 +326,12 @@ class Checkpoints:
         if not folder.is_dir():
             raise self._damage(step, remedy, "it is not there")
         try:
-            stored = self._manager.item_metadata(step).state
-            if stored is not None and _shapes(stored.tree) != _shapes(abstract):
-                raise UsageError(f"checkpoint {folder} cannot be read: it is of another model; use a new --workdir")
+            check_manifest(folder, "state", "progress")
             # Not by the manager, which then waits for the other processes: one of them may have failed to read.
             handlers = self._handlers
             arrays, progress = (place(self._directory, step) for place in (_state_folder, _progress_folder))
+            if _shapes(handlers["state"].metadata(arrays).tree) != _shapes(abstract):
+                raise UsageError(f"checkpoint {folder} cannot be read: it is of another model; use a new --workdir")
             state = handlers["state"].restore(arrays, args=ocp.args.StandardRestore(abstract))
             return state, handlers["progress"].restore(progress, args=ocp.args.JsonRestore())
         except (ValueError, KeyError, TypeError, OSError) as error:

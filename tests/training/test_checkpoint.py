@@ -85,7 +85,7 @@ def test_weights_are_read_without_knowing_the_model(tmp_path):
     assert restore_weights(tmp_path / "few", 1)[1:] == ({}, {})
 
 
-def test_the_best_is_what_a_checkpoint_names_if_that_is_there(tmp_path):
+def test_the_best_is_what_a_checkpoint_names_if_that_is_there(tmp_path, capsys):
     with Checkpoints(tmp_path) as checkpoints:
         for step, best in [(1, -1), (2, 2), (3, 2), (4, 2)]:
             checkpoints.save(make_state(), {}, step, best)
@@ -94,6 +94,8 @@ def test_the_best_is_what_a_checkpoint_names_if_that_is_there(tmp_path):
     assert saved_steps(tmp_path) == [2, 3, 4] and best_step(tmp_path, 3) == 2
     shutil.rmtree(tmp_path / "2")
     assert best_step(tmp_path, 4) == 4
+    said = "is not there: not the best weights but those of step 4 are used"
+    assert capsys.readouterr().err == f"warning: {tmp_path / '2'} {said}\n"
     (tmp_path / "4" / "metrics" / "metrics").unlink()
     with pytest.raises(UsageError, match=r"4/metrics/metrics cannot be read \(No such file .*\); look elsewhere"):
         best_step(tmp_path, 4, "look elsewhere")
@@ -157,8 +159,11 @@ def test_whatever_file_is_damaged_the_state_is_right_or_the_checkpoint_is_named(
                     restore_weights(tmp_path / "c", 2).params["w"], make_state(2.0).params["w"]
                 )
             except DamagedCheckpointError as error:
-                assert str(error).startswith(f"{line} (") and "\n" not in str(error) and file.parts[1] == "state"
-    assert named == {"metrics", "progress", "state"}
+                assert str(error).startswith(f"{line} (") and "\n" not in str(error)
+                assert file.parts[1] in ("state", "manifest.json") and f"({'/'.join(file.parts[1:])} is not" in str(
+                    error
+                )
+    assert named == {"metrics", "progress", "state", "manifest.json"}
 
 
 @pytest.mark.parametrize("content", ["", '{"best_', "[]", "{}", '{"best_step": null}'])
@@ -258,3 +263,39 @@ def test_a_folder_that_vanished_is_one_line(tmp_path):
     with pytest.raises(RunFailedError, match=r"cannot save into .*there is no checkpoint yet"):
         checkpoints.save(make_state(2.0), {}, 2, 2)
         checkpoints.wait()
+
+
+def test_a_checkpoint_without_a_manifest_is_used_and_that_it_is_not_verified_is_said_once(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path / "run" / "checkpoints")
+    for step in "12":
+        (tmp_path / "run" / "checkpoints" / step / "manifest.json").unlink()
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        same_state(checkpoints.restore(2, make_state())[0], 2.0)
+    assert best_step(tmp_path / "run" / "checkpoints", 2) == 2
+    restore_weights(tmp_path / "run" / "checkpoints", 2)
+    said = capsys.readouterr().err
+    assert said.count("has no checksum, as in earlier versions: it is not verified") == said.count("\n") == 1
+
+
+def test_names_with_brackets_are_names(tmp_path):
+    folder = tmp_path / "runs [1]" / "a*b?" / "[!c]"
+    save(folder, make_state(3.0))
+    assert (folder / "1" / "state" / "manifest.ocdbt").exists()
+    with Checkpoints(folder) as checkpoints:
+        same_state(checkpoints.restore(1, make_state())[0], 3.0)
+    np.testing.assert_array_equal(restore_weights(folder, 1).params["w"], np.full(3, 3, np.float32))
+
+
+def test_a_name_with_a_backslash_is_refused_and_nothing_made(tmp_path):
+    for folder in (tmp_path / "a\\b", tmp_path / "a\\b" / "below"):
+        for use in (Checkpoints, lambda place: restore_weights(place, 1)):
+            with pytest.raises(UsageError, match=r"checkpoints cannot be kept below a name with a backslash"):
+                use(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_opened_gets_no_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("etils.epath.gpath.PosixGPath.glob", lambda *_: iter(()))  # Orbax then writes no index
+    with pytest.raises(RunFailedError, match=r"cannot save into .*; there is no checkpoint yet"):
+        save(tmp_path, make_state())
+    assert list(tmp_path.iterdir()) == []
