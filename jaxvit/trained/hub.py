@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 
 from jaxvit.errors import UsageError, first_line
+from jaxvit.files import check_regular
 from jaxvit.trained.weights import Int8, restore
 
 FILE = "model.safetensors"
@@ -25,6 +26,7 @@ def read(path: Path) -> tuple[dict[str, Any], int, str]:
     """
     file = path / FILE
     try:
+        check_regular(file)
         with safetensors.safe_open(file, framework="numpy") as stored:
             said = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, no mapping
