@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import glob
 import hashlib
 import io
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError, is_disk_full
+from jaxvit.shown import csv_cell
 
 INSTALLED_IN = Path(__file__).parents[1]  # the folder that holds this package: a checkout, or site-packages
 
@@ -29,6 +32,48 @@ def require(right: bool, file: Path, reason: str, remedy: str) -> None:
     """Raises UsageError with the reason why a file cannot be used and what to do about it, unless all is right."""
     if not right:
         raise UsageError(f"{file} cannot be read ({reason}); {remedy}")
+
+
+# What a file that is none is called; to open one of these may wait for ever, and to read it may never end.
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+_MOST_JSON = 1 << 28  # bytes
+
+
+def check_regular(path: Path | str) -> os.stat_result:
+    """Looks at a file before it is opened.
+
+    Raises:
+      OSError: it is not there, or no regular file; `strerror` says what it is.
+    """
+    found = os.stat(path)
+    kind = stat.S_IFMT(found.st_mode)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'something else')}, not a file", str(path))
+    return found
+
+
+def read_regular(path: Path | str, most: int, limit: str = "") -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+      path: of the file.
+      most: bytes that it may have.
+      limit: what is called so by the user: 'max_bytes'.
+
+    Raises:
+      OSError: it is none, has more, or cannot be read; `strerror` says why.
+    """
+    size = check_regular(path).st_size
+    if size <= most:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)  # of files that the system makes up, the size is not known before
+        if len(data) <= most:
+            return data
+        size = len(data)
+    allows = f"{limit} allows {most:,}" if limit else f"at most {most:,} are read"
+    raise OSError(errno.EFBIG, f"it has {size:,} bytes, and {allows}", str(path))
 
 
 CHECKSUM = "checksum"  # the key, at the top of a JSON file, of the hash of all the rest
@@ -91,7 +136,7 @@ def read_json(
       UsageError: there is no such file, it is no JSON, or its content has changed since it was written.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path, _MOST_JSON).decode("utf-8"))
         said = found.pop(CHECKSUM, None) if isinstance(found, dict) else None
         if said is None:
             if expects_checksum and isinstance(found, dict):
@@ -170,7 +215,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence
             row = [row.get(column, "") for column in columns]
         elif len(row) > len(columns):
             raise ValueError(f"{len(row)} values for {len(columns)} columns")
-        writer.writerow(row)
+        writer.writerow([csv_cell(value) for value in row])
     return stream.getvalue()
 
 

@@ -1,12 +1,22 @@
-"""Code of one's own, named 'package.module:name': finding it, and saying in one line what is wrong with it."""
+"""Code of one's own, named 'package.module:name': whether it may run, where it is, what is wrong with it.
+
+What the user names in a command, a config or a call is the user's own code, and runs. What the files of a run's folder
+name is somebody's, and runs only with `own_code`: whoever reads such a folder does so within `named_by`, and `_import`,
+the one place where a name becomes an import, keeps to that.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import os
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,15 +35,41 @@ _LONGEST = 300
 _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_paths()["stdlib"])
 
 
-def load(name: str, kind: str) -> Any:
+# The folder whose files name what is loaded now, where none of it may run; '' = the user has named it, or allowed it.
+_UNTRUSTED: ContextVar[str] = ContextVar("untrusted folder", default="")
+
+
+@contextlib.contextmanager
+def named_by(folder: Path | str, *, allowed: bool) -> Iterator[None]:
+    """While it lasts, names come from the files of a run's folder, and their code runs only if that is allowed."""
+    token = _UNTRUSTED.set("" if allowed else str(folder))
+    try:
+        yield
+    finally:
+        _UNTRUSTED.reset(token)
+
+
+def search_working_folder() -> None:
+    """Has Python look for modules where the user works as well, after all other places.
+
+    Only for code of the user's own: a file that happens to lie there must not take an installed module's place.
+    """
+    with contextlib.suppress(OSError):  # the folder is gone
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+
+
+def load(name: str, kind: str, key: str = "model.name") -> Any:
     """What 'package.module:name' names.
 
     Args:
       name: as the user wrote it.
       kind: 'function' or 'Class', whichever is wanted.
+      key: of the config, whose value the name is.
 
     Raises:
       ValueError: there is no such thing. The message is one line, to be put after the name.
+      UsageError: a folder's files name it, and it is not allowed to run.
     """
     module_name, _, attribute = name.partition(":")
     if module_name.endswith(".py") or "/" in module_name:
@@ -45,7 +81,7 @@ def load(name: str, kind: str) -> Any:
     parent, _, last = module_name.rpartition(".")
     if not attribute and not _is_own(module_name) and _is_own(parent):
         raise ValueError(f"between the module and the {kind} stands a colon: write '{parent}:{last}'")
-    module = _import(module_name)
+    module = _import(module_name, name, key)
     public = _public(module, kind)
     if not attribute:
         named = f"'{module_name}:{public[0] if public else kind}'"
@@ -64,7 +100,7 @@ def load_function(name: str, key: str) -> Callable[..., Any]:
       UsageError: it cannot be imported, or is no function.
     """
     try:
-        found = load(name, "function")
+        found = load(name, "function", key)
     except ValueError as error:
         raise UsageError(f"config.{key}='{name}': cannot be imported: {error}") from None
     if isinstance(found, type):
@@ -108,7 +144,19 @@ def takes(function: Any, *args: Any, **kwargs: Any) -> bool:
     return True
 
 
-def _import(name: str) -> ModuleType:
+# What a name is of, by its key, and what one does with it.
+_ROLES = {"model.name": ("model", "load"), "data.name": ("data set", "open")}
+
+
+def _import(name: str, whole: str, key: str) -> ModuleType:
+    """The module, if it may run; `whole` is the name that it is the first part of."""
+    if folder := _UNTRUSTED.get():
+        what, do = _ROLES.get(key, (f"config.{key}", "use"))
+        raise UsageError(
+            f"{folder}: its {what} '{whole}' is code outside this package, and to {do} it runs module {name}; if you "
+            "trust that, say so by --own_code, in Python by load(…, own_code=True)"
+        )
+    search_working_folder()
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -123,10 +171,21 @@ def _import(name: str) -> ModuleType:
 
 def _is_own(module: str) -> bool:
     try:
-        spec = importlib.util.find_spec(module)
-    except Exception:  # the name cannot be a module's, or its package cannot be imported
+        spec = _find(module)
+    except Exception:  # the name cannot be a module's
         return False
     return spec is not None and not _is_library(spec.origin or "")
+
+
+def _find(module: str) -> ModuleSpec | None:
+    """Where a module lies. Nothing is imported: `importlib.util.find_spec` would import the packages around it."""
+    first, *others = module.split(".")
+    spec = importlib.util.find_spec(first) or PathFinder.find_spec(first, [os.getcwd()])
+    for part in others:
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
+    return spec
 
 
 def _public(module: ModuleType, kind: str) -> list[str]:

@@ -15,25 +15,26 @@ PACKAGE = ROOT / "jaxvit"
 # TYPE_CHECKING count like all others. Only the command line may import everything.
 ALLOWED = {
     "errors": "",
-    "files": "errors",
+    "shown": "",
+    "files": "errors shown",
     "own_code": "errors",
     "ops": "",
     "layers": "ops",
     "models": "own_code ops layers",
     "devices": "errors",
-    "data": "errors files own_code ops",
-    "training": "errors files own_code ops devices",
+    "data": "errors shown files own_code ops",
+    "training": "errors shown files own_code ops devices",
     "config": "errors files own_code ops layers models devices data training",
     "figures": "errors files ops layers models training",
-    "run": "errors files own_code ops layers models devices data training config figures",
-    "trained": "errors files own_code ops layers models devices data training config run",
-    "exports": "errors files ops layers models devices data config run trained",
-    "pages": "errors files ops layers models devices data training config figures run trained",
-    "speed": "errors files ops layers models devices data training config run trained exports pages",
-    "reproduce": "errors files models devices data training config figures run trained speed",
+    "run": "errors shown files own_code ops layers models devices data training config figures",
+    "trained": "errors shown files own_code ops layers models devices data training config run",
+    "exports": "errors shown files own_code ops layers models devices data config run trained",
+    "pages": "errors shown files ops layers models devices data training config figures run trained",
+    "speed": "errors shown files ops layers models devices data training config run trained exports pages",
+    "reproduce": "errors shown files models devices data training config figures run trained speed",
     "cli": "*",
 }
-FLAT = {"__init__", "__main__", "_version", "errors", "files", "own_code"}
+FLAT = {"__init__", "__main__", "_version", "errors", "files", "own_code", "shown"}
 SCRIPTS = PACKAGE / "exports" / "loaders"  # run by themselves, beside an exported file
 
 

@@ -15,6 +15,7 @@ from jaxvit.devices import quiet
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.exports.formats import format_of
 from jaxvit.files import make_writable, write_text
+from jaxvit.shown import terminal
 from jaxvit.speed.models import PACKAGES, circumstances, measure_each, measure_one
 from jaxvit.speed.page import in_short, markdown, show, show_plan, write_tables
 from jaxvit.speed.steps import Effort, facts_of
@@ -126,7 +127,7 @@ def _each(
     try:
         for model, one in measure_each(models, words, trace=trace):
             if isinstance(one, RunFailedError):
-                print(f"jaxvit: {model}: {one}", file=sys.stderr, flush=True)
+                print(terminal(f"jaxvit: {model}: {one}"), file=sys.stderr, flush=True)
                 code = errors.SOME_INPUTS_FAILED
                 continue
             found.append(one)
@@ -159,7 +160,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     for path in files:
         format_of(path).check()
     if options.dry_run:
-        print(f"{', '.join(map(str, files))}: batches of {' and '.join(map(str, BATCHES))}")
+        print(f"{terminal(', '.join(map(str, files)))}: batches of {' and '.join(map(str, BATCHES))}")
         print("dry run: nothing was measured")
         return errors.DONE
     if options.out:

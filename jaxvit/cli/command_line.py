@@ -21,6 +21,7 @@ from jaxvit.cli.other_libraries import quieten_libraries
 from jaxvit.config.overrides import ELSEWHERE
 from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
 from jaxvit.errors import UsageError, nearest
+from jaxvit.shown import terminal
 
 VERBS = {
     "train": "train a model as a config says, into a run directory; resume by the same command",
@@ -89,14 +90,7 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
-    _find_modules_in_the_working_folder()
     _leave(*_carry_out(verb, list(sys.argv[1:] if argv is None else argv)))
-
-
-def _find_modules_in_the_working_folder() -> None:
-    """Has Python look for modules where the user works, as `python -m` has it: a model of one's own lies there."""
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
 
 
 def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int, BaseException | None]:
@@ -161,7 +155,7 @@ def _joined() -> Any:
 def _complain(message: object, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code says it too
         sys.stdout.flush()
-        print(f"jaxvit: {message}", file=sys.stderr)
+        print(f"jaxvit: {terminal(message)}", file=sys.stderr)
     return code
 
 

@@ -31,8 +31,10 @@ from jaxvit.errors import UsageError, nearest
 from jaxvit.files import make_writable
 from jaxvit.pages.terminal import print_lines
 from jaxvit.pages.training import draw_training
+from jaxvit.shown import terminal
 from jaxvit.speed.input import measure_input
 
+LIMITS = ("data.max_pixels", "data.max_bytes")
 ACTIONS = ("prepare", "show", "export", "benchmark")
 
 
@@ -114,7 +116,7 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
         )
     config, overrides = _configured(options, rest)
     for key in overrides:
-        if key not in ("data.name", "data.dir", "data.classes", "data.on_error", "data.side"):
+        if key not in ("data.name", "data.dir", "data.classes", "data.on_error", "data.side", *LIMITS):
             raise UsageError(f"--config.{key}: an export does not read this key; --split and --n say which images")
     target = Path(options.names[0])
     source = dataset_of(config).read(options.split)
@@ -124,7 +126,7 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     rows = np.flatnonzero(good)
     save_images(target, [(images[i], source.class_names[labels[i]], f"{stem}_{i:05d}") for i in rows])
     more = f" of {len(source):,} (--n takes more)" if len(good) < len(source) else ""
-    print(f"{len(rows)} images{more} of {source.name} in {target}")
+    print(terminal(f"{len(rows)} images{more} of {source.name} in {target}"))
     return 0
 
 

@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
 from jaxvit.files import make_writable, write_json
 from jaxvit.pages.terminal import print_table
+from jaxvit.shown import rich, terminal
 from jaxvit.trained import scores
 from jaxvit.trained.evaluate import evaluate_source, read_split
 
@@ -70,13 +70,13 @@ def _file_name(found: dict[str, Any], options: Any) -> str:
 def _show(found: dict[str, Any], file: Path) -> None:
     rows = sorted(found["per_class"], key=lambda row: row["f1"]) if len(found["per_class"]) > 30 else found["per_class"]
     title = f"{found['data']}, {found['count']:,} images" + (", the 30 worst classes" if len(rows) > 30 else "")
-    table = Table(title=escape(title))
+    table = Table(title=rich(title))
     table.add_column("class")
     for heading in ("images", "precision", "recall", "F1"):
         table.add_column(heading, justify="right")
     for row in rows[:30]:
         values = (f"{100 * row[name]:.2f}" for name in ("precision", "recall", "f1"))
-        table.add_row(escape(row["name"]), f"{row['count']:,}", *values)
+        table.add_row(rich(row["name"]), f"{row['count']:,}", *values)
     table.add_section()
     for kind in ("macro", "weighted"):
         table.add_row(f"mean, {kind}", "", *(f"{100 * found[n][kind]:.2f}" for n in ("precision", "recall", "f1")))
@@ -87,23 +87,22 @@ def _show(found: dict[str, Any], file: Path) -> None:
         print("most often taken for another:")
         for pair in found["most_confused"][:5]:
             share = f"{100 * pair['share']:.1f} % of {pair['true']}"
-            print(f"  {pair['true']} taken for {pair['predicted']}: {pair['count']:,} ({share})")
+            print(terminal(f"  {pair['true']} taken for {pair['predicted']}: {pair['count']:,} ({share})"))
     right = f"{round(found['top1'] * found['count']):,} of {found['count']:,} images"
     print(f"accuracy {100 * found['top1']:.2f}% ({right}), top-5 {100 * found['top5']:.2f}%")
     print(f"loss {found['loss']:.4f}, expected calibration error {100 * found['ece']:.2f}%")
     keras = found["keras"]
     print(f"Keras precision {100 * keras['precision']:.2f}%, recall {100 * keras['recall']:.2f}% (micro, above 1/2)")
-    print(
-        f"weights of step {found['step']:,} ({found['weights']}); files: {file}.json, .csv, _confusion.csv, _images.csv"
-    )
+    files = terminal(f"{file}.json, .csv, _confusion.csv, _images.csv")
+    print(f"weights of step {found['step']:,} ({found['weights']}); files: {files}")
 
 
 def _confusion(found: dict[str, Any]) -> Table:
     table = Table(title="true class by row, predicted by column")
     table.add_column("")
     for name in found["class_names"]:
-        table.add_column(escape(name[:8]), justify="right")
+        table.add_column(rich(name[:8]), justify="right")
     for i, (name, row) in enumerate(zip(found["class_names"], found["confusion"], strict=True)):
         cells = (f"[bold]{n}[/bold]" if i == j else (str(n) if n else "·") for j, n in enumerate(row))
-        table.add_row(escape(name), *cells)
+        table.add_row(rich(name), *cells)
     return table

@@ -16,8 +16,10 @@ import numpy as np
 from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
+from jaxvit.data.decoding import Limits
 from jaxvit.errors import UsageError
 from jaxvit.files import make_writable
+from jaxvit.shown import csv_cell, terminal
 from jaxvit.trained.image_files import find_images
 from jaxvit.trained.predict import Prediction, predict_files
 
@@ -50,6 +52,10 @@ def main(argv: list[str]) -> int:
     add_run_options(parser)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for each image (default: 5)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="of stdout (default: table)")
+    for name, default in (("pixels", Limits.pixels), ("bytes", Limits.bytes)):
+        parser.add_argument(
+            f"--max_{name}", type=int, default=default, metavar="N", help=f"that a file may have (default: {default:,})"
+        )
     parser.add_argument("--figure", default="", metavar="FILE", help="draw the images with what was said of them")
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help=f"images in the figure, the first ones (default: {PICTURES})"
@@ -58,11 +64,12 @@ def main(argv: list[str]) -> int:
     parser.refuse_unknown(rest)
     if not options.images:
         raise UsageError("name images: files, folders, patterns, or - for a list on stdin; see jaxvit predict --help")
-    for name in ("top", "pictures"):
+    for name in ("top", "pictures", "max_pixels", "max_bytes"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
     figure = _figure_file(options.figure)
     loaded = load_run(options)
+    limits = Limits(options.max_pixels, options.max_bytes)
     names = find_images(options.images, sys.stdin)
     some = list(itertools.islice(names, 2))
     if all(map(os.path.isdir, some)) and len(some) < 2:
@@ -73,13 +80,13 @@ def main(argv: list[str]) -> int:
     counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
     with _Progress() as advance:
         for image, said in predict_files(
-            loaded, names, top=options.top, batch=options.batch_size, devices=options.devices
+            loaded, names, top=options.top, batch=options.batch_size, devices=options.devices, limits=limits
         ):
             write(said)
             advance()
             counts["failed" if said.error else "done"] += 1
             if said.error:
-                print(f"jaxvit: {said.file}: {said.error}", file=sys.stderr)
+                print(terminal(f"jaxvit: {said.file}: {said.error}"), file=sys.stderr)
                 continue
             counts["labelled"] += bool(said.truth)
             counts["right"] += bool(said.right)
@@ -91,14 +98,14 @@ def main(argv: list[str]) -> int:
         captions = [caption(*said.top[0], said.right, said.truth) for _, said in pictures]
         draw_predictions([image for image, _ in pictures], captions, figure)
     sys.stdout.flush()
-    print(_sum_up(counts, figure if pictures else None), file=sys.stderr)
+    print(terminal(_sum_up(counts, figure if pictures else None)), file=sys.stderr)
     return errors.SOME_INPUTS_FAILED if counts["failed"] else errors.DONE
 
 
 def _write_table(stream: TextIO, top: int) -> Callable[[Prediction], None]:
     def write(said: Prediction) -> None:
         if not said.error:  # stderr has those
-            stream.write(f"{said.file}: {_confidences(said)}\n")
+            stream.write(terminal(f"{said.file}: {_confidences(said)}") + "\n")
 
     return write
 
@@ -117,9 +124,15 @@ def _write_csv(stream: TextIO, top: int) -> Callable[[Prediction], None]:
 
     def write(said: Prediction) -> None:
         pairs = [value for name, probability in said.top for value in (name, f"{probability:.6g}")]
-        rows.writerow([said.file, said.truth, *pairs, *[""] * (2 * top - len(pairs)), said.error])
+        cells = [said.file, said.truth, *pairs, *[""] * (2 * top - len(pairs)), said.error]
+        rows.writerow([_writable(csv_cell(cell)) for cell in cells])
 
     return write
+
+
+def _writable(text: str) -> str:
+    """A file's name may have bytes that are no text."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _write_jsonl(stream: TextIO, top: int) -> Callable[[Prediction], None]:

@@ -12,6 +12,7 @@ from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
 from jaxvit.errors import UsageError
 from jaxvit.pages.comparison import WRITERS, find_runs, summarize_run, with_checkpoints
+from jaxvit.shown import terminal
 
 _EXAMPLES = """examples:
   jaxvit report runs                                    all runs below runs/, best first
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         except UsageError as error:
             if len(runs) == 1:
                 raise
-            print(f"jaxvit: {run}: {error}", file=sys.stderr)
+            print(terminal(f"jaxvit: {run}: {error}"), file=sys.stderr)
             failed.add(run)
 
     for run in runs:
@@ -79,5 +80,5 @@ def main(argv: list[str]) -> int:
                     devices=options.devices,
                 )
                 sys.stdout.flush()
-                print(f"figures: {index}")
+                print(terminal(f"figures: {index}"))
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE

@@ -21,6 +21,7 @@ from jaxvit.reproduce.results import Results
 from jaxvit.reproduce.rows import Row, choose, with_partner
 from jaxvit.reproduce.runs import Way, config_of, run_row
 from jaxvit.reproduce.table import form_of, is_full, newest
+from jaxvit.shown import rich, terminal
 
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, what they ask for and what is known
@@ -60,7 +61,8 @@ def _show(rows: Sequence[Row], lines: Sequence[dict[str, str]], options: Any) ->
         said, _ = outcome(row, runs, lines, form)
         if not runs and any(line["row"] == row.name for line in lines):
             said = ["not run in this form; the page of results has another"]
-        table.add_row(row.name, row.config, numbers(row.target), str(epochs), str(seeds), minutes, "\n".join(said))
+        names = map(rich, (row.name, row.config))
+        table.add_row(*names, numbers(row.target), str(epochs), str(seeds), minutes, "\n".join(map(terminal, said)))
     print_table(table)
     print("minutes: of the seeds shown together, on two CPU cores")
 

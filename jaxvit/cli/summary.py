@@ -13,6 +13,7 @@ from jaxvit.errors import UsageError, first_line
 from jaxvit.models.registry import create_model, input_shape, list_models
 from jaxvit.models.summarize import summarize
 from jaxvit.pages.terminal import print_table
+from jaxvit.shown import rich
 
 _EXAMPLES = """examples:
   jaxvit summary --list                                            the registered names
@@ -88,7 +89,7 @@ def _attributes(model: str, words: list[str]) -> tuple[dict[str, Any], list[str]
 
 
 def _show(facts: dict, depth: int) -> None:
-    table = Table(title=f"{facts['name']} on {'x'.join(map(str, facts['input']))}, one sample")
+    table = Table(title=rich(f"{facts['name']} on {'x'.join(map(str, facts['input']))}, one sample"))
     for heading, side in (("module", "left"), ("type", "left"), ("output", "right"), ("parameters", "right")):
         table.add_column(heading, justify=side)
     for row in facts["layers"]:
@@ -96,7 +97,7 @@ def _show(facts: dict, depth: int) -> None:
         if depth and len(parts) > depth:
             continue
         label = "  " * (len(parts) - 1) + parts[-1] if parts else "(model)"
-        table.add_row(label, row["type"], " x ".join(map(str, row["output"])), f"{row['params']:,}")
+        table.add_row(rich(label), rich(row["type"]), " x ".join(map(str, row["output"])), f"{row['params']:,}")
     print_table(table)
     print(f"parameters     {facts['params']:,}")
     if facts["tokens"]:

@@ -18,6 +18,7 @@ from jaxvit.errors import StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
 from jaxvit.pages.terminal import print_table
 from jaxvit.run.sweep import begin_rows, count_done, make_cells, new_row, open_sweep, parse_grid, sweep
+from jaxvit.shown import rich, terminal
 
 _EXAMPLES = """examples:
   jaxvit sweep --config=digits --over 'model.depth=2,4' --over 'optim.peak_lr=3e-4,1e-3' --workdir=sweeps/1
@@ -35,7 +36,7 @@ def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) 
     """The table on the terminal, best accuracy marked."""
     table = Table(title=title, title_justify="left")
     for key in keys:
-        table.add_column(key.rpartition(".")[2], no_wrap=True)
+        table.add_column(rich(key.rpartition(".")[2]), no_wrap=True)
     for name in ("parameters", "multiply-adds", "test accuracy", "loss", "training"):
         table.add_column(name, justify="right", no_wrap=True)
     best = max((row["top1"] for row in rows if "top1" in row), default=None)
@@ -45,7 +46,7 @@ def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) 
             spread = f" ± {row['top1_std']:.2%} (n = {row['n']})" if "top1_std" in row else ""
             accuracy = f"{row['top1']:.2%}{spread}"
         table.add_row(
-            *(row[key] for key in keys),
+            *(rich(row[key]) for key in keys),
             f"{row['params']:,}" if row["params"] else "",
             f"{row['macs'] / 1e6:,.2f} M" if row["macs"] else "",
             f"[bold]{accuracy}[/bold]" if "top1" in row and row["top1"] == best else accuracy,
@@ -55,7 +56,7 @@ def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) 
     print_table(table)
     for row in rows:
         if row.get("error"):
-            print(f"{row['cell']}: {row['error']}")
+            print(terminal(f"{row['cell']}: {row['error']}"))
 
 
 def _parser() -> command_line.Parser:
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> int:
             sweep(cells, rows, workdir)
         except (StoppedError, KeyboardInterrupt):
             print_rows(rows, list(grid), f"{count_done(rows)} of {len(cells)} cells done; stopped")
-            print(f"table: {workdir / 'sweep.csv'}", flush=True)
+            print(terminal(f"table: {workdir / 'sweep.csv'}"), flush=True)
             raise
         figure = workdir / "figures" / "sweep.png"
         done = [row for row in rows if "top1" in row]

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jaxvit.config.keys import check_keys, complete, model_config
 from jaxvit.errors import UsageError, first_line, nearest
 from jaxvit.files import packaged
+from jaxvit.own_code import search_working_folder
 
 
 def packaged_configs() -> tuple[str, ...]:
@@ -143,6 +144,8 @@ def _file_of(spec: str) -> Path:
 def _run_config_file(spec: str) -> ModuleType:
     # A config file is a program of the user's own, run on the user's request, as `python FILE` would be.
     path, file = split_spec(spec)[0], _file_of(spec)
+    if _is_path(path):
+        search_working_folder()
     module_spec = importlib.util.spec_from_file_location(f"jaxvit_config_{file.stem}", file)
     if module_spec is None or module_spec.loader is None:
         raise UsageError(f"--config={spec}: '{path}' is not a Python file; a config file ends in .py")

@@ -57,6 +57,15 @@ KEYS: dict[str, Key] = {
     "data.on_error": Key(
         "stop", "an image that cannot be decoded: 'stop' names it and ends the run, 'skip' leaves it out"
     ),
+    "data.max_pixels": Key(
+        80_000_000,
+        "pixels (height × width) that a stored image may have; a larger one counts as one that cannot be decoded",
+        changes_result=False,
+        added=True,
+    ),
+    "data.max_bytes": Key(
+        1 << 28, "bytes that the file of an image in a folder may have; as max_pixels", changes_result=False, added=True
+    ),
     "data.feed": Key(
         "auto",
         "'resident' keeps the training split on the devices, 'stream' sends batches, 'auto' goes by its size",

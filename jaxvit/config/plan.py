@@ -20,6 +20,7 @@ from jaxvit.config.plan_types import DataPlan, ModelPlan, Plan, TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.data.augment import without_effect
 from jaxvit.data.batches import steps_per_epoch
+from jaxvit.data.decoding import Limits
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError
@@ -83,6 +84,7 @@ def _open(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "classes": tuple(get("data.classes")),
         "on_error": get.one_of("data.on_error", ("stop", "skip")),
         "side": get.at_least("data.side", 0),
+        "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
     }
     return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
 

@@ -10,12 +10,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jaxvit.errors import RunFailedError, UsageError, first_line
+from jaxvit.files import check_regular
+from jaxvit.shown import terminal
 
 CHUNK = 256  # records read and decoded together
 
@@ -47,15 +50,60 @@ class Records(Protocol):
         """The records, or for each that cannot be read, why."""
 
 
-def decode(data: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+# As Pillow calls the formats of `jaxvit.data.image_folder.ENDINGS`. It knows 40 more, and for one of them, PostScript,
+# it starts another program, whatever the file is called.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large an image file may be: one of a few bytes can unfold to more than the memory holds.
+
+    Attributes:
+      pixels: of the stored image, height × width.
+      bytes: of its file.
+    """
+
+    pixels: int = 80_000_000
+    bytes: int = 1 << 28
+
+
+def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Image:
+    """A Pillow image whose pixels are not read yet, of one of `FORMATS`, to be closed.
+
+    Args:
+      source: the file's bytes, or its name.
+      limits: on the size; None = the usual ones.
+
+    Raises:
+      OSError, ValueError: it is no such image, no regular file, or larger.
+    """
+    most = (limits or Limits()).pixels
+    if Image.MAX_IMAGE_PIXELS is not None and most > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = most  # who allows more allows Pillow more
+    if isinstance(source, Path):
+        check_regular(source)
+    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    if image.width * image.height > most:
+        image.close()
+        raise ValueError(f"it has {image.height:,}×{image.width:,} pixels, and max_pixels allows {most:,}")
+    return image
+
+
+def decode(data: bytes, channels: int, size: tuple[int, int] | None = None, limits: Limits | None = None) -> np.ndarray:
     """Pixels uint8 [H, W, channels] of a PNG, JPEG, WebP, … file, upright, transparent parts white.
 
     Args:
       data: the file's bytes.
       channels: 1 (grey) or 3 (RGB); the file is converted.
       size: (H, W); the image is resized until it just covers this, and the centre cut out. None = as stored.
+      limits: on the size of the stored image; None = the usual ones.
+
+    Raises:
+      Exception: whatever a decoder says to damaged bytes; ValueError: the image is larger than the limits.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data, limits) as opened:
+        image = opened
         if size and min(image.size) > 2 * max(size):
             image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes a smaller picture, several times faster
         image = _opaque(_eight_bits(upright(image))).convert("L" if channels == 1 else "RGB")
@@ -63,13 +111,21 @@ def decode(data: bytes, channels: int, size: tuple[int, int] | None = None) -> n
     return pixels[..., None] if channels == 1 else pixels
 
 
+_LONG = 16  # times as many pixels as are wanted
+
+
 def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
     if image.size == (width, height):
         return image
     scale = max(width / image.width, height / image.height)
     covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    image = image.resize(covering, Image.Resampling.BILINEAR)
     left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+    if covering[0] * covering[1] > _LONG * width * height:
+        # All but a small part of a very long image would be made large only to be cut away.
+        x, y = image.width / covering[0], image.height / covering[1]
+        box = (left * x, top * y, (left + width) * x, (top + height) * y)
+        return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    image = image.resize(covering, Image.Resampling.BILINEAR)
     return image.crop((left, top, left + width, top + height))
 
 
@@ -132,11 +188,13 @@ class Damage:
       owner: the data set's name.
       on_error: 'stop' or 'skip'.
       announced: so many of them are named on stderr as they are found.
+      limits: larger images count as records that cannot be read.
     """
 
     owner: str
     on_error: str = "stop"
     announced: int = 0
+    limits: Limits = field(default_factory=Limits)
     _names: dict[str, None] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -173,7 +231,8 @@ class Damage:
             count = len(self._names)
         if count <= self.announced:
             more = "; further ones are only counted" if count == self.announced else ""
-            print(f"warning: {self.owner}: {name} is left out ({reason}){more}", file=sys.stderr, flush=True)
+            said = f"warning: {self.owner}: {name} is left out ({reason}){more}"
+            print(terminal(said), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -203,7 +262,7 @@ def decode_records(
         if isinstance(item, Unreadable):
             return item.error
         try:
-            pixels = decode(item.image, shape[-1], (side, side) if side else None)
+            pixels = decode(item.image, shape[-1], (side, side) if side else None, damage.limits)
         except Exception as error:  # a decoder may raise anything on damaged bytes
             return error
         if pixels.shape != shape:

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxvit.data.decoding import Record, Unreadable, upright_size
+from jaxvit.data.decoding import Limits, Record, Unreadable, open_image, upright_size
 from jaxvit.errors import UsageError, is_disk_full
+from jaxvit.files import read_regular
 
 PREFIX = "image_folder:"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -46,12 +47,19 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
 
 
 class FolderStore:
-    """A folder of images; the attributes are those of `jaxvit.data.prepared.PreparedStore`."""
+    """A folder of images; the attributes are those of `jaxvit.data.prepared.PreparedStore`.
+
+    Args:
+      path: the folder.
+      directory: the TFDS directory, beside which the decoded images are kept.
+      limits: on the size of an image.
+    """
 
     version = ""
     channels = 3
 
-    def __init__(self, path: Path, directory: Path):
+    def __init__(self, path: Path, directory: Path, limits: Limits | None = None):
+        self._limits = limits or Limits()
         self.name = f"{PREFIX}{path}"
         self.directory = directory
         if not path.is_dir():
@@ -95,7 +103,7 @@ class FolderStore:
         for found in self._files.values():
             for file, _ in found:
                 try:
-                    with Image.open(file) as image:
+                    with open_image(file, self._limits) as image:
                         sizes.add(upright_size(image))
                 except Exception:  # named when it is decoded
                     continue
@@ -105,7 +113,7 @@ class FolderStore:
         return (height, width, 3)
 
     def records(self, split: str) -> FolderRecords:
-        return FolderRecords(self._files[split])
+        return FolderRecords(self._files[split], self._limits.bytes)
 
     def content(self, split: str) -> str:
         """A hash of the names, sizes and times of change of a split's files, and of their classes; none is read."""
@@ -123,8 +131,8 @@ class FolderStore:
 class FolderRecords:
     """One split; see `jaxvit.data.decoding.Records`."""
 
-    def __init__(self, files: Sequence[tuple[Path, int]]):
-        self._files = files
+    def __init__(self, files: Sequence[tuple[Path, int]], most_bytes: int):
+        self._files, self._most = files, most_bytes
 
     def __len__(self) -> int:
         return len(self._files)
@@ -132,9 +140,8 @@ class FolderRecords:
     def read(self, rows: Sequence[int]) -> list[Record | Unreadable]:
         return [self._read_one(*self._files[row]) for row in rows]
 
-    @staticmethod
-    def _read_one(file: Path, label: int) -> Record | Unreadable:
+    def _read_one(self, file: Path, label: int) -> Record | Unreadable:
         try:
-            return Record(file.read_bytes(), label, "", str(file))
+            return Record(read_regular(file, self._most, "max_bytes"), label, "", str(file))
         except OSError as error:
             return Unreadable(str(file), OSError(error.strerror or str(error)))

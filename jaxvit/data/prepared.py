@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ from jaxvit.data.cache import content_hash
 from jaxvit.data.decoding import Record, Unreadable
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.errors import UsageError, is_disk_full, nearest
-from jaxvit.files import take_brackets_literally
+from jaxvit.files import read_json, take_brackets_literally
 
 
 class PreparedStore:
@@ -115,8 +116,10 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
         return PreparedStore(_prepare_digits(directory), directory)
     tfds = import_tfds()
     try:
+        folder = _version_directory(directory, name)
+        _refuse_foreign_features(folder)
         with quiet():
-            builder = tfds.builder_from_directory(_version_directory(directory, name))
+            builder = tfds.builder_from_directory(folder)
     except FileNotFoundError:
         prepared = sorted({info.relative_to(directory).parts[0] for info in directory.glob("*/**/dataset_info.json")})
         have = f"; prepared there: {', '.join(prepared)}" if prepared else ""
@@ -154,6 +157,45 @@ def _version_directory(directory: Path, name: str) -> Path:
             f"{', '.join(kinds)}"
         )
     return max(versions, key=lambda version: tuple(map(int, version.name.split("."))))
+
+
+# TFDS imports the module of every class that features.json names, and such a file may be anybody's.
+_FEATURES = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # protobuf's two spellings; TFDS's of long ago
+
+
+def _refuse_foreign_features(folder: Path) -> None:
+    """Reads what features.json names, before TFDS imports it.
+
+    Raises:
+      UsageError: a class that is none of TFDS's.
+    """
+    file = folder / "features.json"
+    if not file.exists():
+        return
+    for name in _classes_named(read_json(file, "prepare the data set again")):
+        if not _FEATURES.fullmatch(name):
+            raise UsageError(
+                f"{file}: its feature '{name}' is code outside TFDS, and to open the data set runs it; prepare the set "
+                "again with features of TFDS's own"
+            )
+
+
+def _classes_named(value: Any) -> Iterator[str]:
+    """The names of classes in a features.json, however deep; TFDS keeps JSON within strings as well."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _classes_named(each)
+    elif isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with contextlib.suppress(ValueError):
+            yield from _classes_named(json.loads(value))
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            # A word without a dot names no module.
+            if key in _CLASS_KEYS and isinstance(each, str) and ("." in each or key != "type"):
+                yield each
+            else:
+                yield from _classes_named(each)
 
 
 def _prepare_digits(directory: Path) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxvit.data.cache import FORMAT, Decoded, cache_folder, decoded_split
-from jaxvit.data.decoding import Damage, Records, decode_records
+from jaxvit.data.decoding import Damage, Limits, Records, decode_records
 from jaxvit.data.fingerprint import ORIGINALS, fingerprint, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_folder import PREFIX, FolderStore
@@ -31,6 +31,7 @@ from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.files import CHECKSUM, checked_json, checksum, replaced
 from jaxvit.own_code import is_own_module, load_function
+from jaxvit.shown import terminal
 
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 
@@ -142,6 +143,7 @@ class Dataset:
       classes: numbers of the classes to keep, in this order; () = all.
       on_error: 'stop' or 'skip', for images that cannot be decoded.
       side: images are brought to [side, side] when they are decoded; 0 = as stored.
+      limits: on the size of a stored image; None = the usual ones.
 
     Attributes:
       class_names: K names.
@@ -154,8 +156,9 @@ class Dataset:
         classes: Sequence[int] = (),
         on_error: str = "stop",
         side: int = 0,
+        limits: Limits | None = None,
     ):
-        self._store, self._side, self._on_error = store, side, on_error
+        self._store, self._side, self._on_error, self._limits = store, side, on_error, limits or Limits()
         self.name, self.version = store.name, store.version
         for number in classes:
             if not isinstance(number, int) or not 0 <= number < len(store.class_names):
@@ -248,7 +251,7 @@ class Dataset:
     def stored(self, split: str) -> tuple[Records, range, tuple[int, int, int], int, Damage]:
         """What `decode_records` takes, of the first split that an expression names: for measuring."""
         name, start, stop = self._ranges(split)[0]
-        damage = Damage(self.name, self._on_error)
+        damage = Damage(self.name, self._on_error, limits=self._limits)
         return self._store.records(name), range(start, stop), self.image_shape, self._side, damage
 
     def read(self, split: str) -> Source | StreamedSource:
@@ -308,7 +311,7 @@ class Dataset:
             source = Source(self.name, whole.images, whole.labels, self._store.class_names, memo=memo)
             said = self._warnings[split] = warning(self.name, split, source.fingerprint)
             if said:
-                print(f"warning: {said}", file=sys.stderr, flush=True)
+                print(terminal(f"warning: {said}"), file=sys.stderr, flush=True)
         return self._warnings[split]
 
     def _fits(self, split: str) -> bool:
@@ -324,17 +327,17 @@ class Dataset:
                 self._decoded[split] = store.decoded(split)
                 return self._decoded[split]
             settings = f"{store.content(split)}-{self._side}-{self._on_error}"
+            if self._on_error == "skip" and self._limits != Limits():
+                settings += f"-{self._limits}"  # others are left out
             label = "".join(c if c.isalnum() else "_" for c in store.name)[-60:]
             folder = cache_folder(store.directory) / f"{label}-{store.version}-{split}-{_digest(settings)}"
-            damage = Damage(self.name, self._on_error)
+            damage = Damage(self.name, self._on_error, limits=self._limits)
             self._decoded[split] = decoded_split(_Lazy(store, split), folder, self.image_shape, self._side, damage)
             skipped, names = self._decoded[split].skipped
             if skipped:
-                print(
-                    f"warning: {self.name} {split}: {skipped} damaged images are left out: {', '.join(names[:5])}"
-                    + (", …" if skipped > 5 else ""),
-                    file=sys.stderr,
-                )
+                shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
+                said = f"warning: {self.name} {split}: {skipped} damaged images are left out: {shown}"
+                print(terminal(said), file=sys.stderr)
         return self._decoded[split]
 
     def _kept(self, split: str) -> np.ndarray:
@@ -363,7 +366,7 @@ class Dataset:
             self.image_shape,
             self._side,
             self.class_names,
-            Damage(self.name, self._on_error, announced=5),
+            Damage(self.name, self._on_error, announced=5, limits=self._limits),
         )
 
 
@@ -394,20 +397,26 @@ def is_own(name: str) -> bool:
 
 
 def open_dataset(
-    name: str, directory: Path, *, classes: Sequence[int] = (), on_error: str = "stop", side: int = 0
+    name: str,
+    directory: Path,
+    *,
+    classes: Sequence[int] = (),
+    on_error: str = "stop",
+    side: int = 0,
+    limits: Limits | None = None,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
     Args:
       name: TFDS name, 'image_folder:PATH', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
-      classes, on_error, side: see `Dataset`.
+      classes, on_error, side, limits: see `Dataset`.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
     if name.startswith(PREFIX):
-        store: Any = FolderStore(Path(name.removeprefix(PREFIX)).expanduser(), directory)
+        store: Any = FolderStore(Path(name.removeprefix(PREFIX)).expanduser(), directory, limits)
     elif is_own(name):
         store = OwnStore(name, directory)
     else:
@@ -419,4 +428,4 @@ def open_dataset(
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # says what the name lacks
             raise
-    return Dataset(store, classes=classes, on_error=on_error, side=side)
+    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits)

@@ -12,6 +12,7 @@ from jaxvit.exports.model import ExportModel
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.models.registry import model_defaults
 from jaxvit.run.folder import read_environment
+from jaxvit.shown import markdown
 from jaxvit.trained.intervals import wilson
 
 FOLDER = "hub"  # its name where it is written
@@ -37,7 +38,7 @@ def model_card(model: ExportModel) -> str:
         f"datasets: [{json.dumps(data)}]",
         "---",
         "",
-        f"# {config.model.name} on {_cell(data)}",
+        f"# {markdown(config.model.name)} on {markdown(data)}",
         "",
         f"A classifier of images of {size} into {classes} classes: {params:,} parameters, {macs:,} multiply-adds an",
         f"image, {_stored(model.kind)}. Weights of step {loaded.step:,}"
@@ -57,7 +58,7 @@ def model_card(model: ExportModel) -> str:
         "",
         "Pixels are resized, cut and normalised inside, as in its evaluation.",
         "",
-        f"Classes: {', '.join(map(_cell, loaded.class_names))}.",
+        f"Classes: {', '.join(map(markdown, loaded.class_names))}.",
         "",
         "## Data",
         "",
@@ -69,7 +70,7 @@ def model_card(model: ExportModel) -> str:
         "",
         "| key | value |",
         "|---|---|",
-        *(f"| `{key}` | {_cell(value)} |" for key, value in _recipe(config)),
+        *(f"| `{key}` | {markdown(value)} |" for key, value in _recipe(config)),
         "",
         "## Result",
         "",
@@ -88,11 +89,6 @@ def public_name(data: str) -> str:
     return f"{PREFIX}{Path(data.removeprefix(PREFIX)).name}" if data.startswith(PREFIX) else data
 
 
-def _cell(value: Any) -> str:
-    """A value as text within a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
 def _stored(kind: str) -> str:
     return {
         "float32": "float32",
@@ -108,7 +104,8 @@ def _data(model: ExportModel) -> list[str]:
         if data[part]:
             facts = known.get(part, {})
             count, fingerprint = facts.get("count", ""), facts.get("sha256", "")
-            lines.append(f"| {part} | {_cell(data[part])} | {count} | {fingerprint} |")
+            cells = map(markdown, (data[part], count, fingerprint))
+            lines.append(f"| {part} | {' | '.join(cells)} |")
     return lines
 
 
@@ -130,7 +127,7 @@ def _result(model: ExportModel) -> list[str]:
     low, high = wilson(found["top1"], found["count"])
     chosen = ["The weights were chosen on these images, so that others are likely to give less."]
     return [
-        f"Of these weights as they are stored, on {_cell(public_name(found['data']))}, {found['count']:,} images:",
+        f"Of these weights as they are stored, on {markdown(public_name(found['data']))}, {found['count']:,} images:",
         f"top-1 {found['top1']:.2%} (95 %: {low:.2%} to {high:.2%}), top-5 {found['top5']:.2%},",
         f"loss {found['loss']:.4f}, expected calibration error {found['ece']:.2%}.",
         *(chosen if found["split"] == "validation" else ()),
@@ -141,7 +138,7 @@ def _limits(model: ExportModel, data: str, size: str) -> list[str]:
     if model.result is None:
         return ["How well it does that was not measured here. Its probabilities were not calibrated."]
     return [
-        f"It was measured on {_cell(data)} alone, brought to {size} as in its training; how it does on other images,",
-        "under noise, or for groups of people or things that the data has few of, was not measured. Its probabilities",
-        "were not calibrated.",
+        f"It was measured on {markdown(data)} alone, brought to {size} as in its training; how it does on other",
+        "images, under noise, or for groups of people or things that the data has few of, was not measured. Its",
+        "probabilities were not calibrated.",
     ]

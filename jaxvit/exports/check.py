@@ -23,8 +23,10 @@ _PATIENCE = 1800  # seconds, for what a large model takes to compile on a CPU
 _DRIVER = """
 import runpy, sys
 import numpy as np
-loader, file, how, *pairs = sys.argv[1:]
+loader, file, how, own, *pairs = sys.argv[1:]
 words = {"own_code": True} if how == "own_code" else {}
+if own:
+    sys.path.append(own)
 if how == "alone":
     sys.modules["jaxvit"] = None
 model, facts = runpy.run_path(loader)["load"](file, **words)
@@ -59,17 +61,18 @@ def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC
 def _run_it(model: ExportModel, kind: Format, path: Path, batches: list[np.ndarray]) -> list[np.ndarray]:
     """What a file says of batches, in a process that is told of its loader alone; hub's is told where jaxvit is."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    how = "alone"
+    how, own = "alone", ""
     if kind.name == "hub":
         how = "own_code" if model.loaded.own_code else "with jaxvit"
-        here = [str(INSTALLED_IN), os.getcwd(), os.environ.get("PYTHONPATH", "")]
+        own = os.getcwd() if model.loaded.own_code else ""
+        here = [str(INSTALLED_IN), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, here))
     with tempfile.TemporaryDirectory(prefix="jaxvit-check-") as name:
         folder = Path(name)
         files = [(folder / f"images{i}.npy", folder / f"out{i}.npy") for i in range(len(batches))]
         for batch, (images, _) in zip(batches, files, strict=True):
             np.save(images, batch)
-        words = [sys.executable, "-c", _DRIVER, kind.loader, path.absolute(), how]
+        words = [sys.executable, "-c", _DRIVER, kind.loader, path.absolute(), how, own]
         words += [file for pair in files for file in pair]
         how_to = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": _PATIENCE}
         try:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -20,6 +22,25 @@ from jaxvit.files import read_json, write_json
 from jaxvit.run.folder import read_environment
 from jaxvit.trained.hub import FILE, SCALE, digest
 from jaxvit.trained.weights import Int8
+
+# What is given away of each split: figures of its images, and no name of a file, path, command or machine.
+PUBLISHED = ("count", "classes", "mean", "std", "sha256", "content", "sampled", "skipped")
+
+
+def published(data: dict[str, Any]) -> dict[str, Any]:
+    """The part of environment.json's `data` that anybody may see: of the three splits, numbers and hashes alone."""
+    return {
+        part: {name: value for name, value in data[part].items() if name in PUBLISHED and _is_figure(value)}
+        for part in ("train", "validation", "test")
+        if _is_figure(data.get(part, {}).get("sha256"))
+    }
+
+
+def _is_figure(value: Any) -> bool:
+    """A number, a list of numbers, or a hash."""
+    if isinstance(value, list):
+        return all(isinstance(each, int | float) for each in value)
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16}", value)))
 
 
 def write(model: ExportModel, path: Path) -> None:
@@ -53,7 +74,8 @@ def write(model: ExportModel, path: Path) -> None:
             attributes["dtype"] = "float32"  # that of every exported model, whatever it was trained in
     write_json(path / "model.json", facts, with_checksum=True)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}
-    write_json(path / "config.json", {**config, "jaxvit": __version__}, with_checksum=True)
-    environment = {"data": read_environment(loaded.workdir)["data"], "starts": []}
+    kept = {name: config[name] for name in ("config_hash", "extensions", "config") if name in config}
+    write_json(path / "config.json", {"jaxvit": __version__, **kept}, with_checksum=True)
+    environment = {"data": published(read_environment(loaded.workdir)["data"]), "starts": []}
     write_json(path / "environment.json", environment, with_checksum=True)
     (path / "README.md").write_text(model_card(model))

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxvit import own_code as gate
 from jaxvit.errors import RunFailedError, UsageError, first_line
 from jaxvit.exports.check import LARGEST, largest_difference
 from jaxvit.exports.formats import Format, formats_named
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import locked_folder, make_writable
+from jaxvit.shown import terminal
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.load import Loaded, load
 from jaxvit.trained.weights import KINDS
@@ -90,12 +92,13 @@ def export_files(
         _check_place(target, kind, loaded)
     if dry_run:
         for target in targets:
-            print(f"{target}: {dtype} weights of step {loaded.step:,}")
+            print(terminal(f"{target}: {dtype} weights of step {loaded.step:,}"))
         print("dry run: nothing was written")
         return targets
     make_writable(folder, "name another with --out=DIR")
+    trusting = gate.named_by(loaded.workdir, allowed=loaded.own_code)
     busy = f"{folder}: another export is writing there; wait for it, or name another --out=DIR"
-    with locked_folder(folder, busy):
+    with trusting, locked_folder(folder, busy):
         _clear(folder)
         measured = partial(_evaluated, batch_size=batch_size, devices=devices)
         _write_all(loaded, kinds, folder, dtype, data_dir, measured)
@@ -117,13 +120,14 @@ def _write_all(
         model = dataclasses.replace(model, result=evaluated(model.restored, split, source))
     if dtype != "float32":
         before = evaluated(loaded, split, source) if source else None
-        print(_cost_in_accuracy(model, before, source, why_not), flush=True)
+        print(terminal(_cost_in_accuracy(model, before, source, why_not)), flush=True)
     compared = f"{len(images)} images of {_named(source) if source else 'noise'}"
     of = "" if dtype == "float32" else f"with {dtype} weights "
     for kind in kinds:
         made = _write_checked(model, kind, folder, images)
-        print(f"{made.target}: {_size(made.target):,} bytes, {made.difference:.1e} from the model {of}on {compared}")
-        print(f"  it needs {kind.runs_on}: python {made.loader} {made.target} images.npy", flush=True)
+        facts = f"{_size(made.target):,} bytes, {made.difference:.1e} from the model {of}on {compared}"
+        print(terminal(f"{made.target}: {facts}"))
+        print(terminal(f"  it needs {kind.runs_on}: python {made.loader} {made.target} images.npy"), flush=True)
         if len(kinds) == 1:
             print(f"\n{kind.loader.read_text()}", end="")
 
@@ -206,7 +210,7 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
       RunFailedError: it cannot be written, does not run, or disagrees.
     """
     target, loader = folder / kind.file(model.kind), folder / kind.loader.name
-    print(f"writing {target}", file=sys.stderr, flush=True)
+    print(terminal(f"writing {target}"), file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_PREFIX) as name:
         draft = Path(name) / target.name
         try:

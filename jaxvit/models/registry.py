@@ -70,7 +70,7 @@ def _row(name: str) -> Row:
 
 def _load_class(name: str) -> type[nn.Module]:
     try:
-        found = own_code.load(name, "Class")
+        found = own_code.load(name, "Class", "model.name")
     except ValueError as error:
         raise ValueError(f"model {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

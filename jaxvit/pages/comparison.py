@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from jaxvit.errors import UsageError
 from jaxvit.files import csv_text
 from jaxvit.pages.terminal import print_table
 from jaxvit.run.folder import checkpoint_folder, read_config, read_result, seed_folders
+from jaxvit.shown import markdown, rich
 from jaxvit.trained.facts import ModelFacts, read_model
 from jaxvit.training.journal import deciding_validations, read_jsonl
 
@@ -128,7 +128,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     for name, heading in _COLUMNS:
         table.add_column(heading, justify="left" if name in ("run", "model", "data") else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, _cells(row)))
+        table.add_row(*map(rich, _cells(row)))
     print_table(table)
 
 
@@ -136,7 +136,7 @@ def _print_markdown(rows: Sequence[dict[str, Any]]) -> None:
     print("| " + " | ".join(heading for _, heading in _COLUMNS) + " |")
     print("|" + "|".join("---" if name in ("run", "model", "data") else "--:" for name, _ in _COLUMNS) + "|")
     for row in rows:
-        print("| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |")
+        print("| " + " | ".join(map(markdown, _cells(row))) + " |")
 
 
 def _print_csv(rows: Sequence[dict[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import sys
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from jaxvit.figures.token_learner import draw_token_learner
 from jaxvit.files import make_writable, write_text
 from jaxvit.models import ShiftViT, ViT
 from jaxvit.run.folder import read_result
+from jaxvit.shown import page, terminal
 from jaxvit.trained import introspection
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.inference import Outcomes
@@ -132,7 +132,7 @@ def draw_run(
             layer = f" Here: {file.stem.removeprefix(f'{name}_')}." if len(pictures) > 1 else ""
             shown.append((text + layer, file))
     for reason, names in missing.items():
-        print(f"left out: {', '.join(names)}: {reason}", file=sys.stderr)
+        print(terminal(f"left out: {', '.join(names)}: {reason}"), file=sys.stderr)
     index = folder / "index.html"
     write_text(index, _page(subject.name, shown))
     return index
@@ -322,16 +322,14 @@ def _page(title: str, shown: list[tuple[str, Path]]) -> str:
         vector = file.with_suffix(".svg")
         target = vector.name if vector.exists() else file.name
         parts.append(
-            f'<figure><a href="{html.escape(target)}"><img src="{html.escape(file.name)}" alt="{html.escape(text)}">'
-            f"</a><figcaption>{html.escape(text)}</figcaption></figure>"
+            f'<figure><a href="{page(target)}"><img src="{page(file.name)}" alt="{page(text)}">'
+            f"</a><figcaption>{page(text)}</figcaption></figure>"
         )
     style = (
         "body{font-family:sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
         "img{max-width:100%;max-height:90vh}figure{margin:2.5rem 0}figcaption{margin-top:.5rem;color:#444}"
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{page(title)}</title>'
+        f"<style>{style}</style></head>\n<body><h1>{page(title)}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
     )

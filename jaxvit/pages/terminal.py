@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from jaxvit.shown import terminal
+
 
 def print_table(table: Table) -> None:
     """Prints a table, at most as wide as the terminal is; in a file, 200 letters wide."""
@@ -20,4 +22,4 @@ def print_lines(values: Mapping[str, str]) -> None:
     """Prints {name: what is said of it}, a line each, in two columns."""
     width = max(map(len, values)) + 1
     for name, value in values.items():
-        print(f"{name:<{width}}{value}")
+        print(terminal(f"{name:<{width}}{value}"))

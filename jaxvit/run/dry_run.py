@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxvit.config.plan_types import Plan
+from jaxvit.shown import rich
 from jaxvit.training.muon import count_on_muon
 from jaxvit.training.settings import OPTIMIZERS
 
@@ -36,11 +37,11 @@ def print_plan(plan: Plan, params: Any, learning_rate: Callable[[int], Any], con
         numbers, matrices = (sum(counts) for counts in zip(*on_muon.values(), strict=True))
         console.print(f"on Muon: {numbers:,} parameters in {matrices:,} matrices; the rest is on Adam")
     for line in curve([float(learning_rate(step)) for step in _samples(plan.train.steps)], plan.train.steps):
-        console.print(line, markup=False)
+        console.print(rich(line))
     for phrase in plan.warnings:
-        console.print(f"warning: {phrase}", markup=False)
+        console.print(rich(f"warning: {phrase}"))
     for phrase in plan.without_effect:
-        console.print(f"without effect: {phrase}", markup=False)
+        console.print(rich(f"without effect: {phrase}"))
     console.print("dry run: nothing was trained")
 
 
@@ -50,7 +51,7 @@ def _plan_table(plan: Plan) -> Table:
     table.add_column(overflow="fold")
     for section, values in _sections(plan):
         for name, value in values.items():
-            table.add_row(f"{section}{name}", _show(value))
+            table.add_row(f"{section}{name}", rich(_show(value)))
         table.add_section()
     return table
 
@@ -91,7 +92,7 @@ def parameter_table(params: Any, on_muon: Mapping[str, tuple[int, int]] | None =
     for heading in ("parameters", "on Muon")[:columns]:
         table.add_column(heading, justify="right")
     for part, numbers in counts.items():
-        table.add_row(part, *(f"{number:,}" for number in numbers[:columns]))
+        table.add_row(rich(part), *(f"{number:,}" for number in numbers[:columns]))
     table.add_section()
     totals = [sum(column) for column in zip(*counts.values(), strict=True)]
     table.add_row("total", *(f"{total:,}" for total in totals[:columns]), style="bold")

@@ -12,6 +12,7 @@ import jax
 from jaxvit.config.plan_types import Plan
 from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
+from jaxvit.shown import terminal
 from jaxvit.training.loop import Position
 
 
@@ -28,7 +29,7 @@ def print_start(plan: Plan, assembly: Assembly, position: Position) -> None:
         f"{plan.data.test_count:,} to test; {t.steps:,} steps of {t.batch_size} on {devices}"
     )
     for phrase in plan.warnings:
-        print(f"warning: {phrase}", file=sys.stderr, flush=True)
+        print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
     if position.step:
         print(f"going on from step {position.step:,}")
     print("compiling, or fetching what an earlier start has compiled", flush=True)
@@ -73,7 +74,7 @@ def print_result(result: dict[str, Any], path: Path, remark: str = "") -> None:
         print(f"{chosen}; {fewest}{max(steps):,} steps each; {seconds['train']:.1f} s of training in all")
     else:
         print(f"{chosen}; {result['steps']:,} steps{early}; {seconds['train']:.1f} s of training")
-    print(f"run: {path}", flush=True)
+    print(terminal(f"run: {path}"), flush=True)
 
 
 def _chosen_of_each(seeds: Sequence[dict[str, Any]]) -> str:

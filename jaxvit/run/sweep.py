@@ -32,6 +32,7 @@ from jaxvit.models.count import count_macs, count_params
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.folder import finished_result
 from jaxvit.run.train import train
+from jaxvit.shown import terminal
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], workdir: Path) 
             row |= {"status": "done", **_numbers(train(cell.config, workdir / cell.name, overrides=cell.overrides))}
         except (UsageError, RunFailedError) as error:
             row |= {"status": "failed", "error": str(error)}
-            print(f"failed: {error}", flush=True)
+            print(terminal(f"failed: {error}"), flush=True)
         except (StoppedError, KeyboardInterrupt):
             row["status"] = "stopped"
             write()

@@ -15,6 +15,7 @@ import numpy as np
 from jaxvit.errors import RunFailedError, UsageError, first_line
 from jaxvit.exports.formats import format_of
 from jaxvit.exports.model import ExportModel
+from jaxvit.shown import markdown
 from jaxvit.speed.steps import Effort
 from jaxvit.speed.timing import Runner, spread, stopwatch, time_in_turns
 from jaxvit.trained.load import load
@@ -115,7 +116,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     for each in found:
         cells = [f"{s['median']:.4g} ({s['q1']:.4g}–{s['q3']:.4g})" for s in each["spread"].values()]
         ratios = ", ".join(f"{ratio:.2f}" for ratio in each.get("ratios", {}).values()) or "–"
-        lines.append(f"| {each['file']} | {each['format']} | {' | '.join(cells)} | {ratios} |")
+        lines.append(f"| {markdown(each['file'])} | {each['format']} | {' | '.join(cells)} | {ratios} |")
     return "\n".join(lines) + "\n"
 
 

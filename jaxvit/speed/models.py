@@ -20,6 +20,7 @@ from jaxvit._version import __version__
 from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.files import INSTALLED_IN
+from jaxvit.shown import terminal
 from jaxvit.speed.steps import Effort, measure
 from jaxvit.speed.subject import make_subject
 
@@ -102,12 +103,12 @@ def measure_each(
 def _in_a_process(words: Sequence[str], model: str) -> dict[str, Any]:
     paths = [str(INSTALLED_IN), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "jaxvit", "benchmark", *words]
+    command = [sys.executable, "-P", "-m", "jaxvit", "benchmark", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     said = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode:
         why = said[-1].removeprefix("jaxvit: ") if said else f"ended with code {done.returncode}"
         raise UsageError(f"{model}: {why}") if done.returncode == errors.USAGE else RunFailedError(why)
     for line in said:
-        print(f"{model}: {line}", file=sys.stderr, flush=True)
+        print(terminal(f"{model}: {line}"), file=sys.stderr, flush=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxvit.files import write_csv, write_text
 from jaxvit.pages.terminal import print_lines
+from jaxvit.shown import markdown as markdown_text
 from jaxvit.speed.steps import Effort
 
 
@@ -128,7 +129,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.items()),
+        *(f"| {name} | {markdown_text(value)} |" for name, value in facts.items()),
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---|" + "--:|" * (len(_COLUMNS) - 1),

@@ -21,6 +21,7 @@ from jaxvit.devices import hardware
 from jaxvit.errors import UsageError
 from jaxvit.models.registry import input_shape
 from jaxvit.run.assembly import Assembly, assemble
+from jaxvit.shown import terminal
 from jaxvit.speed.workloads import DOCUMENTS, workload_of
 
 STEPS = 1_000_000  # of the run that is measured: as good as endless
@@ -153,7 +154,7 @@ def _dataset(config: ConfigDict, overrides: tuple[str, ...]) -> Dataset | None:
     except UsageError as error:
         if any(key.startswith("data.") for key in overrides):
             raise
-        print(f"synthetic images in place of {config.data.name}: {error}", file=sys.stderr, flush=True)
+        print(terminal(f"synthetic images in place of {config.data.name}: {error}"), file=sys.stderr, flush=True)
         return None
 
 

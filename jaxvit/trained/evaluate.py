@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxvit import own_code as gate
 from jaxvit.config.plan import dataset_of
 from jaxvit.data import image_folder
+from jaxvit.data.decoding import Limits
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, Source, StreamedSource, is_own, open_dataset
+from jaxvit.data.sources import Dataset, Source, StreamedSource, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
+from jaxvit.shown import terminal
 from jaxvit.trained import scores
 from jaxvit.trained.inference import Outcomes, Predictor
 from jaxvit.trained.load import Loaded, load
@@ -84,13 +87,11 @@ def read_split(
     split = split or ("test" if named["test"] or data else "validation")
     if split in PARTS and not data and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
-    if not data and is_own(config.data.name) and not loaded.own_code:
-        raise UsageError(
-            f"{loaded.workdir}: its data set '{config.data.name}' is code outside this package, and to open it runs "
-            f"module {config.data.name.partition(':')[0]}; if you trust that, say so by --own_code, in Python by "
-            "load(…, own_code=True)"
-        )
-    dataset = _other(data, config, loaded.image_shape) if data else dataset_of(config)
+    if data:  # the user names it
+        dataset = _other(data, config, loaded.image_shape)
+    else:
+        with gate.named_by(loaded.workdir, allowed=loaded.own_code):
+            dataset = dataset_of(config)
     if dataset.class_names != loaded.class_names:
         theirs, ours = (
             ", ".join(names[:4]) + ", …" * (len(names) > 4) for names in (dataset.class_names, loaded.class_names)
@@ -110,10 +111,10 @@ def read_split(
 
 
 def _other(name: str, config: Any, image_shape: tuple[int, ...]) -> Dataset:
-    side = config.data.side
+    side, limits = config.data.side, Limits(config.data.max_pixels, config.data.max_bytes)
     if name.startswith(image_folder.PREFIX) and image_shape[0] == image_shape[1]:
         side = image_shape[0]  # files of any size are brought to the model's
-    return open_dataset(name, data_dir(config.data.dir), on_error=config.data.on_error, side=side)
+    return open_dataset(name, data_dir(config.data.dir), on_error=config.data.on_error, side=side, limits=limits)
 
 
 def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:
@@ -122,7 +123,8 @@ def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -
     for part in PARTS:
         then = used.get(part, {}).get("sha256")
         if then and loaded.config.data[part] == expression and then != source.fingerprint["sha256"]:
-            print(f"warning: {source.name}: these are not the images that the run used for {part}", file=sys.stderr)
+            said = f"warning: {source.name}: these are not the images that the run used for {part}"
+            print(terminal(said), file=sys.stderr)
             return
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxvit import own_code as gate
 from jaxvit.config.keys import RENAMED
 from jaxvit.data.geometry import INTERPOLATIONS
 from jaxvit.data.settings import EVALUATION_SIZES, Augmentation
@@ -55,16 +56,13 @@ class ModelFacts:
           UsageError: it may not, or there is no such model.
         """
         known = {**MODELS, **FAMILIES}
-        if self.name not in known and not own_code:
-            module, colon, _ = self.name.partition(":")
-            if not colon:
-                raise UsageError(f"{self.file}: there is no model '{self.name}'{nearest(self.name, known)}; {REMEDY}")
-            raise UsageError(
-                f"{self.file.parent}: its model '{self.name}' is code outside this package, and to load it runs module "
-                f"{module}; if you trust that, say so by --own_code, in Python by load(…, own_code=True)"
-            )
+        if self.name not in known and ":" not in self.name:
+            raise UsageError(f"{self.file}: there is no model '{self.name}'{nearest(self.name, known)}; {REMEDY}")
         try:
-            return create_model(self.name, **dict(self.attributes))
+            with gate.named_by(self.file.parent, allowed=own_code):
+                return create_model(self.name, **dict(self.attributes))
+        except UsageError:
+            raise
         except Exception as error:  # whatever the attributes, or a class of one's own, bring about
             reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + first_line(error)
             raise UsageError(f"{self.file}: {reason}; {REMEDY if self.name in known else 'mend the code'}") from error

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 
 from jaxvit.errors import UsageError, first_line
-from jaxvit.files import note_unverified
+from jaxvit.files import check_regular, note_unverified
 from jaxvit.trained.weights import Int8, restore
 
 FILE = "model.safetensors"
@@ -28,6 +28,7 @@ def read(path: Path) -> tuple[dict[str, Any], int, str]:
     """
     file = path / FILE
     try:
+        check_regular(file)
         with safetensors.safe_open(file, framework="numpy") as stored:
             said = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, no mapping

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxvit.data.decoding import decode, why_unreadable
+from jaxvit.data.decoding import Limits, decode, why_unreadable
 from jaxvit.data.image_folder import ENDINGS
+from jaxvit.files import read_regular
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,26 @@ def _walk(folder: str) -> Iterator[str]:
                 yield os.path.join(parent, name)
 
 
-def read_images(names: Iterable[str], shape: Sequence[int], chunk: int) -> Iterator[list[ImageFile]]:
+def read_images(
+    names: Iterable[str], shape: Sequence[int], chunk: int, limits: Limits | None = None
+) -> Iterator[list[ImageFile]]:
     """Decodes files, `chunk` at a time, while the chunk before is being used.
 
     Args:
       names: of the files.
       shape: (H, W, C) to bring them to, see `jaxvit.data.decoding.decode`.
       chunk: how many are yielded together; fewer at the end.
+      limits: on the size of a file; None = the usual ones.
     """
+    limits = limits or Limits()
     height, width, channels = shape
 
     def read(name: str) -> ImageFile:
         try:
-            with open(name, "rb") as file:
-                data = file.read()
+            data = read_regular(name, limits.bytes, "max_bytes")
             if not data:
                 return ImageFile(name, None, "it is empty")
-            return ImageFile(name, decode(data, channels, (height, width)))
+            return ImageFile(name, decode(data, channels, (height, width), limits))
         except OSError as error:
             return ImageFile(name, None, _reason(error))
         except Exception as error:  # a decoder may raise anything on damaged bytes

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import sync_folder, write_text
+from jaxvit.files import read_regular, sync_folder, write_text
+
+_MOST_BYTES = 1 << 31  # of a metrics.jsonl that is read
 
 Record = dict[str, Any]
 
@@ -212,7 +214,7 @@ def read_jsonl(path: Path) -> list[Record]:
     if not path.exists():
         return []
     try:
-        *lines, last = path.read_bytes().split(b"\n")
+        *lines, last = read_regular(path, _MOST_BYTES).split(b"\n")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror})") from None
     records = []

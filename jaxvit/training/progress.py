@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from jaxvit.shown import rich
+
 PLAIN_SECONDS = 20.0  # between plain lines, when nothing else is printed
 
 
@@ -83,7 +85,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self._console.print(line, markup=False)
+        self._console.print(rich(line))
         self._last_shown = time.monotonic()
 
     def step(self, step: int, sums: Mapping[str, float], means: Mapping[str, float], seconds: float) -> None:

@@ -17,7 +17,7 @@ from jaxvit.config.keys import KEYS, model_config
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data.batches import evaluation_batches
 from jaxvit.devices.sharding import make_mesh, replicated
-from jaxvit.errors import RunFailedError
+from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.run.assembly import assemble
 from jaxvit.run.program import make_feed
 
@@ -79,6 +79,8 @@ OTHER = {
     "data.classes": ((3, 1), {}),
     "data.side": (12, FOLDER),
     "data.on_error": ("stop", FOLDER),
+    "data.max_pixels": (119, FOLDER),
+    "data.max_bytes": (20, FOLDER),
     "data.feed": ("stream", {}),
     "data.train": ("train[:59]", {}),
     "data.validation": ("train[60:89]", {}),
@@ -261,6 +263,11 @@ def test_a_key_does_what_it_says(key, folder):
     if key == "data.on_error":
         observe(base)
         with pytest.raises(RunFailedError, match=r"broken.png cannot be decoded"):
+            observe(changed)
+        return
+    if key in ("data.max_pixels", "data.max_bytes"):  # the pictures have 120 pixels
+        observe(base)
+        with pytest.raises((RunFailedError, UsageError), match=r"max_(pixels|bytes) allows|left out|no images"):
             observe(changed)
         return
     if key == "augment.where":
