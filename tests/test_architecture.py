@@ -21,7 +21,7 @@ ALLOWED = {
     "ops": "",
     "layers": "ops",
     "models": "own_code ops layers",
-    "devices": "errors",
+    "devices": "errors files",
     "data": "errors shown files own_code ops",
     "training": "errors shown files own_code ops devices",
     "config": "errors files own_code ops layers models devices data training",
