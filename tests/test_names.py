@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = "jaxvit/**/*.py configs/*.py tests/**/*.py benchmarks/*.py benchmarks/*.md docs/*.md *.md"
+FOLDERS = "jaxvit/**/*.py configs/*.py benchmarks/*.py benchmarks/*.md docs/*.md *.md"
 FILES = [file for pattern in FOLDERS.split() for file in sorted(ROOT.glob(pattern))]
 
 

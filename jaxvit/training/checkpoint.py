@@ -47,7 +47,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxvit.devices import processes
-from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError, first_line
+from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError, disk_full, first_line, is_disk_full
 from jaxvit.files import read_json, refuse_backslash, take_brackets_literally
 from jaxvit.training.manifest import ChangedError, check_manifest, write_manifest
 from jaxvit.training.state import TrainState
@@ -200,6 +200,8 @@ class _Manager(ocp.CheckpointManager):
 
 class Checkpoints:
     """The checkpoints of one run; a context that closes them at its end.
+
+    A full disk that is met inside the context, by whoever writes, leaves it as an error that says what is kept.
 
     Args:
       directory: made when missing. Saving is asynchronous; `wait` or `close` finishes it.
@@ -359,6 +361,12 @@ class Checkpoints:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if error is None or not processes.has_lost_another(error):  # else the save would wait for the lost process
             self.close()
+        if isinstance(error, OSError) and is_disk_full(error):  # not of a save: of what is written beside it
+            raise RunFailedError(disk_full(error, f"; {self._kept()}")) from error
+
+    def _kept(self) -> str:
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
 
 
 def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -401,8 +409,6 @@ class _SavingErrors:
         directory = self._checkpoints._directory
         for unfinished in directory.glob("*.orbax-checkpoint-tmp*") if directory.is_dir() else ():
             shutil.rmtree(unfinished, ignore_errors=True)  # it takes up the room that is missing
-        steps = self._checkpoints.steps()
-        state = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
         raise RunFailedError(
-            f"cannot save into {directory}: {reason}; {state}. Make room and start the run again"
+            f"cannot save into {directory}: {reason}; {self._checkpoints._kept()}. Make room and start the run again"
         ) from error

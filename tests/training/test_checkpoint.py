@@ -254,6 +254,17 @@ def test_an_error_without_text_is_named_by_its_kind(tmp_path, monkeypatch):
         checkpoints.save(make_state(), {}, 1, 1)
 
 
+def test_a_disk_that_another_writer_finds_full_first(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+    for kept in ("there is no checkpoint yet", "the checkpoint of step 1 is kept"):
+        line = f"the disk is full while writing metrics.jsonl; {kept}. Make room and start again"
+        with pytest.raises(RunFailedError, match=f"^{line}$"), Checkpoints(tmp_path):
+            raise full
+        save(tmp_path, make_state())
+    with pytest.raises(OSError, match="Too many"), Checkpoints(tmp_path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
 def test_a_folder_that_vanished_is_one_line(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(make_state(), {}, 1, 1)
