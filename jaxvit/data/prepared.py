@@ -20,7 +20,7 @@ from typing import Any
 from jaxvit.data.cache import content_hash
 from jaxvit.data.decoding import Record, Unreadable
 from jaxvit.data.preparable import PREPARABLE
-from jaxvit.errors import UsageError, is_disk_full, nearest
+from jaxvit.errors import UsageError, first_line, is_disk_full, nearest
 from jaxvit.files import read_json, take_brackets_literally
 
 
@@ -54,7 +54,7 @@ class PreparedStore:
 
     def records(self, split: str) -> PreparedRecords:
         tfds = import_tfds()
-        with quiet():
+        with _named_damage(self.name, self.directory), quiet():
             try:
                 source = self._builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
             except NotImplementedError:
@@ -62,12 +62,14 @@ class PreparedStore:
                     f"config.data.name: '{self.name}' in {self.directory} is not stored as array_record, the only "
                     f"format that can be read without TensorFlow; {how_to_prepare(self.name)}"
                 ) from None
+            len(source)  # reads where the records lie
         return PreparedRecords(source, f"{self.name} {split}")
 
     def content(self, split: str) -> str:
         """A hash of the stored files of a split."""
         try:
-            return content_hash(Path(path) for path in self._builder.info.splits[split].filepaths)
+            with _named_damage(self.name, self.directory):
+                return content_hash(Path(path) for path in self._builder.info.splits[split].filepaths)
         except OSError as error:
             raise UsageError(
                 f"config.data.name: {error.filename} of '{self.name}' cannot be read ({error.strerror}); "
@@ -110,8 +112,27 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
     """Opens a prepared data set; `digits` is prepared on first use.
 
     Raises:
-      UsageError: it is not prepared in `directory`, or the name is unknown.
+      UsageError: it is not prepared in `directory`, the name is unknown, or the files that describe the set are damaged.
     """
+    with _named_damage(name, directory):
+        return _open_prepared(name, directory)
+
+
+@contextlib.contextmanager
+def _named_damage(name: str, directory: Path) -> Iterator[None]:
+    """Turns what TFDS says to files that it cannot make sense of into one line."""
+    try:
+        yield
+    except (OSError, UsageError, MemoryError):
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"config.data.name: the files of '{name}' in {directory} are damaged "
+            f"({type(error).__name__}: {first_line(error)[:200]}); {how_to_prepare(name)}"
+        ) from None
+
+
+def _open_prepared(name: str, directory: Path) -> PreparedStore:
     if name == "digits":
         return PreparedStore(_prepare_digits(directory), directory)
     tfds = import_tfds()
@@ -248,7 +269,8 @@ def quiet() -> Iterator[None]:
             for number in (errno.ENOSPC, errno.EDQUOT):
                 if os.strerror(number) in str(error):
                     raise OSError(number, os.strerror(number)) from None
-            print(captured.getvalue(), file=sys.__stderr__)
+            if captured.getvalue().strip():
+                print(captured.getvalue(), file=sys.__stderr__)
             raise
 
 

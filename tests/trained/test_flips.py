@@ -22,7 +22,7 @@ from jaxvit.run.folder import RunDirectory
 from jaxvit.trained import hub
 from jaxvit.training.checkpoint import Checkpoints
 
-RUN_FLIPS, DATA_FLIPS, HUB_FLIPS = 170, 60, 60
+RUN_FLIPS, DATA_FLIPS, HUB_FLIPS = 140, 60, 60
 SPLITS = ("train[:60]", "train[60:90]", "test[:25]")
 
 # What no number of evaluate, predict and resume comes from: logs, pictures, Orbax's notes of when a save ended.
@@ -175,10 +175,8 @@ def test_the_verbs_name_what_is_damaged(place, tmp_path):
     from jaxvit.cli.predict import main as predict
 
     shutil.copytree(place / "run[2]", tmp_path / "run")
-    largest = max((tmp_path / "run" / "checkpoints").rglob("d/*"), key=lambda p: p.stat().st_size)
     for file in (tmp_path / "run" / "checkpoints").rglob("d/*"):
-        if file.stat().st_size == largest.stat().st_size:
-            flip(file, file.stat().st_size // 2, 3)
+        flip(file, file.stat().st_size // 2, 3)
     os.unlink(tmp_path / "run" / "result.json")
     for verb in (evaluate, lambda argv: predict([*argv, "x.png"]), None):
         with pytest.raises(UsageError, match=r"checkpoints/\d+ cannot be read: its files are damaged"):
