@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from jaxvit.errors import RunFailedError, UsageError, first_line
 from jaxvit.files import check_regular
 from jaxvit.shown import terminal
+
+# `open_image` has a limit of its own, below the one that Pillow warns at.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 CHUNK = 256  # records read and decoded together
 
@@ -83,7 +87,10 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
         Image.MAX_IMAGE_PIXELS = most  # who allows more allows Pillow more
     if isinstance(source, Path):
         check_regular(source)
-    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    try:
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has more pixels than max_pixels allows, which are {most:,}") from error
     if image.width * image.height > most:
         image.close()
         raise ValueError(f"it has {image.height:,}×{image.width:,} pixels, and max_pixels allows {most:,}")

@@ -186,20 +186,20 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # protobuf's two
 
 
 def _refuse_foreign_features(folder: Path) -> None:
-    """Reads what features.json names, before TFDS imports it.
+    """Reads what the JSON files of a prepared set name, before TFDS imports it.
 
     Raises:
       UsageError: a class that is none of TFDS's.
     """
-    file = folder / "features.json"
-    if not file.exists():
-        return
-    for name in _classes_named(read_json(file, "prepare the data set again")):
-        if not _FEATURES.fullmatch(name):
-            raise UsageError(
-                f"{file}: its feature '{name}' is code outside TFDS, and to open the data set runs it; prepare the set "
-                "again with features of TFDS's own"
-            )
+    for file in (folder / "features.json", folder / "dataset_info.json"):  # the latter may hold features as well
+        if not file.exists():
+            continue
+        for name in _classes_named(read_json(file, "prepare the data set again")):
+            if not _FEATURES.fullmatch(name):
+                raise UsageError(
+                    f"{file}: its feature '{name}' is code outside TFDS, and to open the data set runs it; prepare the "
+                    "set again with features of TFDS's own"
+                )
 
 
 def _classes_named(value: Any) -> Iterator[str]:
