@@ -112,7 +112,7 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
     """Opens a prepared data set; `digits` is prepared on first use.
 
     Raises:
-      UsageError: it is not prepared in `directory`, the name is unknown, or the files that describe the set are damaged.
+      UsageError: it is not prepared in `directory`, the name is unknown, or the files that describe it are damaged.
     """
     with _named_damage(name, directory):
         return _open_prepared(name, directory)
