@@ -57,6 +57,7 @@ def train(
     if not isinstance(config, ConfigDict):
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
+    config = complete(config)  # one that was kept from an earlier version lacks what came since
     path = Path(workdir)
     refuse_backslash(path, "--workdir=")
     runtime.keep_compiled_programs()
