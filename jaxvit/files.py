@@ -85,7 +85,7 @@ def checksum(value: Any) -> str:
     return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"
 
 
-def checked_json(data: bytes) -> dict[str, Any]:
+def checked_json(data: bytes | str) -> dict[str, Any]:
     """What a JSON file with a checksum holds, without that.
 
     Raises:

@@ -166,7 +166,7 @@ def _open(folder: Path) -> Decoded:
     Raises:
       ValueError, KeyError, FileNotFoundError: they are not what was written.
     """
-    meta = checked_json((folder / "meta.json").read_bytes())
+    meta = checked_json((folder / "meta.json").read_text())
     wanted = [meta["sha256"][name] for name in _ARRAYS]
     state = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in (os.stat(folder / name) for name in _ARRAYS)]
     digest = hashlib.sha256("".join(wanted).encode()).hexdigest()

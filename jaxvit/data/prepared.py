@@ -112,7 +112,7 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
     """Opens a prepared data set; `digits` is prepared on first use.
 
     Raises:
-      UsageError: it is not prepared in `directory`, the name is unknown, or the files that describe it are damaged.
+      UsageError: it is not prepared in `directory`, the name is unknown, or what describes the set cannot be read.
     """
     with _named_damage(name, directory):
         return _open_prepared(name, directory)
@@ -127,7 +127,7 @@ def _named_damage(name: str, directory: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise UsageError(
-            f"config.data.name: the files of '{name}' in {directory} are damaged "
+            f"config.data.name: the files of '{name}' in {directory} cannot be read "
             f"({type(error).__name__}: {first_line(error)[:200]}); {how_to_prepare(name)}"
         ) from None
 

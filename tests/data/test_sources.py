@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from jaxvit.data.gathered import Gathered
 from jaxvit.data.sources import open_dataset
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.files import checked_json
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_the_fingerprint_tells_order_and_content_apart(data_directory, capsys, m
     assert turned["content"] == found["content"] and turned["sha256"] != found["sha256"]
     swapped = fingerprint.fingerprint(source.images, np.roll(source.labels, 1), 10)
     assert swapped["content"] != found["content"]
-    assert json.loads(source.memo.read_text()) == found
+    assert checked_json(source.memo.read_bytes()) == found
     monkeypatch.setitem(fingerprint.ORIGINALS, ("digits", "test"), "0" * 16)
     damaged = open_dataset("digits", data_directory).read("test")
     assert "not the original pixels" in damaged.notes["warning"] and "warning: digits test" in capsys.readouterr().err
@@ -401,6 +401,39 @@ def test_a_cached_folder_is_not_read_again(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxvit.data.cache.content_hash", lambda _: pytest.fail("read"))
     again = open_dataset(f"image_folder:{folder}", tmp_path, side=8).read("train")
     np.testing.assert_array_equal(again.images, first.images)
+
+
+def test_a_damaged_cache_is_named_and_decoded_again(folder, tmp_path, capsys):
+    def read():
+        return open_dataset(f"image_folder:{folder}", tmp_path, side=8).read("train")
+
+    first = read()
+    pixels, labels, place = np.array(first.images[:]), first.labels, first.memo.parent  # not a map of the file
+    assert place.is_dir() and first.fingerprint and first.memo.exists()
+
+    def invert():
+        with (place / "images.npy").open("r+b") as stream:
+            stream.seek(-pixels.nbytes, os.SEEK_END)
+            stream.write((255 - pixels).tobytes())
+
+    damages = [
+        (invert, "images.npy is not what was written"),
+        (lambda: np.save(place / "labels.npy", labels[::-1]), "labels.npy is not what was written"),
+        ((place / "labels.npy").unlink, "No such file"),
+        (lambda: (place / "meta.json").write_text("{"), "it is no JSON"),
+        (lambda: (place / "meta.json").write_text('{"order": "id", "skipped": 0}'), "it has no checksum"),
+    ]
+    for damage, reason in damages:
+        damage()
+        again = read()
+        np.testing.assert_array_equal(again.images[:], pixels)
+        np.testing.assert_array_equal(again.labels, labels)
+        said = capsys.readouterr().err
+        assert said.startswith(f"warning: the decoded images in {place} cannot be used (") and reason in said
+        assert said.endswith("); they are decoded again\n") and again.fingerprint == first.fingerprint
+        assert [p.name for p in place.parent.iterdir()] == [place.name]
+    read()
+    assert not capsys.readouterr().err
 
 
 def test_class_subsets_and_joined_splits_copy_nothing_until_asked(data_directory):

@@ -2,7 +2,7 @@
 
 import subprocess
 
-import jaxvit
+from jaxvit.run import environment
 from jaxvit.run.environment import source_commit
 
 
@@ -16,7 +16,7 @@ def test_the_commit_of_the_checkout_that_the_package_lies_in(tmp_path, monkeypat
     package = tmp_path / "checkout" / "jaxvit" / "__init__.py"
     package.parent.mkdir(parents=True)
     package.write_text("")
-    monkeypatch.setattr(jaxvit, "__file__", str(package))
+    monkeypatch.setattr(environment, "INSTALLED_IN", package.parents[1])
     assert source_commit() == ""
     git(package.parent, "init", "--quiet", "..")
     git(package.parent, "add", ".")
@@ -34,5 +34,5 @@ def test_no_commit_of_another_project_that_has_it_installed(tmp_path, monkeypatc
     package.parent.mkdir(parents=True)
     package.write_text("")
     git(tmp_path, "init", "--quiet", "project")
-    monkeypatch.setattr(jaxvit, "__file__", str(package))
+    monkeypatch.setattr(environment, "INSTALLED_IN", package.parents[1])
     assert source_commit() == ""
