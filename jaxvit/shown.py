@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-# All that Markdown reads between words; the underscore only where it does not stand within one.
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|~&#!$@^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)//|(?<=www)\.")
+# All that Markdown reads between words: a bracket only where a link could follow, an underscore at the edge of a word.
+_MARKDOWN = re.compile(r"[\\`*<>|~&#!$@^]|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)//|(?<=www)\.")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -45,7 +45,7 @@ def markdown(text: object) -> str:
 
     Example:
       >>> markdown("a|b <img> [x](y)")
-      'a\\|b \\<img\\> \\[x\\](y)'
+      'a\\|b \\<img\\> [x\\](y)'
     """
     return _MARKDOWN.sub(lambda found: f"\\{found[0]}", terminal(" ".join(str(text).split())))
 
