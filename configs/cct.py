@@ -1,9 +1,9 @@
 """CCT on CIFAR-10: how many convolutions and layers, as a grid for `jaxvit sweep`; and the Keras document's CCT.
 
-    jaxvit sweep --config=configs/cct.py --workdir=sweeps/cct           CIFAR-10
-    jaxvit sweep --config=configs/cct.py:digits --workdir=sweeps/c      minutes on two CPU cores
-    jaxvit train --config=configs/cct.py:document --workdir=runs/cct
-    jaxvit train --config=configs/cct.py:authors --workdir=runs/cct-7         300 epochs: for a GPU
+    jaxvit sweep --config=cct --workdir=sweeps/cct           CIFAR-10
+    jaxvit sweep --config=cct:digits --workdir=sweeps/c      minutes on two CPU cores
+    jaxvit train --config=cct:document --workdir=runs/cct
+    jaxvit train --config=cct:authors --workdir=runs/cct-7         300 epochs: for a GPU
 
 Source of the grid: Hassani et al. (2021), table 2, and the document's closing questions. Expected: a second convolution
 helps more than further layers.

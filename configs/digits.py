@@ -1,7 +1,7 @@
 """Handwritten digits, 8×8 grey, 1,797 real images that come with scikit-learn: the experiment that needs no download.
 
-    jaxvit train --config=configs/digits.py --workdir=runs/digits
-    jaxvit train --config=configs/digits.py:shiftvit --workdir=runs/digits-shiftvit
+    jaxvit train --config=digits --workdir=runs/digits
+    jaxvit train --config=digits:shiftvit --workdir=runs/digits-shiftvit
 
 Variants: vit (default), token_learner, token_fuser, shiftvit, cct.
 Expected: vit 97.5 % or more of the 360 test images, within 90 s of training on two CPU cores; each of the others 95 %.

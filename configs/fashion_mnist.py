@@ -1,7 +1,7 @@
 """Fashion-MNIST: the ViT of the Scale Events article, and its faster sister with a TokenLearner.
 
-    jaxvit train --config=configs/fashion_mnist.py:fast --workdir=runs/fashion-fast
-    jaxvit train --config=configs/fashion_mnist.py:fast_best --workdir=runs/fashion-best
+    jaxvit train --config=fashion_mnist:fast --workdir=runs/fashion-fast
+    jaxvit train --config=fashion_mnist:fast_best --workdir=runs/fashion-best
 
 Variants: vit, fast = as the article has it: four classes, pixels from 0 to 255, Adam at a constant rate, 6 epochs, the
 last third of the training images for validation. vit_10, fast_10: all ten classes. vit_best, fast_best: the same models

@@ -1,6 +1,6 @@
 """ImageNet: the recipes of the authors of the four families, for those who have the data and the machines.
 
-    jaxvit train --config=configs/imagenet.py:vit_s16 --workdir=runs/vit-s16
+    jaxvit train --config=imagenet:vit_s16 --workdir=runs/vit-s16
     jaxvit reproduce imagenet_vit_s16            resolves it, counts, and takes 3 steps on random images
 
 Variants, with the source's own top-1 accuracy: vit_s16 (big_vision, configs/vit_s16_i1k.py: 76.5 %, 90 epochs),

@@ -1,8 +1,8 @@
 """CIFAR-10: the mini ViT of the Keras document on TokenLearner, without and with learned tokens.
 
-    jaxvit train --config=configs/mini_vit.py:tl4 --workdir=runs/mini-tl4
-    jaxvit train --config=configs/mini_vit.py:tl4_best --workdir=runs/mini-best
-    jaxvit train --config=configs/mini_vit.py:tl4_1epoch --workdir=runs/mini-1
+    jaxvit train --config=mini_vit:tl4 --workdir=runs/mini-tl4
+    jaxvit train --config=mini_vit:tl4_best --workdir=runs/mini-best
+    jaxvit train --config=mini_vit:tl4_1epoch --workdir=runs/mini-1
 
 Variants: plain, tl4, tl8, 8l and the three of version 1.1, v11_g4t4, v11_g8t8, v11_g4t8, as the document has them:
 40,000 images, resized to 52, cropped to 48 and mirrored, AdamW at a constant rate with decay of all weights that does

@@ -1,7 +1,7 @@
 """CIFAR-10: the ShiftViT of the Keras document, with its border mask and with the paper's shift.
 
-    jaxvit train --config=configs/shiftvit.py --workdir=runs/shiftvit
-    jaxvit train --config=configs/shiftvit.py:true --workdir=runs/shiftvit-true
+    jaxvit train --config=shiftvit --workdir=runs/shiftvit
+    jaxvit train --config=shiftvit:true --workdir=runs/shiftvit-true
 
 Variants: document (default) = as the document ran; true = the same recipe with the paper's shift and groups; best =
 the paper's shift with random windows, mixed in pairs, on 45,000 images in place of 40,000, smoothed labels, AdamW with

@@ -1,9 +1,9 @@
 """TokenLearner: behind which block, and with how many tokens. Two grids for `jaxvit sweep`.
 
-    jaxvit sweep --config=configs/token_learner.py:place --workdir=sweeps/place       CIFAR-10
-    jaxvit sweep --config=configs/token_learner.py:tokens --workdir=sweeps/tokens
-    jaxvit sweep --config=configs/token_learner.py:place_digits --workdir=sweeps/p    minutes on two CPU cores
-    jaxvit sweep --config=configs/token_learner.py:place --dry_run                    the cells and their sizes
+    jaxvit sweep --config=token_learner:place --workdir=sweeps/place       CIFAR-10
+    jaxvit sweep --config=token_learner:tokens --workdir=sweeps/tokens
+    jaxvit sweep --config=token_learner:place_digits --workdir=sweeps/p    minutes on two CPU cores
+    jaxvit sweep --config=token_learner:place --dry_run                    the cells and their sizes
 
 Source: Ryoo et al. (2021): behind a quarter of the blocks less than a third of the multiply-adds is left, behind half
 of them no accuracy is lost, and 8 or 16 tokens do as well as all 196. Expected: accuracy grows with the place, as the

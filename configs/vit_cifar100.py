@@ -1,6 +1,6 @@
 """CIFAR-100: the ViT of the Keras document on image classification.
 
-    jaxvit train --config=configs/vit_cifar100.py --workdir=runs/vit-cifar100
+    jaxvit train --config=vit_cifar100 --workdir=runs/vit-cifar100
 
 Variants: document (default), gap (the mean of the tokens in place of all of them), best (the document's model with
 warm-up, cosine and more augmentation).

@@ -1,7 +1,8 @@
 """Files, once for all: JSON and its checksums, whole-or-nothing writes, locks, odd paths, what comes with us.
 
-Everything that jaxvit stores goes through `replaced`: it is written beside its place, synced and then moved, so that a
-kill or a full disk leaves the old file or the new one, never half of one.
+A file that jaxvit writes goes through `replaced`: it is written beside its place, synced and then moved, so that a kill
+or a full disk leaves the old file or the new one, never half of one. Whole folders (checkpoints, exports, the cache of
+decoded images) are moved to their place by whoever writes them.
 """
 
 from __future__ import annotations

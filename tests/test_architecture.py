@@ -47,6 +47,7 @@ def modules():
 def imports_of(file):
     """Dotted names of ours that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(file.read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{file}: name what is imported in full"
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxvit":
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -146,6 +147,8 @@ def test_what_an_import_does_not_pull_in(statement, absent):
 
 # Where a newcomer looks, and what stands there: each is one step from the question.
 WALK = {
+    "what does Muon train": ("jaxvit.training.muon", "muon_axes"),
+    "where do initial values by formula go": ("jaxvit.run.initial_state", "InitialValues"),
     "where is the schedule": ("jaxvit.training.optimizer", "make_schedule"),
     "where does a config key become a number": ("jaxvit.config.plan", "resolve"),
     "what is in a checkpoint": ("jaxvit.training.checkpoint", "Checkpoints"),

@@ -11,9 +11,7 @@ from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.devices import hardware, processes
-from jaxvit.errors import (
-    UsageError,
-)
+from jaxvit.errors import UsageError
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.dry_run import print_plan
 from jaxvit.run.train import train

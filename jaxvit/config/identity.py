@@ -1,8 +1,8 @@
 """Whether two configs are the same experiment: the config hash, and the keys in which two configs differ.
 
 A key or a model's attribute that is absent means its default, in both. Keys and attributes that were added after the
-first hashes were recorded enter the hash only where they differ from their default, so that a new key makes no old run
-another experiment.
+first hashes were recorded enter the hash only where they differ from their default, and a key that was renamed enters
+it under its first name, so that neither makes an old run another experiment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxvit.config.keys import KEYS, complete, flatten, model_attributes
+from jaxvit.config.keys import KEYS, RENAMED, complete, flatten, model_attributes
 
 _ABSENT = "(absent)"
 
@@ -32,7 +32,10 @@ def config_hash(config: ConfigDict, extensions: Sequence[Mapping[str, Any]] = ()
     """
     values = dict(flatten(complete(config)))
     idle = {path for path, default in _added(values).items() if values.get(path) == default}
-    relevant: dict[str, Any] = {p: value for p, value in values.items() if changes_result(p) and p not in idle}
+    first = {new: old for old, new in reversed(RENAMED.items())}
+    relevant: dict[str, Any] = {
+        first.get(path, path): value for path, value in values.items() if changes_result(path) and path not in idle
+    }
     if extensions:
         relevant["extensions"] = list(extensions)
     text = json.dumps(relevant, sort_keys=True, default=str)

@@ -120,7 +120,7 @@ KEYS: dict[str, Key] = {
     "augment.fill": Key(_AUGMENT.fill, "what rotation and zoom show beyond the border: 'reflect', 'edge' or 'zero'"),
     "augment.policy": Key(
         _AUGMENT.policy,
-        "'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial' RandAugment as 'rand-m9-n2-mstd0.5-inc1'; '' = none",
+        "'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial', RandAugment as 'rand-m9-n2-mstd0.5-inc1'; '' = none",
     ),
     "augment.jitter": Key(
         _AUGMENT.jitter, "strengths of (brightness, contrast, saturation, hue) jitter, such as (0.4, 0.4, 0.4, 0.1)"
@@ -263,7 +263,8 @@ KEYS: dict[str, Key] = {
 
 
 # Keys that are gone: what to write now. A key that was only renamed has its new name under RENAMED: run folders that
-# have the old one are read with it. A model's attributes are keys too: 'model.ATTRIBUTE'.
+# have the old one are read with it, and it stays the name in config hashes. A model's attributes are keys too:
+# 'model.ATTRIBUTE'.
 REMOVED: dict[str, str] = {}
 RENAMED: dict[str, str] = {}
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxvit.config.keys import gone
+from jaxvit.config.files import load_config_file
+from jaxvit.config.keys import KEYS, flatten, gone
 from jaxvit.errors import UsageError, first_line, nearest
 
 
 def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
-    """Load the config file and apply ``--config.key=value`` overrides through ml_collections.
+    """Loads a config and applies ``--config.key=value`` overrides through ml_collections.
 
     Args:
-      spec: value of ``--config``: a file, with ``:variant`` if wanted.
+      spec: value of ``--config``: a config of this package or a file, see `jaxvit.config.load_config_file`.
       tokens: the command line's remaining words.
 
     Returns:
@@ -22,19 +23,15 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[
     Raises:
       UsageError: unknown key, or a value of the wrong type.
     """
-    from jaxvit.config.files import load_config_file
-
     overrides, _ = split_overrides(tokens)
     chosen_model = [value for key, value, _ in overrides if key == "model.name"]
     return parse_overrides(load_config_file(spec, chosen_model[-1] if chosen_model else ""), tokens)
 
 
 def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
-    """Apply ``--config.key=value`` overrides to a config; see `parse_config_arguments`."""
+    """Applies ``--config.key=value`` overrides to a config; see `parse_config_arguments`."""
     from absl import flags
     from ml_collections import ConfigDict, config_flags
-
-    from jaxvit.config.keys import flatten
 
     overrides, rest = split_overrides(tokens)
     types = {path: type(value) for path, value in flatten(config)}
@@ -103,8 +100,6 @@ def split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], 
 
     A switch takes the next word only if that is true or false: `--config.augment.flip DIR` is a flag and a word.
     """
-    from jaxvit.config.keys import KEYS
-
     switches = {path for path, key in KEYS.items() if isinstance(key.default, bool)}
     overrides, rest = [], []
     words = list(tokens)

@@ -34,6 +34,7 @@ class ConfigReader:
         return value
 
     def at_least(self, path: str, low: float) -> Any:
+        """A value of `low` or more."""
         value = self(path)
         if not value >= low:
             raise UsageError(f"config.{path}={value}: must be {low} or more")
@@ -61,6 +62,7 @@ class ConfigReader:
         return value
 
     def one_of(self, path: str, choices: Iterable[str]) -> str:
+        """A value that is one of the choices."""
         value = self(path)
         if value not in choices:
             raise UsageError(f"config.{path}='{value}': must be one of {', '.join(choices)}{nearest(value, choices)}")

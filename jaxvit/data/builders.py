@@ -9,7 +9,6 @@ name, version and features that TFDS uses: any TFDS user can read the result. Im
 from __future__ import annotations
 
 import gzip
-import hashlib
 import http.client
 import json
 import os
@@ -30,6 +29,7 @@ from PIL import Image
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.prepared import import_tfds, quiet
 from jaxvit.errors import UsageError, is_disk_full
+from jaxvit.files import file_hash
 
 CONNECT_SECONDS = 10.0
 
@@ -205,18 +205,13 @@ def _obtain(
         path = downloads / filename
         if not path.exists():
             _download(url, path, name, checksum, say)
-    found = _sha256(path)
+    found = file_hash(path)
     if found != checksum:
         raise UsageError(
             f"{path} is not the published {filename}: its SHA-256 is {found[:16]}…, it should be {checksum[:16]}…; "
             f"{'name the right file' if given else 'delete it and fetch it again'}; it comes from {url}"
         )
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, path: Path, name: str, checksum: str, say: Callable[[str], None]) -> None:
@@ -229,7 +224,7 @@ def _download(url: str, path: Path, name: str, checksum: str, say: Callable[[str
             with response, beside.open("wb") as file:
                 while block := response.read(1 << 20):
                     file.write(block)
-            if _sha256(beside) != checksum:  # a connection that broke off, or another file: nothing of it is kept
+            if file_hash(beside) != checksum:  # a connection that broke off, or another file: nothing of it is kept
                 raise OSError(f"the {beside.stat().st_size:,} bytes that came are not the published file")
             os.replace(beside, path)
         finally:

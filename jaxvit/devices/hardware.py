@@ -58,6 +58,7 @@ def device_count() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of jax says that the device has no memory left."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
@@ -131,6 +132,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
+        """Ends the profile, if one is being written; a second call does nothing."""
         if self._running:
             import jax
 

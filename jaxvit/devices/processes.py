@@ -142,6 +142,7 @@ def _why_not_joined(error: Exception, coordinator: str) -> str:
 
 
 def count() -> int:
+    """Number of the processes that are one run; 1 = this one is alone."""
     return jax.process_count()
 
 

@@ -1,6 +1,6 @@
 """A trained model as files that run without jaxvit: `jaxvit.export`, and the verb of that name.
 
-weights.py     which numbers a file holds: float32, bfloat16 or int8
+write.py       the way in, `jaxvit.export`: writes beside its place, checks, and only then gives a name
 model.py       the function that every format holds: uint8 images to probabilities
 formats.py     what a format is, and the list of them
 stablehlo.py, onnx_file.py, savedmodel.py, hub.py    one each

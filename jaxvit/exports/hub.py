@@ -78,4 +78,4 @@ def write(model: ExportModel, path: Path) -> None:
     write_json(path / "config.json", {"jaxvit": __version__, **kept}, with_checksum=True)
     environment = {"data": published(read_environment(loaded.workdir)["data"]), "starts": []}
     write_json(path / "environment.json", environment, with_checksum=True)
-    (path / "README.md").write_text(model_card(model))
+    (path / "README.md").write_text(model_card(model), encoding="utf-8")

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from jaxvit.errors import UsageError, first_line, is_disk_full
-from jaxvit.files import Lock, make_writable, read_json, replaced
+from jaxvit.files import Lock, file_hash, make_writable, read_json, replaced
 from jaxvit.reproduce.runs import LINE
 from jaxvit.training.checkpoint import best_step, saved_steps
 from jaxvit.training.journal import read_jsonl
@@ -152,7 +152,7 @@ def _content(run: Path) -> dict[str, Any]:
     whole = [p for p in files if p.is_file() and not p.is_symlink()]
     return {
         "reached": asdict(state),
-        "files": {p.relative_to(run).as_posix(): (p.stat().st_size, _hash(p)) for p in whole},
+        "files": {p.relative_to(run).as_posix(): (p.stat().st_size, file_hash(p)) for p in whole},
     }
 
 
@@ -163,11 +163,6 @@ def _needed(checkpoints: Path) -> list[int]:
         return sorted({best_step(checkpoints, steps[-1]), steps[-1]}) if steps else []
     except UsageError:
         return steps
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def renew(path: Path) -> None:

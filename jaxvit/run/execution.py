@@ -139,6 +139,7 @@ def start(
 
 
 def refuse_fewer_steps(plan: Plan, done: int) -> None:
+    """Raises UsageError where a run has done more steps than the plan has."""
     if done > plan.train.steps:
         raise UsageError(
             f"config.train.duration: {plan.train.steps} steps are fewer than the {done} that this run has done; "

@@ -5,7 +5,7 @@ model.json         what it takes to use the trained model without its data: attr
 environment.json   versions, devices, data fingerprints, one entry a start
 metrics.jsonl      one JSON object a line
 tensorboard/       event files
-checkpoints/       the newest and the best; what is in one: `jaxvit.training.checkpoint`
+checkpoints/       the newest two and the best; what is in one: `jaxvit.training.checkpoint`
 figures/           history, and what `jaxvit report` draws
 evaluation/        what `jaxvit evaluate` found, a few files for each split
 result.json        written last: its presence means that the run is finished
@@ -117,6 +117,7 @@ class RunDirectory:
             os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
 
     def write_config(self) -> None:
+        """Writes config.json."""
         self._write(
             "config.json",
             {
@@ -128,6 +129,7 @@ class RunDirectory:
         )
 
     def write_model(self, plan: Plan) -> None:
+        """Writes model.json."""
         facts = {
             "name": plan.model.name,
             "attributes": dict(plan.model.attributes),
@@ -139,6 +141,7 @@ class RunDirectory:
 
     @property
     def config_hash(self) -> str:
+        """That of the config, with how the run was taken further."""
         return config_hash(self.config, self.extensions)
 
     def check_data(self, data: Mapping[str, Any], class_names: Sequence[str] = ()) -> None:
@@ -170,6 +173,7 @@ class RunDirectory:
         self._write("environment.json", {"data": dict(data), "starts": [*starts, describe_environment()]})
 
     def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json: from then on the run is finished."""
         self._write("result.json", result)
 
     def _write(self, name: str, value: Any) -> None:
@@ -177,6 +181,7 @@ class RunDirectory:
             write_json(self.path / name, value, with_checksum=True)
 
     def close(self) -> None:
+        """Lets other processes open the folder; a second call does nothing."""
         if self._lock:
             self._lock.close()
 

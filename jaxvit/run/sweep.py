@@ -143,7 +143,7 @@ def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cel
     tokens = [*words, *(f"--config.{key}={value}" for key, value in settings.items())]
     try:
         config, overrides, _ = parse_config_arguments(spec, tokens)
-    except UsageError as error:  # the words given are right: `main` has read them
+    except UsageError as error:  # the words given are right: the verb has read them
         raise UsageError(str(error).replace("--config.", "--over ", 1)) from None
     return Cell(settings, config, tuple(overrides))
 
@@ -220,6 +220,7 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def new_row(cell: Cell) -> dict[str, Any]:
+    """The row of a cell that has not been run."""
     return {"cell": cell.name, **cell.settings, "params": "", "macs": "", "status": "not run"}
 
 
@@ -239,6 +240,7 @@ def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def count_done(rows: Sequence[dict[str, Any]]) -> int:
+    """How many of the rows are of finished cells."""
     return sum(row["status"] == "done" for row in rows)
 
 

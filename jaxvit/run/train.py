@@ -53,6 +53,11 @@ def train(
 
     Raises:
       UsageError, RunFailedError, StoppedError: see `jaxvit.errors`.
+
+    Example:
+      >>> from jaxvit.config import load_config_file
+      >>> jaxvit.train(load_config_file("digits"), "runs/digits")["test"]["top1"]  # doctest: +SKIP
+      0.9889
     """
     if not isinstance(config, ConfigDict):
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"

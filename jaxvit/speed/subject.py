@@ -27,7 +27,7 @@ from jaxvit.speed.workloads import DOCUMENTS, workload_of
 STEPS = 1_000_000  # of the run that is measured: as good as endless
 # Keys that shape a run and not its step; a benchmark has a course of its own.
 IDLE_KEYS = (
-    *("seeds", "train.seeds", "train.duration", "train.patience", "train.monitor"),
+    *("seeds", "train.seeds", "train.duration", "train.patience", "train.monitor", "train.hooks"),
     *("data.validation", "data.test", "eval.batch_size", "checkpoint.every", "log.writers"),
 )
 
@@ -49,6 +49,7 @@ class Subject:
 
     @property
     def synthetic(self) -> bool:
+        """Whether its images are random."""
         return self.plan.data.name == SYNTHETIC
 
     @property

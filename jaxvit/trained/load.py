@@ -43,6 +43,7 @@ class Loaded:
       input_shape: [H, W, C] of what the model sees.
       step: how many steps it had been trained for.
       weights: 'model' or 'ema'.
+      augmentation: of its training; `preprocess` does the part of it that evaluation has too.
       own_code: whether code may be run that the run's files name; see `load`.
     """
 
@@ -126,6 +127,11 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
     Raises:
       UsageError: it holds no trained model, or not the weights asked for; its files are damaged or do not fit together;
         its model is code that was not allowed.
+
+    Example:
+      >>> model = jaxvit.load("runs/digits")  # doctest: +SKIP
+      >>> model(np.zeros((2, *model.image_shape), np.uint8)).shape  # doctest: +SKIP
+      (2, 10)
     """
     path = Path(workdir)
     for name, value, known in (("checkpoint", checkpoint, CHECKPOINTS), ("weights", weights, WEIGHTS)):

@@ -169,11 +169,24 @@ def _metrics_file(folder: Path, step: int) -> Path:
 
 
 def _names_the_best(folder: Path, step: int) -> bool:
+    """Whether a checkpoint says which one is best.
+
+    Raises:
+      RunFailedError: the system does not let it be read, and may do so another time.
+    """
     try:
         check_manifest(folder / str(step), "metrics")
         return isinstance(json.loads(_metrics_file(folder, step).read_text())["best_step"], int)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return False
+    except OSError as error:
+        if reason := _passing_reason(error):
+            raise RunFailedError(_not_now(folder / str(step), reason)) from error
+        return False
+
+
+def _not_now(checkpoint: Path, reason: str) -> str:
+    return f"checkpoint {checkpoint} cannot be read now: {reason}; remove the cause and start the run again"
 
 
 class _NewestAndBest:
@@ -341,9 +354,7 @@ class Checkpoints:
                 raise
             reason = _passing_reason(error)
             if reason:
-                raise RunFailedError(
-                    f"checkpoint {folder} cannot be read now: {reason}; remove the cause and start the run again"
-                ) from error
+                raise RunFailedError(_not_now(folder, reason)) from error
             raise self._damage(step, remedy) from error
 
     def wait(self) -> None:
@@ -352,6 +363,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Finishes what is being saved, and gives up Orbax's threads."""
         self.wait()
         self._manager.close()
 

@@ -113,7 +113,7 @@ class WeightsAndBiases:
         stored = directory / "wandb_run_id"
         previous = stored.read_text().strip() if stored.exists() else None
         self._run = wandb.init(dir=str(directory), id=previous, name=name, resume="allow", config=config)
-        stored.write_text(self._run.id)
+        write_text(stored, self._run.id)
         # Evaluation and training of one step come as two records; W&B's own step could not go back for the second.
         self._run.define_metric("*", step_metric="step")
 
@@ -138,7 +138,7 @@ class MLflow:
         stored = directory / "mlflow_run_id"
         previous = stored.read_text().strip() if stored.exists() else None
         run = mlflow.start_run(run_id=previous, run_name=None if previous else name)
-        stored.write_text(run.info.run_id)
+        write_text(stored, run.info.run_id)
         if not previous:
             mlflow.log_dict(config, "config.json")
 

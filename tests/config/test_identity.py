@@ -108,6 +108,21 @@ def test_reading_does_not_import_a_model_that_a_folder_names(tmp_path, monkeypat
         assert read_config(tmp_path).optim.b1 == 0.9
 
 
+def test_a_renamed_key_changes_no_hash(monkeypatch):
+    old, new = base_config(), base_config()
+    new.train.duration = "9 epochs"
+    with old.unlocked():
+        old.train.length = "9 epochs"
+        del old.train["duration"]
+    with monkeypatch.context() as before:
+        earlier = {"train.length" if path == "train.duration" else path: key for path, key in KEYS.items()}
+        for module in ("keys", "identity"):
+            before.setattr(f"jaxvit.config.{module}.KEYS", earlier)
+        recorded = config_hash(old)
+    monkeypatch.setitem(keys.RENAMED, "train.length", "train.duration")
+    assert config_hash(new) == config_hash(old) == recorded
+
+
 def test_a_renamed_key_keeps_its_value_and_says_its_new_name(monkeypatch):
     monkeypatch.setitem(keys.RENAMED, "train.length", "train.duration")
     monkeypatch.setitem(keys.RENAMED, "model.layers", "model.depth")

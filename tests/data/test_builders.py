@@ -16,6 +16,7 @@ from jaxvit.data import builders
 from jaxvit.data.builders import prepare
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
+from jaxvit.files import file_hash
 
 RNG = np.random.default_rng(0)
 
@@ -46,7 +47,7 @@ def stock(monkeypatch):
     """Stands in for what TFDS publishes about a set: version, addresses, checksums."""
 
     def publish(*paths):
-        infos = {f"http://localhost:9/{p.name}": SimpleNamespace(checksum=builders._sha256(p)) for p in paths}
+        infos = {f"http://localhost:9/{p.name}": SimpleNamespace(checksum=file_hash(p)) for p in paths}
         cls = SimpleNamespace(VERSION="3.0.2", url_infos=infos)
         tfds = builders.import_tfds()
         monkeypatch.setattr(tfds, "builder_cls", lambda name: cls)
