@@ -57,9 +57,14 @@ def mark(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+def without_checksum(file):
+    """What a JSON file of a run says; whoever changes it on purpose makes the checksum fit, or leaves it out."""
+    return {key: value for key, value in json.loads(file.read_text()).items() if key != "checksum"}
+
+
 def change_config(run, **changes):
     file = run / "config.json"
-    found = json.loads(file.read_text())
+    found = without_checksum(file)
     for key, value in changes.items():
         section, _, leaf = key.partition("__")
         found["config"][section][leaf] = value
@@ -370,7 +375,7 @@ def test_what_a_published_folder_gives_away(run, tmp_path):
     """Nothing of the machine: paths, file names, commands; whatever environment.json of the run holds."""
     secret = "secret-" + "5f3a"
     file = run / "environment.json"
-    known = json.loads(file.read_text())
+    known = without_checksum(file)
     known["data"]["train"] |= {
         "skipped": 1,
         "skipped_names": [f"/home/{secret}/a.png"],
@@ -382,15 +387,17 @@ def test_what_a_published_folder_gives_away(run, tmp_path):
     known |= {"starts": [{"command": ["jaxvit", f"--config={secret}.py"], "platform": secret}], secret: secret}
     file.write_text(json.dumps(known))
     change_config(run, data__dir=f"/home/{secret}")
-    config = json.loads((run / "config.json").read_text())
+    config = without_checksum(run / "config.json")
     (run / "config.json").write_text(json.dumps({**config, "command": secret}))
+    facts = without_checksum(run / "model.json")
+    (run / "model.json").write_text(json.dumps({**facts, "command": secret}))
     export([f"--workdir={run}", "--to=hub", f"--out={tmp_path / 'out'}", "--data_dir=" + str(tmp_path / "data")])
     here = str(tmp_path).encode()
     places = [secret.encode(), here, str(ROOT).encode(), os.uname().nodename.encode(), str(Path.home()).encode() + b"/"]
     for written in (tmp_path / "out" / "hub").iterdir():
         data = written.read_bytes()
         assert not [place for place in places if place in data], written
-    given = json.loads((tmp_path / "out" / "hub" / "environment.json").read_text())
+    given = without_checksum(tmp_path / "out" / "hub" / "environment.json")
     assert (
         set(given) == {"data", "starts"}
         and given["starts"] == []
@@ -439,7 +446,7 @@ def test_names_from_outside_in_every_output(trained, tmp_path, capsys, monkeypat
 
     name = "=a\x1b[2J|[red]:cat:<script>"
     run = Path(shutil.copytree(trained, tmp_path / name))
-    found = json.loads((run / "model.json").read_text())
+    found = without_checksum(run / "model.json")
     found["class_names"][:2] = [f"{name}\nforged", f"@{name}"]
     (run / "model.json").write_text(json.dumps(found))
     photo = tmp_path / f"=x{name}\n.png"

@@ -27,6 +27,9 @@ from jaxvit.trained.weights import Int8
 PUBLISHED = ("count", "classes", "mean", "std", "sha256", "content", "sampled", "skipped")
 
 
+_FACTS = ("name", "attributes", "class_names", "image_shape", "augmentation")  # of model.json, all that is read of it
+
+
 def published(data: dict[str, Any]) -> dict[str, Any]:
     """The part of environment.json's `data` that anybody may see: of the three splits, numbers and hashes alone."""
     return {
@@ -72,6 +75,7 @@ def write(model: ExportModel, path: Path) -> None:
     for attributes in (facts["attributes"], config["config"]["model"]):
         if "dtype" in attributes:
             attributes["dtype"] = "float32"  # that of every exported model, whatever it was trained in
+    facts = {name: facts[name] for name in _FACTS if name in facts}
     write_json(path / "model.json", facts, with_checksum=True)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}
     kept = {name: config[name] for name in ("config_hash", "extensions", "config") if name in config}
