@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from PIL import Image
 
 import jaxvit
 from jaxvit.config import load_config_file
@@ -104,11 +106,25 @@ def compare(before: Path) -> list[str]:
             shutil.copytree(before / "runs" / variant, copy)
             if _timeless(jaxvit.evaluate(copy)) != _timeless(old["evaluations"][variant]):
                 wrong.append(f"the old run {variant} is evaluated otherwise")
+            images = now / "images"
+            if not images.exists():
+                draw_digits(images)
+            if not all(said.top for said in jaxvit.predict(copy, images)):
+                wrong.append(f"the old run {variant} does not predict")
+            if not all(file.exists() for file in jaxvit.export(copy, "stablehlo,hub")):
+                wrong.append(f"the old run {variant} is not exported")
             config = load_config_file(f"{ROOT / 'configs' / 'digits.py'}:{variant}")
             config.train.duration = "7 epochs"
             if jaxvit.train(config, copy)["steps"] != 7 * old["results"][variant]["steps"] // 6:
                 wrong.append(f"the old run {variant} does not resume")
     return wrong
+
+
+def draw_digits(folder: Path) -> None:
+    """Three images to predict."""
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i}.png")
 
 
 def _timeless(value: Any) -> Any:

@@ -108,6 +108,11 @@ def test_verbs_are_leaves():
                 pytest.fail(f"{name} imports the verb {target}")
 
 
+def test_verbs_are_short():
+    lengths = {file.name: len(file.read_text().splitlines()) for file in (PACKAGE / "cli").glob("*.py")}
+    assert max(lengths.values()) <= 200, lengths
+
+
 def test_the_page_draws_the_same_house():
     page = (ROOT / "docs" / "architecture.md").read_text()
     for package in ALLOWED:

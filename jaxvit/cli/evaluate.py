@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
-from jaxvit.files import make_writable, write_json
+from jaxvit.files import locked_folder, make_writable, write_json
 from jaxvit.pages.terminal import print_table
 from jaxvit.shown import rich, terminal
 from jaxvit.trained import scores
@@ -52,8 +52,9 @@ def main(argv: list[str]) -> int:
         loaded, source, split=split, batch_size=options.batch_size, devices=options.devices
     )
     file = folder / _file_name(found, options)
-    scores.write_tables(found, outcomes, file)
-    write_json(file.with_name(f"{file.name}.json"), found)
+    with locked_folder(folder):  # another evaluation of the same split writes the same files
+        scores.write_tables(found, outcomes, file)
+        write_json(file.with_name(f"{file.name}.json"), found)
     if options.json:
         print(json.dumps(found))
     else:

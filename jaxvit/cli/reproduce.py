@@ -87,12 +87,8 @@ def _parser() -> command_line.Parser:
         "--runs", default="runs/reproduce", metavar="DIR", help="or DIR.tar, its archive (default: runs/reproduce)"
     )
     parser.add_argument("--pack", default="", metavar="FILE.tar", help="write such an archive; run nothing")
-    parser.add_argument(
-        "--results",
-        default="results",
-        metavar="DIR",
-        help="where results.csv, its page, metrics and curves are kept (default: results)",
-    )
+    of_results = "where results.csv, its page, metrics and curves are kept (default: results)"
+    parser.add_argument("--results", default="results", metavar="DIR", help=of_results)
     parser.add_argument("--configs", metavar="DIR", help="config files of the rows (default: those of jaxvit)")
     parser.add_argument("--dry_run", action="store_true", help="show the rows to be run, as --list does; train nothing")
     return parser
@@ -110,14 +106,12 @@ def main(argv: list[str]) -> int:
         setattr(options, name, number or 0)  # 0 = all
     results = Results.read(Path(options.results), Path(options.configs) if options.configs is not None else None)
     if options.take:
-        _refuse_beside(
-            options, "--take adds a whole table and runs nothing", "dtype", "dry_run", "queue", "limit", "pack"
-        )
+        _refuse_beside(options, "--take adds a whole table and runs nothing", *_OF_RUNS, "pack")
         count = results.take(Path(options.take))
         print(f"{count} lines taken from {options.take}; table: {results.page}")
         return errors.DONE
     if options.pack:
-        _refuse_beside(options, "--pack writes an archive and runs nothing", "dtype", "dry_run", "queue", "limit")
+        _refuse_beside(options, "--pack writes an archive and runs nothing", *_OF_RUNS)
         return _pack(Path(options.runs), Path(options.pack))
     if options.queue:
         _refuse_beside(options, "the queue's file says what is run")
@@ -165,6 +159,9 @@ def main(argv: list[str]) -> int:
         print(f"{row.name}{short}{measured}: {'; '.join(said)}")
     print(f"table: {results.page}", flush=True)
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE
+
+
+_OF_RUNS = ("dtype", "dry_run", "queue", "limit")
 
 
 def _refuse_beside(options: Any, reason: str, *more: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -150,11 +151,12 @@ def _run_config_file(spec: str) -> ModuleType:
     if module_spec is None or module_spec.loader is None:
         raise UsageError(f"--config={spec}: '{path}' is not a Python file; a config file ends in .py")
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses look their module up
     try:
         module_spec.loader.exec_module(module)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"--config={spec}: the file does not run: {type(error).__name__}: {first_line(error)}"
         ) from error

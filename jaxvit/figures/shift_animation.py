@@ -142,7 +142,7 @@ def draw_shift_animation(
     times = [_HOLD_FIRST, *[_SLIDE] * (frames - 2), _HOLD_LAST]
     target = file.with_name(f"{file.name.removesuffix('.gif')}.gif")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(target) as beside:
+    with replaced(target, unique=True) as beside:
         pictures[0].save(beside, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
     return target
 

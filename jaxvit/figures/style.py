@@ -59,7 +59,7 @@ def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: in
         asked_for = file.suffix.lower() == f".{suffix}"  # a.PNG stays that
         target = file if asked_for else file.with_name(f"{stem}.{suffix}")
         metadata = {"Date": None} if suffix == "svg" else None
-        with replaced(target) as beside, matplotlib.rc_context(_SETTINGS):
+        with replaced(target, unique=True) as beside, matplotlib.rc_context(_SETTINGS):
             figure.savefig(beside, dpi=dpi, format=suffix, metadata=metadata)
         written.append(target)
     return written

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from jaxvit._version import __version__
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.keys import EXTENDABLE, complete, from_plain, to_plain
+from jaxvit.config.keys import EXTENDABLE, KEYS, complete, from_plain, to_plain
 from jaxvit.config.plan_types import Plan
 from jaxvit.errors import UsageError, first_line, is_disk_full
 from jaxvit.files import Lock, read_json, refuse_backslash, require, write_json
@@ -261,10 +261,11 @@ def read_config(path: Path) -> ConfigDict:
     found = read_json(file, remedy, expects_checksum=True)
     plain = found.get("config") if isinstance(found, dict) else None
     require(isinstance(plain, dict) and isinstance(found.get("extensions", []), list), file, "it has no config", remedy)
-    for key in ("model.name", "data.name", "train.batch_size", "eval.batch_size"):
-        section, _, leaf = key.partition(".")
-        there = isinstance(plain.get(section), dict) and leaf in plain[section]
-        require(there, file, f"there is no key config.{key}", remedy)
+    for section in dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key):
+        right = isinstance(plain.get(section, {}), dict)
+        require(right, file, f"config.{section} is no section", remedy)
+    model = plain.get("model")
+    require(isinstance(model, dict) and "name" in model, file, "there is no key config.model.name", remedy)
     try:
         return complete(from_plain(plain))
     except (KeyError, TypeError, ValueError) as error:  # names that no config can have
