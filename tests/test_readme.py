@@ -94,6 +94,9 @@ def test_every_command_runs(page, command, tmp_path, request):
             run_command(shlex.split(before)[1:], tmp_path)
         else:
             shutil.copytree(request.getfixturevalue("trained"), tmp_path, dirs_exist_ok=True)
+    if any(word.startswith("--queue=") for word in words):
+        (tmp_path / "results").mkdir()
+        shutil.copy(ROOT / "results" / "queue.toml", tmp_path / "results")
     done = run_command(words, tmp_path)
     if words[0] == "train" and page == "docs/extend.md":
         assert "test accuracy" in done.stdout
