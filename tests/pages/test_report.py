@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_config, train_family
+from tiny import edit_json, tiny_config, train_family
 
 import jaxvit
 from jaxvit.cli.report import main
@@ -198,7 +198,7 @@ def test_figures_of_a_shiftvit(tmp_path):
 def test_without_the_data_the_others_are_drawn(drawn, tmp_path, capsys):
     shutil.copytree(drawn.parent, tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
     config = tmp_path / "run" / "config.json"
-    config.write_text(config.read_text().replace('"digits"', '"fashion_mnist"'))
+    edit_json(config, '"digits"', '"fashion_mnist"')
     assert main([str(tmp_path / "run"), "--figures"]) == 0
     err = capsys.readouterr().err
     assert "left out: predictions, mistakes, confusion" in err and "fashion_mnist" in err

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import TINY_ROW
+from tiny import TINY_ROW, edit_json
 
 import jaxvit.cli.reproduce as verb
 from jaxvit.errors import UsageError
@@ -291,7 +291,7 @@ def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project, tmp_
         verb.main([*project, "tiny", "--seeds=1"])
     assert verb.main([*project, "--list"]) == 0 and "not run" in capsys.readouterr().out
     config = tmp_path / "runs" / "tiny" / "seed_0" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"extensions": [{"step": 4}]}))
+    edit_json(config, '"extensions": []', '"extensions": [{"step": 4}]')
     (tmp_path / "rows.toml").write_text(rows)
     with pytest.raises(UsageError, match=r"another config .it was taken further"):
         verb.main([*project, "tiny", "--seeds=1"])
@@ -319,7 +319,7 @@ def test_a_config_that_cannot_be_read_is_told_and_the_page_stays(project, tmp_pa
 def test_a_run_counts_wherever_it_was_trained(project, tmp_path, capsys, monkeypatch):
     assert verb.main([*project, "tiny", "--seeds=1"]) == 0
     environment = tmp_path / "runs" / "tiny" / "seed_0" / "environment.json"
-    environment.write_text(environment.read_text().replace('"cores": ', '"cores": "9 of ", "cores_": '))
+    edit_json(environment, '"cores": ', '"cores": "9 of ", "cores_": ')
     (environment.parent / "line.json").unlink()  # it has the hardware that the run really had
     assert verb.main([*project, "tiny"]) == 0
     assert "tiny, n = 25, 2 of 2 seeds: top1 " in capsys.readouterr().out

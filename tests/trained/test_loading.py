@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import edit_json, tiny_config
 
 import jaxvit
 from jaxvit.cli.evaluate import main as evaluate
@@ -214,9 +214,7 @@ def test_a_folder_that_names_a_module_runs_nothing(run, own):
 
 def test_a_data_set_outside_the_package_is_opened_only_if_allowed(run, own, capsys):
     file = run / "config.json"
-    found = json.loads(file.read_text().replace('"digits"', '"own_things:noise"'))
-    del found["checksum"]
-    file.write_text(json.dumps(found))
+    edit_json(file, '"digits"', '"own_things:noise"')
     with pytest.raises(UsageError, match=r"its data set 'own_things:noise' is code outside .*--own_code"):
         evaluate([f"--workdir={run}"])
     assert report([str(run), "--figures", "--n=1"]) == 0
