@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class Format:
       module: in this package, with ``write(model, path)``.
       needs: packages without which it can be neither written nor read.
       remedy: how to get them.
+      below_jax: the release of jax that its converter does not know yet, such as '0.12'; '' = it knows all.
       runs_on: what the loader needs.
     """
 
@@ -32,6 +34,7 @@ class Format:
     module: str
     needs: tuple[str, ...] = ()
     remedy: str = ""
+    below_jax: str = ""
     runs_on: str = ""
 
     @property
@@ -54,6 +57,15 @@ class Format:
             if not self.there(package):
                 raise UsageError(f"--to={self.name} needs {package}, which is not installed: {self.remedy}")
 
+    def check_converter(self) -> None:
+        """Raises UsageError where the installed jax is too new for what writes this format."""
+        installed = importlib.metadata.version("jax")
+        if self.below_jax and _release(installed) >= _release(self.below_jax):
+            raise UsageError(
+                f"--to={self.name}: its converter does not know jax {installed}; export it with a jax below "
+                f"{self.below_jax} (Python 3.11 has one), or take --to=stablehlo"
+            )
+
     def write(self, model: ExportModel, path: Path) -> None:
         importlib.import_module(f"jaxvit.exports.{self.module}").write(model, path)
 
@@ -65,6 +77,7 @@ FORMATS = {
         Format(
             *("onnx", "model", ".onnx", "onnx_file", ("jax2onnx", "onnx", "onnxruntime")),
             remedy="pip install 'jaxvit[onnx]'",
+            below_jax="0.12",
             runs_on="onnxruntime",
         ),
         Format(
@@ -75,6 +88,10 @@ FORMATS = {
         Format("hub", "hub", "", "hub", runs_on="jaxvit"),
     )
 }
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def formats_named(words: str) -> list[Format]:
@@ -88,6 +105,7 @@ def formats_named(words: str) -> list[Format]:
         if name not in FORMATS:
             raise UsageError(f"--to={words}: there is no format '{name}'{nearest(name, FORMATS)}; {', '.join(FORMATS)}")
         FORMATS[name].check()
+        FORMATS[name].check_converter()
         kinds.append(FORMATS[name])
     return kinds
 

@@ -25,7 +25,7 @@ from jaxvit.exports.card import public_name
 from jaxvit.exports.formats import FORMATS, format_of
 from jaxvit.files import locked_folder
 
-HAS_ONNX = all(map(FORMATS["onnx"].there, FORMATS["onnx"].needs))
+HAS_ONNX = all(map(FORMATS["onnx"].there, FORMATS["onnx"].needs)) and jax.version.__version_info__ < (0, 12)
 HAS_TENSORFLOW = FORMATS["savedmodel"].there("tensorflow")
 ONNX = pytest.param("onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx"))
 SAVEDMODEL = pytest.param("savedmodel", marks=pytest.mark.skipif(not HAS_TENSORFLOW, reason="needs tensorflow"))
@@ -498,3 +498,10 @@ def test_a_card_without_data_says_so(run, tmp_path, monkeypatch):
 def test_a_folder_to_give_away_does_not_say_where_the_images_lay():
     assert public_name("image_folder:/home/somebody/photos") == "image_folder:photos"
     assert public_name("cifar10") == "cifar10"
+
+
+def test_a_jax_that_the_converter_does_not_know_is_one_line(monkeypatch):
+    monkeypatch.setattr("jaxvit.exports.formats.importlib.metadata.version", lambda _: "0.12.0.1")
+    with pytest.raises(UsageError, match=r"--to=onnx: its converter does not know jax 0\.12\.0\.1; .*--to=stablehlo"):
+        FORMATS["onnx"].check_converter()
+    FORMATS["stablehlo"].check_converter()
