@@ -16,6 +16,7 @@ from tiny import TINY_ROW
 import jaxvit.cli.reproduce as verb
 from jaxvit.devices import quiet
 from jaxvit.errors import StoppedError, UsageError
+from jaxvit.files import read_json
 from jaxvit.reproduce.queue import parse_limit, read_queue
 from jaxvit.reproduce.rows import read_rows
 from jaxvit.reproduce.table import results_of
@@ -165,7 +166,7 @@ def test_a_queue_is_worked_off_once(worked_off, capsys, monkeypatch):
     assert "| `small` | `small_row.py` | top1 5.00% | top1 1.00% | 1 of 2, n = 25 | top1 " in (
         (folder / "README.md").read_text()
     )
-    kept = json.loads((folder / "runs" / "small" / "seed_0" / "line.json").read_text())
+    kept = read_json(folder / "runs" / "small" / "seed_0" / "line.json")
     assert {name: str(value) for name, value in kept.items()} == lines[1]
     monkeypatch.setattr("jaxvit.reproduce.queue.run_row", lambda *_: pytest.fail("it was run again"))
     before = (folder / "results.csv").read_bytes()
