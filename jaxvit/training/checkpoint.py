@@ -365,7 +365,8 @@ class Checkpoints:
     def close(self) -> None:
         """Finishes what is being saved, and gives up Orbax's threads."""
         self.wait()
-        self._manager.close()
+        with _SavingErrors(self):
+            self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self

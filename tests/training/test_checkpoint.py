@@ -265,6 +265,20 @@ def test_a_disk_that_another_writer_finds_full_first(tmp_path):
         raise OSError(errno.EMFILE, "Too many open files")
 
 
+def test_a_disk_that_is_full_when_the_last_notes_are_written(tmp_path, monkeypatch):
+    save(tmp_path, make_state())
+    checkpoints = Checkpoints(tmp_path)
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "close", fail)
+    with pytest.raises(
+        RunFailedError, match=r"cannot save into .*: the disk is full; the checkpoint of step 1 is kept"
+    ):
+        checkpoints.close()
+
+
 def test_a_folder_that_vanished_is_one_line(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(make_state(), {}, 1, 1)
