@@ -112,7 +112,7 @@ def test_several_models_one_table(tmp_path, capsys, monkeypatch):
     """Each in a process of its own, with all that was asked for; one that fails leaves the others."""
 
     def process(command, **options):
-        assert command[1:4] == ["-m", "jaxvit", "benchmark"]
+        assert command[1:5] == ["-P", "-m", "jaxvit", "benchmark"]
         model = next(word for word in command if word.startswith("--model=")).removeprefix("--model=")
         commands.append(command)
         if model == "cct":
