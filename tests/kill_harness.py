@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxvit.files import read_json
+
 HERE = Path(__file__).parent
 # Epochs of 38 steps, so that there is training between the saves; all writers that need nothing else are on.
 SETTINGS = {
@@ -104,7 +106,7 @@ def run_harness(folder: Path, kills: int, seed: int, say: Callable[[str], None] 
     process = train_process(killed, SETTINGS, duration)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    results = [json.loads((d / "result.json").read_text()) for d in (whole, killed)]
+    results = [read_json(d / "result.json") for d in (whole, killed)]
     for result in results:
         result.pop("seconds")
     lines = [(d / "metrics.jsonl").read_text() for d in (whole, killed)]
