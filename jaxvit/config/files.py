@@ -107,7 +107,7 @@ def load_grid(spec: str) -> dict[str, Sequence[Any]]:
 
 
 def _call(spec: str, name: str, function: Callable[..., Any]) -> Any:
-    """What a config file's function gives for the variant that `spec` names."""
+    """Calls a config file's function with the variant that `spec` names, if it names one."""
     variant = split_spec(spec)[1]
     try:
         return function(variant) if variant else function()

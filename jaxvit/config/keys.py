@@ -388,7 +388,7 @@ def check_keys(config: ConfigDict) -> None:
 
 
 def gone(path: str) -> str:
-    """What to write in place of a key that is gone; '' if there never was such a key."""
+    """Says what to write in place of a renamed or removed key; '' if there never was such a key."""
     if path in RENAMED:
         return f"this key is called config.{RENAMED[path]} now"
     return f"this key is gone; {REMOVED[path]}" if path in REMOVED else ""
