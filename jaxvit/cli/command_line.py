@@ -21,6 +21,7 @@ from jaxvit.cli.other_libraries import quieten_libraries
 from jaxvit.config.overrides import ELSEWHERE
 from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
 from jaxvit.errors import UsageError, nearest
+from jaxvit.files import no_empty_folders
 from jaxvit.shown import terminal
 
 VERBS = {
@@ -85,12 +86,46 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
       verb: takes the words of the command and returns the exit code.
       argv: the words; None = those of the process.
     """
+    closed = _stand_in_for_closed_streams()
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
-    _leave(*_carry_out(verb, list(sys.argv[1:] if argv is None else argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "stdout" in closed and _prints_its_answer(words):
+        verb = _nobody_listens
+    _leave(*_carry_out(verb, words))
+
+
+# What these are asked for are files; what they print besides can be missed.
+_WRITE_FILES = ("train", "sweep", "evaluate", "export", "reproduce")
+
+
+def _stand_in_for_closed_streams() -> set[str]:
+    """Opens /dev/null in place of standard streams that were closed by whoever started this process; returns which.
+
+    Python has None for them, and the next file opened would get their number: what a library says on stderr would end
+    up in a checkpoint.
+    """
+    closed = set()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order: a new file gets the lowest
+        if getattr(sys, name) is None:
+            closed.add(name)
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, for as long as the process lives
+    return closed
+
+
+def _prints_its_answer(words: Sequence[str]) -> bool:
+    """Whether a command is in vain where nobody reads its standard output."""
+    return not words or words[0] not in _WRITE_FILES or bool({"--help", "-h", "--json", "--dry_run"} & set(words))
+
+
+def _nobody_listens(words: list[str]) -> NoReturn:
+    what = " ".join(["jaxvit", *words[:1]])
+    raise UsageError(
+        f"standard output is closed, and {what} prints there; leave it open, or send it to a file (> FILE)"
+    )
 
 
 def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int, BaseException | None]:
@@ -100,7 +135,13 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
       Exception: a mistake of ours, in a process that is alone: Python shows where.
     """
     try:
-        return verb(words), None
+        with no_empty_folders():
+            try:
+                code = verb(words)
+            except SystemExit as left:  # argparse's, after --help
+                code = int(left.code or 0)
+            sys.stdout.flush()  # here, where it is no mystery if it fails
+        return code, None
     except UsageError as error:
         return _complain(error, errors.USAGE), error
     except errors.RunFailedError as error:
@@ -111,11 +152,16 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         return _complain("stopped at once; what was saved before is kept", errors.INTERRUPTED), error
     except BrokenPipeError as error:
         # The reader of our output (`| head`) has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:
-        if isinstance(error, OSError) and errors.is_disk_full(error):
-            return _complain(errors.disk_full(error), errors.CANNOT_GO_ON), error
+        if failed := errors.of_the_machine(error):
+            try:
+                sys.stdout.flush()
+            except OSError:  # standard output is what failed, as for `> /dev/full`
+                failed.filename = failed.filename or "standard output"
+                _discard_output()
+            return _complain(errors.machine_failed(failed), errors.CANNOT_GO_ON), error
         if not _joined():
             raise
         traceback.print_exc()
@@ -152,10 +198,21 @@ def _joined() -> Any:
     return processes if processes and processes.is_joined() else None
 
 
+def _discard_output() -> None:
+    """What standard output still holds goes nowhere, here and when the process ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _complain(message: object, code: int) -> int:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code says it too
+    # Nobody may read it, on a disk that is full: the exit code says it too.
+    try:
         sys.stdout.flush()
-        print(f"jaxvit: {terminal(message)}", file=sys.stderr)
+    except OSError:
+        _discard_output()
+    with contextlib.suppress(OSError):
+        print(f"jaxvit: {terminal(message)}", file=sys.stderr, flush=True)
     return code
 
 

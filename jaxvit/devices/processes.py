@@ -21,7 +21,15 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxvit.errors import USAGE, DamagedCheckpointError, RunFailedError, UsageError, disk_full, first_line, is_disk_full
+from jaxvit.errors import (
+    USAGE,
+    DamagedCheckpointError,
+    RunFailedError,
+    UsageError,
+    first_line,
+    machine_failed,
+    of_the_machine,
+)
 
 T = TypeVar("T")
 
@@ -189,8 +197,8 @@ def _agree(work: Callable[[], str]) -> list[str]:
         if is_agreed(found) or has_lost_another(found):
             raise
         error = found
-        if isinstance(found, OSError) and is_disk_full(found):
-            error = RunFailedError(disk_full(found, "; what was saved is kept"))
+        if type(found) not in _TOLD and (failed := of_the_machine(found)):
+            error = RunFailedError(machine_failed(failed, "; what was saved is kept"))
         known = type(error) in _TOLD
         kind = 1 + _TOLD.index(type(error) if known else RunFailedError)
         said = str(error) if known else f"{type(error).__name__}: {_line(error)}"

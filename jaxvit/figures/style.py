@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxvit.files import replaced
+from jaxvit.files import make_folder, replaced
 
 # Okabe and Ito's colours.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
@@ -52,7 +52,7 @@ def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: in
 
     Each is written beside and moved, so that what is there is always whole.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     written = []
     for suffix in formats:
         stem = file.name.removesuffix(file.suffix) if file.suffix.lower() in _ENDINGS else file.name

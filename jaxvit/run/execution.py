@@ -19,7 +19,7 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.sources import Dataset, Source, StreamedSource
 from jaxvit.devices import processes
 from jaxvit.devices.sharding import make_mesh, shard_state
-from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line
+from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line, machine_failed, of_the_machine
 from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
 from jaxvit.run.folder import RunDirectory, checkpoint_folder
@@ -219,27 +219,31 @@ def _finish(
         **({"extensions": run.extensions} if run.extensions else {}),
     }
     # All wait for the one that draws and writes: one that has left counts as lost after a while.
-    processes.first(lambda: _draw(run, plan, position))
+    not_drawn = processes.first(lambda: _draw(run, plan, position))
     _stop_if_asked(stop)
     processes.first(lambda: run.write_result(result))
+    if not_drawn:  # said now: on a full disk, that the result is not there says enough
+        print(not_drawn, file=sys.stderr, flush=True)
     print_result(result, run.path)
     return result
 
 
-def _draw(run: RunDirectory, plan: Plan, position: Position) -> None:
-    """Draws the run's metrics. A figure is not worth a result: what goes wrong is told, and that is all."""
+def _draw(run: RunDirectory, plan: Plan, position: Position) -> str:
+    """Draws the run's metrics. A figure is not worth a result: returns what went wrong; '' = nothing."""
     try:
         records = read_jsonl(run.path / "metrics.jsonl")
         if not records:
-            return
+            return ""
         from jaxvit.figures.history import draw_history  # matplotlib is not for the way to the first step
 
         best = position.best_epoch if plan.data.validation else 0
         title = f"{plan.model.name} on {plan.data.name}"
         draw_history(records, run.path / "figures" / "history.png", best, title, plan.train.label_smoothing)
+        return ""
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
-        print(f"warning: figures/history.png is not drawn ({reason})", file=sys.stderr, flush=True)
+        failed = of_the_machine(error)
+        reason = machine_failed(failed) if failed else f"{type(error).__name__}: {first_line(error)[:200]}"
+        return f"warning: figures/history.png is not drawn ({reason})"
 
 
 def _restore_best(
