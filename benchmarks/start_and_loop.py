@@ -34,7 +34,7 @@ from jaxvit.run.program import StartOptions, make_job
 from jaxvit.speed.workloads import DOCUMENTS
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, JsonLines
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.stopping import StopRequest
 
@@ -118,10 +118,10 @@ def loop_seconds(model: str, steps: int, rounds: int = 3) -> tuple[float, float]
             checkpoints = Checkpoints(Path(folder) / f"checkpoints{i}")
             journal = Journal([JsonLines(Path(folder) / "metrics.jsonl", 0)])
             with Progress(steps, steps, console=Console(file=io.StringIO())) as progress:
-                course = Course(part, Position(), checkpoints=checkpoints, journal=journal, progress=progress)
-                state = fit(part, state, [course], stop=StopRequest())
+                tracker = RunTracker(part, Position(), checkpoints=checkpoints, journal=journal, progress=progress)
+                state = fit(part, state, [tracker], stop=StopRequest())
             # Saving is booked by itself, and falls on the last step only.
-            whole.append(course.position.seconds["train"] / steps)
+            whole.append(tracker.position.seconds["train"] / steps)
             journal.close()
             checkpoints.close()
     return statistics.median(bare), statistics.median(whole)

@@ -28,7 +28,7 @@ from jaxvit.run.program import StartOptions, make_job
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
-from jaxvit.training.loop import Course, Job, Position, evaluate, fit
+from jaxvit.training.loop import Job, Position, RunTracker, evaluate, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import SAVES_THE_STEP, StopRequest
@@ -63,8 +63,8 @@ def execute(
             with progress, contextlib.closing(job.profiler) if job.profiler else contextlib.nullcontext():
                 hooks = Hooks(plan.train.hooks, seed=plan.seed, workdir=run.path)
                 books = {"checkpoints": checkpoints, "journal": journal, "progress": progress, "hooks": hooks}
-                course = Course(job, position, **books)
-                state = fit(job, state, [course], stop=stop)
+                tracker = RunTracker(job, position, **books)
+                state = fit(job, state, [tracker], stop=stop)
             return _finish(run, plan, job, state, position, sources, checkpoints, journal, stop, options)
 
 

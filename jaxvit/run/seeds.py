@@ -32,7 +32,7 @@ from jaxvit.run.messages import print_result
 from jaxvit.run.program import StartOptions, make_job
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.hooks import Hooks
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
@@ -181,12 +181,12 @@ def _train_hindmost(
         compiling = Position(step=step)
         job = make_job(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
         progress = stack.enter_context(Progress(plan.train.steps, plan.train.steps_per_epoch, step))
-        courses = []
+        trackers = []
         for lane in lanes:
             lane.position.seconds["compile"] += compiling.seconds["compile"] / len(lanes)
             journal = begin(lane.run, lane.plan, lane.position, sources, whole=run)
-            courses.append(
-                Course(
+            trackers.append(
+                RunTracker(
                     job,
                     lane.position,
                     checkpoints=lane.checkpoints,
@@ -196,7 +196,7 @@ def _train_hindmost(
                     label=f"seed {lane.seed}: ",
                 )
             )
-        fit(job, state, courses, stop=stop, until=until)
+        fit(job, state, trackers, stop=stop, until=until)
         return until < plan.train.steps
 
 

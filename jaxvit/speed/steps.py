@@ -33,7 +33,7 @@ from jaxvit.run.program import StartOptions, make_feed, make_job, make_train_pro
 from jaxvit.speed.subject import STEPS, Subject
 from jaxvit.speed.timing import Runner, spread, stopwatch, time_in_turns
 from jaxvit.training.journal import Journal, JsonLines
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.stopping import StopRequest
 
@@ -159,8 +159,8 @@ class Bench:
             self._job, steps=start + steps, steps_per_epoch=2 * STEPS, checkpoint_every=2 * STEPS, validation=None
         )
         position, unsaved = Position(step=start), _Unsaved()
-        course = Course(job, position, checkpoints=unsaved, journal=self._journal, progress=self._progress)  # type: ignore[arg-type]
-        self._state = fit(job, self._state, [course], stop=StopRequest())
+        tracker = RunTracker(job, position, checkpoints=unsaved, journal=self._journal, progress=self._progress)  # type: ignore[arg-type]
+        self._state = fit(job, self._state, [tracker], stop=StopRequest())
         return position.seconds["train"]
 
     def input_on_device(self) -> Callable[[int], None]:

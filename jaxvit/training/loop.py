@@ -97,7 +97,7 @@ class Position:
         return cls(**{**values, "best_value": math.nan if best is None else best})
 
 
-class Course:
+class RunTracker:
     """The books of one run while it trains: totals, metrics, the best so far, what is saved.
 
     Args:
@@ -232,14 +232,14 @@ class Course:
 
 
 def fit(
-    job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopRequest, until: int | None = None
+    job: Job, state: TrainState, trackers: Sequence[RunTracker], *, stop: StopRequest, until: int | None = None
 ) -> TrainState:
     """Trains to the end, to an early stop, or until it is asked to stop.
 
     Args:
       job: what to train.
       state: of one run, or of several that are trained together.
-      courses: the books of each, kept up to date; those that are not done are at the same step. On return the newest
+      trackers: the books of each, kept up to date; those that are not done are at the same step. On return the newest
         checkpoint of each is its part of the returned state; but of one that stopped early, while others went on, it
         is of the step where it stopped, and its part of the state has gone on.
       stop: asks to stop.
@@ -249,24 +249,24 @@ def fit(
       StoppedError: asked to stop; everything is saved.
       RunFailedError: not finite, or it cannot be saved, or a hook failed; in that case everything is saved.
     """
-    for i, course in enumerate(courses):
-        course.call_hooks(lambda i=i: job.part(state, i))
-    active = [(i, course) for i, course in enumerate(courses) if not course.done]
-    (step,) = {course.position.step for _, course in active} or {job.steps}
+    for i, tracker in enumerate(trackers):
+        tracker.call_hooks(lambda i=i: job.part(state, i))
+    active = [(i, tracker) for i, tracker in enumerate(trackers) if not tracker.done]
+    (step,) = {tracker.position.step for _, tracker in active} or {job.steps}
     last = job.steps if until is None else min(until, job.steps)
     clock = _Clock(stop)
     pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
 
     def lap(name: str) -> float:
-        return clock.lap(name, [course for _, course in active])
+        return clock.lap(name, [tracker for _, tracker in active])
 
     def settle(start: int, count: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
         """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
-        host = {name: np.reshape(value, (-1, len(courses))) for name, value in jax.device_get(sums).items()}
+        host = {name: np.reshape(value, (-1, len(trackers))) for name, value in jax.device_get(sums).items()}
         for k in range(count):
             seconds = lap("train")
-            for i, course in active:
-                course.book(start + k + 1, {name: value[k, i] for name, value in host.items()}, seconds, before, batch)
+            for i, tracker in active:
+                tracker.book(start + k + 1, {name: value[k, i] for name, value in host.items()}, seconds, before, batch)
 
     while active and step < last:
         count = min(job.call_length(step), last - step)
@@ -290,50 +290,50 @@ def fit(
             settle(*entry)
         pending = [] if pause else pending[-1:]
         failure = None
-        for _, course in active:
-            course.position.step = step
+        for _, tracker in active:
+            tracker.position.step = step
         if holding:
             lap("train")
             stop.hold()
             stopping = stop.check()  # all steps are booked, so this look may differ from the one before
         if epoch_end:
             lap("train")
-            evaluated = _validate(job, state, len(courses), stop)
+            evaluated = _validate(job, state, len(trackers), stop)
             lap("eval")
-            for i, course in active:
-                save |= course.end_epoch(evaluated[i])
+            for i, tracker in active:
+                save |= tracker.end_epoch(evaluated[i])
             failure = _call_hooks(job, state, active)
             lap("eval")
         # All of them, even if it is the best of one only: then a resumed start finds them at the same step.
-        if save or stopping or failure or any(course.position.stopped_early for _, course in active):
+        if save or stopping or failure or any(tracker.position.stopped_early for _, tracker in active):
             lap("train")
-            for _, course in active:
-                course.checkpoints.wait()  # one whose last save failed must not fall further behind the others
-            for i, course in active:
-                course.save(job.part(state, i))
+            for _, tracker in active:
+                tracker.checkpoints.wait()  # one whose last save failed must not fall further behind the others
+            for i, tracker in active:
+                tracker.save(job.part(state, i))
             stop.note_save()
             lap("save")
         if stopping or failure:
-            for _, course in active:
-                course.checkpoints.wait()
+            for _, tracker in active:
+                tracker.checkpoints.wait()
             if failure:
                 raise failure
             raise StoppedError(
                 f"stopped at step {step} of {job.steps}; saved. The same command goes on from here", stopping
             )
-        active = [(i, course) for i, course in active if not course.done]
-    for course in courses:
-        course.close()
-        clock.lap("save", [course])
+        active = [(i, tracker) for i, tracker in active if not tracker.done]
+    for tracker in trackers:
+        tracker.close()
+        clock.lap("save", [tracker])
     return state
 
 
-def _call_hooks(job: Job, state: TrainState, active: Sequence[tuple[int, Course]]) -> RunFailedError | None:
+def _call_hooks(job: Job, state: TrainState, active: Sequence[tuple[int, RunTracker]]) -> RunFailedError | None:
     """Calls the hooks of all runs; returns the first error, for the state to be saved before it is raised."""
     failure = None
-    for i, course in active:
+    for i, tracker in active:
         try:
-            course.call_hooks(lambda i=i: job.part(state, i))
+            tracker.call_hooks(lambda i=i: job.part(state, i))
         except RunFailedError as error:
             failure = failure or error
     return failure
@@ -413,10 +413,10 @@ class _Clock:
     def _now(self) -> float:
         return time.monotonic() - self._stop.held_seconds
 
-    def lap(self, name: str, courses: Sequence[Course]) -> float:
+    def lap(self, name: str, trackers: Sequence[RunTracker]) -> float:
         """Returns the share of each."""
         now = self._now()
-        share, self._mark = (now - self._mark) / len(courses), now
-        for course in courses:
-            course.position.seconds[name] += share
+        share, self._mark = (now - self._mark) / len(trackers), now
+        for tracker in trackers:
+            tracker.position.seconds[name] += share
         return share

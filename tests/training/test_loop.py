@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxvit.errors import RunFailedError
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, JsonLines, read_jsonl
-from jaxvit.training.loop import Course, Job, Position, evaluate, fit
+from jaxvit.training.loop import Job, Position, RunTracker, evaluate, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import create_state
 from jaxvit.training.stopping import StopRequest
@@ -63,8 +63,8 @@ def run(job, directory, position=None, stop=None):
     screen = io.StringIO()
     try:
         with Progress(job.steps, job.steps_per_epoch, console=Console(file=screen, width=200)) as progress:
-            course = Course(job, position, checkpoints=checkpoints, journal=journal, progress=progress)
-            fit(job, state, [course], stop=stop or StopRequest())
+            tracker = RunTracker(job, position, checkpoints=checkpoints, journal=journal, progress=progress)
+            fit(job, state, [tracker], stop=stop or StopRequest())
     finally:
         journal.close()
         checkpoints.close()
@@ -189,11 +189,12 @@ def run_together(job, *, until=None, checkpoints=None):
     state = jax.tree.map(lambda *x: jnp.stack(x), *states)
     checkpoints = checkpoints or [Saved(), Saved()]
     with Progress(job.steps, job.steps_per_epoch, console=Console(file=io.StringIO())) as progress:
-        courses = [
-            Course(both, Position(), checkpoints=saved, journal=Journal([]), progress=progress) for saved in checkpoints
+        trackers = [
+            RunTracker(both, Position(), checkpoints=saved, journal=Journal([]), progress=progress)
+            for saved in checkpoints
         ]
-        fit(both, state, courses, stop=StopRequest(), until=until)
-    return [course.position for course in courses], [saved.steps for saved in checkpoints]
+        fit(both, state, trackers, stop=StopRequest(), until=until)
+    return [tracker.position for tracker in trackers], [saved.steps for saved in checkpoints]
 
 
 def test_lanes_end_at_a_step_before_the_last_and_have_saved_it():
@@ -238,9 +239,9 @@ def test_it_stands_still_with_all_steps_booked_and_saves_when_that_is_due():
     state = create_state(lambda key: {"params": {"w": jnp.float32(0)}}, optax.sgd(1.0), jax.random.key(0))
     stop, position = Held(), Position()
     with Progress(job.steps, job.steps_per_epoch, console=Console(file=io.StringIO())) as progress:
-        course = Course(job, position, checkpoints=saved, journal=Journal([]), progress=progress)
+        tracker = RunTracker(job, position, checkpoints=saved, journal=Journal([]), progress=progress)
         started = time.monotonic()
-        fit(job, state, [course], stop=stop)
+        fit(job, state, [tracker], stop=stop)
     assert stop.at_hold == [3, 3] and booked == [0, 1, 2, 3, 4, 5]
     assert saved.steps == [3, 5, 6] and stop.noted == [[3], [3, 5], [3, 5, 6]]
     assert sum(position.seconds.values()) < time.monotonic() - started - 0.6
