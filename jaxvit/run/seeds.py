@@ -29,7 +29,7 @@ from jaxvit.run.assembly import Assembly
 from jaxvit.run.execution import Sources, begin, describe, execute, read_sources, refuse_fewer_steps, start
 from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
 from jaxvit.run.messages import print_result
-from jaxvit.run.program import StartOptions, make_job
+from jaxvit.run.program import StartOptions, make_program
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.loop import Position, RunTracker, fit
@@ -179,7 +179,7 @@ def _train_hindmost(
             flush=True,
         )
         compiling = Position(step=step)
-        job = make_job(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
+        program = make_program(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
         progress = stack.enter_context(Progress(plan.train.steps, plan.train.steps_per_epoch, step))
         trackers = []
         for lane in lanes:
@@ -187,7 +187,7 @@ def _train_hindmost(
             journal = begin(lane.run, lane.plan, lane.position, sources, whole=run)
             trackers.append(
                 RunTracker(
-                    job,
+                    program,
                     lane.position,
                     checkpoints=lane.checkpoints,
                     journal=stack.enter_context(contextlib.closing(journal)),
@@ -196,7 +196,7 @@ def _train_hindmost(
                     label=f"seed {lane.seed}: ",
                 )
             )
-        fit(job, state, trackers, stop=stop, until=until)
+        fit(program, state, trackers, stop=stop, until=until)
         return until < plan.train.steps
 
 
