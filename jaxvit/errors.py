@@ -1,8 +1,8 @@
-"""The ways a command can end other than well, and the exit code that each one means.
+"""Exceptions that end a command, and its exit codes.
 
-0 done; 1 done, but some inputs failed; 2 the user's mistake; 70 the run cannot go on, or the machine fails (a disk, its
-rights); 75 stopped by SIGTERM or preemption with its state saved (start it again); 130 stopped by Ctrl-C with its state
-saved.
+0: success. 1: finished, but some inputs failed. 2: the user's mistake. 70: the run cannot continue, or the system fails
+(a full disk, an I/O error, missing permission). 75: stopped by SIGTERM or preemption, state saved (start the command
+again). 130: stopped by Ctrl-C, state saved.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ INTERRUPTED = 130
 
 
 class UsageError(Exception):
-    """The user's mistake. The message is one line that names the thing and the remedy; exit code 2."""
+    """A mistake of the user, exit code 2. The message is one line: what is wrong, and how to fix it."""
 
 
 class DamagedCheckpointError(UsageError):
-    """A checkpoint's files are not what was written. Not raised for what may be better at the next try."""
+    """The files of a checkpoint are corrupt. Not raised for errors that may go away on a retry."""
 
 
 class RunFailedError(Exception):
-    """The run cannot go on (not finite, out of memory, a disk that fails). One line; exit code 70."""
+    """The run cannot continue (loss not finite, out of memory, an I/O error), exit code 70. The message is one line."""
 
 
 class StoppedError(Exception):
-    """The run was asked to stop and its state is saved. Carries the exit code, 75 or 130."""
+    """The run stopped on request, after saving its state. Carries the exit code, 75 or 130."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -42,7 +42,7 @@ class StoppedError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the error's kind where it has no text."""
+    """The first line of the error's message, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -50,9 +50,9 @@ def first_line(error: BaseException) -> str:
 _BAD_DISK = "See to the disk, or to the network that it hangs on, and start again"
 _RIGHTS = "Have the rights to it set, or name another folder, and start again"
 
-# What the system can refuse whoever reads or writes files, where neither the command nor the program is at fault:
-# {number: (what has happened, its place in the sentence, what to do)}.
-_OF_THE_MACHINE = {
+# Errors of the operating system that neither the command nor the program causes:
+# {number: (what happened, the word before the file's name, what to do)}.
+_SYSTEM_ERRORS = {
     errno.ENOSPC: ("the disk is full", "while writing", "Make room and start again"),
     errno.EDQUOT: (
         "the quota of this disk is used up",
@@ -81,24 +81,24 @@ _OF_THE_MACHINE = {
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether it is the disk, or the user's share of it, that has no room left."""
+    """True if the disk is full or the user's quota is used up."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def of_the_machine(error: BaseException | None) -> OSError | None:
-    """The error of the system that an error is, comes from, or tells of in its text; None = there is none.
+def find_system_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind an exception: itself, a cause of it, or one that its text names; else None.
 
-    Native libraries (TensorStore, safetensors, array_record) have the system's number in a sentence only.
+    Native libraries (TensorStore, safetensors, array_record) give the system's error number only in their text.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        if isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
             return error
         text = str(error)
         told = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)|\[Errno (\d+)\]|\[OS error (\d+)", text)
         number = int(next(filter(None, told.groups()))) if told else _spelled_out(text)
-        if number in _OF_THE_MACHINE:
+        if number in _SYSTEM_ERRORS:
             file = re.search(r"[\"'](/[^\"'\n\\\0]+)", text)
             return OSError(number, os.strerror(number), *([file[1]] if file else []))
         error = error.__cause__
@@ -106,23 +106,23 @@ def of_the_machine(error: BaseException | None) -> OSError | None:
 
 
 def _spelled_out(text: str) -> int:
-    """The number of the system's error whose own sentence a text has; 0 = none of it."""
-    return next((number for number in _OF_THE_MACHINE if os.strerror(number) in text), 0)
+    """The number of the error whose standard text (`os.strerror`) occurs in a text; 0 = none."""
+    return next((number for number in _SYSTEM_ERRORS if os.strerror(number) in text), 0)
 
 
-def machine_failed(error: OSError, kept: str = "") -> str:
-    """The one line for what `of_the_machine` has found: what happened, the file, what to do.
+def describe_system_error(error: OSError, kept: str = "") -> str:
+    """The message for an error from `find_system_error`, one line: what happened, which file, what to do.
 
     Args:
-      error: its `filename` is named.
-      kept: what survives, after a semicolon.
+      error: the error; its `filename` is named.
+      kept: tells what was saved, as in ``'; the checkpoint of step 300 is kept'``.
     """
-    what, place, remedy = _OF_THE_MACHINE[error.errno]
+    what, place, remedy = _SYSTEM_ERRORS[error.errno]
     where = f" {place} {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
     return f"{what}{where}{kept}. {remedy}"
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
-    """A phrase such as `` (did you mean 'depth'?)``, or an empty string when nothing is near."""
+    """A hint such as `` (did you mean 'depth'?)``, or an empty string if no candidate is close."""
     found = difflib.get_close_matches(word, [other for other in candidates if other != word], n=1, cutoff=0.5)
     return f" (did you mean '{found[0]}'?)" if found else ""

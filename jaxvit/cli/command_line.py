@@ -155,13 +155,13 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         _discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:
-        if failed := errors.of_the_machine(error):
+        if failed := errors.find_system_error(error):
             try:
                 sys.stdout.flush()
             except OSError:  # standard output is what failed, as for `> /dev/full`
                 failed.filename = failed.filename or "standard output"
                 _discard_output()
-            return _complain(errors.machine_failed(failed), errors.CANNOT_GO_ON), error
+            return _complain(errors.describe_system_error(failed), errors.CANNOT_GO_ON), error
         if not _joined():
             raise
         traceback.print_exc()

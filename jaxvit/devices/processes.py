@@ -26,9 +26,9 @@ from jaxvit.errors import (
     DamagedCheckpointError,
     RunFailedError,
     UsageError,
+    describe_system_error,
+    find_system_error,
     first_line,
-    machine_failed,
-    of_the_machine,
 )
 
 T = TypeVar("T")
@@ -197,8 +197,8 @@ def _agree(work: Callable[[], str]) -> list[str]:
         if is_agreed(found) or has_lost_another(found):
             raise
         error = found
-        if type(found) not in _TOLD and (failed := of_the_machine(found)):
-            error = RunFailedError(machine_failed(failed, "; what was saved is kept"))
+        if type(found) not in _TOLD and (failed := find_system_error(found)):
+            error = RunFailedError(describe_system_error(failed, "; what was saved is kept"))
         known = type(error) in _TOLD
         kind = 1 + _TOLD.index(type(error) if known else RunFailedError)
         said = str(error) if known else f"{type(error).__name__}: {_line(error)}"

@@ -14,7 +14,7 @@ from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.sources import Dataset
 from jaxvit.devices import hardware, processes, runtime
-from jaxvit.errors import RunFailedError, UsageError, machine_failed, of_the_machine
+from jaxvit.errors import RunFailedError, UsageError, describe_system_error, find_system_error
 from jaxvit.files import no_empty_folders, refuse_backslash
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.execution import execute
@@ -120,6 +120,6 @@ def _lost_process_and_failed_disk() -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         if processes.has_lost_another(error):  # it reaches this one as an error of the device, or as another's
             raise RunFailedError(processes.LOST) from error
-        if failed := of_the_machine(error):
-            raise RunFailedError(machine_failed(failed, "; what was saved is kept")) from error
+        if failed := find_system_error(error):
+            raise RunFailedError(describe_system_error(failed, "; what was saved is kept")) from error
         raise

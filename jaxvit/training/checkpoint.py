@@ -48,7 +48,14 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxvit.devices import processes
-from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError, first_line, machine_failed, of_the_machine
+from jaxvit.errors import (
+    DamagedCheckpointError,
+    RunFailedError,
+    UsageError,
+    describe_system_error,
+    find_system_error,
+    first_line,
+)
 from jaxvit.files import check_regular, make_folder, read_json, refuse_backslash, take_brackets_literally
 from jaxvit.training.manifest import ChangedError, check_manifest, write_manifest
 from jaxvit.training.state import TrainState
@@ -387,8 +394,8 @@ class Checkpoints:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if error is None or not processes.has_lost_another(error):  # else the save would wait for the lost process
             self.close()
-        if isinstance(error, OSError) and (failed := of_the_machine(error)):  # of what is written beside the saves
-            raise RunFailedError(machine_failed(failed, f"; {self._kept()}")) from error
+        if isinstance(error, OSError) and (failed := find_system_error(error)):  # of what is written beside the saves
+            raise RunFailedError(describe_system_error(failed, f"; {self._kept()}")) from error
 
     def _kept(self) -> str:
         steps = self.steps()
@@ -433,10 +440,14 @@ class _SavingErrors:
         of = self._checkpoints
         _remove_unfinished(of._directory)
         if of._failure is None:
-            failed, kept = of_the_machine(error), f"; {of._kept()}"
+            failed, kept = find_system_error(error), f"; {of._kept()}"
             if failed:
                 failed.filename = None  # a temporary one, deep in the folder that is named
-            said = machine_failed(failed, kept) if failed else f"{first_line(error)[:200]}{kept}. Start the run again"
+            said = (
+                describe_system_error(failed, kept)
+                if failed
+                else f"{first_line(error)[:200]}{kept}. Start the run again"
+            )
             of._failure = RunFailedError(f"cannot save into {of._directory}: {said}")
         raise of._failure from error
 
