@@ -187,13 +187,16 @@ def replaced(path: Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Has errors of the system that are raised within name a file: those of writing and syncing name none."""
+def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Names `path` in operating system errors raised inside: writing and syncing report no file name.
+
+    So do errors that name a temporary file beside `path`, or anything below the folder `draft`.
+    """
     try:
         yield
     except OSError as error:
-        said = error.filename
-        if said is None or (isinstance(said, str) and os.path.basename(said).startswith(f".{path.name}.")):
+        said = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        if said is None or said.name.startswith(f".{path.name}.") or (draft and said.is_relative_to(draft)):
             error.filename, error.filename2 = str(path), None
         raise
 

@@ -132,7 +132,8 @@ def restore_weights(folder: Path, step: int) -> Weights:
 
     Raises:
       DamagedCheckpointError: its files are not what was written, or no checkpoint of a run.
-      UsageError: the system does not let it be read, and may do so another time.
+      RunFailedError: the disk fails, or the rights to read it are missing.
+      UsageError: the system does not let it be read for another reason, and may do so another time.
     """
     refuse_backslash(folder)
     place = _state_folder(folder, step).absolute()
@@ -155,9 +156,8 @@ def restore_weights(folder: Path, step: int) -> Weights:
             return Weights(**{**trees, **handler.restore(place, args=arguments)})
         except Exception as error:  # whatever Orbax says to files that may be anything
             if passing := _passing_reason(error):
-                raise UsageError(
-                    f"checkpoint {folder / str(step)} cannot be read now: {passing}; remove the cause and try again"
-                ) from error
+                kind = RunFailedError if find_system_error(error) else UsageError
+                raise kind(_not_now(folder / str(step), passing)) from error
             reason = first_line(error)[:200]
             raise DamagedCheckpointError(
                 f"checkpoint {folder / str(step)} cannot be read: its files are damaged ({reason})"
@@ -194,7 +194,7 @@ def _names_the_best(folder: Path, step: int) -> bool:
 
 
 def _not_now(checkpoint: Path, reason: str) -> str:
-    return f"checkpoint {checkpoint} cannot be read now: {reason}; remove the cause and start the run again"
+    return f"checkpoint {checkpoint} cannot be read now: {reason}"
 
 
 class _NewestAndBest:
@@ -412,15 +412,18 @@ def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def _passing_reason(error: Exception) -> str:
-    """Why the system did not let a file be read that may be whole; '' = the file itself is at fault."""
+    """Why the system did not let a file be read that may be whole, and the remedy; '' = the file itself is at fault."""
+    if failed := find_system_error(error):
+        return describe_system_error(failed)
+    remedy = "; remove the cause and start again"
     numbered = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore, under Orbax, says it
     code = int(numbered[1]) if numbered else getattr(error, "errno", None)
     if isinstance(error, MemoryError):
-        return "there is no memory left"
+        return f"there is no memory left{remedy}"
     if code is not None:
-        return "" if code in (errno.ENOENT, errno.ENOTDIR) else os.strerror(code)
+        return "" if code in (errno.ENOENT, errno.ENOTDIR) else os.strerror(code) + remedy
     passing = re.match(r"RESOURCE_EXHAUSTED|UNAVAILABLE|PERMISSION_DENIED|DEADLINE_EXCEEDED|ABORTED", str(error))
-    return first_line(error)[:200] if passing else ""
+    return first_line(error)[:200] + remedy if passing else ""
 
 
 class _SavingErrors:

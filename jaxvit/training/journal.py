@@ -109,8 +109,13 @@ class TensorBoard:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
-        with naming(self._file):
-            self._events.close()
+        try:
+            with naming(self._file):
+                self._events.close()
+        finally:
+            with contextlib.suppress(OSError):
+                if not self._file.stat().st_size:  # the disk took nothing
+                    self._file.unlink()
 
 
 class WeightsAndBiases:

@@ -23,7 +23,7 @@
 enum { OPEN = 1, WRITE = 2, SYNC = 4, RENAME = 8, MAKE = 16, CUT = 32, LOOK = 64, READ = 128, REMOVE = 256 };
 
 static char below[PATH_MAX]; /* '' = nothing fails and nothing is noted */
-static char part[PATH_MAX];  /* what a path must have in it to count */
+static char part[PATH_MAX];  /* what a path must have in it to count; with a $ behind it, at its end */
 static int kinds, error_number, stays, notes = -1;
 static long first; /* which call fails, from 1; 0 = none */
 static atomic_long calls;
@@ -40,7 +40,10 @@ long faults_calls(void) { return atomic_load(&calls); }
 
 static int is_below(const char *path) {
     size_t length = strlen(below);
-    return !strncmp(path, below, length) && (path[length] == '/' || !path[length]) && strstr(path + length, part);
+    if (strncmp(path, below, length) || (path[length] && path[length] != '/')) return 0;
+    size_t rest = strlen(path) - length, wanted = strlen(part);
+    if (!wanted || part[wanted - 1] != '$') return !!strstr(path + length, part);
+    return rest >= wanted - 1 && !strncmp(path + length + rest - (wanted - 1), part, wanted - 1);
 }
 
 static int fails(int kind, const char *path) {

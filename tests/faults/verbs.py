@@ -6,7 +6,8 @@
     {"code": 70, "out": "…", "err": "…", "cpu": 0.9, "calls": ["2 /…", …]}
 
 `fault` needs libfaults.so preloaded (see `faults.c`); without a number nothing fails, and `calls` has what could have.
-`closed` lists streams (0, 1, 2) that the process is started without. It forks before jax has started any thread.
+`closed` lists streams (0, 1, 2) that the process is started without; `stdout` is a file to use as standard output, or
+"broken" for a pipe that nobody reads. The fork comes before jax starts any thread.
 """
 
 from __future__ import annotations
@@ -51,7 +52,13 @@ def begin(asked: dict, files: dict[int, tempfile.SpooledTemporaryFile], calls: i
     """Makes the forked process one that was started with these streams, and has the fault lie in wait."""
     sys.stdin.close()
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, source in ((0, nothing), (1, files[1].fileno()), (2, files[2].fileno())):
+    out = files[1].fileno()
+    if asked.get("stdout") == "broken":
+        reader, out = os.pipe()
+        os.close(reader)
+    elif "stdout" in asked:
+        out = os.open(asked["stdout"], os.O_WRONLY)
+    for number, source in ((0, nothing), (1, out), (2, files[2].fileno())):
         os.dup2(source, number)
     os.close(nothing)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "r" if n == 0 else "w", closefd=False) for n in range(3))
