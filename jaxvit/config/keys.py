@@ -66,6 +66,12 @@ KEYS: dict[str, Key] = {
     "data.max_bytes": Key(
         1 << 28, "bytes that the file of an image in a folder may have; as max_pixels", changes_result=False, added=True
     ),
+    "data.white": Key(
+        0,
+        "value that is white in grey images of more than 8 bits, such as 4095 of a 12-bit camera; 0 = 65535, "
+        "and images of 32 are refused",
+        added=True,
+    ),
     "data.feed": Key(
         "auto",
         "'resident' keeps the training split on the devices, 'stream' sends batches, 'auto' goes by its size",

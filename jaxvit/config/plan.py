@@ -85,6 +85,7 @@ def _open(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "on_error": get.one_of("data.on_error", ("stop", "skip")),
         "side": get.at_least("data.side", 0),
         "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
+        "white": get.at_least("data.white", 0),
     }
     return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
 
@@ -114,6 +115,11 @@ def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
     directory = data_dir(get("data.dir"))
     name = get("data.name")
     splits = {part: get(f"data.{part}") for part in ("train", "validation", "test")}
+    if len(dataset.class_names) < 2:
+        raise UsageError(
+            f"config.data.name='{name}': all of its images are of one class ({', '.join(dataset.class_names)}), so "
+            "there is nothing to tell apart; a classifier needs two classes or more"
+        )
     if not splits["train"]:
         raise UsageError("config.data.train='': a run needs images to train on")
     counts = {part: dataset.count(split, f"config.data.{part}") if split else 0 for part, split in splits.items()}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,16 +89,20 @@ class Found:
     passed_over: dict[str, tuple[int, tuple[str, ...]]]
 
     def by_class(self) -> dict[str, list[Path]]:
-        """{name of the folder directly inside, '' for the folder itself: its images}, sorted by name."""
+        """{name of the folder directly inside, by `class_name`; '' for the folder itself: its images}, sorted."""
         classes: dict[str, list[Path]] = {}
         for image in self.images:
             inside = image.relative_to(self.folder).parts
-            classes.setdefault(inside[0] if len(inside) > 1 else "", []).append(image)
+            classes.setdefault(class_name(inside[0]) if len(inside) > 1 else "", []).append(image)
         return dict(sorted(classes.items()))
 
 
-def find_images(folder: Path) -> Found:
+def find_images(folder: Path, *, skip: Collection[str] = ()) -> Found:
     """The images below a folder, at any depth, by the rule that this module's head states.
+
+    Args:
+      folder: where to look.
+      skip: names of folders directly inside that are another matter: they are neither looked into nor counted.
 
     Raises:
       OSError: the folder itself cannot be listed.
@@ -109,7 +113,7 @@ def find_images(folder: Path) -> Found:
       {'cat': 120, 'dog': 98}
     """
     passed_over = PassedOver()
-    images = tuple(map(Path, walk_images(str(folder), passed_over)))
+    images = tuple(map(Path, walk_images(str(folder), passed_over, skip)))
     depth = len(folder.parts)
     filled = {image.parts[depth] for image in images if len(image.parts) > depth + 1}
     with os.scandir(folder) as entries:
@@ -120,15 +124,27 @@ def find_images(folder: Path) -> Found:
         reason: (count, tuple(os.path.relpath(name, folder) for name in passed_over.names[reason]))
         for reason, count in passed_over.counts.items()
     }
-    return Found(folder, images, tuple(sorted(name for name in inside - filled if not _reason_to_skip(name))), reasons)
+    empty = sorted(class_name(name) for name in inside - filled - {*skip} if not _reason_to_skip(name))
+    return Found(folder, images, tuple(empty), reasons)
 
 
-def walk_images(folder: str, passed_over: PassedOver) -> Iterator[str]:
+def class_name(folder: str) -> str:
+    r"""The class that a folder stands for: its name, where bytes that are no UTF-8 are written as '\xe9'.
+
+    Example:
+      >>> class_name("café"), class_name(os.fsdecode(b"caf\xe9"))
+      ('café', 'caf\\xe9')
+    """
+    return os.fsencode(folder).decode("utf-8", "backslashreplace")
+
+
+def walk_images(folder: str, passed_over: PassedOver, skip: Collection[str] = ()) -> Iterator[str]:
     """The images below a folder, one by one as they are found; see `find_images`.
 
     Args:
       folder: its path, with which the paths of the images begin.
       passed_over: takes note of what is no image.
+      skip: names directly inside that are left alone.
 
     Raises:
       OSError: the folder itself cannot be listed.
@@ -136,7 +152,9 @@ def walk_images(folder: str, passed_over: PassedOver) -> Iterator[str]:
     root = os.stat(folder)
     seen = {(root.st_dev, root.st_ino)}
     links: list[str] = []
-    yield from _walk(folder, seen, links, passed_over, entries=_listed(folder))
+    yield from _walk(
+        folder, seen, links, passed_over, entries=[entry for entry in _listed(folder) if entry.name not in skip]
+    )
     above = {(found.st_dev, found.st_ino) for found in map(os.stat, Path(folder).resolve().parents)}
     to_files: list[str] = []
     while links:  # what lies behind links to folders may hold more of them

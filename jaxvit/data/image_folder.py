@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from jaxvit.data.decoding import Limits, Record, Unreadable, open_image, upright_size
+from jaxvit.data.image_files import find_images
 from jaxvit.errors import UsageError, is_disk_full
 from jaxvit.files import read_regular
 
 PREFIX = "image_folder:"
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
@@ -67,14 +67,13 @@ class FolderStore:
         roots = {_SPLITS[p.name]: p for p in sorted(path.iterdir()) if p.is_dir() and p.name in _SPLITS}
         if "train" not in roots:
             roots = {"train": path, **{split: root for split, root in roots.items()}}
-        taken = set(roots.values())
+        taken = {root.name for root in roots.values() if root != path}
         files = {
             split: [
-                (folder.name, file)
-                for folder in sorted(root.iterdir())
-                if folder.is_dir() and folder not in taken
-                for file in sorted(folder.rglob("*"))
-                if file.suffix.lower() in ENDINGS
+                (name, file)
+                for name, images in find_images(root, skip=taken).by_class().items()
+                if name
+                for file in images
             ]
             for split, root in roots.items()
         }
@@ -82,7 +81,7 @@ class FolderStore:
         if not files["train"]:
             raise UsageError(
                 f"config.data.name='{self.name}': holds no images in folders named after their classes; it should look "
-                f"like {path}/train/CLASS/IMAGE{ENDINGS[0]}"
+                f"like {path}/train/CLASS/IMAGE.jpg"
             )
         numbers = {name: i for i, name in enumerate(self.class_names)}
         self._files = {

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxvit.data.cache import FORMAT, Decoded, cache_folder, decoded_split
 from jaxvit.data.decoding import Damage, Limits, Records
+from jaxvit.data.depth import Depth, hint
 from jaxvit.data.fingerprint import ORIGINALS, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_folder import PREFIX, FolderStore
@@ -42,6 +43,7 @@ class Dataset:
       on_error: 'stop' or 'skip', for images that cannot be decoded.
       side: images are brought to [side, side] when they are decoded; 0 = as stored.
       limits: on the size of a stored image; None = the usual ones.
+      white: the value that is white in images of more than 8 bits, see `jaxvit.data.depth.Depth`.
 
     Attributes:
       class_names: K names.
@@ -55,8 +57,10 @@ class Dataset:
         on_error: str = "stop",
         side: int = 0,
         limits: Limits | None = None,
+        white: int = 0,
     ):
         self._store, self._side, self._on_error, self._limits = store, side, on_error, limits or Limits()
+        self._white = white
         self.name, self.version = store.name, store.version
         for number in classes:
             if not isinstance(number, int) or not 0 <= number < len(store.class_names):
@@ -149,8 +153,10 @@ class Dataset:
     def stored(self, split: str) -> tuple[Records, range, tuple[int, int, int], int, Damage]:
         """What `decode_records` takes, of the first split that an expression names: for measuring."""
         name, start, stop = self._ranges(split)[0]
-        damage = Damage(self.name, self._on_error, limits=self._limits)
-        return self._store.records(name), range(start, stop), self.image_shape, self._side, damage
+        return self._store.records(name), range(start, stop), self.image_shape, self._side, self._damage()
+
+    def _damage(self, announced: int = 0) -> Damage:
+        return Damage(self.name, self._on_error, announced, self._limits, Depth(self._white))
 
     def read(self, split: str) -> Source | StreamedSource:
         """A split, or the part of it that an expression names; asked for again, it is the same object."""
@@ -196,6 +202,8 @@ class Dataset:
         skipped = sum(d.skipped[0] for d in decoded)
         if skipped:
             notes |= {"skipped": skipped, "skipped_names": [name for d in decoded for name in d.skipped[1]]}
+        depths = {name: each.depth for name, each in zip(names, decoded, strict=True) if each.depth}
+        notes |= {"sixteen_bits": depths} if depths else {}
         warnings = [said for name in names if (said := self._warning(name))]
         return {**notes, "warning": "; ".join(warnings)} if warnings else notes
 
@@ -227,15 +235,20 @@ class Dataset:
             settings = f"{store.content(split)}-{self._side}-{self._on_error}"
             if self._on_error == "skip" and self._limits != Limits():
                 settings += f"-{self._limits}"  # others are left out
+            if self._white:
+                settings += f"-white{self._white}"
             label = "".join(c if c.isalnum() else "_" for c in store.name)[-60:]
             folder = cache_folder(store.directory) / f"{label}-{store.version}-{split}-{_digest(settings)}"
-            damage = Damage(self.name, self._on_error, limits=self._limits)
-            self._decoded[split] = decoded_split(_Lazy(store, split), folder, self.image_shape, self._side, damage)
+            self._decoded[split] = decoded_split(
+                _Lazy(store, split), folder, self.image_shape, self._side, self._damage()
+            )
             skipped, names = self._decoded[split].skipped
             if skipped:
                 shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
                 said = f"warning: {self.name} {split}: {skipped} damaged images are left out: {shown}"
                 print(terminal(said), file=sys.stderr)
+            if said := hint(self._decoded[split].depth, self._white):
+                print(terminal(f"warning: {self.name} {split}: {said}"), file=sys.stderr)
         return self._decoded[split]
 
     def _kept(self, split: str) -> np.ndarray:
@@ -264,7 +277,7 @@ class Dataset:
             self.image_shape,
             self._side,
             self.class_names,
-            Damage(self.name, self._on_error, announced=5, limits=self._limits),
+            self._damage(announced=5),
         )
 
 
@@ -302,13 +315,14 @@ def open_dataset(
     on_error: str = "stop",
     side: int = 0,
     limits: Limits | None = None,
+    white: int = 0,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
     Args:
       name: TFDS name, 'image_folder:PATH', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
-      classes, on_error, side, limits: see `Dataset`.
+      classes, on_error, side, limits, white: see `Dataset`.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
@@ -326,4 +340,4 @@ def open_dataset(
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # says what the name lacks
             raise
-    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits)
+    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white)

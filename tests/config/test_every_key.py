@@ -53,9 +53,10 @@ def colour_digits(folder):
         for name in ("a", "b", "c"):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
-                    folder / split / name / f"{i}.png"
-                )
+                pixels = rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+                if name == "c":  # of 16 bits, grey
+                    pixels = pixels[..., 0].astype(np.uint16) * 200
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     (folder / "train" / "a" / "broken.png").write_bytes(b"no image")
     return f"image_folder:{folder}"
 
@@ -81,6 +82,7 @@ OTHER = {
     "data.on_error": ("stop", FOLDER),
     "data.max_pixels": (119, FOLDER),
     "data.max_bytes": (20, FOLDER),
+    "data.white": (30_000, FOLDER),
     "data.feed": ("stream", {}),
     "data.train": ("train[:59]", {}),
     "data.validation": ("train[60:89]", {}),
