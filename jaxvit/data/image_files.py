@@ -23,12 +23,12 @@ NAMED = 3  # of what is passed over for one reason
 # Left by systems: copies of the photos, small ones in the case of @eaDir, or what was deleted.
 _SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information"))
 
-HIDDEN = "hidden"
-SYSTEM = "left by the system"
+HIDDEN = "hidden files or folders"
+SYSTEM = "folders of the system's own"
 NAMED_AS_IMAGE = "folders that are called like an image"
-NO_IMAGE = "no images"
-HEIC = f"photos as HEIC ({HEIC_REMEDY})"
-RAW = "raw files of a camera (convert them to JPEG or TIFF)"
+NO_IMAGE = "files that are no images"
+HEIC = f"HEIC photos: {HEIC_REMEDY}"
+RAW = "raw files of cameras, to be converted to JPEG or TIFF"
 IRREGULAR = "pipes, devices or sockets"
 BROKEN_LINK = "links that lead nowhere"
 TAKEN = "links to what is taken already"
@@ -65,9 +65,9 @@ class PassedOver:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        """'2 hidden (.a, cat/.b); 9 no images (x.txt, y.txt, z.txt, …)'."""
+        """'hidden files or folders: 2 (.a, cat/.b); files that are no images: 9 (x.txt, y.txt, z.txt, …)'."""
         return "; ".join(
-            f"{count:,} {reason} ({', '.join(self.names[reason])}{', …' if count > len(self.names[reason]) else ''})"
+            f"{reason}: {count:,} ({', '.join(self.names[reason])}{', …' if count > len(self.names[reason]) else ''})"
             for reason, count in self.counts.items()
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -305,6 +306,19 @@ def _digest(text: str) -> str:
 def is_own(name: str) -> bool:
     """Whether a data set's name is that of a function of somebody's own, 'package.module:function'."""
     return ":" in name and not name.startswith(PREFIX)
+
+
+def located(name: str) -> str:
+    """A data set's name that is right in whatever folder it is used: a path in it is absolute.
+
+    Example:
+      >>> located("cifar10"), located("image_folder:/data/../pets")
+      ('cifar10', 'image_folder:/pets')
+    """
+    prefix, colon, path = name.partition(":")
+    if not colon or is_own(name):
+        return name
+    return f"{prefix}:{os.path.abspath(os.path.expanduser(path))}"
 
 
 def open_dataset(
