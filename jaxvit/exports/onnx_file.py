@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxvit.exports.model import ExportModel
 from jaxvit.layers.stack import plainly
-from jaxvit.ops.ways import PLAIN
+from jaxvit.ops.implementations import PLAIN
 
 # What jax2onnx knows of each. Absorbed attention, where it applies, has fewer multiply-adds: onnxruntime computes what
 # depends on constants alone, as its products of kernels do, when it loads the file.

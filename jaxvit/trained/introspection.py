@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from jaxvit.errors import RunFailedError
 from jaxvit.layers import PositionEmbed, ShiftStage, TokenLearner
 from jaxvit.layers.stack import plainly
-from jaxvit.ops import ways
+from jaxvit.ops import implementations
 from jaxvit.trained.load import Loaded
 
 
@@ -83,7 +83,7 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
 
     def run(variables: Any, images: Any) -> Any:
         x = loaded.preprocess(images)
-        with ways.use(loaded.ways), nn.intercept_methods(watch):
+        with implementations.use(loaded.implementations), nn.intercept_methods(watch):
             return model.apply(variables, x, train=False, mutable=["intermediates"])[1]
 
     sown = jax.device_get(jax.jit(run)(loaded.variables, images_BHWC)).get("intermediates", {})
