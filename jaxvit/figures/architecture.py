@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from jaxvit.figures.diagram import SMALL, arrow, box, new_sheet, tint, write
-from jaxvit.figures.steps import Step, model_steps
+from jaxvit.figures.steps import DiagramStep, model_steps
 from jaxvit.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save
 
 # One colour for each thing that happens to tokens: made, mixed, learned or merged, spread, pooled, scored.
@@ -58,7 +58,7 @@ def draw_architecture(model: nn.Module, input_shape: tuple[int, ...], file: Path
     write(axis, _BARS, 1.05, "tokens (places of a map)", **small)
     axis.plot((_BOX, _WIDTH - _BOX), (1.18, 1.18), color=GREY, linewidth=0.8)
 
-    image = Step("image", "image", "", tuple(input_shape))
+    image = DiagramStep("image", "image", "", tuple(input_shape))
     most = max((step.tokens for step in steps if len(step.output) > 1), default=1)
     for i, step in enumerate([image, *steps]):
         top = _TOP + i * _PITCH
@@ -71,7 +71,7 @@ def draw_architecture(model: nn.Module, input_shape: tuple[int, ...], file: Path
     return save(axis.figure, file)
 
 
-def _draw_step(axis: Axes, top: float, step: Step, most: int, *, last: bool) -> None:
+def _draw_step(axis: Axes, top: float, step: DiagramStep, most: int, *, last: bool) -> None:
     """One row; a bar of full length is `most` tokens."""
     middle = top + _HEIGHT / 2
     is_image = step.type == "image"

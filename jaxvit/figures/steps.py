@@ -53,7 +53,7 @@ _SHIFTS = {"border": "shift (border) + MLP", "none": "MLP"}
 
 
 @dataclass(frozen=True)
-class Step:
+class DiagramStep:
     """A box of a diagram.
 
     Attributes:
@@ -78,7 +78,7 @@ class Step:
         return math.prod(self.output[:-1])
 
 
-def model_steps(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[list[Step], dict[str, Any]]:
+def model_steps(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[list[DiagramStep], dict[str, Any]]:
     """The steps of a model, first to last, and what `summarize` says of it.
 
     Args:
@@ -92,14 +92,14 @@ def model_steps(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[list[St
     root, *rows = facts["layers"]
     if getattr(model, "positions", "") == "none":  # the module is there and does nothing
         rows = [row for row in rows if row["type"] != "PositionEmbed"]
-    steps: list[Step] = []
+    steps: list[DiagramStep] = []
     for run in _runs(_parts(rows, "")):
         step = _step(run, rows, model)
         steps += _before(step, steps[-1], rows, run[0], model) if steps else []
         steps.append(step)
     result = tuple(root["output"])
     if not steps or steps[-1].output != result:
-        steps.append(Step("", "result", "", result))
+        steps.append(DiagramStep("", "result", "", result))
     return steps, facts
 
 
@@ -138,7 +138,7 @@ def _runs(rows: list[dict]) -> list[list[dict]]:
     return runs
 
 
-def _step(run: list[dict], rows: list[dict], model: nn.Module) -> Step:
+def _step(run: list[dict], rows: list[dict], model: nn.Module) -> DiagramStep:
     first = run[0]
     output = list(first["output"])
     # The model puts the tokens without a place before these outputs again.
@@ -148,7 +148,7 @@ def _step(run: list[dict], rows: list[dict], model: nn.Module) -> Step:
     if first["type"] == "PrefixTokens" and first["path"] == "register_tokens":
         output[0] += prefix - getattr(model, "registers", prefix)
     names = _names([row["path"] for row in run])
-    return Step(first["type"], _kind(first, rows, model), names, tuple(output), first["params"], len(run))
+    return DiagramStep(first["type"], _kind(first, rows, model), names, tuple(output), first["params"], len(run))
 
 
 def _kind(row: dict, rows: list[dict], model: nn.Module) -> str:
@@ -183,7 +183,9 @@ def _numbered(name: str) -> tuple[str, str]:
     return base.replace("_", " "), index or ""
 
 
-def _before(step: Step, previous: Step, rows: list[dict], row: dict, model: nn.Module) -> list[Step]:
+def _before(
+    step: DiagramStep, previous: DiagramStep, rows: list[dict], row: dict, model: nn.Module
+) -> list[DiagramStep]:
     """What the model itself does between two modules to get a vector out of tokens or a map; it has no row."""
     if step.type not in ("Classifier", "Dense") or len(step.output) != 1 or len(previous.output) < 2:
         return []  # these two keep all axes but the last: something else has done away with the others
@@ -192,5 +194,5 @@ def _before(step: Step, previous: Step, rows: list[dict], row: dict, model: nn.M
     flat, channels = math.prod(previous.output), previous.output[-1]
     if came_in in (channels, channels + 1):
         kind = "mean of the map" if isinstance(model, ShiftViT) else "one vector for the image"
-        return [Step("", kind, "in the model itself", (channels,))]
-    return [Step("", "side by side", "in the model itself", (flat,))] if came_in in (flat, flat + 1) else []
+        return [DiagramStep("", kind, "in the model itself", (channels,))]
+    return [DiagramStep("", "side by side", "in the model itself", (flat,))] if came_in in (flat, flat + 1) else []

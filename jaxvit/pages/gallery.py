@@ -35,7 +35,7 @@ GRID = 30  # images in a grid of predictions
 FIELD_IMAGES = 16  # that a receptive field is the mean over
 
 
-class _Subject:
+class _ReportedRun:
     """A run, with what several figures need worked out once."""
 
     def __init__(
@@ -118,12 +118,12 @@ def draw_run(
       UsageError: the folder cannot be written.
     """
     make_writable(folder, "copy the run to where you may write")
-    subject = _Subject(loaded, folder, split, examples, data_dir, batch_size, devices)
+    reported = _ReportedRun(loaded, folder, split, examples, data_dir, batch_size, devices)
     shown: list[tuple[str, Path]] = []
     missing: dict[str, list[str]] = {}
     for name, (draw, text) in FIGURES.items():
         try:
-            files = draw(subject)
+            files = draw(reported)
         except (UsageError, RunFailedError) as error:  # scores that are not finite: its curves are wanted then
             missing.setdefault(str(error), []).append(name)
             continue
@@ -134,38 +134,38 @@ def draw_run(
     for reason, names in missing.items():
         print(terminal(f"left out: {', '.join(names)}: {reason}"), file=sys.stderr)
     index = folder / "index.html"
-    write_text(index, _page(subject.name, shown))
+    write_text(index, _page(reported.name, shown))
     return index
 
 
-def _history(subject: _Subject) -> list[Path]:
-    workdir = subject.loaded.workdir
+def _history(reported: _ReportedRun) -> list[Path]:
+    workdir = reported.loaded.workdir
     records = read_jsonl(workdir / "metrics.jsonl")
     if not records:
         return []
     best = 0
-    if subject.loaded.config.data.validation and (workdir / "result.json").exists():
+    if reported.loaded.config.data.validation and (workdir / "result.json").exists():
         best = read_result(workdir)["best_epoch"]
-    smoothing = subject.loaded.config.train.label_smoothing
-    return draw_history(records, subject.folder / "history", best, subject.name, smoothing)
+    smoothing = reported.loaded.config.train.label_smoothing
+    return draw_history(records, reported.folder / "history", best, reported.name, smoothing)
 
 
-def _predictions(subject: _Subject) -> list[Path]:
-    rows = np.arange(min(GRID, len(subject.evaluation[1])))
-    return _grid(subject, rows, "predictions", f"{subject.name}: the first images of {subject.source.name}")
+def _predictions(reported: _ReportedRun) -> list[Path]:
+    rows = np.arange(min(GRID, len(reported.evaluation[1])))
+    return _grid(reported, rows, "predictions", f"{reported.name}: the first images of {reported.source.name}")
 
 
-def _mistakes(subject: _Subject) -> list[Path]:
-    outcomes = subject.evaluation[1]
+def _mistakes(reported: _ReportedRun) -> list[Path]:
+    outcomes = reported.evaluation[1]
     wrong = np.flatnonzero(outcomes.rank > 0)
     rows = wrong[np.argsort(-outcomes.confidence[wrong], kind="stable")][:GRID]
-    return _grid(subject, rows, "mistakes", f"{subject.name}: the most confident mistakes") if len(rows) else []
+    return _grid(reported, rows, "mistakes", f"{reported.name}: the most confident mistakes") if len(rows) else []
 
 
-def _grid(subject: _Subject, rows: np.ndarray, file: str, title: str) -> list[Path]:
-    found, outcomes = subject.evaluation
+def _grid(reported: _ReportedRun, rows: np.ndarray, file: str, title: str) -> list[Path]:
+    found, outcomes = reported.evaluation
     names = found["class_names"]
-    images = subject.source.batch(outcomes.index[rows])[0]
+    images = reported.source.batch(outcomes.index[rows])[0]
     captions = [
         caption(
             names[outcomes.predicted[row]],
@@ -175,96 +175,99 @@ def _grid(subject: _Subject, rows: np.ndarray, file: str, title: str) -> list[Pa
         )
         for row in rows
     ]
-    return draw_predictions(list(images), captions, subject.folder / file, title)
+    return draw_predictions(list(images), captions, reported.folder / file, title)
 
 
-def _confusion(subject: _Subject) -> list[Path]:
-    return evaluation.draw_confusion(subject.evaluation[0], subject.folder / "confusion")
+def _confusion(reported: _ReportedRun) -> list[Path]:
+    return evaluation.draw_confusion(reported.evaluation[0], reported.folder / "confusion")
 
 
-def _calibration(subject: _Subject) -> list[Path]:
-    return evaluation.draw_calibration(subject.evaluation[0], subject.folder / "calibration")
+def _calibration(reported: _ReportedRun) -> list[Path]:
+    return evaluation.draw_calibration(reported.evaluation[0], reported.folder / "calibration")
 
 
-def _patches(subject: _Subject) -> list[Path]:
-    patch = getattr(subject.loaded.model, "patch", 0)
-    if not patch or getattr(subject.loaded.model, "tokenizer", "patch") != "patch":
+def _patches(reported: _ReportedRun) -> list[Path]:
+    patch = getattr(reported.loaded.model, "patch", 0)
+    if not patch or getattr(reported.loaded.model, "tokenizer", "patch") != "patch":
         return []
-    images, names = subject.examples
-    return draw_patches(subject.loaded.pictures(images[:1])[0], patch, subject.folder / "patches", names[0])
+    images, names = reported.examples
+    return draw_patches(reported.loaded.pictures(images[:1])[0], patch, reported.folder / "patches", names[0])
 
 
-def _architecture(subject: _Subject) -> list[Path]:
-    loaded = subject.loaded
-    return draw_architecture(loaded.model, loaded.input_shape, subject.folder / "architecture", subject.name)
+def _architecture(reported: _ReportedRun) -> list[Path]:
+    loaded = reported.loaded
+    return draw_architecture(loaded.model, loaded.input_shape, reported.folder / "architecture", reported.name)
 
 
-def _shift_block(subject: _Subject) -> list[Path]:
-    model = subject.loaded.model
+def _shift_block(reported: _ReportedRun) -> list[Path]:
+    model = reported.loaded.model
     if not isinstance(model, ShiftViT):
         return []
-    return draw_shift_block(model, subject.folder / "shift_block", f"{subject.name}: the shift block")
+    return draw_shift_block(model, reported.folder / "shift_block", f"{reported.name}: the shift block")
 
 
-def _shift(subject: _Subject) -> list[Path]:
-    model = subject.loaded.model
+def _shift(reported: _ReportedRun) -> list[Path]:
+    model = reported.loaded.model
     if not isinstance(model, ShiftViT) or model.shift == "none":
         return []
     groups = model.divisions if model.groups == "count" else model.dim // model.divisions  # of the first stage
     border = model.shift == "border"
-    return [draw_shift_animation(subject.folder / "shift.gif", groups=groups, pixels=model.pixels, border=border)]
+    return [draw_shift_animation(reported.folder / "shift.gif", groups=groups, pixels=model.pixels, border=border)]
 
 
-def _token_learner(subject: _Subject) -> list[Path]:
-    loaded = subject.loaded
+def _token_learner(reported: _ReportedRun) -> list[Path]:
+    loaded = reported.loaded
     if not isinstance(loaded.model, ViT) or loaded.model.learner == "none":
         return []
-    title = f"{subject.name}: TokenLearner"
-    return draw_token_learner(loaded.model, loaded.input_shape, subject.folder / "token_learner", title)
+    title = f"{reported.name}: TokenLearner"
+    return draw_token_learner(loaded.model, loaded.input_shape, reported.folder / "token_learner", title)
 
 
-def _token_maps(subject: _Subject) -> list[Path]:
+def _token_maps(reported: _ReportedRun) -> list[Path]:
     files = []
-    for step in (step for step in _steps(subject) if step.kind == "learn"):
+    for step in (step for step in _steps(reported) if step.kind == "learn"):
         tokens = step.weights.shape[1]
         weights = np.concatenate([step.weights, step.weights.sum(axis=1, keepdims=True)], axis=1)
         weights = _relative(weights)  # the sum lies far above the others
         names = [*(f"token {i + 1}" for i in range(tokens)), "sum"]
-        title = f"{subject.name}: where {step.name} looks ({step.weighting})"
-        files += subject.maps(
+        title = f"{reported.name}: where {step.name} looks ({step.weighting})"
+        files += reported.maps(
             weights, names, f"token_maps_{step.name}", title, scale="weight, relative to the largest of the map"
         )
     return files
 
 
-def _token_fuser(subject: _Subject) -> list[Path]:
+def _token_fuser(reported: _ReportedRun) -> list[Path]:
     files = []
-    for step in (step for step in _steps(subject) if step.kind == "fuse"):
+    for step in (step for step in _steps(reported) if step.kind == "fuse"):
         weights = step.weights.swapaxes(1, 2)
         names = [f"token {i + 1}" for i in range(weights.shape[1])]
-        title = f"{subject.name}: how much of each token {step.name} gives to each place (0 to 1)"
-        files += subject.maps(weights, names, f"token_fuser_{step.name}", title, scale="weight")
+        title = f"{reported.name}: how much of each token {step.name} gives to each place (0 to 1)"
+        files += reported.maps(weights, names, f"token_fuser_{step.name}", title, scale="weight")
     return files
 
 
-def _pool_weights(subject: _Subject) -> list[Path]:
-    recorded = subject.recorded
+def _pool_weights(reported: _ReportedRun) -> list[Path]:
+    recorded = reported.recorded
     if recorded.pool is None or recorded.grid is None or recorded.pool.shape[-1] != np.prod(recorded.grid):
         return []
-    return subject.maps(
-        _relative(recorded.pool), ["weights"], "pool_weights", f"{subject.name}: the places that the scores are made of"
+    return reported.maps(
+        _relative(recorded.pool),
+        ["weights"],
+        "pool_weights",
+        f"{reported.name}: the places that the scores are made of",
     )
 
 
-def _rollout(subject: _Subject) -> list[Path]:
-    pool = getattr(subject.loaded.model, "pool", "")
-    if not any(step.kind == "attention" for step in _steps(subject)) or subject.recorded.grid is None:
+def _rollout(reported: _ReportedRun) -> list[Path]:
+    pool = getattr(reported.loaded.model, "pool", "")
+    if not any(step.kind == "attention" for step in _steps(reported)) or reported.recorded.grid is None:
         return []
     try:
-        rollout = introspection.attention_rollout(subject.recorded, pool)[:, None]
+        rollout = introspection.attention_rollout(reported.recorded, pool)[:, None]
     except ValueError as error:  # a model of one's own
         raise UsageError(f"attention rollout: {error}") from None
-    return subject.maps(_relative(rollout), ["rollout"], "attention_rollout", f"{subject.name}: attention rollout")
+    return reported.maps(_relative(rollout), ["rollout"], "attention_rollout", f"{reported.name}: attention rollout")
 
 
 def _relative(weights_BKN: np.ndarray) -> np.ndarray:
@@ -272,29 +275,29 @@ def _relative(weights_BKN: np.ndarray) -> np.ndarray:
     return weights_BKN / np.maximum(weights_BKN.max(axis=2, keepdims=True), 1e-12)
 
 
-def _steps(subject: _Subject) -> tuple[introspection.Step, ...]:
-    return subject.recorded.steps
+def _steps(reported: _ReportedRun) -> tuple[introspection.RecordedStep, ...]:
+    return reported.recorded.steps
 
 
-def _positions(subject: _Subject) -> list[Path]:
-    found = introspection.position_similarities(subject.loaded)
+def _positions(reported: _ReportedRun) -> list[Path]:
+    found = introspection.position_similarities(reported.loaded)
     if found is None:
         return []
     similarities, grid = found
-    title = f"{subject.name}: similarity of each place's position with all others"
-    return maps.draw_positions(similarities, grid, subject.folder / "positions", title)
+    title = f"{reported.name}: similarity of each place's position with all others"
+    return maps.draw_positions(similarities, grid, reported.folder / "positions", title)
 
 
-def _receptive_field(subject: _Subject) -> list[Path]:
-    images, _, good = subject.source.batch(np.arange(min(FIELD_IMAGES, len(subject.source))))
-    fields = introspection.receptive_fields(subject.loaded, images[good])
+def _receptive_field(reported: _ReportedRun) -> list[Path]:
+    images, _, good = reported.source.batch(np.arange(min(FIELD_IMAGES, len(reported.source))))
+    fields = introspection.receptive_fields(reported.loaded, images[good])
     if not fields:
         return []
-    title = f"{subject.name}: what the middle of each stage's map sees, mean of {good.sum()} images"
-    return maps.draw_receptive_fields(fields, subject.folder / "receptive_field", title)
+    title = f"{reported.name}: what the middle of each stage's map sees, mean of {good.sum()} images"
+    return maps.draw_receptive_fields(fields, reported.folder / "receptive_field", title)
 
 
-Draw = Callable[[_Subject], list[Path]]
+Draw = Callable[[_ReportedRun], list[Path]]
 FIGURES: dict[str, tuple[Draw, str]] = {
     "history": (_history, "Learning curves; the dashed line marks the epoch of the best weights."),
     "predictions": (_predictions, "The first images of the split, under what the model says of them."),
