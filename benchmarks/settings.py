@@ -26,7 +26,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     # Another value than the one that jaxvit sets, which it therefore leaves alone; it adds to jaxlib's default.
     "jaxlib's own choice of libraries": ((), {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+reduce"}),
     "pages of 4 KiB": ((), {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}),
-    "every operation in its plain way": (("--ways", "plain"), {}),
+    "every operation in its plain way": (("--implementations", "plain"), {}),
 }
 
 
