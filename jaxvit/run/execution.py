@@ -24,11 +24,11 @@ from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
 from jaxvit.run.folder import RunDirectory, checkpoint_folder
 from jaxvit.run.messages import print_result, print_start
-from jaxvit.run.program import StartOptions, make_job
+from jaxvit.run.program import StartOptions, make_program
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
-from jaxvit.training.loop import Course, Job, Position, evaluate, fit
+from jaxvit.training.loop import Position, Program, RunTracker, evaluate, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import SAVES_THE_STEP, StopRequest
@@ -57,15 +57,15 @@ def execute(
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
         state, position = processes.everywhere(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))
         print_start(plan, assembly, position)
-        job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
+        program = make_program(plan, assembly, sources, state, mesh, position, options, run.path)
         with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
             progress = Progress(plan.train.steps, plan.train.steps_per_epoch, position.step)
-            with progress, contextlib.closing(job.profiler) if job.profiler else contextlib.nullcontext():
+            with progress, contextlib.closing(program.profiler) if program.profiler else contextlib.nullcontext():
                 hooks = Hooks(plan.train.hooks, seed=plan.seed, workdir=run.path)
                 books = {"checkpoints": checkpoints, "journal": journal, "progress": progress, "hooks": hooks}
-                course = Course(job, position, **books)
-                state = fit(job, state, [course], stop=stop)
-            return _finish(run, plan, job, state, position, sources, checkpoints, journal, stop, options)
+                tracker = RunTracker(program, position, **books)
+                state = fit(program, state, [tracker], stop=stop)
+            return _finish(run, plan, program, state, position, sources, checkpoints, journal, stop, options)
 
 
 def read_sources(plan: Plan, dataset: Dataset) -> Sources:
@@ -174,7 +174,7 @@ def _restore_newest(
 def _finish(
     run: RunDirectory,
     plan: Plan,
-    job: Job,
+    program: Program,
     state: TrainState,
     position: Position,
     sources: dict[str, Source | StreamedSource],
@@ -197,12 +197,12 @@ def _finish(
             yield batch
 
     test = {}
-    if job.test:
+    if program.test:
         started = time.monotonic() - stop.held_seconds
-        (totals,) = evaluate(job.eval_step, state.chosen_variables, unless_stopped(job.test()), job.place)
+        (totals,) = evaluate(program.eval_step, state.chosen_variables, unless_stopped(program.test()), program.place)
         test = totals.means()
         position.seconds["eval"] += time.monotonic() - stop.held_seconds - started
-        journal.write(position.step, position.step / job.steps_per_epoch, "test", test)
+        journal.write(position.step, position.step / program.steps_per_epoch, "test", test)
     journal.flush()
     result = {
         "test": test,

@@ -29,10 +29,10 @@ from jaxvit.run.assembly import Assembly
 from jaxvit.run.execution import Sources, begin, describe, execute, read_sources, refuse_fewer_steps, start
 from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
 from jaxvit.run.messages import print_result
-from jaxvit.run.program import StartOptions, make_job
+from jaxvit.run.program import StartOptions, make_program
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.hooks import Hooks
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
@@ -179,15 +179,15 @@ def _train_hindmost(
             flush=True,
         )
         compiling = Position(step=step)
-        job = make_job(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
+        program = make_program(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
         progress = stack.enter_context(Progress(plan.train.steps, plan.train.steps_per_epoch, step))
-        courses = []
+        trackers = []
         for lane in lanes:
             lane.position.seconds["compile"] += compiling.seconds["compile"] / len(lanes)
             journal = begin(lane.run, lane.plan, lane.position, sources, whole=run)
-            courses.append(
-                Course(
-                    job,
+            trackers.append(
+                RunTracker(
+                    program,
                     lane.position,
                     checkpoints=lane.checkpoints,
                     journal=stack.enter_context(contextlib.closing(journal)),
@@ -196,7 +196,7 @@ def _train_hindmost(
                     label=f"seed {lane.seed}: ",
                 )
             )
-        fit(job, state, courses, stop=stop, until=until)
+        fit(program, state, trackers, stop=stop, until=until)
         return until < plan.train.steps
 
 

@@ -216,11 +216,11 @@ def test_what_one_meets_before_the_training_is_told_by_all(tmp_path, what, fails
 def test_an_error_of_one_alone_ends_the_others_too(tmp_path):
     first = """
         import jaxvit.run.execution as execution
-        make_job = execution.make_job
+        make_program = execution.make_program
         def fail(*words):
             if me == 1: raise KeyError("a bug")
-            return make_job(*words)
-        execution.make_job = fail
+            return make_program(*words)
+        execution.make_program = fail
     """
     run = Run(tmp_path / "run", 2, first=first)
     code, failed = run.codes(120)
