@@ -145,10 +145,13 @@ def _json_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
         keys = [str(key) for key in row]
         places = _columns(keys, f"{where}: line {number}")
         values = list(row.values())
-        yield number, {
-            name: "" if place is None else _text(values[place], f"{where}: line {number}")
-            for name, place in places.items()
-        }
+        yield (
+            number,
+            {
+                name: "" if place is None else _text(values[place], f"{where}: line {number}")
+                for name, place in places.items()
+            },
+        )
 
 
 def _text(value: Any, where: str) -> str:

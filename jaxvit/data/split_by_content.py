@@ -15,9 +15,7 @@ import numpy as np
 SHARES = {"test": 0.1, "validation": 0.1}
 
 
-def cut_by_content(
-    contents: Sequence[bytes], labels: np.ndarray, shares: Mapping[str, float]
-) -> dict[str, np.ndarray]:
+def cut_by_content(contents: Sequence[bytes], labels: np.ndarray, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Cuts parts off a set of images; what is left is 'train'.
 
     Every class gives its share, rounded, to each part; at least one image as long as there are enough for all parts, of
