@@ -63,8 +63,7 @@ class Cut:
 
     def _parts(self, sizes: Mapping[str, int], contents: Callable[[str], Contents], owner: str) -> Pieces:
         missing = {part: share for part, share in SHARES.items() if part not in sizes}
-        every = {split: contents(split) for split in ("train",)}
-        train = every["train"]
+        train = contents("train")
         rows = cut_by_content(train.hashes, train.labels, missing)
         for part in missing:
             if not len(rows[part]):
@@ -74,7 +73,8 @@ class Cut:
                 )
         cut: Pieces = {part: [("train", np.sort(train.rows[of_part]))] for part, of_part in rows.items()}
         given: Pieces = {split: [(split, contents(split).rows)] for split in sizes if split not in cut}
-        return {**cut, **given}
+        order = dict.fromkeys(("train", "validation", "test", *sizes))
+        return {split: (cut | given)[split] for split in order}
 
     def _folds(self, sizes: Mapping[str, int], contents: Callable[[str], Contents], owner: str) -> Pieces:
         stored = [split for split in ("train", "validation") if split in sizes]

@@ -124,7 +124,7 @@ class Dataset:
           UsageError: the split is too large to be kept decoded, and no folder of files.
         """
         if isinstance(self._store, FolderStore):
-            damage = Damage(self.name, self._on_error, announced=5, limits=self._limits)
+            damage = Damage(self.name, self._on_error, limits=self._limits)
             every, labels = self._store.contents(split, damage), self._store.labels(split)
             good = np.array([content != BAD for content in every])
             names = [
