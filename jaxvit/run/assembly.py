@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxvit import own_code
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import evaluation_transform, flip_key, geometric_transform, mirrored, training_transform
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.sharding import over_images
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly

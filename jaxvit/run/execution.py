@@ -16,7 +16,8 @@ from typing import Any
 import jax
 
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.sources import Dataset, Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.data.sources import Dataset
 from jaxvit.devices import processes
 from jaxvit.devices.sharding import make_mesh, shard_state
 from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line

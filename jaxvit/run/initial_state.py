@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import evaluation_transform
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import processes
 from jaxvit.errors import UsageError, first_line
 from jaxvit.models.initial_sites import Stem, start_attention, start_positions, start_stem, stem_input, survey

@@ -15,7 +15,7 @@ import numpy as np
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.batches import TrainOrder
 from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import hardware, runtime
 from jaxvit.devices.sharding import own_rows, place_batch, place_call, replicate, split_batch
 from jaxvit.run.assembly import Assembly
