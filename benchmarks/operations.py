@@ -1,4 +1,4 @@
-"""Measures the implementations of each operation: the basis of the choices in `jaxvit.ops.ways`.
+"""Measures the implementations of each operation: the basis of the choices in `jaxvit.ops.implementations`.
 
     python benchmarks/operations.py [NAME …]
 
@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxvit.layers import Attention
-from jaxvit.ops import dropout, max_pool, ways
+from jaxvit.ops import dropout, implementations, max_pool
 from jaxvit.ops.activations import gelu
 
 TURNS = 9
 KEY = jax.random.key(0)
 
-Cases = dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]  # way -> function and its arguments
+Cases = dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]  # implementation -> function and its arguments
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -49,9 +49,9 @@ def both(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def by(way: dict[str, str], function: Callable[..., Any]) -> Callable[..., Any]:
+def by(chosen: dict[str, str], function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        with ways.use(way):
+        with implementations.use(chosen):
             return function(*arguments)
 
     return run
@@ -80,8 +80,8 @@ def measure(title: str, cases: Cases) -> None:
 def dropouts() -> None:
     x = normal(1, 256, 64, 512)
     cases: Cases = {"multiplication only": (lambda x: x * 1.1, (x,))}
-    for way in ways.WAYS["noise"]:
-        cases[way] = (by({"noise": way}, lambda x: dropout(x, 0.1, KEY)), (x,))
+    for name in implementations.IMPLEMENTATIONS["noise"]:
+        cases[name] = (by({"noise": name}, lambda x: dropout(x, 0.1, KEY)), (x,))
     measure(f"dropout of {x.size / 1e6:.1f} M elements", cases)
 
 
@@ -101,7 +101,8 @@ def max_pools() -> None:
     for shape in ((128, 32, 32, 64), (128, 16, 16, 128)):
         x = jax.nn.relu(normal(3, *shape))
         cases = {
-            way: (by({"max_pool": way}, lambda x: max_pool(x, padding="SAME")), (x,)) for way in ways.WAYS["max_pool"]
+            name: (by({"max_pool": name}, lambda x: max_pool(x, padding="SAME")), (x,))
+            for name in implementations.IMPLEMENTATIONS["max_pool"]
         }
         measure(f"3x3 max-pooling of {shape}", cases)
 
@@ -116,12 +117,12 @@ def attentions() -> None:
         layer = Attention(heads=heads, head_dim=head_dim, dropout=0.1)
         variables = layer.init(KEY, x, train=False)
         cases = {}
-        for way in ways.WAYS["attention"]:
+        for name in implementations.IMPLEMENTATIONS["attention"]:
 
             def run(variables: Any, x: jax.Array, layer: Attention = layer) -> jax.Array:
                 return layer.apply(variables, x, train=True, rngs={"dropout": KEY})
 
-            cases[way] = (by({"attention": way}, run), (variables, x))
+            cases[name] = (by({"attention": name}, run), (variables, x))
         measure(f"attention, {heads} heads of {head_dim} on ({batch}, {tokens}, {channels})", cases)
 
 

@@ -26,7 +26,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     # jaxvit does not override a value set by the user; this one keeps jaxlib's default.
     "jaxlib's choice of libraries": ((), {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+reduce"}),
     "pages of 4 KiB": ((), {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}),
-    "plain implementations": (("--ways", "plain"), {}),
+    "plain implementations": (("--implementations", "plain"), {}),
 }
 
 

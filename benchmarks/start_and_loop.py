@@ -30,11 +30,11 @@ from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.devices.sharding import make_mesh
 from jaxvit.models.registry import input_shape
 from jaxvit.run.assembly import assemble
-from jaxvit.run.program import StartOptions, make_job
+from jaxvit.run.program import StartOptions, make_program
 from jaxvit.speed.workloads import DOCUMENTS
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, JsonLines
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.stopping import StopRequest
 
@@ -105,23 +105,23 @@ def loop_seconds(model: str, steps: int, rounds: int = 3) -> tuple[float, float]
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         options, position = StartOptions(False, False, None), Position()
-        job = make_job(plan, assembly, sources, state, mesh, position, options, Path(folder))
+        program = make_program(plan, assembly, sources, state, mesh, position, options, Path(folder))
         for i in range(2 * rounds):
             if i % 2:
                 began = time.perf_counter()
                 for step in range(steps):
-                    state, sums = job.train_step(state, job.train_batch(step, 1), 1)
+                    state, sums = program.train_step(state, program.train_batch(step, 1), 1)
                 jax.block_until_ready(sums)
                 bare.append((time.perf_counter() - began) / steps)
                 continue
-            part = dataclasses.replace(job, steps=steps, steps_per_epoch=steps, checkpoint_every=steps)
+            part = dataclasses.replace(program, steps=steps, steps_per_epoch=steps, checkpoint_every=steps)
             checkpoints = Checkpoints(Path(folder) / f"checkpoints{i}")
             journal = Journal([JsonLines(Path(folder) / "metrics.jsonl", 0)])
             with Progress(steps, steps, console=Console(file=io.StringIO())) as progress:
-                course = Course(part, Position(), checkpoints=checkpoints, journal=journal, progress=progress)
-                state = fit(part, state, [course], stop=StopRequest())
+                tracker = RunTracker(part, Position(), checkpoints=checkpoints, journal=journal, progress=progress)
+                state = fit(part, state, [tracker], stop=StopRequest())
             # Saving is counted separately, and happens only at the last step.
-            whole.append(course.position.seconds["train"] / steps)
+            whole.append(tracker.position.seconds["train"] / steps)
             journal.close()
             checkpoints.close()
     return statistics.median(bare), statistics.median(whole)

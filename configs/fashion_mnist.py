@@ -71,7 +71,7 @@ def _train_as_the_article(model: str, images: int) -> ConfigDict:
     config.optim.name, config.optim.eps = "adam", 1e-7
     config.optim.schedule, config.optim.warmup = "constant", "0 steps"
     config.optim.weight_decay = 0.0
-    config.train.ways = "plain"  # the article's speed ratio is for attention with projections
+    config.train.implementations = "plain"  # the article's speed ratio is for attention with projections
     config.train.duration = "6 epochs"
     config.train.batch_size = 32
     return config

@@ -29,8 +29,8 @@ PEERS = {
 }
 
 
-def make_peer(name: str, *, amp: bool, compile_mode: str, ways: str) -> Peer:
-    """Imports a framework and creates its peer. `ways`: implementations of jaxvit's operations.
+def make_peer(name: str, *, amp: bool, compile_mode: str, implementations: str) -> Peer:
+    """Imports a framework and creates its peer. `implementations`: implementations of jaxvit's operations.
 
     Raises:
       MissingPackageError: the framework or its compiler is not installed.
@@ -50,7 +50,7 @@ def make_peer(name: str, *, amp: bool, compile_mode: str, ways: str) -> Peer:
     if name == "jaxvit":
         from .jaxvit_peer import JaxvitPeer
 
-        return JaxvitPeer(amp=amp, ways=ways)
+        return JaxvitPeer(amp=amp, implementations=implementations)
     if name.startswith("keras"):
         os.environ["KERAS_BACKEND"] = "jax" if name == "keras-jax" else "tensorflow"
         from .keras_peer import KerasPeer
@@ -86,7 +86,9 @@ def main() -> int:
     parser.add_argument("--model", required=True, choices=tuple(WORKLOADS))
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16, keep weights in float32")
     parser.add_argument("--compile_mode", default="default", help="mode of torch.compile; 'reduce-overhead' suits GPUs")
-    parser.add_argument("--ways", default="fast", choices=("fast", "plain"), help="of jaxvit, see jaxvit.ops.ways")
+    parser.add_argument(
+        "--implementations", default="fast", choices=("fast", "plain"), help="of jaxvit, see jaxvit.ops.implementations"
+    )
     options = parser.parse_args()
 
     # stdout is reserved for answers: prints of the frameworks go to stderr.
@@ -94,7 +96,9 @@ def main() -> int:
     os.dup2(2, 1)
     began = time.perf_counter()
     try:
-        peer = make_peer(options.peer, amp=options.amp, compile_mode=options.compile_mode, ways=options.ways)
+        peer = make_peer(
+            options.peer, amp=options.amp, compile_mode=options.compile_mode, implementations=options.implementations
+        )
     except MissingPackageError as missing:
         print(f"{MISSING}{missing}", file=answers, flush=True)
         return 0

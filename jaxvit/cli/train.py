@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
             plan = resolve(config, devices=hardware.device_count(), overrides=overrides)
             return plan, assemble(plan, overrides)
 
-        plan, assembly = processes.everywhere(plan_it)
+        plan, assembly = processes.on_all(plan_it)
         print_plan(plan, assembly.abstract_state.params, assembly.schedule)
         return 0
     train(

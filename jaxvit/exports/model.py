@@ -51,7 +51,7 @@ class ExportModel:
 
         Args:
           images_BHWC: the images.
-          by: ways of some operations, see `jaxvit.ops.ways`; the others are computed as in training.
+          by: {operation: implementation}, see `jaxvit.ops.implementations`; the others are computed as in training.
         """
         return self._of_classes(self._variables(), images_BHWC, by)
 

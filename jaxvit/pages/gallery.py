@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.figures import evaluation, maps
 from jaxvit.figures.architecture import draw_architecture

@@ -14,7 +14,7 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import flip_key, geometric_transform, mirrored, training_transform
 from jaxvit.data.batches import TrainBatches
 from jaxvit.data.colour import denormalize
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.figures.images import draw_batch, draw_patches
 from jaxvit.files import make_writable
 from jaxvit.training.state import derive_key

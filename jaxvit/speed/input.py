@@ -16,7 +16,8 @@ from jaxvit.data.augment import flip_key, training_transform
 from jaxvit.data.batches import TrainBatches, TrainOrder
 from jaxvit.data.decoding import decode_records
 from jaxvit.data.feed import ResidentFeed, StreamFeed
-from jaxvit.data.sources import Dataset, Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.data.sources import Dataset
 from jaxvit.run.assembly import assemble
 
 SECONDS = 2.0  # duration of each measurement, after a warm-up

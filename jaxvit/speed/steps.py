@@ -29,11 +29,11 @@ from jaxvit.devices.sharding import make_mesh, place_batch, replicated, shard_st
 from jaxvit.errors import UsageError
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_macs, count_params
-from jaxvit.run.program import StartOptions, make_feed, make_job, make_train_program
+from jaxvit.run.program import StartOptions, make_feed, make_program, make_train_program
 from jaxvit.speed.subject import STEPS, Subject
 from jaxvit.speed.timing import Runner, spread, stopwatch, time_in_turns
 from jaxvit.training.journal import Journal, JsonLines
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.stopping import StopRequest
 
@@ -98,7 +98,7 @@ class Bench:
         self.trace, self.compile_cold, program = self._compile()
         self.program_bytes = _program_bytes(program)
         _, self.compile_cached, _ = self._compile()
-        self._job = make_job(
+        self._program = make_program(
             plan,
             assembly,
             {"train": self._source},
@@ -132,7 +132,7 @@ class Bench:
     def train(self, calls: int) -> None:
         """Calls the training step `calls` times on one batch."""
         for _ in range(calls):
-            self._state, sums = self._job.train_step(self._state, self._call, self.steps_per_call)
+            self._state, sums = self._program.train_step(self._state, self._call, self.steps_per_call)
         jax.block_until_ready((self._state, sums))
 
     def _drain(self) -> None:
@@ -146,7 +146,7 @@ class Bench:
         began = time.perf_counter()
         for _ in range(calls):
             call = self._feed(self._take(self.steps_per_call), self.steps_per_call)
-            self._state, sums = self._job.train_step(self._state, call, self.steps_per_call)
+            self._state, sums = self._program.train_step(self._state, call, self.steps_per_call)
         jax.block_until_ready((self._state, sums))
         return time.perf_counter() - began
 
@@ -155,12 +155,12 @@ class Bench:
         self._drain()
         steps = calls * self.steps_per_call
         start = self._take(steps)
-        job = dataclasses.replace(
-            self._job, steps=start + steps, steps_per_epoch=2 * STEPS, checkpoint_every=2 * STEPS, validation=None
+        program = dataclasses.replace(
+            self._program, steps=start + steps, steps_per_epoch=2 * STEPS, checkpoint_every=2 * STEPS, validation=None
         )
         position, unsaved = Position(step=start), _Unsaved()
-        course = Course(job, position, checkpoints=unsaved, journal=self._journal, progress=self._progress)  # type: ignore[arg-type]
-        self._state = fit(job, self._state, [course], stop=StopRequest())
+        tracker = RunTracker(program, position, checkpoints=unsaved, journal=self._journal, progress=self._progress)  # type: ignore[arg-type]
+        self._state = fit(program, self._state, [tracker], stop=StopRequest())
         return position.seconds["train"]
 
     def input_on_device(self) -> Callable[[int], None]:

@@ -19,7 +19,7 @@ from jaxvit.data.colour import denormalize
 from jaxvit.data.settings import Augmentation
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
-from jaxvit.ops import ways
+from jaxvit.ops import implementations
 from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
 from jaxvit.trained import hub
 from jaxvit.trained.facts import REMEDY, ModelFacts, read_model
@@ -60,9 +60,9 @@ class Loaded:
     own_code: bool = False
 
     @property
-    def ways(self) -> str:
-        """In which of the `jaxvit.ops.ways` it was trained, and is computed here."""
-        return self.config.train.get("ways", "fast")
+    def implementations(self) -> str:
+        """The `jaxvit.ops.implementations` it was trained with and runs with: "fast" or "plain"."""
+        return self.config.train.get("implementations", "fast")
 
     def _checked(self, images_BHWC: Any) -> Any:
         if not hasattr(images_BHWC, "dtype"):  # a list of images
@@ -95,9 +95,9 @@ class Loaded:
         Args:
           variables: of the model.
           images_BHWC: uint8 [B, *image_shape].
-          by: ways of some operations, see `jaxvit.ops.ways`; the others are computed as in training.
+          by: {operation: implementation}, see `jaxvit.ops.implementations`; the others are computed as in training.
         """
-        with ways.use(self.ways), ways.use(by or {}):
+        with implementations.use(self.implementations), implementations.use(by or {}):
             return self.model.apply(variables, self.preprocess(images_BHWC), train=False)
 
     @cached_property

@@ -227,21 +227,21 @@ def test_a_queue_stands_still_for_a_timing_and_ends_between_runs(machine, monkey
     """The timing begins while the first run trains, nothing is computed until it ends; that run uses up the limit."""
     words, folder = machine(runs="runs")
     events, asking = [], []
-    book = loop.Course.book
+    book = loop.RunTracker.book
 
-    def booked(course, step, *rest):
+    def booked(tracker, step, *rest):
         events.append(f"step {step}")
         if step == 3:
             asking.append(quiet.asked(patience=0.0))
             asking[0].__enter__()
-        book(course, step, *rest)
+        book(tracker, step, *rest)
 
     def sleep(seconds):
         events.append("waits")
         if events.count("waits") == 3:
             asking[0].__exit__(None, None, None)
 
-    monkeypatch.setattr(loop.Course, "book", booked)
+    monkeypatch.setattr(loop.RunTracker, "book", booked)
     monkeypatch.setattr("jaxvit.reproduce.supervisor._LOOK_SECONDS", 0.0)
     clock = SimpleNamespace(sleep=sleep, monotonic=lambda: 1e6 * (folder / "results.csv").exists())
     monkeypatch.setattr("jaxvit.reproduce.supervisor.time", clock)
