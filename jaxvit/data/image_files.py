@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from jaxvit.data.image_kinds import HEAD, HEIC_REMEDY, RAW_ENDINGS, ending_of, h
 NAMED = 3  # of what is passed over for one reason
 # Left by systems: copies of the photos, small ones in the case of @eaDir, or what was deleted.
 _SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information"))
+
+_NO_TEXT = re.compile("[\udc80-\udcff]")  # bytes of names, as Python reads them
 
 HIDDEN = "hidden files or folders"
 SYSTEM = "folders of the system's own"
@@ -135,7 +138,7 @@ def class_name(folder: str) -> str:
       >>> class_name("café"), class_name(os.fsdecode(b"caf\xe9"))
       ('café', 'caf\\xe9')
     """
-    return os.fsencode(folder).decode("utf-8", "backslashreplace")
+    return _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", folder)
 
 
 def walk_images(folder: str, passed_over: PassedOver, skip: Collection[str] = ()) -> Iterator[str]:

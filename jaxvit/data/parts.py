@@ -16,7 +16,7 @@ from jaxvit.data.decoding import Damage, Records, decode_records
 from jaxvit.data.depth import hint
 from jaxvit.data.fingerprint import fingerprint
 from jaxvit.data.gathered import Gathered
-from jaxvit.errors import RunFailedError
+from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.files import CHECKSUM, checked_json, checksum, replaced
 from jaxvit.shown import terminal
 
@@ -89,6 +89,21 @@ class StreamedSource:
     @property
     def image_shape(self) -> tuple[int, ...]:
         return self.shape
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N].
+
+        Raises:
+          UsageError: the labels are stored with the images, and to know them all would be to read these.
+        """
+        known = getattr(self.records, "labels", None)
+        if known is None:
+            raise UsageError(
+                f"{self.name}: too large to be kept decoded, and its labels are not known before its images are read; "
+                "set config.data.balance='none'"
+            )
+        return known[self.rows]
 
     @property
     def notes(self) -> dict[str, Any]:
