@@ -13,15 +13,15 @@ from jaxvit.layers.initialisers import attention_kernel
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.arguments import check_array
 from jaxvit.ops.attention import AttentionKernels, absorbing_pays, attend, attend_absorbed
-from jaxvit.ops.ways import way
+from jaxvit.ops.implementations import implementation
 
 
 class Attention(nn.Module):
     """Multi-head self-attention or cross-attention: tokens (B, N, C) to tokens (B, N, C).
 
     If the heads are at least as wide as the tokens, as in the tutorials, a cheaper implementation gives the same
-    result; `jaxvit.ops.ways` chooses. The softmax is float32. If the collection `intermediates` is mutable, the layer
-    sows the attention weights as `attention` (B, heads, queries, keys).
+    result; `jaxvit.ops.implementations` chooses. The softmax is float32. If the collection `intermediates` is mutable,
+    the layer sows the attention weights as `attention` (B, heads, queries, keys).
 
     Attributes:
       heads: number of heads, 1 or more.
@@ -92,7 +92,7 @@ class Attention(nn.Module):
                 name=name,
             )(x_BNC)
 
-        may = way("attention") == "absorbed" and self.has_variable("params", "query") and not self.qk_norm
+        may = implementation("attention") == "absorbed" and self.has_variable("params", "query") and not self.qk_norm
         if may and absorbing_pays(q_BNC.shape, kv_BNC.shape, head_dim):
             if train and self.dropout > 0 and key is None:
                 key = self.make_rng("dropout")

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvit.ops.arguments import check, check_floating, one_of
-from jaxvit.ops.ways import way
+from jaxvit.ops.implementations import implementation
 
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x Φ(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
-    `jaxvit.ops.ways` chooses the implementation. The default computes erf in float32, as PyTorch and TensorFlow do.
-    `jax.nn.gelu` uses erfc, which is more accurate in the left tail, where the result is below 1e-6 in size, and is
-    slower on CPU.
+    `jaxvit.ops.implementations` chooses the implementation. The default computes erf in float32, as PyTorch and
+    TensorFlow do. `jax.nn.gelu` uses erfc, which is more accurate in the left tail, where the result is below 1e-6 in
+    size, and is slower on CPU.
 
     Args:
       x: any shape, any floating dtype.
@@ -31,7 +31,7 @@ def gelu(x: jax.Array) -> jax.Array:
       [-0.159, 0.0, 0.841]
     """
     check_floating("gelu", "x", x)
-    if way("gelu") == "erfc":
+    if implementation("gelu") == "erfc":
         return jax.nn.gelu(x, approximate=False)
     return _gelu_by_erf(x)
 
@@ -54,7 +54,7 @@ def _gelu_by_erf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> t
 def _cumulative(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x in float32 or wider, and the cumulative distribution function of the standard normal at x."""
     wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
-    erf = _rational_erf if way("gelu") == "rational" else jax.lax.erf
+    erf = _rational_erf if implementation("gelu") == "rational" else jax.lax.erf
     return wide, 0.5 * (1.0 + erf(wide * np.asarray(0.5**0.5, wide.dtype)))
 
 

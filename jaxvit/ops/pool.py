@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxvit.ops.arguments import check, check_array, whole
-from jaxvit.ops.ways import way
+from jaxvit.ops.implementations import implementation
 
 Padding = tuple[int, int]
 
@@ -24,9 +24,9 @@ def max_pool(
     The gradient goes to the largest element of the window; among equal ones to the first in row order. Forward and
     reverse mode work, at any order.
 
-    `jaxvit.ops.ways` chooses the implementation. 'window' is XLA's reduce-window. 'slices' pools along the rows, then
-    along the columns. For a derivative it takes the maximum of strided slices and keeps the position of each maximum as
-    one byte; XLA's own gradient takes several times as long on CPU.
+    `jaxvit.ops.implementations` chooses the implementation. 'window' is XLA's reduce-window. 'slices' pools along the
+    rows, then along the columns. For a derivative it takes the maximum of strided slices and keeps the position of each
+    maximum as one byte; XLA's own gradient takes several times as long on CPU.
 
     Args:
       x_BHWC: maps (B, H, W, C).
@@ -53,7 +53,7 @@ def max_pool(
     for size, around in zip(x_BHWC.shape[1:3], (rows, columns), strict=True):
         if size + sum(around) < window or max(around) >= window:
             raise ValueError(f"max_pool: window={window} does not fit maps {x_BHWC.shape} with padding {padding}")
-    if way("max_pool") == "slices":
+    if implementation("max_pool") == "slices":
         for axis, around in ((2, columns), (1, rows)):
             x_BHWC = _max_along(x_BHWC, axis, window, stride, around)
         return x_BHWC

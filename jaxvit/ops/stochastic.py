@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvit.ops.arguments import PATH_RATE, RATE, check, check_floating, whole
-from jaxvit.ops.ways import way
+from jaxvit.ops.implementations import implementation
 
 
 def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -65,7 +65,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Sets elements to zero with probability `rate` and divides the others by 1 - rate.
 
     The rate is rounded to a multiple of 2**-16, and the division uses the rounded rate, so the expected value is exact
-    up to the rounding of x's dtype. `jaxvit.ops.ways` chooses how the noise is drawn.
+    up to the rounding of x's dtype. `jaxvit.ops.implementations` chooses how the noise is drawn.
 
     Args:
       x: any shape, any floating dtype.
@@ -94,7 +94,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         raise ValueError(
             "dropout: a positive rate needs a random key; for a layer or model, pass rngs={'dropout': key}"
         )
-    if way("noise") == "hash":
+    if implementation("noise") == "hash":
         kept = hash_bits(key, x.shape) >= np.uint32(threshold << 16)
     else:
         kept = _random_uint16(key, x.shape) >= np.uint16(threshold)

@@ -28,7 +28,7 @@ from jaxvit.layers import (
     TokenFuser,
     TokenLearner,
 )
-from jaxvit.ops import ways
+from jaxvit.ops import implementations
 
 TOKENS, MAP, IMAGE = jnp.ones((2, 16, 8)), jnp.ones((2, 4, 4, 8)), jnp.ones((2, 8, 8, 3))
 TRAIN = {"train": True}
@@ -185,7 +185,7 @@ def test_forward_mode_works(name, chosen):
     def run(variables, *x):
         return layer.apply(variables, *x, rngs={"dropout": ROOT["dropout"]}, **kwargs)
 
-    with ways.use(chosen):
+    with implementations.use(chosen):
         value, tangent = jax.eval_shape(lambda *x: jax.jvp(run, x, x), variables, *inputs)
     assert value.shape == tangent.shape and value.dtype == tangent.dtype
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxvit import ops
-from jaxvit.ops import ways
+from jaxvit.ops import implementations
 from jaxvit.ops.activations import activation
 from jaxvit.ops.arguments import dtype_name
 from jaxvit.ops.attention import AttentionKernels
@@ -122,9 +122,9 @@ def test_max_pooling_has_all_derivatives():
         by_image = jax.vmap(jax.grad(lambda x: loss(x[None])))(x)
         return forward, gradient, by_image, forward_of_reverse, reverse_of_reverse
 
-    with ways.use({"max_pool": "window"}):
+    with implementations.use({"max_pool": "window"}):
         forward, gradient, _, second, _ = jax.jit(derivatives)(x, t)
-    with ways.use({"max_pool": "slices"}):
+    with implementations.use({"max_pool": "slices"}):
         got = jax.jit(derivatives)(x, t)
     for value, want in zip(got, (forward, gradient, gradient, second, second), strict=True):
         np.testing.assert_allclose(value, want, atol=1e-5)

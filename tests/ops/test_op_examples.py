@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 
 from jaxvit import ops
-from jaxvit.ops import arguments, attention, labels
+from jaxvit.ops import arguments, attention, implementations, labels
 
 SESSION = {"jax": jax, "jnp": jnp, "np": np, **{name: getattr(ops, name) for name in ops.__all__}}
 # Examples of names that are not exported.
 MORE = {
     "AttentionKernels": attention.AttentionKernels,
     "dtype_name": arguments.dtype_name,
+    "implementation": implementations.implementation,
     "one_hot": labels.one_hot,
+    "use": implementations.use,
 }
 
 
-@pytest.mark.parametrize("name", sorted([*ops.__all__, "dtype_name", "one_hot"]))
+@pytest.mark.parametrize("name", sorted([*ops.__all__, "dtype_name", "one_hot", "use"]))
 def test_example(name):
     session = {**SESSION, **MORE}
     (test,) = doctest.DocTestFinder(recurse=False).find(session[name], name, globs=session)
