@@ -2,21 +2,10 @@
 
 | operation | plain | alternative | fastest on |
 |---|---|---|---|
-| `attention` | `plain`: projects queries, keys and values | `absorbed`: multiplies the key and value kernels into the
-query and output kernels, where heads are at least as wide as the tokens
-| CPU
-|
-| `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: compares strided slices |
-CPU
-|
-| `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and keeps only the input for the gradient; `rational`: the
-same without XLA's erf, for export
-| all
-|
-| `noise` | `threefry`: jax's default generator | `hash`: hashes each element's index, fused with the operation that
-uses the noise
-| all
-|
+| `attention` | `plain`: projects queries, keys and values | `absorbed`: multiplies the key and value kernels into the query and output kernels, where heads are at least as wide as the tokens | CPU |
+| `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: compares strided slices | CPU |
+| `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and keeps only the input for the gradient; `rational`: the same without XLA's erf, for export | all |
+| `noise` | `threefry`: jax's default generator | `hash`: hashes each element's index, fused with the operation that uses the noise | all |
 
 Without noise, all implementations agree up to rounding. `hash` draws different, equally distributed noise. So does
 `absorbed` with attention dropout, because it lays out the attention weights differently. docs/performance.md has the
