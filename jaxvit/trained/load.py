@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxvit.data.augment import evaluation_transform
 from jaxvit.data.colour import denormalize
-from jaxvit.data.settings import Augmentation
+from jaxvit.data.settings import Preprocessing
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
 from jaxvit.ops import implementations
@@ -43,7 +43,7 @@ class Loaded:
       input_shape: [H, W, C] of what the model sees.
       step: how many steps it had been trained for.
       weights: 'model' or 'ema'.
-      augmentation: of its training; `preprocess` does the part of it that evaluation has too.
+      preprocessing: settings of `preprocess`, which are those of the run's evaluation.
       own_code: whether code may be run that the run's files name; see `load`.
     """
 
@@ -56,7 +56,7 @@ class Loaded:
     input_shape: tuple[int, ...]
     step: int
     weights: str
-    augmentation: Augmentation
+    preprocessing: Preprocessing
     own_code: bool = False
 
     @property
@@ -83,11 +83,11 @@ class Loaded:
         Raises:
           UsageError: they have another shape or type.
         """
-        return evaluation_transform(self.augmentation)(jnp.asarray(self._checked(images_BHWC)))
+        return evaluation_transform(self.preprocessing)(jnp.asarray(self._checked(images_BHWC)))
 
     def pictures(self, images_BHWC: Any) -> np.ndarray:
         """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""
-        return denormalize(self.preprocess(images_BHWC), self.augmentation.mean, self.augmentation.std)
+        return denormalize(self.preprocess(images_BHWC), self.preprocessing.mean, self.preprocessing.std)
 
     def apply(self, variables: Any, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
         """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program.
@@ -159,7 +159,7 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
         input_shape=facts.input_shape,
         step=step,
         weights=chosen,
-        augmentation=facts.augmentation,
+        preprocessing=facts.preprocessing,
         own_code=own_code,
     )
     _check_that_it_fits(loaded, facts)
