@@ -71,7 +71,9 @@ def data_name(text: str) -> str:
 
 def default_workdir(name: str, folds: int = 0) -> str:
     """Where a run on a data set goes, if nothing is said: 'runs/photos', 'runs/photos-5folds'."""
-    last = Path(name.partition(":")[2]).stem if name.startswith((PREFIX, TABLE_PREFIX)) else name.replace(":", ".")
+    path = Path(name.partition(":")[2])
+    last = path.name if name.startswith(PREFIX) else path.stem if name.startswith(TABLE_PREFIX) else name
+    last = last.replace(":", ".").replace("/", "-")
     return os.path.join("runs", (last.lstrip(".") or "photos") + (f"-{folds}folds" if folds else ""))
 
 
@@ -157,16 +159,16 @@ def _parts(stored: Dataset, folds: int) -> dict[str, object]:
     there = stored.stored_sizes
     if "train" not in there:
         raise UsageError(f"--data: {stored.name} has no training images; it has {', '.join(there)}")
-    parts = {f"data.{part}": part for part in ("train", "validation", "test")}
+    parts: dict[str, object] = {f"data.{part}": part for part in ("train", "validation", "test")} | {"data.cut": ""}
     if folds or {"validation", "test"} <= set(there):
         return parts
     if stored.can_be_cut("train"):
         return parts | {"data.cut": "content"}
-    if "test" in there:
+    if "test" in there:  # too large to be cut by content
         return parts | {"data.train": "train[:90%]", "data.validation": "train[90%:]"}
     if "validation" in there:
         return parts | {"data.train": "train[:90%]", "data.test": "train[90%:]"}
-    return {"data.train": "train[:80%]", "data.validation": "train[80%:90%]", "data.test": "train[90%:]"}
+    return parts | {"data.train": "train[:80%]", "data.validation": "train[80%:90%]", "data.test": "train[90%:]"}
 
 
 def _side(stored: Dataset, config: ConfigDict) -> tuple[int, str]:

@@ -15,7 +15,6 @@ from jaxvit.data.decoding import Limits
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError
-from jaxvit.shown import terminal
 
 if TYPE_CHECKING:
     from jaxvit.config.plan_types import DataPlan
@@ -94,13 +93,13 @@ def check_classes(dataset: Dataset, data: DataPlan, chosen: Sequence[int]) -> No
     names = data.class_names
     if len(names) == 1:
         raise UsageError(
-            f"config.data.name='{data.name}': there is one class, '{terminal(names[0])}', and nothing to tell it from; "
+            f"config.data.name='{data.name}': there is one class, '{names[0]}', and nothing to tell it from; "
             "a folder for each class, two or more, makes a set of photos: PATH/CLASS/IMAGE.jpg"
         )
     untaught = dataset.without_training_images
     if untaught:
         kept = tuple(i for i, name in zip(chosen or range(len(names)), names, strict=True) if name not in untaught)
-        what = ", ".join(map(terminal, itertools.islice(untaught, 3))) + (", …" if len(untaught) > 3 else "")
+        what = ", ".join(itertools.islice(untaught, 3)) + (", …" if len(untaught) > 3 else "")
         raise UsageError(
             f"config.data.name='{data.name}': {len(untaught)} of its {len(names)} classes ({what}) have no image in "
             f"train, so no model could learn them; add images, or leave them out with --config.data.classes='{kept}'"

@@ -34,6 +34,7 @@ from jaxvit.errors import UsageError
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.shown import terminal
 
+_said: set[str] = set()  # by this process
 _NO_ROWS = np.zeros(0, np.int64)
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 
@@ -362,7 +363,9 @@ class Dataset:
             if skipped:
                 shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
                 said = f"warning: {self.name} {split}: {skipped} damaged images are left out: {shown}"
-                print(terminal(said), file=sys.stderr)
+                if said not in _said:  # a start opens the set more than once
+                    _said.add(said)
+                    print(terminal(said), file=sys.stderr, flush=True)
         return self._decoded[split]
 
     def _kept(self, split: str) -> np.ndarray:

@@ -85,6 +85,12 @@ OTHER = {
     "data.train": ("train[:59]", {}),
     "data.validation": ("train[60:89]", {}),
     "data.test": ("test[:24]", {}),
+    "data.cut": ("content", {}),
+    "data.folds": (2, {}),
+    "data.fold": (1, {"data__folds": 2}),
+    "data.balance": ("loss", {}),
+    "data.balance_by": ("effective", {"data__balance": "loss"}),
+    "data.balance_beta": (0.5, {"data__balance": "loss", "data__balance_by": "effective"}),
     "augment.mean": ((), {}),
     "augment.std": ((0.5,), {}),
     "augment.train": ("random_resized_crop", NO_CROP),
@@ -234,12 +240,12 @@ def look(config):
     evaluate, totals = jax.jit(assembly.eval_step()), {}
     for batch in evaluation_batches(dataset.read(plan.data.test), t.eval_batch_size):
         for name, value in evaluate(state.chosen_variables, batch).items():
-            totals[name] = totals.get(name, 0.0) + float(value)
+            totals[name] = totals.get(name, 0.0) + np.asarray(value, float)
     return {
         "batches": seen,
         "parameters": jax.device_get((state.params, state.ema)),
         "rates": np.array([assembly.schedule(i) for i in range(t.steps)]),
-        "test": {name: np.float32(round(value, 4)) for name, value in totals.items()},
+        "test": {name: np.round(value, 4).astype(np.float32) for name, value in totals.items()},
         "lengths": (t.steps, t.steps_per_epoch, t.patience_epochs),
         "splits": (plan.data.train_count, plan.data.validation_count, plan.data.test_count),
         "monitor": t.monitor,
