@@ -102,6 +102,12 @@ OTHER = {
     "data.train": ("train[:59]", {}),
     "data.validation": ("train[60:89]", {}),
     "data.test": ("test[:24]", {}),
+    "data.cut": ("content", {}),
+    "data.folds": (2, {}),
+    "data.fold": (1, {"data__folds": 2}),
+    "data.balance": ("loss", {}),
+    "data.balance_by": ("effective", {"data__balance": "loss"}),
+    "data.balance_beta": (0.5, {"data__balance": "loss", "data__balance_by": "effective"}),
     "augment.mean": ((), {}),
     "augment.std": ((0.5,), {}),
     "augment.train": ("random_resized_crop", NO_CROP),
@@ -280,8 +286,8 @@ class Run:
         batches = evaluation_batches(self.dataset.read(self.plan.data.test), self.plan.train.eval_batch_size)
         for batch in batches:
             for name, value in evaluate(self.final_state.chosen_variables, batch).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return {name: np.float32(round(value, 4)) for name, value in totals.items()}
+                totals[name] = totals.get(name, 0.0) + np.asarray(value, float)
+        return {name: np.round(value, 4).astype(np.float32) for name, value in totals.items()}
 
 
 PARTS = ("numbers", "rates", "initial_parameters", "given", "final_parameters", "test")
