@@ -99,7 +99,7 @@ def test_no_file_imports_itself_by_way_of_others():
 
 def test_verbs_are_leaves():
     """Nothing imports the command line, and no verb imports another."""
-    shared = ("jaxvit.cli.command_line", "jaxvit.cli.options", "jaxvit.cli.other_libraries")
+    shared = ("jaxvit.cli.command_line", "jaxvit.cli.options", "jaxvit.cli.other_libraries", "jaxvit.cli.streams")
     for name, file in modules().items():
         for target in imports_of(file):
             if target.startswith("jaxvit.cli") and not (name == "jaxvit.__main__" or package_of(name) == "cli"):
