@@ -13,6 +13,7 @@ import ast
 import io
 import random
 import re
+import textwrap
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -351,6 +352,13 @@ def hits(file: Path) -> list[tuple[int, str, str]]:
     return found
 
 
+def whole_docstrings(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of each docstring in a Python file."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            yield node.body[0].lineno, text
+
+
 def files() -> list[Path]:
     found = [*CODE, *PAGES, *COMMENTED, "tests/**/*.py"]
     every = {file for pattern in found for file in ROOT.glob(pattern) if file.is_file()}
@@ -405,12 +413,17 @@ def main() -> None:
     chosen = [file for file in files() if re.search(options.only, file.relative_to(ROOT).as_posix())]
     if options.sample:
         draw = random.Random(options.seed)
-        pieces = [(file, piece) for file in chosen for piece in prose_of(file)]
-        for kind, count in (("docstring", options.sample), ("paragraph", round(0.4 * options.sample))):
-            of_kind = [(file, piece) for file, piece in pieces if piece.kind == kind]
-            print(f"\n==== {min(count, len(of_kind))} of {len(of_kind)} {kind}s\n")
-            for file, piece in draw.sample(of_kind, min(count, len(of_kind))):
-                print(f"{file.relative_to(ROOT)}:{piece.line}\n    {piece.text}\n")
+        code = [(file, *whole) for file in chosen if file.suffix == ".py" for whole in whole_docstrings(file)]
+        pages = [(file, p.line, p.text) for file in chosen if file.suffix == ".md" for p in prose_of(file)]
+        pages = [piece for piece in pages if len(piece[2].split()) > 9]
+        for kind, pieces, count in (
+            ("docstring", code, options.sample),
+            ("paragraph", pages, round(0.4 * options.sample)),
+        ):
+            drawn = draw.sample(pieces, min(count, len(pieces)))
+            print(f"\n==== {len(drawn)} of {len(pieces)} {kind}s\n")
+            for file, line, text in drawn:
+                print(f"{file.relative_to(ROOT)}:{line}\n{textwrap.indent(text, '    ')}\n")
         return
     total = 0
     for file in chosen:

@@ -55,8 +55,8 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="a folder of photos, a table of files and labels (.csv, .jsonl) or a prepared data set; derives image size, "
-        "batch size, duration and splits, and without --config also the model",
+        help="a folder of photos, a table of files and labels (.csv, .jsonl) or a prepared data set; derives image "
+        "size, batch size, duration and splits, and without --config also the model",
     )
     parser.add_argument("--folds", type=int, default=0, metavar="K", help="cross-validation with K runs, one per fold")
     parser.add_argument(
