@@ -152,7 +152,7 @@ def _leave(code: int, met: BaseException | None) -> NoReturn:
         processes.leave()
     if not agreed or code not in (errors.DONE, errors.USAGE):
         # The other processes do not know about this error, so waiting for them would hang. After a failure, background
-        # threads would also delay the exit and print errors of their own.
+        # threads would also delay the exit and print errors.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

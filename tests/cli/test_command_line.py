@@ -1,4 +1,4 @@
-"""Verbs, help and exit codes, through the same door that a user takes."""
+"""Verbs, help and exit codes, called as a user calls them."""
 
 import errno
 import subprocess

@@ -1,4 +1,4 @@
-"""Derived numbers, and everything that `resolve` refuses."""
+"""`resolve`: derived numbers, and errors."""
 
 import dataclasses
 
