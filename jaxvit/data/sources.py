@@ -29,14 +29,23 @@ from jaxvit.data.image_folder import PREFIX, FolderStore, open_image_files
 from jaxvit.data.label_table import TABLE_PREFIX
 from jaxvit.data.own import OwnStore
 from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.data.photo_folder import LeftOut
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import UsageError
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.shown import terminal
 
+_said: set[str] = set()
 _NO_ROWS = np.zeros(0, np.int64)
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
+
+
+def _warn_once(said: str) -> None:
+    """Prints a warning on stderr, once a process: a start opens a set more than once."""
+    if said not in _said:
+        _said.add(said)
+        print(terminal(said), file=sys.stderr, flush=True)
 
 
 class Dataset:
@@ -110,6 +119,59 @@ class Dataset:
     def split_sizes(self) -> dict[str, int]:
         """Images in each split, of the classes kept."""
         return {split: self._size(split) for split in self._pieces}
+
+    @property
+    def stored_sizes(self) -> dict[str, int]:
+        """Images of each split as it is stored, all classes and damaged ones included."""
+        return dict(self._store.sizes)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether each image is a file of its own: a folder or a table."""
+        return isinstance(self._store, FolderStore)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the images are used as they are stored, or all have the size that the set states."""
+        return not self.has_files and None not in self._store.image_shape
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the images have no colour; of files, a sample of them."""
+        return self._store.is_grey if isinstance(self._store, FolderStore) else self._store.channels == 1
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What a folder or a table holds that is no part of the set, and images that cannot be decoded."""
+        found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
+        bad = [(decoded.skipped[0], decoded.skipped[1][:3]) for decoded in self._decoded.values() if decoded.skipped[0]]
+        return (*found, *(LeftOut("images that cannot be decoded", count, names) for count, names in bad))
+
+    def sample_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
+        if isinstance(self._store, FolderStore):
+            return self._store.sample_sizes()
+        height, width = self._store.image_shape[:2]
+        return [(height, width)] if height and width else []
+
+    def can_be_cut(self, split: str) -> bool:
+        """Whether a stored split can be cut by content: it has files, or is small enough to be kept decoded."""
+        return self.has_files or self._fits(split)
+
+    def changed(self, *, side: int, cut: Cut | None) -> Dataset:
+        """The same data set with another side and cut; its folder is not looked through again."""
+        options = {"classes": self._classes, "on_error": self._on_error, "limits": self._limits}
+        return Dataset(self._store, **options, side=side, cut=cut)
+
+    @property
+    def without_training_images(self) -> tuple[str, ...]:
+        """Classes of a folder or a table that are kept, and have images, but none in `train`.
+
+        () for other sets, whose labels are not known before their images are read.
+        """
+        if not isinstance(self._store, FolderStore):
+            return ()
+        return tuple(name for name in self._store.found.without_training_images() if name in self.class_names)
 
     @cached_property
     def _pieces(self) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -320,9 +382,9 @@ class Dataset:
             if skipped:
                 shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
                 said = f"warning: {self.name} {split}: {skipped} damaged images are left out: {shown}"
-                print(terminal(said), file=sys.stderr)
+                _warn_once(said)
             if said := hint(self._decoded[split].depth, self._white):
-                print(terminal(f"warning: {self.name} {split}: {said}"), file=sys.stderr)
+                _warn_once(f"warning: {self.name} {split}: {said}")
         return self._decoded[split]
 
     def _kept(self, split: str) -> np.ndarray:

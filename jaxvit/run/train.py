@@ -20,6 +20,7 @@ from jaxvit.files import refuse_backslash
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
+from jaxvit.run.folds import train_folds
 from jaxvit.run.messages import print_finished
 from jaxvit.run.program import StartOptions
 from jaxvit.run.seeds import train_seeds
@@ -76,7 +77,7 @@ def train(
         return print_finished(finished, path)
     options = StartOptions(debug_nans, fall_back, profile)
 
-    def prepare() -> tuple[Dataset, Plan, Assembly]:
+    def prepare(config: ConfigDict = config) -> tuple[Dataset, Plan, Assembly]:
         dataset = dataset_of(config)
         plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
         if profile and profile[0] > plan.train.steps:
@@ -89,6 +90,8 @@ def train(
         opened = processes.on_first(lambda: RunDirectory(path, config))
         run = processes.on_all(lambda: opened or RunDirectory(path, config, writes=False))
         with contextlib.closing(run):
+            if config.data.folds and config.data.fold < 0:
+                return train_folds(run, prepare, options, stop)
             if plan.seeds:
                 return train_seeds(run, plan, assembly, dataset, options, stop)
             result = processes.broadcast_from_first(lambda: run.result)

@@ -63,7 +63,7 @@ def test_of_two_the_one_that_is_further_stays(runs, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == (runs / "b" / "seed_1" / "metrics.jsonl").read_bytes()
     config = read_json(run / "config.json")  # without its checksum
     (run / "config.json").write_text(json.dumps(config | {"config_hash": "0" * 16}))
-    with pytest.raises(UsageError, match=r"b/seed_1 is a run of another config than .*; move one of them away"):
+    with pytest.raises(UsageError, match=r"b/seed_1 has another config than .*; move one of them away"):
         unpack(tmp_path / "x.tar", tmp_path / "x")
 
 
