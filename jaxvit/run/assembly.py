@@ -19,12 +19,12 @@ from jax.sharding import Mesh
 from jaxvit import own_code
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import evaluation_transform, flip_key, geometric_transform, mirrored, training_transform
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.sharding import over_images
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.registry import create_model
-from jaxvit.ops import ways
+from jaxvit.ops import implementations
 from jaxvit.run.initial_state import InitialValues, initial_values
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
@@ -108,7 +108,14 @@ class Assembly:
         flips = flip_key(key) if settings.alternates else None
         return make_loss(
             self.apply_plainly if plainly else self.apply,
-            training_transform(settings, self.classes, self.plan.train.label_smoothing, each=each, flips=flips),
+            training_transform(
+                settings,
+                self.classes,
+                self.plan.train.label_smoothing,
+                each=each,
+                flips=flips,
+                class_weights=self.plan.data.loss_weights,
+            ),
             key,
             axis_name=axis_name,
         )
@@ -147,7 +154,8 @@ class Assembly:
 
     def eval_step(self, axis_name: str | None = None) -> Callable[..., Any]:
         """The pure evaluation step of this run."""
-        return make_eval_step(self.apply, evaluation_transform(self.plan.augment), axis_name=axis_name)
+        transform, by_class = evaluation_transform(self.plan.augment), self.plan.train.by_class
+        return make_eval_step(self.apply, transform, axis_name=axis_name, by_class=by_class)
 
 
 def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
@@ -185,7 +193,7 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
 
     def applying(model: nn.Module) -> Callable[..., jax.Array]:
         def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-            with ways.use(plan.train.ways):
+            with implementations.use(plan.train.implementations):
                 return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
 
         return apply

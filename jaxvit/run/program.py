@@ -15,7 +15,7 @@ import numpy as np
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.batches import TrainOrder
 from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import hardware, runtime
 from jaxvit.devices.sharding import own_rows, place_batch, place_call, replicate, split_batch
 from jaxvit.run.assembly import Assembly
@@ -201,8 +201,9 @@ def make_feed(
 ) -> ResidentFeed | StreamFeed:
     """How the training split's batches get to the devices: as the plan says, `resident` or `stream`."""
     t = plan.train
+    sampling = plan.data.sampling(source.labels) if plan.data.balance == "sampling" else None
     order, *others = [
-        TrainOrder(len(source), t.batch_size, seed, t.last_batch, plan.augment.repeats)
+        TrainOrder(len(source), t.batch_size, seed, t.last_batch, plan.augment.repeats, sampling)
         for seed in (seeds or (plan.seed,))
     ]
 

@@ -10,8 +10,9 @@ from jaxvit import own_code as gate
 from jaxvit.config.plan import dataset_of
 from jaxvit.data import image_folder
 from jaxvit.data.decoding import Limits
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, Source, StreamedSource, open_dataset
+from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
@@ -114,7 +115,8 @@ def _other(name: str, config: Any, image_shape: tuple[int, ...]) -> Dataset:
     side, limits = config.data.side, Limits(config.data.max_pixels, config.data.max_bytes)
     if name.startswith(image_folder.PREFIX) and image_shape[0] == image_shape[1]:
         side = image_shape[0]  # files of any size are brought to the model's
-    return open_dataset(name, data_dir(config.data.dir), on_error=config.data.on_error, side=side, limits=limits)
+    how = {"on_error": config.data.on_error, "side": side, "limits": limits, "white": config.data.white}
+    return open_dataset(name, data_dir(config.data.dir), **how)
 
 
 def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:

@@ -1,4 +1,4 @@
-"""Several processes that are one run: real processes on this machine, that train, are signalled, killed and misled."""
+"""Multi-process runs: real processes on this machine that train, get signals, are killed, and get wrong arguments."""
 
 import os
 import re
@@ -35,10 +35,10 @@ def free_port():
 
 
 class Run:
-    """Processes of one run of the tiny config; `words` are added to the command of each.
+    """The processes of a run of the tiny config; `words` are added to each command.
 
     `first` is Python that the config file begins with, where `me` is the process's number: before the processes join.
-    `only` names those of them that are started.
+    `only` lists the processes to start.
     """
 
     def __init__(self, workdir, processes, settings=(), words=(), epochs=4, first="", only=()):
@@ -91,7 +91,7 @@ def losses(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"augment__where": "host"}], ids=["resident", "host"])
 def test_two_processes_are_stopped_and_agree_with_one(tmp_path, settings):
-    """SIGTERM to either stops both, at one step; the same commands go on; the numbers are those of one process."""
+    """SIGTERM to one stops both at the same step; the same commands resume; the results equal a single process's."""
     run = Run(tmp_path / "two", 2, settings, epochs=12)
     run.wait_for("epoch  2/12")
     run.processes[1].send_signal(signal.SIGTERM)
@@ -271,21 +271,21 @@ def test_what_is_told(tmp_path):
             except Exception as error: return type(error), str(error), processes.is_agreed(error)
 
         value = {"steps": [1, 2], "long": "ä" * 3000}
-        assert processes.told(lambda: value if me == 0 else 1 / 0) == value
-        assert processes.first(lambda: 1) == (None if me else 1) and processes.everywhere(lambda: me) == me
+        assert processes.broadcast_from_first(lambda: value if me == 0 else 1 / 0) == value
+        assert processes.on_first(lambda: 1) == (None if me else 1) and processes.on_all(lambda: me) == me
         for kind in (UsageError, DamagedCheckpointError, RunFailedError):
             text = kind.__name__ * 300
-            told = raised(lambda: processes.everywhere(fails(1, kind(text))))
+            told = raised(lambda: processes.on_all(fails(1, kind(text))))
             assert told == (kind, text if me == 1 else f"process 1: {text}", True)
-        told = raised(lambda: processes.told(fails(0, TypeError("a bug"))))
+        told = raised(lambda: processes.broadcast_from_first(fails(0, TypeError("a bug"))))
         assert told == ((RunFailedError, "process 0: TypeError: a bug", True) if me else (TypeError, "a bug", True))
 
         def nested():
             fails(1, UsageError("before"))()
-            return processes.told(lambda: 3)
+            return processes.broadcast_from_first(lambda: 3)
 
-        assert raised(lambda: processes.everywhere(nested))[1].endswith("before")
-        assert processes.everywhere(lambda: processes.told(lambda: 4)) == 4
+        assert raised(lambda: processes.on_all(nested))[1].endswith("before")
+        assert processes.on_all(lambda: processes.broadcast_from_first(lambda: 4)) == 4
         processes.leave()
     """
     file = tmp_path / "script.py"

@@ -37,8 +37,8 @@ SAID = {
 }
 STAYS = {"ENOSPC", "EDQUOT", "EROFS"}
 
-# A run meets these one after another: (kinds, part of the path, which call); $ is the path's end. TensorStore writes the
-# array files of a checkpoint.
+# A run meets these one after another: (kinds, part of the path, which call); $ is the path's end. TensorStore writes
+# the array files of a checkpoint.
 CHAINS = {
     "EIO": [
         (SYNC, ".config.json.tmp", 1),

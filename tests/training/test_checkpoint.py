@@ -1,4 +1,4 @@
-"""Newest and best survive; damage and full disks are said in one line."""
+"""Newest and best checkpoints survive; damage and full disks give one line."""
 
 import errno
 import os
