@@ -155,6 +155,7 @@ class Verbs:
     def close(self):
         self._process.stdin.close()
         self._process.wait(60)
+        print(f"CPU seconds of all verbs: {self.cpu:.1f}")
 
 
 @pytest.fixture(scope="module")
