@@ -6,7 +6,7 @@ import argparse
 
 from jaxvit.cli import command_line
 from jaxvit.config.files import packaged_configs
-from jaxvit.config.keys import KEYS
+from jaxvit.config.key_table import KEYS
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.config.plan_types import Plan
