@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from tiny import tiny_config
 
-from jaxvit.config.keys import KEYS, model_config
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import model_config
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data.batches import evaluation_batches
 from jaxvit.devices.sharding import make_mesh, replicated

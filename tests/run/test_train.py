@@ -448,7 +448,7 @@ def contents(folder):
         ({"train__duration": "4 epochs", "train__batch_size": 8}, {}, "holds a run of another config"),
         ({"train__duration": "4 epochs"}, {"profile": (3, 12)}, "--profile=3:12: the run goes on from step 12"),
         ({"train__duration": "4 epochs"}, {"profile": (17, 20)}, "--profile=17:20: the run has only 16 steps"),
-        ({"train__duration": "4 epochs"}, {"overrides": ["augment.fill"]}, "nothing reads this key"),
+        ({"train__duration": "4 epochs"}, {"overrides": ["augment.fill"]}, "this key has no effect"),
     ],
 )
 def test_a_refused_command_changes_nothing(finished, tmp_path, changes, options, says):
@@ -471,7 +471,7 @@ def test_a_full_disk_beside_the_checkpoints_is_one_line_too(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "override", "says"),
     [
-        ({}, "model.learner_tokens", r"nothing reads this key in this run: model.learner='none'"),
+        ({}, "model.learner_tokens", r"this key has no effect in this run: model.learner='none'"),
         ({"model__mlp_dim": 16}, "model.mlp_ratio", "mlp_dim=16"),
         ({"model__heads": 0}, "model.heads", "heads=0 must be 1 or more"),
         ({"model__dropout": 1.5}, "model.dropout", "dropout=1.5 must be at least 0 and below 1"),

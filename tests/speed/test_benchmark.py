@@ -164,7 +164,7 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
     each = models.measure_each(["vit", "cct"], ["--batch=2", *QUICK, *TINY])
     name, found = next(each)
     assert name == "vit" and set(found) >= PROMISED and (found["batch"], found["devices"]) == (2, 2)
-    with pytest.raises(UsageError, match=r"^cct: --config\.model\.patch: nothing reads this"):
+    with pytest.raises(UsageError, match=r"^cct: --config\.model\.patch: this key has no effect"):
         next(each)
 
 
@@ -182,12 +182,12 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
         (["--model=vit", "--dtype=float8"], "--dtype: invalid choice"),
         (["--model=vit", "--batch=2", "--config.train.batch_size=4"], "--batch and --config.train.batch_size"),
         (["--model=vit", "--dtype=bfloat16", "--config.model.dtype=float32"], "--dtype and --config.model.dtype"),
-        (["--model=vit", "--config.model.name=cct"], "the model is named by --model"),
+        (["--model=vit", "--config.model.name=cct"], "set the model with --model"),
         (["--model=vit", "--config.model.detph=2"], "did you mean 'model.depth'"),
         (["--model=vit", "--bacth=2"], "did you mean '--batch'"),
         (["--model=vit", "--config.train.duration=2 epochs", "--dry_run"], "train.duration: this key has no effect"),
         (["--model=vit", "--config.data.train=train[:9]", "--dry_run"], "the images are synthetic"),
-        (["--model=vit", "--config.optim.momentum=0.5", "--dry_run"], "config.optim.name='adamw' has none"),
+        (["--model=vit", "--config.optim.momentum=0.5", "--dry_run"], "config.optim.name='adamw' has no such setting"),
         (["--model=vit", "--config.model.patch=5", "--dry_run"], "patch=5 does not divide"),
         (["--model=vit", "--config.data.name=cifar10", "--dry_run"], "jaxvit data prepare cifar10"),
     ],
