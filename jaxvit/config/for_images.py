@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxvit.config.plan_data import resolve_cut
+from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
-from jaxvit.data.cut import Cut
 from jaxvit.data.decoding import Limits
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.data.label_table import TABLE_ENDINGS, TABLE_PREFIX
@@ -99,7 +100,7 @@ def choose(
     _set(config, {"data.side": side, "augment.mean": (), "augment.std": ()}, given)
     stored = opened.changed(side=config.data.side, cut=None)
     _set(config, _parts(stored, config.data.folds), given)
-    cut = Cut(config.data.folds, max(config.data.fold, 0)) if config.data.folds else Cut() if config.data.cut else None
+    cut = resolve_cut(ConfigReader(config))
     dataset = stored.changed(side=config.data.side, cut=cut) if cut else stored
     counts = {part: dataset.count(config.data[part]) for part in ("train", "validation", "test") if config.data[part]}
     reasons = {"data.side": of_side}

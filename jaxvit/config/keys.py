@@ -80,8 +80,8 @@ KEYS: dict[str, Key] = {
     "data.test": Key("test", "split measured once, at the end, with the chosen weights; '' = none"),
     "data.cut": Key(
         "",
-        "'content' = validation and test, where the set has none, are cut off train, a tenth of each class, copies of an "
-        "image on one side; '' = only the set's own splits",
+        "'content' = validation and test, where the set has none, are cut off train, a tenth of each class, copies of "
+        "an image on one side; '' = only the set's own splits",
         added=True,
     ),
     "data.folds": Key(
@@ -279,7 +279,8 @@ KEYS: dict[str, Key] = {
     ),
     "train.monitor": Key(
         "top1",
-        "validation metric that decides: 'top1', 'top5', 'loss', 'precision', 'recall', 'macro_f1', 'balanced_accuracy'",
+        "validation metric that decides: 'top1', 'top5', 'loss', 'precision', 'recall', or, with all classes alike, "
+        "'macro_f1' or 'balanced_accuracy'",
     ),
     # Evaluation, saving, logging.
     "eval.batch_size": Key(0, "images an evaluation batch; 0 = the training batch size", changes_result=False),

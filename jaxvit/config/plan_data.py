@@ -27,12 +27,13 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "on_error": get.one_of("data.on_error", ("stop", "skip")),
         "side": get.at_least("data.side", 0),
         "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
-        "cut": _resolve_cut(get),
+        "cut": resolve_cut(get),
     }
     return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
 
 
-def _resolve_cut(get: ConfigReader) -> Cut | None:
+def resolve_cut(get: ConfigReader) -> Cut | None:
+    """What `data.cut`, `data.folds` and `data.fold` ask for; None = the set's own splits."""
     cut, folds = get.one_of("data.cut", ("", "content")), get.at_least("data.folds", 0)
     if not folds:
         return Cut() if cut else None

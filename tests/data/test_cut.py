@@ -33,7 +33,9 @@ def test_a_folder_is_cut_into_parts(folder, tmp_path):
     assert dataset.split_sizes == {"train": 36, "validation": 5, "test": 5}
     found = images_of(dataset)
     whole = open_dataset(f"image_folder:{folder}", tmp_path, on_error="skip").read("train")
-    assert sorted(sum(found.values(), [])) == sorted(image.tobytes() for image in whole.images)
+    assert sorted(image for part in found.values() for image in part) == sorted(
+        image.tobytes() for image in whole.images
+    )
     assert len(set(found["train"]) | set(found["test"]) | set(found["validation"])) == 43  # 46 with 4 copies of one
     assert not set(found["train"]) & set(found["test"]) and not set(found["validation"]) & set(found["test"])
     label_of = dict(zip((i.tobytes() for i in whole.images), whole.labels, strict=True))
@@ -116,7 +118,7 @@ def test_a_prepared_set_is_cut(data_directory):
 
 def test_too_few_images_and_damage_are_said(tmp_path):
     photos(tmp_path / "few", a=1, b=1)
-    with pytest.raises(UsageError, match="the 2 images of .* are too few to cut test off"):
+    with pytest.raises(UsageError, match=r"the 2 images of .* are too few to cut test off"):
         open_dataset(f"image_folder:{tmp_path / 'few'}", tmp_path, cut=Cut()).count("train")
     with pytest.raises(UsageError, match=r"config.data.folds=3: .* has too few images"):
         open_dataset(f"image_folder:{photos(tmp_path / 'few', a=2, b=2)}", tmp_path, cut=Cut(3)).count("train")
