@@ -22,7 +22,7 @@ from jaxvit.data.decoding import Limits
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.data.label_table import TABLE_ENDINGS, TABLE_PREFIX
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.data.sources import Dataset, located, open_dataset
 from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
 
@@ -56,9 +56,8 @@ def data_name(text: str) -> str:
       >>> data_name("photos")  # where there is such a folder  # doctest: +SKIP
       'image_folder:/home/me/photos'
     """
-    for prefix in (PREFIX, TABLE_PREFIX):
-        if text.startswith(prefix):
-            return prefix + os.path.abspath(os.path.expanduser(text.removeprefix(prefix)))
+    if ":" in text:
+        return located(text)
     path = os.path.abspath(os.path.expanduser(text))
     if text.lower().endswith(TABLE_ENDINGS):
         return TABLE_PREFIX + path
@@ -143,7 +142,7 @@ def choose_conv_layers(side: int) -> int:
 
 def _open(config: ConfigDict, name: str) -> Dataset:
     data = config.data
-    options = {"classes": data.classes, "on_error": data.on_error, "side": data.side}
+    options = {"classes": data.classes, "on_error": data.on_error, "side": data.side, "white": data.white}
     return open_dataset(name, data_dir(data.dir), **options, limits=Limits(data.max_pixels, data.max_bytes))
 
 

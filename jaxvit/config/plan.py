@@ -96,6 +96,11 @@ def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
     directory = data_dir(get("data.dir"))
     name = get("data.name")
     splits = {part: get(f"data.{part}") for part in ("train", "validation", "test")}
+    if len(dataset.class_names) < 2:
+        raise UsageError(
+            f"config.data.name='{name}': all of its images are of one class ({', '.join(dataset.class_names)}), so "
+            "there is nothing to tell apart; a classifier needs two classes or more"
+        )
     if not splits["train"]:
         raise UsageError("config.data.train='': a run needs images to train on")
     counts = {part: dataset.count(split, f"config.data.{part}") if split else 0 for part, split in splits.items()}
@@ -173,7 +178,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         accumulate=accumulate,
         fsdp=fsdp,
         deterministic=get("train.deterministic"),
-        ways=get.one_of("train.ways", ("fast", "plain")),
+        implementations=get.one_of("train.implementations", ("fast", "plain")),
         label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
         patience_epochs=patience,
         hooks=check_hooks(get("train.hooks")),

@@ -27,6 +27,7 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "on_error": get.one_of("data.on_error", ("stop", "skip")),
         "side": get.at_least("data.side", 0),
         "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
+        "white": get.at_least("data.white", 0),
         "cut": resolve_cut(get),
     }
     return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)

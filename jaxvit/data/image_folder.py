@@ -154,7 +154,8 @@ class FolderStore:
     def contents(self, split: str, damage: Damage) -> list[bytes]:
         """See `jaxvit.data.content.file_contents`."""
         files = [file for file, _ in self._files[split]]
-        name = hashlib.blake2b(os.fsencode(self.found.root.absolute()) + split.encode(), digest_size=8).hexdigest()
+        own = os.fsencode(self.found.root.absolute()) + f"{split}{damage.depth.white or ''}".encode()
+        name = hashlib.blake2b(own, digest_size=8).hexdigest()
         return file_contents(files, damage, cache_folder(self.directory) / f"contents-{name}.json")
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxvit.exports.model import ExportModel
 from jaxvit.layers.stack import plainly
-from jaxvit.ops.ways import PLAIN
+from jaxvit.ops.implementations import PLAIN
 
 # Implementations that jax2onnx can convert. Absorbed attention, where it applies, has fewer multiply-adds: its products
 # of kernels are constants, which onnxruntime folds when it loads the file.

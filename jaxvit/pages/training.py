@@ -24,7 +24,7 @@ from jaxvit.training.step import step_keys
 def draw_training(
     config: ConfigDict, folder: Path, *, overrides: Iterable[str] = (), images: int = 16
 ) -> tuple[Path, Path]:
-    """Draws the first training batch as the model sees it (batch.png), and the first image cut into patches (patches.png).
+    """Draws the first training batch as the model sees it (batch.png) and the first image in patches (patches.png).
 
     Args:
       config: config of the run.

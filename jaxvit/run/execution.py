@@ -53,13 +53,13 @@ def execute(
     stop.answer = SAVES_THE_STEP
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = read_sources(plan, dataset)
-    processes.everywhere(lambda: run.check_data(describe(sources), plan.data.class_names))
+    processes.on_all(lambda: run.check_data(describe(sources), plan.data.class_names))
     folder = checkpoint_folder(run.path)
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
-        state, position = processes.everywhere(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))
+        state, position = processes.on_all(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))
         print_start(plan, assembly, position)
         program = make_program(plan, assembly, sources, state, mesh, position, options, run.path)
-        with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
+        with contextlib.closing(processes.on_all(lambda: begin(run, plan, position, sources, whole))) as journal:
             progress = Progress(plan.train.steps, plan.train.steps_per_epoch, position.step)
             with progress, contextlib.closing(program.profiler) if program.profiler else contextlib.nullcontext():
                 hooks = Hooks(plan.train.hooks, seed=plan.seed, workdir=run.path)
@@ -72,7 +72,7 @@ def execute(
 def read_sources(plan: Plan, dataset: Dataset) -> Sources:
     """The splits that a plan uses, {'train': …, 'validation': …, 'test': …}."""
     splits = {part: split for part in ("train", "validation", "test") if (split := getattr(plan.data, part))}
-    return processes.everywhere(lambda: {part: dataset.read(split) for part, split in splits.items()})
+    return processes.on_all(lambda: {part: dataset.read(split) for part, split in splits.items()})
 
 
 def begin(
@@ -110,7 +110,7 @@ def start(
     options: StartOptions,
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from: fresh, or the newest checkpoint's."""
-    steps = processes.told(checkpoints.steps)
+    steps = processes.broadcast_from_first(checkpoints.steps)
     shardings = shard_state(mesh, assembly.abstract_state)
     if not steps:
         # Born where it will live: no device ever holds a full copy.
@@ -220,9 +220,9 @@ def _finish(
         **({"extensions": run.extensions} if run.extensions else {}),
     }
     # All wait for the one that draws and writes: one that has left counts as lost after a while.
-    processes.first(lambda: _draw(run, plan, position))
+    processes.on_first(lambda: _draw(run, plan, position))
     _stop_if_asked(stop)
-    processes.first(lambda: run.write_result(result))
+    processes.on_first(lambda: run.write_result(result))
     print_result(result, run.path)
     return result
 

@@ -52,9 +52,9 @@ def train_folds(
     for fold, folder in enumerate(folders):
         print(f"fold {fold} ({fold + 1} of {folds})", flush=True)
         config = config_of_fold(run.config, fold)
-        finished = processes.told(lambda config=config, folder=folder: finished_result(folder, config))
+        finished = processes.broadcast_from_first(lambda config=config, folder=folder: finished_result(folder, config))
         if finished is None:
-            dataset, plan, assembly = processes.everywhere(lambda config=config: prepare(config))
+            dataset, plan, assembly = processes.on_all(lambda config=config: prepare(config))
             with open_run(folder, config) as single:
                 try:
                     finished = execute(single, plan, assembly, dataset, options, stop, whole=run)
@@ -62,6 +62,6 @@ def train_folds(
                     raise RunFailedError(f"fold {fold}: {error}") from error
         results[fold] = finished
     result = combine(results, run, of="fold")
-    processes.first(lambda: run.write_result(result))
+    processes.on_first(lambda: run.write_result(result))
     print_result(result, run.path)
     return result

@@ -91,7 +91,7 @@ class InitialValues:
             moments_PP = self._moments(stem, source)
             return base64.b64encode(whitening_filters(moments_PP, self._init.stem_eps).tobytes()).decode()
 
-        told = base64.b64decode(processes.told(work))
+        told = base64.b64decode(processes.broadcast_from_first(work))
         return np.frombuffer(told, np.float32).reshape(stem.values, stem.values)
 
     def _moments(self, stem: Stem, source: Source | StreamedSource) -> np.ndarray:

@@ -57,7 +57,7 @@ def train_seeds(
     """
     together = _shall_be_together(plan, options)
     sources = read_sources(plan, dataset)
-    run.note_extension(processes.everywhere(lambda: _check(run, plan, sources)))
+    run.note_extension(processes.on_all(lambda: _check(run, plan, sources)))
     if together:
         try:
             while _train_hindmost(run, plan, assembly, sources, options, stop):
@@ -71,7 +71,7 @@ def train_seeds(
         print(f"seed {seed} ({i + 1} of {len(plan.seeds)})", flush=True)
         config = config_of_seed(run.config, seed)
         folder = run.path / f"seed_{seed}"
-        finished = processes.told(lambda config=config, folder=folder: finished_result(folder, config))
+        finished = processes.broadcast_from_first(lambda config=config, folder=folder: finished_result(folder, config))
         if finished is None:
             with open_run(folder, config) as single:
                 own = _plan_of_seed(plan, seed)
@@ -82,7 +82,7 @@ def train_seeds(
                     raise RunFailedError(f"seed {seed}: {error}") from error
         results[seed] = finished
     result = combine(results, run)
-    processes.first(lambda: run.write_result(result))
+    processes.on_first(lambda: run.write_result(result))
     print_result(result, run.path)
     return result
 
@@ -109,8 +109,8 @@ def _shall_be_together(plan: Plan, options: StartOptions) -> bool:
 
 def open_run(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:
     """The folder of one run of several, open until the block ends; process 0 alone writes."""
-    opened = processes.first(lambda: RunDirectory(folder, config))
-    return contextlib.closing(processes.everywhere(lambda: opened or RunDirectory(folder, config, writes=False)))
+    opened = processes.on_first(lambda: RunDirectory(folder, config))
+    return contextlib.closing(processes.on_all(lambda: opened or RunDirectory(folder, config, writes=False)))
 
 
 def _plan_of_seed(plan: Plan, seed: int) -> Plan:
