@@ -48,8 +48,8 @@ def resolve(
     check_keys(config)
     get = ConfigReader(config)
     dataset = open_named(get, dataset)
+    check_classes(dataset, get("data.name"), get("data.classes"))
     data = _resolve_data(get, dataset)
-    check_classes(dataset, data, get("data.classes"))
     train = _resolve_train(get, data, dataset, devices)
     augment = resolve_augment(get, data, train, dataset)
     seeds = _resolve_seeds(get)
@@ -96,11 +96,6 @@ def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
     directory = data_dir(get("data.dir"))
     name = get("data.name")
     splits = {part: get(f"data.{part}") for part in ("train", "validation", "test")}
-    if len(dataset.class_names) < 2:
-        raise UsageError(
-            f"config.data.name='{name}': all of its images are of one class ({', '.join(dataset.class_names)}), so "
-            "there is nothing to tell apart; a classifier needs two classes or more"
-        )
     if not splits["train"]:
         raise UsageError("config.data.train='': a run needs images to train on")
     counts = {part: dataset.count(split, f"config.data.{part}") if split else 0 for part, split in splits.items()}

@@ -234,7 +234,8 @@ def test_images_that_vary_in_size_are_named_early(tmp_path):
 @pytest.mark.parametrize("train", ["whole", "resize_crop", "random_resized_crop"])
 @pytest.mark.parametrize("evaluation", ["whole", "centre_crop", "crop_fraction"])
 def test_oblong_images_come_out_as_planned_or_are_refused(tmp_path, train, evaluation):
-    picture(tmp_path / "train" / "a" / "1.png", 10, 12)
+    for name in ("a", "b"):
+        picture(tmp_path / "train" / name / "1.png", 10, 12)
     config = tiny_config(data__name=f"image_folder:{tmp_path}", data__train="train", data__validation="", data__test="")
     config.augment.update(train=train, evaluation=evaluation, policy="trivial")
     worked = 0
