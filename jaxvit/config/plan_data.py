@@ -28,12 +28,13 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "side": get.at_least("data.side", 0),
         "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
         "white": get.at_least("data.white", 0),
-        "cut": _resolve_cut(get),
+        "cut": resolve_cut(get),
     }
     return opened or open_dataset(get("data.name", str), data_dir(get("data.dir", str)), **options)
 
 
-def _resolve_cut(get: ConfigReader) -> Cut | None:
+def resolve_cut(get: ConfigReader) -> Cut | None:
+    """What `data.cut`, `data.folds` and `data.fold` ask for; None = the set's own splits."""
     cut, folds = get.one_of("data.cut", ("", "content")), get.at_least("data.folds", 0)
     if not folds:
         return Cut() if cut else None
@@ -81,27 +82,28 @@ def overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_classes(dataset: Dataset, data: DataPlan, chosen: Sequence[int]) -> None:
+def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
     """Refuses classes that cannot be learned.
 
     Args:
-      dataset, data: what is trained on.
-      chosen: `data.classes`.
+      dataset: what is trained on.
+      name, chosen: `data.name` and `data.classes`.
 
     Raises:
       UsageError: there is one class only, or one of a folder or table has images, but none to train on.
     """
-    names = data.class_names
+    names = dataset.class_names
     if len(names) == 1:
+        folders = ", each with a folder of its own: PATH/CLASS/IMAGE.jpg" if dataset.has_files else ""
         raise UsageError(
-            f"config.data.name='{data.name}': there is one class, '{names[0]}', and nothing to tell it from; "
-            "a folder for each class, two or more, makes a set of photos: PATH/CLASS/IMAGE.jpg"
+            f"config.data.name='{name}': all of its images are of one class ({names[0]}), so there is nothing to tell "
+            f"apart; a classifier needs two classes or more{folders}"
         )
     untaught = dataset.without_training_images
     if untaught:
         kept = tuple(i for i, name in zip(chosen or range(len(names)), names, strict=True) if name not in untaught)
         what = ", ".join(itertools.islice(untaught, 3)) + (", …" if len(untaught) > 3 else "")
         raise UsageError(
-            f"config.data.name='{data.name}': {len(untaught)} of its {len(names)} classes ({what}) have no image in "
+            f"config.data.name='{name}': {len(untaught)} of its {len(names)} classes ({what}) have no image in "
             f"train, so no model could learn them; add images, or leave them out with --config.data.classes='{kept}'"
         )

@@ -13,8 +13,9 @@ from jaxvit.cli.train import main
 from jaxvit.errors import UsageError
 from jaxvit.files import read_json
 
-TINY = ["--config.model.depth=1", "--config.model.dim=8", "--config.model.heads=2", "--config.model.conv_width=4"]
+TINY = ["--config.model.depth=1", "--config.model.dim=8", "--config.model.heads=2"]
 TINY += ["--config.augment.policy=", "--config.augment.erase=0", "--config.log.writers=('jsonl',)"]
+TINY += ["--config.augment.train=whole", "--config.augment.mixup=0", "--config.augment.cutmix=0"]
 TINY += ["--config.train.duration=2 epochs", "--config.optim.ema_decay=0"]
 
 
