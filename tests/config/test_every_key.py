@@ -223,7 +223,7 @@ def look(config):
     @jax.jit
     def step(state, data, call, i):
         batch = feed.pick(data, call, i)
-        return *assembly.train_step()(state, batch), batch["label"]
+        return *assembly.train_step(state, batch), batch["label"]
 
     seen = []
     for start in range(0, 6, t.steps_per_call):
@@ -231,7 +231,7 @@ def look(config):
         for i in range(t.steps_per_call):
             state, sums, labels = step(state, feed.data, call, i)
             seen.append(jax.device_get((sums, labels)))
-    evaluate, totals = jax.jit(assembly.eval_step()), {}
+    evaluate, totals = jax.jit(assembly.eval_step), {}
     for batch in evaluation_batches(dataset.read(plan.data.test), t.eval_batch_size):
         for name, value in evaluate(state.chosen_variables, batch).items():
             totals[name] = totals.get(name, 0.0) + float(value)
