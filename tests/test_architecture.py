@@ -159,7 +159,7 @@ WALK = {
     "what is in a checkpoint": ("jaxvit.training.checkpoint", "Checkpoints"),
     "where would a new pooling go": ("jaxvit.layers.pool", "Pool"),
     "where is a batch put together": ("jaxvit.data.batches", "gather"),
-    "where is the step": ("jaxvit.training.step", "make_train_step"),
+    "where is the step": ("jaxvit.training.step", "train_step"),
     "where is a model's name": ("jaxvit.models.registry", "MODELS"),
     "what does a verb do": ("jaxvit.cli.train", "main"),
 }

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -230,6 +231,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
 
 def test_debug_nans_names_the_module(tmp_path):
     from jaxvit.training import nans
+    from jaxvit.training.step import loss
 
     config = tiny_config(model__dropout=0.0)
     assembly = assemble(resolve(config))
@@ -240,7 +242,8 @@ def test_debug_nans_names_the_module(tmp_path):
         "label": np.zeros(4, np.int32),
         "mask": np.ones(4, np.float32),
     }
-    assert "encoder/block_0/mlp/dense_1" in nans.explain(*assembly.loss(), state, batch)
+    found = nans.explain(assembly.prepare, partial(loss, apply=assembly.apply), state, batch)
+    assert "encoder/block_0/mlp/dense_1" in found
 
 
 def run_command(workdir, *more):
@@ -516,9 +519,11 @@ def test_an_optimizer_that_goes_by_names_which_the_model_does_not_have(changes, 
 @pytest.mark.parametrize("way", [("remat", "full"), ("scan", True)])
 def test_debug_nans_sees_into_blocks_that_are_run_another_way(way):
     from jaxvit.training import nans
+    from jaxvit.training.step import loss
 
     assembly = assemble(resolve(tiny_config(**{f"model__{way[0]}": way[1], "model__depth": 2})))
     state = jax.jit(assembly.create_state)()
     state.params["encoder"]["block_1"]["mlp"]["dense_1"]["bias"] = np.full(8, np.nan, np.float32)
     batch = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.zeros(4, np.int32), "mask": np.ones(4, np.float32)}
-    assert "encoder/block_1/mlp/dense_1" in nans.explain(*assembly.loss(plainly=True), state, batch)
+    apply = partial(assembly.apply, plain=True)
+    assert "encoder/block_1/mlp/dense_1" in nans.explain(assembly.prepare, partial(loss, apply=apply), state, batch)
