@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from test_train import StopAt, contents, metrics
+from runs import StopAt, contents, metrics
 from tiny import tiny_config
 
 import jaxvit
