@@ -10,7 +10,7 @@ from jaxvit.training.stopping import StopRequest
 
 
 class StopAt(StopRequest):
-    """A stop request that comes by itself: read for the n-th time, it asks."""
+    """A stop request that triggers when it is read for the n-th time."""
 
     def __init__(self, reads, code):
         self.reads, self.code = reads, code

@@ -1,4 +1,4 @@
-"""What the README shows, works."""
+"""Everything that the README and the pages show works."""
 
 import importlib
 import re
@@ -33,7 +33,7 @@ def commands(page):
 
 
 def own_files(page):
-    """{name: text} of the page's files of one's own, which lie in the working folder, as they would for a reader."""
+    """{name: text} of the users' files on a page, for the working folder."""
     found = {}
     for block in blocks(page, "python"):
         name = re.match(r"# (my_\w+\.py)\n", block)
@@ -60,7 +60,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
-    """A reader's working folder, and jax as it is by itself; their modules are forgotten at the end."""
+    """A working folder, with jax's default promotion; modules imported from it are unloaded at the end."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
@@ -73,7 +73,7 @@ def reader(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_runs(page, reader, trained, capsys):
-    """One after the other in one folder. On docs/extend.md really, elsewhere as a dry run of what takes long."""
+    """A page's commands run in order in one folder. Those of docs/extend.md train; on other pages training is a dry run."""
     really = page == "docs/extend.md"
     for name, text in own_files(page).items():
         (reader / name).write_text(text)

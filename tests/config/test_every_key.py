@@ -1,7 +1,7 @@
-"""Every config key does in a run what its line says: one that may change the result does, one that may not does not.
+"""Every config key has the documented effect on a run: keys that can change the result do, the others do not.
 
-What is looked at is what a run is made of: the lengths, the learning rates, the initial parameters, what the model is
-given, the parameters after a few steps, what evaluation says. What is cheap comes first: one difference is enough.
+The test compares durations, learning rates, initial parameters, the model's input, the parameters after a few steps,
+and the evaluation. Cheap comparisons come first: one difference is enough.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def _optax_mixes_dtypes():
 
 
 class Linear(nn.Module):
-    """Compiles in no time; large enough to have kernels and biases."""
+    """Compiles fast, and has kernels and biases."""
 
     num_classes: int = 10
 
@@ -61,15 +61,16 @@ def hook(state, metrics):
 
 
 def colour_digits(folder):
-    """Thirty colour pictures of 12×10, one of them damaged: for what grey digits of one size cannot show."""
+    """Thirty colour images of 12×10, one of them damaged, for keys that have no effect on grey square digits."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 9), ("test", 1)):
         for name in ("a", "b", "c"):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
-                    folder / split / name / f"{i}.png"
-                )
+                pixels = rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+                if name == "c":  # of 16 bits, grey
+                    pixels = pixels[..., 0].astype(np.uint16) * 200
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     (folder / "train" / "a" / "broken.png").write_bytes(b"no image")
     return f"image_folder:{folder}"
 
@@ -96,10 +97,17 @@ OTHER = {
     "data.on_error": ("stop", FOLDER),
     "data.max_pixels": (119, FOLDER),
     "data.max_bytes": (20, FOLDER),
+    "data.white": (30_000, FOLDER),
     "data.feed": ("stream", {}),
     "data.train": ("train[:59]", {}),
     "data.validation": ("train[60:89]", {}),
     "data.test": ("test[:24]", {}),
+    "data.cut": ("content", {}),
+    "data.folds": (2, {}),
+    "data.fold": (1, {"data__folds": 2}),
+    "data.balance": ("loss", {}),
+    "data.balance_by": ("effective", {"data__balance": "loss"}),
+    "data.balance_beta": (0.5, {"data__balance": "loss", "data__balance_by": "effective"}),
     "augment.mean": ((), {}),
     "augment.std": ((0.5,), {}),
     "augment.train": ("random_resized_crop", NO_CROP),
@@ -213,7 +221,7 @@ def settings_of(changes, tmp_path):
 
 
 class Run:
-    """What a run of a config is made of, each looked at when it is asked for."""
+    """The observed quantities of a run, each computed when first needed."""
 
     def __init__(self, config):
         self.dataset = dataset_of(config)
@@ -278,8 +286,8 @@ class Run:
         batches = evaluation_batches(self.dataset.read(self.plan.data.test), self.plan.train.eval_batch_size)
         for batch in batches:
             for name, value in evaluate(self.final_state.chosen_variables, batch).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return {name: np.float32(round(value, 4)) for name, value in totals.items()}
+                totals[name] = totals.get(name, 0.0) + np.asarray(value, float)
+        return {name: np.round(value, 4).astype(np.float32) for name, value in totals.items()}
 
 
 PARTS = ("numbers", "rates", "initial_parameters", "given", "final_parameters", "test")
@@ -287,7 +295,7 @@ _seen = {}
 
 
 def observe(config):
-    """The run of a config; the same config is looked at once."""
+    """The run of a config; cached for equal configs."""
     text = config.to_json()
     if text not in _seen:
         _seen[text] = Run(config)

@@ -131,7 +131,7 @@ def test_a_finished_run_can_be_taken_further(finished, tmp_path):
 
 
 def test_a_run_taken_further_equals_one_as_long_from_the_start(tmp_path, capsys):
-    """Also where the shorter one ended between two lines of metrics."""
+    """Also if the shorter run ended between two lines of metrics."""
     changes = {"optim__schedule": "constant", "optim__warmup": "0 steps", "log__every": "3 steps"}
     for duration in ("1 epochs", "2 epochs"):
         jaxvit.train(tiny_config(**changes, train__duration=duration), tmp_path / "run")
@@ -212,7 +212,7 @@ def test_debug_nans_names_the_module(tmp_path):
 
 
 def run_command(workdir, *more):
-    """A real process, on a config file of its own."""
+    """Runs the command in a real process, with a new config file."""
     file = workdir.parent / "long.py"
     file.write_text(
         "import sys\n"
@@ -315,7 +315,7 @@ def test_tensorflow_is_never_imported(tmp_path):
 
 
 class TooLarge(nn.Module):
-    """Ballast beyond any address space, so that no system promises the memory first and misses it later."""
+    """A model that needs more memory than any address space, so that the allocation fails immediately."""
 
     @nn.compact
     def __call__(self, images, *, train: bool):
