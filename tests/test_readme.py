@@ -73,7 +73,7 @@ def reader(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_runs(page, reader, trained, capsys):
-    """A page's commands run in order in one folder. Those of docs/extend.md train; on other pages training is a dry run."""
+    """A page's commands run in order in one folder; only docs/extend.md trains, others make dry runs."""
     really = page == "docs/extend.md"
     for name, text in own_files(page).items():
         (reader / name).write_text(text)
