@@ -1,10 +1,10 @@
-"""What each implementation of an operation costs here: the measurements behind `jaxvit.ops.implementations`.
+"""Measures the implementations of each operation: the basis of the choices in `jaxvit.ops.implementations`.
 
     python benchmarks/operations.py [NAME …]
 
 Names: dropout, gelu, max_pool, attention, convolution; none = all. Shapes are those of the documents' models at their
-batches. The script compiles all implementations of an operation, times them in turns and prints medians of nine. Leave
-the machine alone meanwhile. `JAXVIT_HUGE_PAGES=0` and `XLA_FLAGS` change the settings, as for any command.
+batch sizes. All implementations are compiled first, then timed in turns; results are medians of nine. Do not use the
+machine meanwhile. XLA and allocator settings are jaxvit's (`JAXVIT_HUGE_PAGES=0` and `XLA_FLAGS` change them).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def both(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Forward and backward: (gradient, *arguments) -> (value, gradients of the arguments)."""
+    """Forward and backward pass: (gradient, *arguments) -> (value, gradients of the arguments)."""
 
     def run(gradient: Any, *arguments: Any) -> Any:
         value, pull = jax.vjp(function, *arguments)
@@ -79,7 +79,7 @@ def measure(title: str, cases: Cases) -> None:
 
 def dropouts() -> None:
     x = normal(1, 256, 64, 512)
-    cases: Cases = {"multiplying alone": (lambda x: x * 1.1, (x,))}
+    cases: Cases = {"multiplication only": (lambda x: x * 1.1, (x,))}
     for name in implementations.IMPLEMENTATIONS["noise"]:
         cases[name] = (by({"noise": name}, lambda x: dropout(x, 0.1, KEY)), (x,))
     measure(f"dropout of {x.size / 1e6:.1f} M elements", cases)
@@ -127,7 +127,7 @@ def attentions() -> None:
 
 
 def convolutions() -> None:
-    """XLA's convolution against windows cut out and multiplied as a matrix."""
+    """XLA's convolution against im2col, a matrix product of extracted windows."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     for shape, channels in (((128, 32, 32, 3), 64), ((128, 16, 16, 64), 128)):
         x, kernel = normal(5, *shape), normal(6, 3, 3, shape[-1], channels)
@@ -159,7 +159,7 @@ def main() -> None:
     names = sys.argv[1:] or list(ALL)
     unknown = [name for name in names if name not in ALL]
     if unknown:
-        sys.exit(f"there is no {unknown[0]!r}; there are {', '.join(ALL)}")
+        sys.exit(f"there is no {unknown[0]!r}; names: {', '.join(ALL)}")
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores")
     for name in names:
         ALL[name]()

@@ -1,7 +1,7 @@
 """Exceptions that end a command, and its exit codes.
 
-0: success. 1: finished, but some inputs failed. 2: the user's mistake. 70: the run cannot continue. 75: stopped by SIGTERM
-or preemption, state saved (start the command again). 130: stopped by Ctrl-C, state saved.
+0: success. 1: finished, but some inputs failed. 2: the user's mistake. 70: the run cannot continue. 75: stopped by
+SIGTERM or preemption, state saved (start the command again). 130: stopped by Ctrl-C, state saved.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def is_disk_full(error: OSError) -> bool:
 
 
 def disk_full(error: OSError, kept: str = "") -> str:
-    """The message for a full disk, one line. `kept` tells what was saved, as in ``'; the checkpoint of step 300 is kept'``."""
+    """The one-line message for a full disk. `kept` tells what was saved, such as ``'; checkpoint 300 is kept'``."""
     where = f" while writing {error.filename}" if error.filename else ""
     return f"the disk is full{where}{kept}. Make room and start again"
 

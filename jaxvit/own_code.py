@@ -1,8 +1,8 @@
 """Loads the user's own code by its name, 'package.module:name', and explains what is wrong with it.
 
-A name that the user writes in a command, a config or a call is trusted, and its module is imported. A name read from the
-files of a run folder may come from anybody, and is imported only with ``own_code=True``. Code that reads a run folder does
-so inside `named_by`; `_import`, the only place that imports a user's module, enforces the rule.
+A name that the user writes in a command, a config or a call is trusted, and its module is imported. A name read from
+the files of a run folder may come from anybody, and is imported only with ``own_code=True``. Code that reads a run
+folder does so inside `named_by`; `_import`, the only place that imports a user's module, enforces the rule.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""jaxvit itself, by its own training step: metrics and norms that the other peers do not compute are included."""
+"""jaxvit with its own training step, including metrics and norms that the other peers do not compute."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import KEYS, RENAMED, complete, flatten, model_attributes
+from jaxvit.data.sources import located
 
 _ABSENT = "(absent)"
 
@@ -30,7 +31,7 @@ def config_hash(config: ConfigDict, extensions: Sequence[Mapping[str, Any]] = ()
     `extensions` are the changes made when a finished run was taken further: such a run is not the same as one that was
     as long from the start.
     """
-    values = dict(flatten(complete(config)))
+    values = _values(config)
     idle = {path for path, default in _added(values).items() if values.get(path) == default}
     first = {new: old for old, new in reversed(RENAMED.items())}
     relevant: dict[str, Any] = {
@@ -40,6 +41,14 @@ def config_hash(config: ConfigDict, extensions: Sequence[Mapping[str, Any]] = ()
         relevant["extensions"] = list(extensions)
     text = json.dumps(relevant, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _values(config: ConfigDict) -> dict[str, Any]:
+    """{key: value}; the path of a folder of images is absolute, however it was written."""
+    values = dict(flatten(complete(config)))
+    if isinstance(values.get("data.name"), str):
+        values["data.name"] = located(values["data.name"])
+    return values
 
 
 def _added(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +69,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     What is absent in one of them counts as its default; where it has none, as for an attribute that this version of a
     model does not know, it shows as '(absent)'.
     """
-    a, b = dict(flatten(complete(old))), dict(flatten(complete(new)))
+    a, b = _values(old), _values(new)
     name = b.get("model.name", "")
     if isinstance(name, str) and ":" in name and a.get("model.name") == name:
         # Who made `new` has imported the class already; see `complete`.

@@ -48,7 +48,9 @@ KEYS: dict[str, Key] = {
     "seed": Key(0, "root of every random number of the run: parameters, order, augmentation, dropout"),
     "seeds": Key((), "one run for each of these seeds, and their mean and spread; () = one run, of `seed`"),
     # Data.
-    "data.name": Key("digits", "TFDS name of the data set, 'image_folder:PATH', or 'package.module:function'"),
+    "data.name": Key(
+        "digits", "TFDS name of the data set, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function'"
+    ),
     "data.dir": Key(
         "", "TFDS directory; '' = the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets", changes_result=False
     ),
@@ -66,6 +68,12 @@ KEYS: dict[str, Key] = {
     "data.max_bytes": Key(
         1 << 28, "bytes that the file of an image in a folder may have; as max_pixels", changes_result=False, added=True
     ),
+    "data.white": Key(
+        0,
+        "value that is white in grey images of more than 8 bits, such as 4095 of a 12-bit camera; 0 = 65535, "
+        "and images of 32 are refused",
+        added=True,
+    ),
     "data.feed": Key(
         "auto",
         "'resident' keeps the training split on the devices, 'stream' sends batches, 'auto' goes by its size",
@@ -76,6 +84,30 @@ KEYS: dict[str, Key] = {
         "", "split that chooses the best weights and stops early; '' = none: the last weights count"
     ),
     "data.test": Key("test", "split measured once, at the end, with the chosen weights; '' = none"),
+    "data.cut": Key(
+        "",
+        "'content' = validation and test, where the set has none, are cut off train, a tenth of each class, copies of "
+        "an image on one side; '' = only the set's own splits",
+        added=True,
+    ),
+    "data.folds": Key(
+        0,
+        "cross-validation: train (and validation) in so many folds, a run for each with that fold as test, and their "
+        "mean and spread; 0 = none",
+        added=True,
+    ),
+    "data.fold": Key(-1, "the only fold to run, from 0; -1 = all of them", added=True),
+    "data.balance": Key(
+        "none",
+        "classes of unequal size: 'sampling' draws images of rare classes more often, 'loss' weighs them more, 'none'",
+        added=True,
+    ),
+    "data.balance_by": Key(
+        "inverse", "a class's weight: 'inverse' of its number of images, or of their 'effective' number", added=True
+    ),
+    "data.balance_beta": Key(
+        0.999, "effective: β; n images count as (1 - β^n) / (1 - β), near 1 as n, at 0 as one", added=True
+    ),
     # Augmentation, one decision an image; the order is that of jaxvit.data.augment.
     "augment.mean": Key(
         _AUGMENT.mean,
@@ -251,7 +283,10 @@ KEYS: dict[str, Key] = {
         "functions 'package.module:function', (state, metrics), called at each epoch's end; True or a reason ends it",
         added=True,
     ),
-    "train.monitor": Key("top1", "validation metric that decides: 'top1', 'top5', 'loss', 'precision' or 'recall'"),
+    "train.monitor": Key(
+        "top1",
+        "validation metric that decides: 'top1', 'top5', 'loss', 'precision', 'recall', 'macro_f1', 'balanced_accuracy'",  # noqa: E501
+    ),
     # Evaluation, saving, logging.
     "eval.batch_size": Key(0, "images an evaluation batch; 0 = the training batch size", changes_result=False),
     "checkpoint.every": Key("1 epochs", "distance between saves: epochs or steps", changes_result=False),

@@ -14,19 +14,19 @@ from ml_collections import ConfigDict
 from jaxvit.config.identity import config_hash
 from jaxvit.config.keys import KEYS, check_keys
 from jaxvit.config.plan_augment import resolve_augment
+from jaxvit.config.plan_data import check_classes, open_named, overlaps, resolve_balance
 from jaxvit.config.plan_init import resolve_init, why_init_unread
 from jaxvit.config.plan_optim import resolve_optim, why_unread
 from jaxvit.config.plan_types import DataPlan, ModelPlan, Plan, TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.data.augment import without_effect
 from jaxvit.data.batches import steps_per_epoch
-from jaxvit.data.decoding import Limits
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
 from jaxvit.training.hooks import check_hooks
 from jaxvit.training.journal import check_writers
-from jaxvit.training.metrics import MONITORS
+from jaxvit.training.metrics import BY_CLASS, MONITORS
 
 RESIDENT_BYTES = 2 << 30  # training splits up to this size are kept on the devices
 
@@ -47,11 +47,17 @@ def resolve(
     """
     check_keys(config)
     get = ConfigReader(config)
-    dataset = _open(get, dataset)
+    dataset = open_named(get, dataset)
     data = _resolve_data(get, dataset)
+    check_classes(dataset, data, get("data.classes"))
     train = _resolve_train(get, data, dataset, devices)
     augment = resolve_augment(get, data, train, dataset)
     seeds = _resolve_seeds(get)
+    if seeds and get.peek("data.folds") and get.peek("data.fold") < 0:
+        raise UsageError(
+            f"config.seeds={seeds} does not go with config.data.folds={get.peek('data.folds')}, which makes a run for "
+            "each fold; set config.data.fold to one of them, or seeds to ()"
+        )
     plan = Plan(
         seed=seeds[0] if seeds else get.at_least("seed", 0),
         seeds=seeds,
@@ -66,7 +72,7 @@ def resolve(
         config_hash=config_hash(config),
         init=resolve_init(get),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
-        warnings=_overlaps(dataset, data),
+        warnings=overlaps(dataset, data),
     )
     for key in overrides:
         if key not in get.read:
@@ -76,31 +82,7 @@ def resolve(
 
 def dataset_of(config: ConfigDict) -> Dataset:
     """Opens the data set that a config names."""
-    return _open(ConfigReader(config), None)
-
-
-def _open(get: ConfigReader, opened: Dataset | None) -> Dataset:
-    options = {
-        "classes": tuple(get("data.classes")),
-        "on_error": get.one_of("data.on_error", ("stop", "skip")),
-        "side": get.at_least("data.side", 0),
-        "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
-    }
-    return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
-
-
-def _overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
-    """Images that are trained on and judged by as well: allowed, for whoever wants to see a model fit them."""
-    found = []
-    for part in ("validation", "test"):
-        split = getattr(data, part)
-        shared = dataset.shared(data.train, split) if split else 0
-        if shared:
-            found.append(
-                f"{shared:,} of the {getattr(data, f'{part}_count'):,} images of config.data.{part}='{split}' are "
-                f"trained on as well (config.data.train='{data.train}')"
-            )
-    return tuple(found)
+    return open_named(ConfigReader(config), None)
 
 
 def _resolve_seeds(get: ConfigReader) -> tuple[int, ...]:
@@ -114,6 +96,11 @@ def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
     directory = data_dir(get("data.dir"))
     name = get("data.name")
     splits = {part: get(f"data.{part}") for part in ("train", "validation", "test")}
+    if len(dataset.class_names) < 2:
+        raise UsageError(
+            f"config.data.name='{name}': all of its images are of one class ({', '.join(dataset.class_names)}), so "
+            "there is nothing to tell apart; a classifier needs two classes or more"
+        )
     if not splits["train"]:
         raise UsageError("config.data.train='': a run needs images to train on")
     counts = {part: dataset.count(split, f"config.data.{part}") if split else 0 for part, split in splits.items()}
@@ -124,6 +111,7 @@ def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
         class_names=dataset.class_names,
         **splits,
         **{f"{part}_count": count for part, count in counts.items()},
+        **resolve_balance(get, dataset, splits["train"]),
     )
 
 
@@ -176,6 +164,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         patience = length("train.patience") // per_epoch
         if patience < 1:
             raise UsageError(f"config.train.patience='{patience_text}': must be one epoch or more")
+    monitor = get.one_of("train.monitor", tuple(MONITORS)) if data.validation else ""
     eval_batch = get.at_least("eval.batch_size", 0) or batch
     writers = tuple(get("log.writers"))
     check_writers(writers)
@@ -193,7 +182,8 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
         patience_epochs=patience,
         hooks=check_hooks(get("train.hooks")),
-        monitor=get.one_of("train.monitor", tuple(MONITORS)) if data.validation else "",
+        monitor=monitor,
+        by_class=monitor in BY_CLASS or data.balance != "none",
         eval_batch_size=math.ceil(eval_batch / devices) * devices,
         checkpoint_every=max(1, length("checkpoint.every")),
         log_every=max(1, length("log.every")),
@@ -248,6 +238,10 @@ def _why_unread(key: str, config: ConfigDict) -> str:
         return "neither config.augment.mixup nor config.augment.cutmix is on"
     if key.startswith("init."):
         return why_init_unread(key)
+    if key == "data.fold":
+        return "config.data.folds=0 makes no folds"
+    if key in ("data.balance_by", "data.balance_beta"):
+        return f"config.data.balance='{config.data.balance}', config.data.balance_by='{config.data.balance_by}'"
     if key == "train.monitor":
         return "there is no config.data.validation to watch"
     if key == "optim.ema_ramp":

@@ -12,7 +12,7 @@ The steps before the bar are the geometry; ``augment.where='host'`` moves them t
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,7 @@ def augment(
     label_smoothing: float = 0.0,
     each: mixing.Each = jax.vmap,
     flips: jax.Array | None = None,
+    class_weights: Sequence[float] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """The training transform: augments and normalizes a batch, and makes its targets.
 
@@ -118,9 +119,12 @@ def augment(
       label_smoothing: share of each target spread evenly over all classes, before mixing.
       each: lifts a per-image function to a batch, like `jax.vmap`; see `jaxvit.data.mixing.mix`.
       flips: key made by `flip_key`, needed with ``flip_mode='alternate'``.
+      class_weights: K weights; before mixing, each target is multiplied by the weight of its class; () = all 1.
+        Cross-entropy is linear in the target: an image mixed from a (share s) and b costs
+        s·w_a·CE(a) + (1 - s)·w_b·CE(b).
 
     Returns:
-      Images float32 [B, H, W, C] and targets float32 [B, K], a distribution over the classes for each image.
+      Images float32 [B, H, W, C] and targets float32 [B, K]: a distribution over the classes, times the class weight.
     """
     s = settings
 
@@ -142,6 +146,9 @@ def augment(
     if s.erase:
         x_BHWC = mixing.random_erasing(keys(6), x_BHWC, s.erase, mode=s.erase_mode)
     targets_BK = one_hot(batch["label"], classes, label_smoothing)
+    if class_weights:
+        weights_K = jnp.asarray(class_weights, jnp.float32)
+        targets_BK = targets_BK * jnp.take(weights_K, batch["label"], mode="clip")[:, None]
     if s.mixes:
         x_BHWC, targets_BK = mixing.mix(
             jax.random.fold_in(key, 7),

@@ -19,7 +19,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +41,7 @@ class Decoded:
       labels: int32 [N].
       order: 'id' if the images were put into the order of their ids, else 'stored'.
       skipped: how many damaged records are missing, and the names of the first.
+      depth: what was seen of images of more than 8 bits, see `jaxvit.data.depth.Depth.notes`.
       folder: where it lies; None = only in memory.
       digest: hash of both arrays, as they were written and have been read; '' = only in memory.
     """
@@ -51,6 +52,7 @@ class Decoded:
     skipped: tuple[int, tuple[str, ...]]
     folder: Path | None
     digest: str = ""
+    depth: dict[str, float] = field(default_factory=dict)
 
 
 def content_hash(files: Iterable[Path]) -> str:
@@ -178,7 +180,7 @@ def _open(folder: Path) -> Decoded:
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = np.load(folder / "labels.npy")
     skipped = meta["skipped"], tuple(meta["skipped_names"])
-    return Decoded(images, labels, meta["order"], skipped, folder, digest)
+    return Decoded(images, labels, meta["order"], skipped, folder, digest, meta.get("depth", {}))
 
 
 def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> None:
@@ -208,6 +210,7 @@ def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: in
         "skipped": damage.count,
         "skipped_names": list(damage.names),
         "sha256": {name: file_hash(folder / name) for name in _ARRAYS},
+        "depth": damage.depth.notes,
     }
     write_json(folder / "meta.json", meta, with_checksum=True)
 
@@ -265,6 +268,7 @@ def _in_memory(records: Records, shape: tuple[int, int, int], side: int, damage:
         "id" if ids and all(ids) else "stored",
         (damage.count, damage.names),
         None,
+        depth=damage.depth.notes,
     )
 
 

@@ -51,8 +51,8 @@ def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC
             raise RunFailedError("the model's probabilities are not finite numbers: its training has diverged")
         if said.shape != wanted.shape or said.dtype != np.float32 or not np.isfinite(said).all():
             raise RunFailedError(
-                f"--to={kind.name}: the exported file returns {said.dtype} {list(said.shape)}, not finite probabilities "
-                f"float32 {list(wanted.shape)}"
+                f"--to={kind.name}: the exported file returns {said.dtype} {list(said.shape)}, not finite "
+                f"probabilities float32 {list(wanted.shape)}"
             )
         differences.append(float(np.abs(said - wanted).max()))
     return max(differences)

@@ -1,4 +1,4 @@
-"""The hub format: a folder to share, with model.safetensors, model.json, config.json, environment.json and a model card.
+"""The hub format: a folder to share, with model.safetensors, three JSON files and a model card.
 
 `jaxvit.load` reads such a folder like a run folder.
 """

@@ -47,7 +47,7 @@ class ExportModel:
         return {**self.loaded.variables, "params": restore(self.stored)}
 
     def probabilities(self, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
-        """Maps uint8 images [B, *image_shape] to float32 probabilities [B, K]. When traced, the weights become constants.
+        """Maps uint8 images [B, *image_shape] to float32 probabilities [B, K]. Tracing makes the weights constants.
 
         Args:
           images_BHWC: the images.

@@ -18,8 +18,12 @@ from onnx import helper, numpy_helper
 
 @dataclasses.dataclass(frozen=True)
 class _Scope:
-    """Facts about a graph: its constants and those of enclosing graphs, how often it and nested graphs read each name, and
-    the names in use.
+    """Facts about a graph.
+
+    Attributes:
+      constants: constants of this graph and of enclosing graphs.
+      reads: how often this graph and nested graphs read each name.
+      taken: names in use.
     """
 
     constants: dict[str, onnx.TensorProto]
@@ -37,8 +41,8 @@ class _Scope:
 def rewrite(graph: onnx.GraphProto) -> None:
     """Rewrites matrix products and 2-D max-pooling in place, also in branches and loops.
 
-    Drops the recorded shapes of intermediate values, since some of these no longer exist; onnxruntime infers them again.
-    Removes constants that are no longer read.
+    Drops the recorded shapes of intermediate values, since some of these no longer exist; onnxruntime infers them
+    again. Removes constants that are no longer read.
     """
     taken = {name for inner in _graphs(graph) for node in inner.node for name in (*node.input, *node.output)}
     _rewrite(graph, _Scope({}, collections.Counter(), taken))
@@ -127,8 +131,9 @@ def _matrix_product(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]
 
 
 def _pooling_of_maps(nodes: Sequence[onnx.NodeProto], scope: _Scope) -> list[onnx.NodeProto]:
-    """Converts the four nodes that jax2onnx writes for max-pooling of maps [B, H, W, C]: it adds two leading axes, pools
-    over the four others, and removes the two. Returns [] for other nodes.
+    """Converts the four nodes that jax2onnx writes for max-pooling of maps [B, H, W, C].
+
+    They add two leading axes, pool over the four others, and remove the two. Returns [] for other nodes.
     """
     if [node.op_type for node in nodes] != ["Unsqueeze", "Unsqueeze", "MaxPool", "Squeeze"]:
         return []

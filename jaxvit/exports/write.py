@@ -227,8 +227,8 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
         difference = largest_difference(model, kind, draft, images_BHWC)
         if not difference < LARGEST:
             raise RunFailedError(
-                f"--to={kind.name}: the exported file differs from the model by {difference:.2g}, more than {LARGEST:g}: "
-                "it was deleted; try another format"
+                f"--to={kind.name}: the exported file differs from the model by {difference:.2g}, more than "
+                f"{LARGEST:g}: it was deleted; try another format"
             )
         script = Path(name) / loader.name
         shutil.copyfile(kind.loader, script)
@@ -239,7 +239,7 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
 
 
 def _put(draft: Path, target: Path, aside: Path) -> None:
-    """Moves a draft into place. A folder cannot be replaced atomically: the old one is moved aside, and back on failure."""
+    """Moves a draft into place. Folders cannot be replaced atomically: the old one moves aside, and back on failure."""
     if not target.is_dir():
         os.replace(draft, target)
         return

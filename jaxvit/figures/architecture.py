@@ -1,4 +1,4 @@
-"""Architecture diagram: a chain of boxes from the image to the class scores, with the number of tokens after each part."""
+"""Architecture diagram: a chain of boxes from the image to the class scores, with the number of tokens."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ NUMBERED = 30  # with more classes than this, cells have no numbers
 
 
 def draw_confusion(found: Mapping[str, Any], file: Path) -> list[Path]:
-    """Draws the confusion matrix in a result of `jaxvit.evaluate`; colours are shares of the true class, numbers are images."""
+    """Draws the confusion matrix from a result of `jaxvit.evaluate`; colours show shares of the true class."""
     counts = np.array(found["confusion"])
     names = found["class_names"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -1,6 +1,7 @@
 """An animated GIF of ShiftViT's shift: small numbered maps, one for each group of channels.
 
-The last frame is the output of `jaxvit.ops`; the frames before it slide the cells from their first to their last position.
+The last frame is the output of `jaxvit.ops`; the frames before it slide the cells from their first to their last
+position.
 """
 
 from __future__ import annotations

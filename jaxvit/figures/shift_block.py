@@ -47,7 +47,7 @@ def shift_widths(channels: int, *, groups: str, divisions: int) -> tuple[int, in
 
 
 def draw_shift_block(model: ShiftViT, file: Path, title: str = "") -> list[Path]:
-    """Draws the shift block of a ShiftViT: the order of its layers, the effect of the shift, the channels of each stage.
+    """Draws the shift block of a ShiftViT: the order of its layers, the effect of the shift, the channels per stage.
 
     Args:
       model: the model; its attributes define the block.

@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxvit.figures.scripts import legible
 from jaxvit.files import replaced
 
 # The Okabe-Ito palette.
@@ -59,7 +60,11 @@ def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: in
         asked_for = file.suffix.lower() == f".{suffix}"  # a.PNG keeps its name
         target = file if asked_for else file.with_name(f"{stem}.{suffix}")
         metadata = {"Date": None} if suffix == "svg" else None
-        with replaced(target, unique=True) as beside, matplotlib.rc_context(_SETTINGS):
+        with (
+            replaced(target, unique=True) as beside,
+            matplotlib.rc_context(_SETTINGS),
+            legible(figure, keep=suffix == "svg"),
+        ):
             figure.savefig(beside, dpi=dpi, format=suffix, metadata=metadata)
         written.append(target)
     return written

@@ -121,7 +121,7 @@ def _draw_learner(axis: Axes, top: float, model: ViT, grid: tuple[int, int]) -> 
 
 
 def _draw_fuser(axis: Axes, top: float, model: ViT, places: int) -> None:
-    """Draws both branches: the mixing weights of each position above, the tokens below, and their sum added to the map."""
+    """Draws both branches: the mixing weights of the positions above, the tokens below, and the residual connection."""
     learned, channels, hidden = model.learner_tokens, model.dim, model.learner_hidden
     active = _PLAIN.get(model.learner_activation, model.learner_activation)
     upper, lower, meet = top + 0.7, top + 1.95, 7.0
@@ -183,7 +183,7 @@ def _draw_map(axis: Axes, x: float, y: float, side: float, grid: tuple[int, int]
 
 
 def _draw_tokens(axis: Axes, x: float, y: float, count: int) -> None:
-    """Draws tokens as stripes centred at y, the first in the colours of their maps; long lists are cut with an ellipsis."""
+    """Draws tokens as stripes centred at y, the first in the colours of their maps; at most 7 of more than 8 tokens."""
     shown = count if count <= 8 else 7
     pitch = 0.11
     for i in range(shown):

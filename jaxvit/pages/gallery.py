@@ -58,7 +58,7 @@ class _RunFigures:
 
     @cached_property
     def examples(self) -> tuple[np.ndarray, list[str]]:
-        """(uint8 images, class names): the first image of each class, in the order of the split, then further images."""
+        """(uint8 images, class names): the first image of each class, in split order, then further images."""
         _, labels, good = self.source.batch(np.arange(min(len(self.source), 1000)))
         readable = np.flatnonzero(good)
         firsts = readable[np.sort(np.unique(labels[readable], return_index=True)[1])]

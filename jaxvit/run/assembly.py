@@ -118,6 +118,7 @@ class Assembly:
             label_smoothing=self.plan.train.label_smoothing,
             each=over_images(mesh) if mesh is not None else jax.vmap,
             flips=flip_key(root) if settings.alternates else None,
+            class_weights=self.plan.data.loss_weights,
         )
 
     def apply(
@@ -143,7 +144,10 @@ class Assembly:
     def eval_step(self, variables: Any, batch: Batch, *, axis_name: str | None = None) -> Sums:
         """One evaluation step: (variables, batch) to sums; see `jaxvit.training.step.eval_step`."""
         transform = partial(preprocess, settings=self.plan.augment)
-        return eval_step(variables, batch, apply=self.apply, transform=transform, axis_name=axis_name)
+        by_class = self.plan.train.by_class
+        return eval_step(
+            variables, batch, apply=self.apply, transform=transform, by_class=by_class, axis_name=axis_name
+        )
 
     def prepare(
         self, step: jax.Array, batch: Batch, *, key: jax.Array | None = None, mesh: Mesh | None = None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -278,12 +279,16 @@ def checkpoint_folder(path: Path) -> Path:
 
 
 def seed_folders(path: Path) -> list[Path]:
-    """The folders of single seeds in that of a run of several, by their number."""
-    found = [p for p in path.glob("seed_*") if p.is_dir() and p.name.removeprefix("seed_").isdecimal()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("seed_")))
+    """The folders of single seeds, or folds, in that of a run of several, by their number."""
+    found = [p for p in path.glob("[sf][eo][el]d_*") if p.is_dir() and _OF_SEVERAL.fullmatch(p.name)]
+    return sorted(found, key=lambda p: (p.name.partition("_")[0], int(p.name.partition("_")[2])))
+
+
+_OF_SEVERAL = re.compile(r"(seed|fold)_\d+", re.ASCII)
 
 
 def refuse_seeds(path: Path) -> None:
-    """Raises UsageError where `path` is the folder of a run of several seeds, and that of one is wanted."""
+    """Raises UsageError where `path` is the folder of a run of several seeds or folds, and that of one is wanted."""
     if seeds := seed_folders(path):
-        raise UsageError(f"{path} holds a run for each of {len(seeds)} seeds; name one, such as {seeds[0]}")
+        kind = seeds[0].name.partition("_")[0]
+        raise UsageError(f"{path} holds a run for each of {len(seeds)} {kind}s; name one, such as {seeds[0]}")

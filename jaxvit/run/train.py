@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from ml_collections import ConfigDict
 from jaxvit.config.keys import complete, flatten
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.sources import Dataset
+from jaxvit.data.sources import Dataset, located
 from jaxvit.devices import hardware, processes, runtime
 from jaxvit.errors import RunFailedError, UsageError, disk_full, is_disk_full
 from jaxvit.files import refuse_backslash
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
+from jaxvit.run.folds import train_folds
 from jaxvit.run.messages import print_finished
 from jaxvit.run.program import StartOptions
 from jaxvit.run.seeds import train_seeds
@@ -62,7 +64,7 @@ def train(
     if not isinstance(config, ConfigDict):
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
-    config = complete(config)  # one that was kept from an earlier version lacks what came since
+    config = _with_located_data(complete(config))  # one that was kept from an earlier version lacks what came since
     path = Path(workdir)
     refuse_backslash(path, "--workdir=")
     runtime.keep_compiled_programs()
@@ -75,7 +77,7 @@ def train(
         return print_finished(finished, path)
     options = StartOptions(debug_nans, fall_back, profile)
 
-    def prepare() -> tuple[Dataset, Plan, Assembly]:
+    def prepare(config: ConfigDict = config) -> tuple[Dataset, Plan, Assembly]:
         dataset = dataset_of(config)
         plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
         if profile and profile[0] > plan.train.steps:
@@ -88,12 +90,25 @@ def train(
         opened = processes.on_first(lambda: RunDirectory(path, config))
         run = processes.on_all(lambda: opened or RunDirectory(path, config, writes=False))
         with contextlib.closing(run):
+            if config.data.folds and config.data.fold < 0:
+                return train_folds(run, prepare, options, stop)
             if plan.seeds:
                 return train_seeds(run, plan, assembly, dataset, options, stop)
             result = processes.broadcast_from_first(lambda: run.result)
             if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
                 return print_finished(result, path)
             return execute(run, plan, assembly, dataset, options, stop)
+
+
+def _with_located_data(config: ConfigDict) -> ConfigDict:
+    """The config with absolute paths of its data: the run's folder can then be used from any other."""
+    name, folder = config.data.name, config.data.dir
+    absolute = located(name), os.path.abspath(os.path.expanduser(folder)) if folder else ""
+    if absolute == (name, folder):
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.name, config.data.dir = absolute
+    return config
 
 
 @contextlib.contextmanager

@@ -37,7 +37,8 @@ def measure_input(config: ConfigDict, overrides: Iterable[str] = ()) -> dict[str
       first_batch_s: time until the first batch is ready, from the start.
       decode_images_per_s: decoding in this process.
       stream_images_per_s: the streamed feed, including the transfer to the device.
-      resident_images_per_s: gathering and augmenting on the device; only if the data fits there and the device augments.
+      resident_images_per_s: gathering and augmenting on the device; only if the data fits there and the device
+        augments.
       input_ms: the device's part of the input, for a batch.
       step_ms: a training step that includes it.
       input_share_of_step: input_ms / step_ms.

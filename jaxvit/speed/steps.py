@@ -1,8 +1,8 @@
 """Measures one model for `jaxvit benchmark`: training step, inference, compile time, memory and overheads.
 
 The training step is the compiled program of `jaxvit train`, with a donated state. `train` runs it on one batch that is
-already on the devices, `fed` on batches from the run's feed, and `loop` inside the whole training loop. The measurements
-take turns, and block only after several steps.
+already on the devices, `fed` on batches from the run's feed, and `loop` inside the whole training loop. The
+measurements take turns, and block only after several steps.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Bench:
         return time.perf_counter() - began
 
     def loop(self, calls: int) -> float:
-        """Runs the training loop for `calls` calls, with metrics but without evaluation and checkpoints; returns seconds."""
+        """Runs the training loop, with metrics but without evaluation and checkpoints; returns seconds."""
         self._drain()
         steps = calls * self.steps_per_call
         start = self._take(steps)
@@ -180,7 +180,7 @@ class Bench:
         return repeated
 
     def inference(self, batch: int) -> Callable[[int], None]:
-        """Computes the logits of `batch` stored images, on all devices if their number divides the batch, else on one."""
+        """Computes the logits of `batch` images, on all devices if their number divides the batch, else on one."""
         plan, assembly = self._subject.plan, self._subject.assembly
         mesh = self._mesh if batch % plan.train.devices == 0 else make_mesh(1)
         # A separate copy of the variables: the next training step donates the state's.

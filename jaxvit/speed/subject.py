@@ -1,4 +1,4 @@
-"""The subject of a benchmark: a plan, its assembled parts and its images. `reproduce` estimates durations with it too."""
+"""The subject of a benchmark: a plan, its assembled parts and its images. `reproduce` takes single steps with it."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def make_subject(
     Args:
       config: config of a run, modified in place; its duration, validation, test and seeds are ignored.
       overrides: keys set on the command line; each must affect the training step.
-      synthetic: use random images even if the data set exists. If it does not exist, random images are used anyway, with
-        a line on stderr, unless the command line names the data set.
+      synthetic: use random images even if the data set exists. If it does not exist, random images are used anyway,
+        with a line on stderr, unless the command line names the data set.
       origin: see `Subject`.
 
     Raises:

@@ -190,20 +190,22 @@ def eval_step(
     *,
     apply: Apply,
     transform: Callable[[jax.Array], jax.Array],
+    by_class: bool = False,
     axis_name: str | None = None,
 ) -> Sums:
-    """Sums of the metrics over one batch; the loss has no label smoothing, and nothing is random.
+    """Sums of the metrics over one batch; the loss has neither label smoothing nor class weights; nothing is random.
 
     Args:
       variables: of the model.
       batch: images, labels and mask.
       apply: the model.
       transform: preprocesses uint8 images.
+      by_class: also counts for each class; see `classification_sums`.
       axis_name: name of pmap's axis; None under jit.
     """
     logits_BK = apply(variables, transform(batch["image"]), train=False)
     loss_B = cross_entropy(logits_BK, one_hot(batch["label"], logits_BK.shape[-1]))
-    sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"])
+    sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"], by_class=by_class)
     return _sum_over_devices(sums, axis_name)
 
 

@@ -144,6 +144,7 @@ def test_every_key_is_read_when_everything_is_on():
     config.augment.update(train="resize_crop", evaluation="centre_crop", resize=10, rotation=0.1, mixup=0.8, cutmix=1.0)
     config.augment.update(erase=0.25, mix_until="50%", flip=True)
     config.init.update(attention="mimetic", positions="sincos", stem="whitening")
+    config.data.update(folds=2, fold=1, balance="loss", balance_by="effective")
     muon = {f"optim.muon_{key}" for key in ("on", "off", "heads", "beta", "rms")}
     one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"} | muon
     resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])

@@ -62,14 +62,18 @@ def test_images_are_told_by_content_and_the_rest_is_counted_and_named(nasty):
     assert {name: len(images) for name, images in found.by_class().items()} == {"cat": 4, "dog": 2}
     assert found.empty_folders == ("bird", "mule")
     assert {reason: count for reason, (count, _) in found.passed_over.items()} == {
-        "hidden": 4,
-        "left by the system": 2,
+        "hidden files or folders": 4,
+        "folders of the system's own": 2,
         "folders that are called like an image": 1,
-        "no images": 3,
-        "raw files of a camera (convert them to JPEG or TIFF)": 1,
+        "files that are no images": 3,
+        "raw files of cameras, to be converted to JPEG or TIFF": 1,
         "pipes, devices or sockets": 1,
     }
-    assert found.passed_over["hidden"][1] == (".git", "cat/._a.png", "cat/.hidden.png")  # the first few
+    assert found.passed_over["hidden files or folders"][1] == (
+        ".git",
+        "cat/._a.png",
+        "cat/.hidden.png",
+    )  # the first few
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path):

@@ -123,7 +123,7 @@ def test_pools_know_the_prefix():
     np.testing.assert_array_equal(pool("cls"), TOKENS[:, 0])
     np.testing.assert_allclose(pool("mean"), TOKENS[:, 1:].mean(1), atol=1e-6)
     np.testing.assert_array_equal(pool("flatten"), TOKENS[:, 1:].reshape(2, -1))
-    with pytest.raises(ValueError, match="pool='max'"):
+    with pytest.raises(ValueError, match="kind='max'"):
         pool("max")
 
 

@@ -114,5 +114,5 @@ def test_the_ways_of_the_code_bases_differ():
     table = np.random.default_rng(3).normal(size=(32 * 32, 1)).astype(np.float32)
     small = np.asarray(resize_positions(table, source=(32, 32), target=(16, 16), method="big_vision"))
     assert small[-1] == table[-1] and not zoomed(table.reshape(32, 32, 1), (16, 16))[-1].any()
-    with pytest.raises(ValueError, match="no way to resize positions 'imagenet'; known: vision_transformer"):
+    with pytest.raises(ValueError, match="method='imagenet' must be 'vision_transformer'"):
         resize_positions(table, source=(32, 32), target=(16, 16), method="imagenet")

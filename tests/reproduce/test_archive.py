@@ -63,7 +63,7 @@ def test_of_two_the_one_that_is_further_stays(runs, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == (runs / "b" / "seed_1" / "metrics.jsonl").read_bytes()
     config = read_json(run / "config.json")  # without its checksum
     (run / "config.json").write_text(json.dumps(config | {"config_hash": "0" * 16}))
-    with pytest.raises(UsageError, match=r"b/seed_1 is a run of another config than .*; move one of them away"):
+    with pytest.raises(UsageError, match=r"b/seed_1 has another config than .*; move one of them away"):
         unpack(tmp_path / "x.tar", tmp_path / "x")
 
 
@@ -136,7 +136,7 @@ def test_what_is_not_as_it_was_packed_is_named_and_nothing_of_it_kept(runs, tmp_
     rewritten(tmp_path / "good.tar", tmp_path / "x.tar", change)
     with pytest.raises(UsageError, match=says) as error:
         unpack(tmp_path / "x.tar", tmp_path / "x")
-    assert str(error.value).startswith(f"{tmp_path / 'x.tar'}: no archive of runs, or a damaged one (")
+    assert str(error.value).startswith(f"{tmp_path / 'x.tar'}: not an archive of runs, or damaged (")
     assert files_of(tmp_path / "x") == {} and files_of(tmp_path).keys() == {"good.tar", "x.tar"}
 
 
@@ -145,7 +145,7 @@ def test_half_an_archive_and_no_archive_are_one_line(runs, tmp_path):
     whole = (tmp_path / "x.tar").read_bytes()
     for part in (b"", b"no tar", whole[:600], whole[: len(whole) // 2], whole[:-20000]):
         (tmp_path / "x.tar").write_bytes(part)
-        with pytest.raises(UsageError, match="no archive of runs, or a damaged one"):
+        with pytest.raises(UsageError, match="not an archive of runs, or damaged"):
             unpack(tmp_path / "x.tar", tmp_path / "x")
     with pytest.raises(UsageError, match=r"no\.tar: cannot be unpacked .No such file"):
         unpack(tmp_path / "no.tar", tmp_path / "x")

@@ -185,7 +185,7 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
         (["--model=vit", "--config.model.name=cct"], "the model is named by --model"),
         (["--model=vit", "--config.model.detph=2"], "did you mean 'model.depth'"),
         (["--model=vit", "--bacth=2"], "did you mean '--batch'"),
-        (["--model=vit", "--config.train.duration=2 epochs", "--dry_run"], "train.duration: nothing reads this key"),
+        (["--model=vit", "--config.train.duration=2 epochs", "--dry_run"], "train.duration: this key has no effect"),
         (["--model=vit", "--config.data.train=train[:9]", "--dry_run"], "the images are synthetic"),
         (["--model=vit", "--config.optim.momentum=0.5", "--dry_run"], "config.optim.name='adamw' has none"),
         (["--model=vit", "--config.model.patch=5", "--dry_run"], "patch=5 does not divide"),
@@ -245,7 +245,7 @@ def test_data_that_is_not_there_is_replaced_and_that_is_said(capsys, tmp_path):
     config = tiny_config(data__name="cifar10", data__dir=str(tmp_path), data__train="train[:45000]")
     subject = make_subject(config)
     assert subject.synthetic and subject.plan.input_shape == (32, 32, 3)
-    assert "synthetic images in place of cifar10" in capsys.readouterr().err
+    assert "using synthetic images instead of cifar10" in capsys.readouterr().err
     config = tiny_config(data__name="cifar10", data__dir=str(tmp_path))
     with pytest.raises(UsageError, match="jaxvit data prepare cifar10"):
         make_subject(config, overrides=["data.name"])
