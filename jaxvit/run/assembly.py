@@ -250,7 +250,7 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     idle = model.idle_attributes() if hasattr(model, "idle_attributes") else {}
     for key in overrides:
         if (name := key.removeprefix("model.")) in idle and key.startswith("model."):
-            raise UsageError(f"--config.{key}: nothing reads this key in this run: model.{idle[name]}")
+            raise UsageError(f"--config.{key}: this key has no effect in this run: model.{idle[name]}")
 
     optimizer = make_optimizer(plan.optim)
     try:
