@@ -190,6 +190,7 @@ def eval_step(
     *,
     apply: Apply,
     transform: Callable[[jax.Array], jax.Array],
+    by_class: bool = False,
     axis_name: str | None = None,
     by_class: bool = False,
 ) -> Sums:
@@ -200,6 +201,7 @@ def eval_step(
       batch: images, labels and mask.
       apply: the model.
       transform: preprocesses uint8 images.
+      by_class: also counts for each class; see `classification_sums`.
       axis_name: name of pmap's axis; None under jit.
       by_class: whether to add sums for each class; see `jaxvit.training.metrics.classification_sums`.
     """

@@ -36,16 +36,9 @@ def transform_with(smoothing):
     return lambda key, step, batch: (scale(batch["image"]), one_hot(batch["label"], 3, smoothing))
 
 
-def build(axis_name=None, smoothing=0.0, accumulate=1):
-    return partial(
-        train_step,
-        key=jax.random.key(0),
-        apply=apply,
-        transform=transform_with(smoothing),
-        optimizer=optax.sgd(0.5),
-        accumulate=accumulate,
-        axis_name=axis_name,
-    )
+def build(axis_name=None, smoothing=0.0, accumulate=1, **more):
+    settings = {"key": jax.random.key(0), "apply": apply, "transform": transform_with(smoothing), **more}
+    return partial(train_step, optimizer=optax.sgd(0.5), accumulate=accumulate, axis_name=axis_name, **settings)
 
 
 def fresh_state():
