@@ -124,7 +124,11 @@ def test_what_does_not_fit_is_refused_in_one_line(changes, says):
         ({"optim__name": "muon"}, "optim.momentum", "optim.name='muon' has no such setting"),
         ({}, "optim.ema_ramp", "keeps no moving average"),
         ({}, "init.query_key", "config.init.attention='' uses config.model.initialiser"),
-        ({"init__attention": "mimetic"}, "init.positions_scale", "config.init.positions='' uses config.model.initialiser"),
+        (
+            {"init__attention": "mimetic"},
+            "init.positions_scale",
+            "config.init.positions='' uses config.model.initialiser",
+        ),
         ({}, "init.stem_images", "config.init.stem='' uses config.model.initialiser"),
         ({}, "augment.flip_mode", "config.augment.flip=False mirrors no image"),
     ],
