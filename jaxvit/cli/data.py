@@ -34,7 +34,7 @@ from jaxvit.pages.training import draw_training
 from jaxvit.shown import terminal
 from jaxvit.speed.input import measure_input
 
-LIMITS = ("data.max_pixels", "data.max_bytes")
+LIMITS = ("data.max_pixels", "data.max_bytes", "data.white")
 ACTIONS = ("prepare", "show", "export", "benchmark")
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.key_table import KEYS, RENAMED
 from jaxvit.config.keys import complete, flatten, model_attributes
+from jaxvit.data.sources import located
 
 _ABSENT = "(absent)"
 
@@ -32,7 +33,7 @@ def config_hash(config: ConfigDict, extensions: Sequence[Mapping[str, object]] =
       extensions: changes of the config that extended a finished run. An extended run differs from one that had its
         length from the start.
     """
-    values = dict(flatten(complete(config)))
+    values = _values(config)
     idle = {path for path, default in _added(values).items() if values.get(path) == default}
     first = {new: old for old, new in reversed(RENAMED.items())}
     relevant: dict[str, object] = {
@@ -42,6 +43,14 @@ def config_hash(config: ConfigDict, extensions: Sequence[Mapping[str, object]] =
         relevant["extensions"] = list(extensions)
     text = json.dumps(relevant, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _values(config: ConfigDict) -> dict[str, object]:
+    """{key: value}; the path of a folder of images is absolute, however it was written."""
+    values = dict(flatten(complete(config)))
+    if isinstance(values.get("data.name"), str):
+        values["data.name"] = located(values["data.name"])
+    return values
 
 
 def _added(values: Mapping[str, object]) -> dict[str, object]:
@@ -62,7 +71,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[object, obj
     A missing key counts as its default. If it has none, such as an attribute that this version of a model does not
     know, its value is '(absent)'.
     """
-    a, b = dict(flatten(complete(old))), dict(flatten(complete(new)))
+    a, b = _values(old), _values(new)
     name = b.get("model.name", "")
     if isinstance(name, str) and ":" in name and a.get("model.name") == name:
         # `complete` does not import the user's class, but making `new` has imported it.

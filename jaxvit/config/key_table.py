@@ -42,7 +42,9 @@ KEYS: dict[str, Key] = {
     "seed": Key(0, "seed of all random numbers of the run: parameters, order of images, augmentation, dropout"),
     "seeds": Key((), "seeds of several runs, whose results are averaged; () = one run, with `seed`"),
     # Data.
-    "data.name": Key("digits", "data set: a TFDS name, 'image_folder:PATH' or 'package.module:function'"),
+    "data.name": Key(
+        "digits", "data set: a TFDS name, 'image_folder:PATH', 'image_table:FILE' or 'package.module:function'"
+    ),
     "data.dir": Key(
         "",
         "folder of TFDS data sets; '' = the environment variable TFDS_DATA_DIR, or else ~/tensorflow_datasets",
@@ -65,6 +67,12 @@ KEYS: dict[str, Key] = {
         changes_result=False,
         added=True,
     ),
+    "data.white": Key(
+        0,
+        "white value of grey images of more than 8 bits, such as 4095 for a 12-bit camera; 0 = 65535, and images of 32 "
+        "bits are refused",
+        added=True,
+    ),
     "data.feed": Key(
         "auto",
         "'resident' keeps the training images on the devices, 'stream' sends batches, 'auto' chooses by their size",
@@ -75,6 +83,35 @@ KEYS: dict[str, Key] = {
         "", "validation split, for choosing the best checkpoint and for early stopping; '' = none, use the last one"
     ),
     "data.test": Key("test", "test split, evaluated once after training with the chosen checkpoint; '' = none"),
+    "data.cut": Key(
+        "",
+        "'content' cuts the validation and test splits that the set lacks off train: a tenth of each class each, with "
+        "copies of an image in the same split; '' = only the set's own splits",
+        added=True,
+    ),
+    "data.folds": Key(
+        0,
+        "cross-validation: cut train (and validation) into this many folds and train a run for each, with that fold as "
+        "the test split; 0 = none",
+        added=True,
+    ),
+    "data.fold": Key(-1, "the only fold to train, from 0; -1 = all folds", added=True),
+    "data.balance": Key(
+        "none",
+        "for classes of unequal size: 'sampling' draws images of rare classes more often, 'loss' gives them a larger "
+        "weight, 'none'",
+        added=True,
+    ),
+    "data.balance_by": Key(
+        "inverse",
+        "weight of a class: the 'inverse' of its number of images, or of their 'effective' number",
+        added=True,
+    ),
+    "data.balance_beta": Key(
+        0.999,
+        "for 'effective': β; n images count as (1 - β^n) / (1 - β), close to n for β near 1, and 1 for β = 0",
+        added=True,
+    ),
     # Augmentation: a separate random choice for each image, in the order of jaxvit.data.augment.
     "augment.mean": Key(
         _AUGMENT.mean,
@@ -277,7 +314,9 @@ KEYS: dict[str, Key] = {
         added=True,
     ),
     "train.monitor": Key(
-        "top1", "validation metric for the best checkpoint: 'top1', 'top5', 'loss', 'precision' or 'recall'"
+        "top1",
+        "validation metric for the best checkpoint: 'top1', 'top5', 'loss', 'precision', 'recall', 'macro_f1' or "
+        "'balanced_accuracy'",
     ),
     # Evaluation, saving, logging.
     "eval.batch_size": Key(0, "images per evaluation batch; 0 = the training batch size", changes_result=False),

@@ -16,19 +16,19 @@ from jaxvit.config.identity import config_hash
 from jaxvit.config.key_table import KEYS
 from jaxvit.config.keys import check_keys
 from jaxvit.config.plan_augment import resolve_augment
+from jaxvit.config.plan_data import check_classes, open_named, overlaps, resolve_balance
 from jaxvit.config.plan_init import resolve_init, why_init_unread
 from jaxvit.config.plan_optim import resolve_optim, why_unread
 from jaxvit.config.plan_types import DataPlan, ModelPlan, Plan, TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.data.augment import without_effect
 from jaxvit.data.batches import steps_per_epoch
-from jaxvit.data.decoding import Limits
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
 from jaxvit.training.hooks import check_hooks
 from jaxvit.training.journal import check_writers
-from jaxvit.training.metrics import MONITORS
+from jaxvit.training.metrics import BY_CLASS, MONITORS
 
 RESIDENT_BYTES = 2 << 30  # data.feed='auto' keeps training splits of up to this size on the devices
 
@@ -49,11 +49,18 @@ def resolve(
     """
     check_keys(config)
     get = ConfigReader(config)
-    dataset = _open(get, dataset)
+    dataset = open_named(get, dataset)
+    check_classes(dataset, get("data.name", str), get("data.classes", tuple))
     data = _resolve_data(get, dataset)
     train = _resolve_train(get, data, dataset, devices)
     augment = resolve_augment(get, data, train, dataset)
     seeds = _resolve_seeds(get)
+    folds = get.peek("data.folds", int)
+    if seeds and folds and get.peek("data.fold", int) < 0:
+        raise UsageError(
+            f"config.seeds={seeds} and config.data.folds={folds} both make several runs; set seeds to (), or "
+            "config.data.fold to one of the folds"
+        )
     plan = Plan(
         seed=seeds[0] if seeds else get.at_least("seed", 0),
         seeds=seeds,
@@ -68,7 +75,7 @@ def resolve(
         config_hash=config_hash(config),
         init=resolve_init(get),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
-        warnings=_overlaps(dataset, data),
+        warnings=overlaps(dataset, data),
     )
     for key in overrides:
         if key not in get.read:
@@ -78,31 +85,7 @@ def resolve(
 
 def dataset_of(config: ConfigDict) -> Dataset:
     """Opens the data set that a config names."""
-    return _open(ConfigReader(config), None)
-
-
-def _open(get: ConfigReader, opened: Dataset | None) -> Dataset:
-    options = {
-        "classes": get("data.classes", tuple),
-        "on_error": get.one_of("data.on_error", ("stop", "skip")),
-        "side": get.at_least("data.side", 0),
-        "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
-    }
-    return opened or open_dataset(get("data.name", str), data_dir(get("data.dir", str)), **options)
-
-
-def _overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
-    """Warnings about images that are in two splits. That is allowed, for example to see a model fit them."""
-    found = []
-    for part in ("validation", "test"):
-        split = getattr(data, part)
-        shared = dataset.shared(data.train, split) if split else 0
-        if shared:
-            found.append(
-                f"{shared:,} of the {getattr(data, f'{part}_count'):,} images of config.data.{part}='{split}' are also "
-                f"training images (config.data.train='{data.train}')"
-            )
-    return tuple(found)
+    return open_named(ConfigReader(config), None)
 
 
 def _resolve_seeds(get: ConfigReader) -> tuple[int, ...]:
@@ -133,6 +116,7 @@ def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
         train_count=train_count,
         validation_count=validation_count,
         test_count=test_count,
+        **resolve_balance(get, dataset, train),
     )
 
 
@@ -187,6 +171,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         patience = length("train.patience") // per_epoch
         if patience < 1:
             raise UsageError(f"config.train.patience='{patience_text}': must be one epoch or more")
+    monitor = get.one_of("train.monitor", tuple(MONITORS)) if data.validation else ""
     eval_batch = get.at_least("eval.batch_size", 0) or batch
     writers = get.strings("log.writers")
     check_writers(writers)
@@ -204,7 +189,8 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
         patience_epochs=patience,
         hooks=check_hooks(get("train.hooks", tuple)),
-        monitor=get.one_of("train.monitor", tuple(MONITORS)) if data.validation else "",
+        monitor=monitor,
+        by_class=monitor in BY_CLASS or data.balance != "none",
         eval_batch_size=math.ceil(eval_batch / devices) * devices,
         checkpoint_every=max(1, length("checkpoint.every")),
         log_every=max(1, length("log.every")),
@@ -260,6 +246,12 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return "neither config.augment.mixup nor config.augment.cutmix is on"
     if key.startswith("init."):
         return why_init_unread(key)
+    if key == "data.fold":
+        return "config.data.folds=0 makes no folds"
+    if key in ("data.balance_by", "data.balance_beta"):
+        return (
+            f"config.data.balance='{get('data.balance', str)}', config.data.balance_by='{get('data.balance_by', str)}'"
+        )
     if key == "train.monitor":
         return "config.data.validation='' has no validation split to monitor"
     if key == "optim.ema_ramp":

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxvit.data.settings import Augmentation
 from jaxvit.training.settings import OptimizerSettings
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 @dataclass(frozen=True)
 class DataPlan:
-    """The data set, its splits, and their numbers of images. A split of '' has 0 images and is not used."""
+    """The data set, its splits, and their numbers of images. A split of '' has 0 images and is not used.
+
+    `class_weights` has a weight for each class if `balance` is not 'none'.
+    """
 
     name: str
     directory: str
@@ -22,6 +29,17 @@ class DataPlan:
     train_count: int
     validation_count: int
     test_count: int
+    balance: str = "none"
+    class_weights: tuple[float, ...] = ()
+
+    @property
+    def loss_weights(self) -> tuple[float, ...]:
+        """What each class's images count in the loss; () = all alike."""
+        return self.class_weights if self.balance == "loss" else ()
+
+    def sampling(self, labels: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]] | None:
+        """How images with these labels are drawn, see `jaxvit.data.batches.TrainOrder`; None = each once an epoch."""
+        return (labels, self.class_weights) if self.balance == "sampling" else None
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,7 @@ class TrainPlan:
     patience_epochs: int
     hooks: tuple[str, ...]
     monitor: str
+    by_class: bool
     eval_batch_size: int
     checkpoint_every: int
     log_every: int

@@ -12,7 +12,7 @@ What stands before the bar is the geometry, which ``augment.where='host'`` moves
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,7 @@ def training_transform(
     *,
     each: mixing.Each = jax.vmap,
     flips: jax.Array | None = None,
+    class_weights: Sequence[float] = (),
 ) -> Transform:
     """Builds the transform for training.
 
@@ -107,6 +108,8 @@ def training_transform(
       label_smoothing: share of each target spread evenly over all classes, before mixing.
       each: how a function of one image becomes one of all; see `jaxvit.data.mixing.mix`.
       flips: key of `flip_key`, where images are mirrored by turns.
+      class_weights: each image's target is multiplied by its class's, before mixing; () = all are 1. Cross-entropy is
+        linear in the target, so that of an image mixed from a (share s) and b is s·w_a·CE(a) + (1 - s)·w_b·CE(b).
 
     Returns:
       ``(key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])``.
@@ -115,6 +118,7 @@ def training_transform(
     geometric = geometric_transform(s)
     own = load_function(s.own, "augment.own") if s.own else None
     fill = policies.background(s.mean)
+    weights_K = jnp.asarray(class_weights, jnp.float32) if class_weights else None
 
     def transform(key: jax.Array, step: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         def keys(name: int) -> jax.Array:
@@ -134,6 +138,8 @@ def training_transform(
         if s.erase:
             x_BHWC = mixing.random_erasing(keys(6), x_BHWC, s.erase, mode=s.erase_mode)
         targets_BK = one_hot(batch["label"], classes, label_smoothing)
+        if weights_K is not None:
+            targets_BK = targets_BK * jnp.take(weights_K, batch["label"], mode="clip")[:, None]
         if s.mixes:
             x_BHWC, targets_BK = mixing.mix(
                 jax.random.fold_in(key, 7),

@@ -48,7 +48,9 @@ def file_contents(files: Sequence[Path], damage: Damage, memo: Path) -> list[byt
             with contextlib.suppress(ValueError, IndexError, TypeError):
                 return bytes.fromhex(known[names[i]][2])
         try:
-            return array_content(decode(read_regular(files[i], damage.limits.bytes), 3, None, damage.limits))
+            return array_content(
+                decode(read_regular(files[i], damage.limits.bytes), 3, None, damage.limits, damage.depth)
+            )
         except Exception as error:  # a decoder may raise anything on damaged bytes
             return error
 

@@ -7,6 +7,7 @@ all classes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ from jaxvit.errors import UsageError, is_disk_full
 from jaxvit.files import read_regular
 
 PREFIX = "image_folder:"
+_SAMPLE = 300  # files whose sizes say what the sizes of all are like
+_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
 
 
 def open_image_files(
@@ -123,6 +126,27 @@ class FolderStore:
             total.update(os.fsencode(own) + f"\0{label} {state}\n".encode())
         return total.hexdigest()
 
+    def sample_sizes(self) -> list[tuple[int, int]]:
+        """(height, width), upright, of a few hundred files that are spread over the set, as far as they can be read."""
+        return [size for size, _ in self._sample]
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether no file of that sample has colour."""
+        return bool(self._sample) and all(mode in _GREY for _, mode in self._sample)
+
+    @cached_property
+    def _sample(self) -> list[tuple[tuple[int, int], str]]:
+        """((height, width), Pillow's mode) of each."""
+        files = [file for found in self._files.values() for file, _ in found]
+        found = []
+        for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _SAMPLE)).astype(int)):
+            with contextlib.suppress(Exception), open_image(files[i], self._limits) as image:
+                mode = image.mode
+                width, height = upright_size(image)
+                found.append(((height, width), mode))
+        return found
+
     def labels(self, split: str) -> np.ndarray:
         """int32 [N]: the number of each file's class."""
         return np.array([label for _, label in self._files[split]], np.int32)
@@ -130,7 +154,8 @@ class FolderStore:
     def contents(self, split: str, damage: Damage) -> list[bytes]:
         """See `jaxvit.data.content.file_contents`."""
         files = [file for file, _ in self._files[split]]
-        name = hashlib.blake2b(os.fsencode(self.found.root.absolute()) + split.encode(), digest_size=8).hexdigest()
+        own = os.fsencode(self.found.root.absolute()) + f"{split}{damage.depth.white or ''}".encode()
+        name = hashlib.blake2b(own, digest_size=8).hexdigest()
         return file_contents(files, damage, cache_folder(self.directory) / f"contents-{name}.json")
 
 

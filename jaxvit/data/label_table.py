@@ -21,7 +21,6 @@ from typing import Any
 from jaxvit.data.photo_folder import PART_NAMES, LeftOut, PhotoFiles, arrange
 from jaxvit.errors import UsageError
 from jaxvit.files import read_regular
-from jaxvit.shown import terminal
 
 TABLE_PREFIX = "image_table:"
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -56,16 +55,15 @@ def read_label_table(path: Path, where: str, *, skip_missing: bool = False) -> P
         part = PART_NAMES.get(row["split"].lower() or "train")
         if part is None:
             raise UsageError(
-                f"{where}: row {number} names the split '{terminal(row['split'])}'; there are train, validation (or "
-                "val) and test"
+                f"{where}: row {number} names the split '{row['split']}'; there are train, validation (or val) and test"
             )
         if "\0" in file:
-            raise UsageError(f"{where}: row {number}: '{terminal(file)}' is no file name")
+            raise UsageError(f"{where}: row {number}: '{file}' is no file name")
         name = os.path.normpath(file)
         if name in seen:
             if seen[name][:2] != (label, part):
                 raise UsageError(
-                    f"{where}: '{terminal(file)}' is {_of(*seen[name][:2])} in row {seen[name][2]} and "
+                    f"{where}: '{file}' is {_of(*seen[name][:2])} in row {seen[name][2]} and "
                     f"{_of(label, part)} in row {number}; a file has one label and one split"
                 )
             again.append(file)
@@ -79,7 +77,7 @@ def read_label_table(path: Path, where: str, *, skip_missing: bool = False) -> P
     if missing and not skip_missing:
         number, file = missing[0]
         raise UsageError(
-            f"{where}: {len(missing):,} of the {len(seen):,} files are not there, such as '{terminal(file)}' of row "
+            f"{where}: {len(missing):,} of the {len(seen):,} files are not there, such as '{file}' of row "
             f"{number}; paths are relative to {path.parent}; --config.data.on_error=skip leaves such rows out"
         )
     if not listed:
@@ -93,7 +91,7 @@ def read_label_table(path: Path, where: str, *, skip_missing: bool = False) -> P
 
 
 def _of(label: str, part: str) -> str:
-    return f"'{terminal(label)}' ({part})"
+    return f"'{label}' ({part})"
 
 
 def _rows(path: Path, where: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -172,6 +170,6 @@ def _columns(heading: list[str], where: str) -> dict[str, int | None]:
     }
     for name in ("file", "label"):
         if found[name] is None:
-            have = ", ".join(terminal(cell) for cell in heading) or "nothing"
+            have = ", ".join(cell for cell in heading) or "nothing"
             raise UsageError(f"{where}: there is no column '{name}'; the first line must be file,label (it has {have})")
     return found

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxvit.data.image_files import Found, find_images
+from jaxvit.data.image_files import Found, class_name, find_images
 from jaxvit.errors import UsageError
 
 # What the folder of a part may be called, in any case.
@@ -197,13 +197,13 @@ def arrange(
       listed: {part: (file, name of its class, what its place in the order comes from)}.
       left_out: see `PhotoFiles`.
     """
-    class_names = tuple(sorted({name for found in listed.values() for _, name, _ in found}))
+    class_names = tuple(sorted({class_name(name) for found in listed.values() for _, name, _ in found}))
     numbers = {name: i for i, name in enumerate(class_names)}
     parts = {}
     for part in sorted(listed, key=("train", "validation", "test").index):
         # File names are bytes, and not always UTF-8.
         ordered = sorted(
-            ((hashlib.blake2b(own).digest(), file, numbers[name]) for file, name, own in listed[part]),
+            ((hashlib.blake2b(own).digest(), file, numbers[class_name(name)]) for file, name, own in listed[part]),
             key=lambda entry: entry[0],
         )
         parts[part] = tuple((file, number) for _, file, number in ordered)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,20 +22,30 @@ from jaxvit.data.cache import FORMAT, Decoded, cache_folder, decoded_split
 from jaxvit.data.content import BAD, array_content
 from jaxvit.data.cut import Contents, Cut
 from jaxvit.data.decoding import Damage, Limits, Records
+from jaxvit.data.depth import Depth, hint
 from jaxvit.data.fingerprint import ORIGINALS, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_folder import PREFIX, FolderStore, open_image_files
 from jaxvit.data.label_table import TABLE_PREFIX
 from jaxvit.data.own import OwnStore
 from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.data.photo_folder import LeftOut
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import UsageError
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.shown import terminal
 
+_said: set[str] = set()
 _NO_ROWS = np.zeros(0, np.int64)
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
+
+
+def _warn_once(said: str) -> None:
+    """Prints a warning on stderr, once a process: a start opens a set more than once."""
+    if said not in _said:
+        _said.add(said)
+        print(terminal(said), file=sys.stderr, flush=True)
 
 
 class Dataset:
@@ -46,6 +57,7 @@ class Dataset:
       on_error: 'stop' or 'skip', for images that cannot be decoded.
       side: images are brought to [side, side] when they are decoded; 0 = as stored.
       limits: on the size of a stored image; None = the usual ones.
+      white: the value that is white in images of more than 8 bits, see `jaxvit.data.depth.Depth`.
       cut: how splits are cut that the store does not have; None = there are only its own.
 
     Attributes:
@@ -60,9 +72,11 @@ class Dataset:
         on_error: str = "stop",
         side: int = 0,
         limits: Limits | None = None,
+        white: int = 0,
         cut: Cut | None = None,
     ):
         self._store, self._side, self._on_error, self._limits = store, side, on_error, limits or Limits()
+        self._white = white
         self.name, self.version = store.name, store.version
         for number in classes:
             if not isinstance(number, int) or not 0 <= number < len(store.class_names):
@@ -106,6 +120,59 @@ class Dataset:
         """Images in each split, of the classes kept."""
         return {split: self._size(split) for split in self._pieces}
 
+    @property
+    def stored_sizes(self) -> dict[str, int]:
+        """Images of each split as it is stored, all classes and damaged ones included."""
+        return dict(self._store.sizes)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether each image is a file of its own: a folder or a table."""
+        return isinstance(self._store, FolderStore)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the images are used as they are stored, or all have the size that the set states."""
+        return not self.has_files and None not in self._store.image_shape
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the images have no colour; of files, a sample of them."""
+        return self._store.is_grey if isinstance(self._store, FolderStore) else self._store.channels == 1
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What a folder or a table holds that is no part of the set, and images that cannot be decoded."""
+        found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
+        bad = [(decoded.skipped[0], decoded.skipped[1][:3]) for decoded in self._decoded.values() if decoded.skipped[0]]
+        return (*found, *(LeftOut("images that cannot be decoded", count, names) for count, names in bad))
+
+    def sample_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
+        if isinstance(self._store, FolderStore):
+            return self._store.sample_sizes()
+        height, width = self._store.image_shape[:2]
+        return [(height, width)] if height and width else []
+
+    def can_be_cut(self, split: str) -> bool:
+        """Whether a stored split can be cut by content: it has files, or is small enough to be kept decoded."""
+        return self.has_files or self._fits(split)
+
+    def changed(self, *, side: int, cut: Cut | None) -> Dataset:
+        """The same data set with another side and cut; its folder is not looked through again."""
+        options = {"classes": self._classes, "on_error": self._on_error, "limits": self._limits, "white": self._white}
+        return Dataset(self._store, **options, side=side, cut=cut)
+
+    @property
+    def without_training_images(self) -> tuple[str, ...]:
+        """Classes of a folder or a table that are kept, and have images, but none in `train`.
+
+        () for other sets, whose labels are not known before their images are read.
+        """
+        if not isinstance(self._store, FolderStore):
+            return ()
+        return tuple(name for name in self._store.found.without_training_images() if name in self.class_names)
+
     @cached_property
     def _pieces(self) -> dict[str, list[tuple[str, np.ndarray]]]:
         """Of each split, the stored splits that it is cut from, and the numbers of its images in these, ascending.
@@ -124,7 +191,7 @@ class Dataset:
           UsageError: the split is too large to be kept decoded, and no folder of files.
         """
         if isinstance(self._store, FolderStore):
-            damage = Damage(self.name, self._on_error, limits=self._limits)
+            damage = self._damage()
             every, labels = self._store.contents(split, damage), self._store.labels(split)
             good = np.array([content != BAD for content in every])
             names = [
@@ -213,10 +280,12 @@ class Dataset:
     def stored(self, split: str) -> tuple[Records, range, tuple[int, int, int], int, Damage]:
         """What `decode_records` takes, of the first split that an expression names: for measuring."""
         name, start, stop = self._ranges(split)[0]
-        damage = Damage(self.name, self._on_error, limits=self._limits)
         stored, rows = self._pieces[name][0]
         chosen = rows[start:stop] if self._cut else range(start, stop)
-        return self._store.records(stored), chosen, self.image_shape, self._side, damage
+        return self._store.records(stored), chosen, self.image_shape, self._side, self._damage()
+
+    def _damage(self, announced: int = 0) -> Damage:
+        return Damage(self.name, self._on_error, announced, self._limits, Depth(self._white))
 
     def read(self, split: str) -> Source | StreamedSource:
         """A split, or the part of it that an expression names; asked for again, it is the same object."""
@@ -269,6 +338,8 @@ class Dataset:
         skipped = sum(d.skipped[0] for d in decoded)
         if skipped:
             notes |= {"skipped": skipped, "skipped_names": [name for d in decoded for name in d.skipped[1]]}
+        depths = {name: each.depth for name, each in zip(names, decoded, strict=True) if each.depth}
+        notes |= {"sixteen_bits": depths} if depths else {}
         warnings = [said for name in names if (said := self._warning(name))]
         return {**notes, "warning": "; ".join(warnings)} if warnings else notes
 
@@ -300,15 +371,20 @@ class Dataset:
             settings = f"{store.content(split)}-{self._side}-{self._on_error}"
             if self._on_error == "skip" and self._limits != Limits():
                 settings += f"-{self._limits}"  # others are left out
+            if self._white:
+                settings += f"-white{self._white}"
             label = "".join(c if c.isalnum() else "_" for c in store.name)[-60:]
             folder = cache_folder(store.directory) / f"{label}-{store.version}-{split}-{_digest(settings)}"
-            damage = Damage(self.name, self._on_error, limits=self._limits)
-            self._decoded[split] = decoded_split(_Lazy(store, split), folder, self.image_shape, self._side, damage)
+            self._decoded[split] = decoded_split(
+                _Lazy(store, split), folder, self.image_shape, self._side, self._damage()
+            )
             skipped, names = self._decoded[split].skipped
             if skipped:
                 shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
                 said = f"warning: {self.name} {split}: {skipped} damaged images are left out: {shown}"
-                print(terminal(said), file=sys.stderr)
+                _warn_once(said)
+            if said := hint(self._decoded[split].depth, self._white):
+                _warn_once(f"warning: {self.name} {split}: {said}")
         return self._decoded[split]
 
     def _kept(self, split: str) -> np.ndarray:
@@ -338,7 +414,7 @@ class Dataset:
             self.image_shape,
             self._side,
             self.class_names,
-            Damage(self.name, self._on_error, announced=5, limits=self._limits),
+            self._damage(announced=5),
         )
 
 
@@ -368,6 +444,30 @@ def is_own(name: str) -> bool:
     return ":" in name and not name.startswith((PREFIX, TABLE_PREFIX))
 
 
+def located(name: str) -> str:
+    """A data set's name that is right in whatever folder it is used: a path in it is absolute.
+
+    Example:
+      >>> located("cifar10"), located("image_folder:/data/../pets")
+      ('cifar10', 'image_folder:/pets')
+    """
+    prefix, colon, path = name.partition(":")
+    if not colon or is_own(name):
+        return name
+    return f"{prefix}:{os.path.abspath(os.path.expanduser(path))}"
+
+
+_told: set[str] = set()
+
+
+def _tell_left_out(store: FolderStore) -> None:
+    """Says on stderr, once, what a folder or a table has that is not among the images."""
+    said = f"note: {store.name}: left out: {'; '.join(map(str, store.found.left_out))}"
+    if store.found.left_out and said not in _told:
+        _told.add(said)
+        print(terminal(said), file=sys.stderr, flush=True)
+
+
 def open_dataset(
     name: str,
     directory: Path,
@@ -376,6 +476,7 @@ def open_dataset(
     on_error: str = "stop",
     side: int = 0,
     limits: Limits | None = None,
+    white: int = 0,
     cut: Cut | None = None,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
@@ -383,13 +484,14 @@ def open_dataset(
     Args:
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
-      classes, on_error, side, limits, cut: see `Dataset`.
+      classes, on_error, side, limits, white, cut: see `Dataset`.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
+        _tell_left_out(store)
     elif is_own(name):
         store = OwnStore(name, directory)
     else:
@@ -401,4 +503,4 @@ def open_dataset(
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # says what the name lacks
             raise
-    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, cut=cut)
+    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut)

@@ -58,7 +58,8 @@ def first_batch(plan: Plan, source: Source | StreamedSource) -> tuple[np.ndarray
       source: training split of the run.
     """
     t, a = plan.train, plan.augment
-    batch = TrainBatches(source, t.batch_size, plan.seed, t.last_batch, a.repeats, numbered=a.alternates)[0]
+    sampling = plan.data.sampling(source.labels) if plan.data.balance == "sampling" else None
+    batch = TrainBatches(source, t.batch_size, plan.seed, t.last_batch, a.repeats, sampling, numbered=a.alternates)[0]
     host, root, step = {**batch}, derive_key(plan.seed, "step"), np.int32(0)
     key, _ = step_keys(root, step)  # the key of the first step: the same batch as in training
     if a.where == "host":

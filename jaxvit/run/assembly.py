@@ -108,7 +108,14 @@ class Assembly:
         flips = flip_key(key) if settings.alternates else None
         return make_loss(
             self.apply_plainly if plainly else self.apply,
-            training_transform(settings, self.classes, self.plan.train.label_smoothing, each=each, flips=flips),
+            training_transform(
+                settings,
+                self.classes,
+                self.plan.train.label_smoothing,
+                each=each,
+                flips=flips,
+                class_weights=self.plan.data.loss_weights,
+            ),
             key,
             axis_name=axis_name,
         )
@@ -147,7 +154,8 @@ class Assembly:
 
     def eval_step(self, axis_name: str | None = None) -> Callable[..., Any]:
         """The pure evaluation step of this run."""
-        return make_eval_step(self.apply, evaluation_transform(self.plan.augment), axis_name=axis_name)
+        transform, by_class = evaluation_transform(self.plan.augment), self.plan.train.by_class
+        return make_eval_step(self.apply, transform, axis_name=axis_name, by_class=by_class)
 
 
 def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:

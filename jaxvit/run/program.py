@@ -201,8 +201,9 @@ def make_feed(
 ) -> ResidentFeed | StreamFeed:
     """How the training split's batches get to the devices: as the plan says, `resident` or `stream`."""
     t = plan.train
+    sampling = plan.data.sampling(source.labels) if plan.data.balance == "sampling" else None
     order, *others = [
-        TrainOrder(len(source), t.batch_size, seed, t.last_batch, plan.augment.repeats)
+        TrainOrder(len(source), t.batch_size, seed, t.last_batch, plan.augment.repeats, sampling)
         for seed in (seeds or (plan.seed,))
     ]
 

@@ -19,7 +19,7 @@ from jaxvit.errors import RunFailedError, StoppedError
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal
-from jaxvit.training.metrics import MONITORS, Totals
+from jaxvit.training.metrics import COUNTS, MONITORS, Totals
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
@@ -366,9 +366,9 @@ def evaluate(
     totals = [Totals() for _ in range(runs)]
 
     def add(sums: Mapping[str, jax.Array]) -> None:
-        host = {name: np.ravel(value) for name, value in jax.device_get(sums).items()}
-        for i, total in enumerate(totals):
-            total.add({name: value[i] for name, value in host.items()})
+        for name, value in jax.device_get(sums).items():
+            for total, row in zip(totals, np.reshape(value, (runs, -1)), strict=True):
+                total.add({name: row if name in COUNTS else row[0]})
 
     previous = None
     for batch in batches:

@@ -33,7 +33,7 @@ def make_loss(
     Args:
       apply: the model.
       transform: ``(key, step, batch) -> (images, targets [B, K])``: what the model sees, and the distribution over the
-        classes that it should say.
+        classes that it should say; of weighted classes, times the weights.
       key: root of the step's randomness.
       axis_name: name of pmap's axis; None everywhere else.
 
@@ -180,14 +180,17 @@ def make_train_call(
 
 
 def make_eval_step(
-    apply: Apply, transform: Callable[[jax.Array], jax.Array], *, axis_name: str | None = None
+    apply: Apply, transform: Callable[[jax.Array], jax.Array], *, axis_name: str | None = None, by_class: bool = False
 ) -> Callable[[Any, Mapping[str, jax.Array]], Sums]:
-    """Builds ``eval_step(variables, batch) -> sums``, without smoothing and without randomness."""
+    """Builds ``eval_step(variables, batch) -> sums``, without smoothing, class weights and randomness.
+
+    `by_class`: see `jaxvit.training.metrics.classification_sums`.
+    """
 
     def eval_step(variables: Any, batch: Mapping[str, jax.Array]) -> Sums:
         logits_BK = apply(variables, transform(batch["image"]), train=False)
         loss_B = cross_entropy(logits_BK, one_hot(batch["label"], logits_BK.shape[-1]))
-        sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"])
+        sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"], by_class=by_class)
         return _sum_over_devices(sums, axis_name)
 
     return eval_step

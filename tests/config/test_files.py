@@ -1,4 +1,4 @@
-"""What a value of --config names: a config of this package, or a file."""
+"""Values of --config: a config of jaxvit, or a file."""
 
 import importlib
 
@@ -12,7 +12,7 @@ from jaxvit.files import packaged
 
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
-    """A working folder with files that must not be run: one has the name of a config of ours."""
+    """A working folder with files that must not run; one has the name of a config of jaxvit."""
     for name in ("digits.py", "mine.py", "digits"):
         (tmp_path / name).write_text("raise AssertionError('it ran')")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Derived numbers, and everything that `resolve` refuses."""
+"""`resolve`: derived numbers, and errors."""
 
 import dataclasses
 
@@ -147,6 +147,7 @@ def test_every_key_is_read_when_everything_is_on():
     config.augment.update(train="resize_crop", evaluation="centre_crop", resize=10, rotation=0.1, mixup=0.8, cutmix=1.0)
     config.augment.update(erase=0.25, mix_until="50%", flip=True)
     config.init.update(attention="mimetic", positions="sincos", stem="whitening")
+    config.data.update(folds=2, fold=1, balance="loss", balance_by="effective")
     muon = {f"optim.muon_{key}" for key in ("on", "off", "heads", "beta", "rms")}
     one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"} | muon
     resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])
@@ -237,7 +238,8 @@ def test_images_that_vary_in_size_are_named_early(tmp_path):
 @pytest.mark.parametrize("train", ["whole", "resize_crop", "random_resized_crop"])
 @pytest.mark.parametrize("evaluation", ["whole", "centre_crop", "crop_fraction"])
 def test_oblong_images_come_out_as_planned_or_are_refused(tmp_path, train, evaluation):
-    picture(tmp_path / "train" / "a" / "1.png", 10, 12)
+    for name in "ab":
+        picture(tmp_path / "train" / name / "1.png", 10, 12)
     config = tiny_config(data__name=f"image_folder:{tmp_path}", data__train="train", data__validation="", data__test="")
     config.augment.update(train=train, evaluation=evaluation, policy="trivial")
     worked = 0

@@ -1,4 +1,4 @@
-"""A schedule and an optimizer of one's own: that they are what trains, and what is refused in one line."""
+"""Users' schedules and optimizers: they are used in training, and mistakes give one line."""
 
 import dataclasses
 

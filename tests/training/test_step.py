@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from jaxvit.data.augment import training_transform
+from jaxvit.data.settings import Augmentation
 from jaxvit.ops.labels import one_hot
 from jaxvit.training import nans
 from jaxvit.training.state import create_state, derive_key
-from jaxvit.training.step import make_eval_step, make_loss, make_train_call, make_train_step
+from jaxvit.training.step import make_eval_step, make_loss, make_train_call, make_train_step, step_keys
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (8, 2, 2, 1), dtype=np.uint8)
@@ -166,3 +168,35 @@ def test_an_explanation_looks_at_every_part():
     halves = make_loss(apply, lambda *_: (scale(jnp.asarray(IMAGES)), targets), jax.random.key(0))
     phrase = nans.explain(*halves, fresh_state(), batch(), accumulate=2)
     assert phrase == "the forward pass is finite; the gradient of bias is not"
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_weighted_loss_under_mixup_and_accumulation(smoothing, accumulate):
+    """An image mixed from a (share s) and b has the loss s w_a CE(a) + (1 - s) w_b CE(b). Loss and gradient are means
+    over all images, whatever the accumulation."""
+    weights, mask = np.array([0.5, 3.0, 1.25]), np.ones(8, np.float32)
+    mask[6:] = 0
+    settings = Augmentation(mixup=1.0)
+    key, given = jax.random.key(5), {"image": IMAGES, "label": LABELS, "mask": mask}
+    augment_key, _ = step_keys(key, jnp.int32(0))
+    images, shares = training_transform(settings, 3)(augment_key, jnp.int32(0), given)  # shares of the classes
+    x, w = np.asarray(images).reshape(8, -1), np.asarray(fresh_state().params["kernel"])
+    logits = x @ w
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    smooth = np.eye(3) * (1 - smoothing) + smoothing / 3
+    loss = np.zeros(8)
+    gradient = np.zeros_like(w)
+    for i in range(6):
+        for k in range(3):
+            part = float(shares[i, k]) * weights[k]
+            loss[i] -= part * smooth[k] @ log_p[i]
+            gradient += part * np.outer(x[i], np.exp(log_p[i]) - smooth[k]) / 6
+    assert np.count_nonzero((np.asarray(shares) > 0).sum(1) == 2) > 1, "nothing is mixed"
+
+    transform = training_transform(settings, 3, smoothing, class_weights=tuple(weights))
+    halves = make_loss(apply, transform, key)
+    step = jax.jit(make_train_step(*halves, optax.sgd(0.5), accumulate=accumulate))
+    after, sums = step(fresh_state(), given)
+    assert float(sums["loss"]) == pytest.approx(loss.sum(), rel=1e-5) and float(sums["count"]) == 6
+    np.testing.assert_allclose(after.params["kernel"], w - 0.5 * gradient, rtol=1e-4, atol=1e-6)
