@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
     """The data set that a config names; `opened` where it is open already."""
     options = {
-        "classes": tuple(get("data.classes")),
+        "classes": get("data.classes", tuple),
         "on_error": get.one_of("data.on_error", ("stop", "skip")),
         "side": get.at_least("data.side", 0),
         "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
         "white": get.at_least("data.white", 0),
         "cut": resolve_cut(get),
     }
-    return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
+    return opened or open_dataset(get("data.name", str), data_dir(get("data.dir", str)), **options)
 
 
 def resolve_cut(get: ConfigReader) -> Cut | None:
@@ -40,7 +40,7 @@ def resolve_cut(get: ConfigReader) -> Cut | None:
         return Cut() if cut else None
     if folds == 1:
         raise UsageError("config.data.folds=1: one fold leaves nothing to train on; 2 or more, such as 5")
-    fold = get("data.fold")
+    fold = get("data.fold", int)
     if not -1 <= fold < folds:
         raise UsageError(f"config.data.fold={fold}: the {folds} folds are 0 to {folds - 1}; -1 = all of them")
     return Cut(folds, max(fold, 0))
@@ -53,7 +53,7 @@ def resolve_balance(get: ConfigReader, dataset: Dataset, train: str) -> dict[str
         return {}
     weighting = get.one_of("data.balance_by", WEIGHTINGS)
     beta = get.between("data.balance_beta", 0.0, 1.0) if weighting == "effective" else 0.0
-    if balance == "sampling" and get.peek("augment.flip") and get.peek("augment.flip_mode") == "alternate":
+    if balance == "sampling" and get.peek("augment.flip", bool) and get.peek("augment.flip_mode", str) == "alternate":
         raise UsageError(
             "config.data.balance='sampling': draws some images several times an epoch, and "
             "config.augment.flip_mode='alternate' needs each once; set it to 'random', or data.balance to 'loss'"

@@ -1,7 +1,7 @@
-"""Every config key does in a run what its line says: one that may change the result does, one that may not does not.
+"""Every config key has the documented effect on a run: keys that can change the result do, the others do not.
 
-What is looked at is what a run is made of: the lengths, the learning rates, the initial parameters, what the model is
-given, the parameters after a few steps, what evaluation says. What is cheap comes first: one difference is enough.
+The test compares durations, learning rates, initial parameters, the model's input, the parameters after a few steps,
+and the evaluation. Cheap comparisons come first: one difference is enough.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from tiny import tiny_config
 
-from jaxvit.config.keys import KEYS, model_config
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import model_config
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data.batches import evaluation_batches
 from jaxvit.devices.sharding import make_mesh, replicated
@@ -31,7 +32,7 @@ def _optax_mixes_dtypes():
 
 
 class Linear(nn.Module):
-    """Compiles in no time; large enough to have kernels and biases."""
+    """Compiles fast, and has kernels and biases."""
 
     num_classes: int = 10
 
@@ -61,7 +62,7 @@ def hook(state, metrics):
 
 
 def colour_digits(folder):
-    """Thirty colour pictures of 12×10, one of them damaged: for what grey digits of one size cannot show."""
+    """Thirty colour images of 12×10, one of them damaged, for keys that have no effect on grey square digits."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 9), ("test", 1)):
         for name in ("a", "b", "c"):
@@ -222,7 +223,7 @@ def settings_of(changes, tmp_path):
 
 
 class Run:
-    """What a run of a config is made of, each looked at when it is asked for."""
+    """The observed quantities of a run, each computed when first needed."""
 
     def __init__(self, config):
         self.dataset = dataset_of(config)
@@ -296,7 +297,7 @@ _seen = {}
 
 
 def observe(config):
-    """The run of a config; the same config is looked at once."""
+    """The run of a config; cached for equal configs."""
     text = config.to_json()
     if text not in _seen:
         _seen[text] = Run(config)

@@ -1,4 +1,4 @@
-"""What `jaxvit train --data` chooses from the images and says of them; that the command line has the last word."""
+"""The settings that `jaxvit train --data` derives from the images; the command line overrides them."""
 
 import numpy as np
 import pytest
