@@ -333,7 +333,10 @@ def test_out_of_memory_is_one_line_with_what_helps(tmp_path):
     with pytest.raises(RunFailedError) as error:
         jaxvit.train(config, tmp_path / "run")
     line = str(error.value)
-    assert line.startswith("out of device memory (262,144.00 GiB could not be had); these help: ") and "\n" not in line
+    assert (
+        line.startswith("out of device memory (262,144.00 GiB could not be allocated); change one of: ")
+        and "\n" not in line
+    )
     for setting in ("train.batch_size, now=16", "eval.batch_size, now=7", "data.feed=stream, now=auto"):
         assert f"config.{setting}" in line
 
