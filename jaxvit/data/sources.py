@@ -160,7 +160,7 @@ class Dataset:
 
     def changed(self, *, side: int, cut: Cut | None) -> Dataset:
         """The same data set with another side and cut; its folder is not looked through again."""
-        options = {"classes": self._classes, "on_error": self._on_error, "limits": self._limits}
+        options = {"classes": self._classes, "on_error": self._on_error, "limits": self._limits, "white": self._white}
         return Dataset(self._store, **options, side=side, cut=cut)
 
     @property

@@ -27,7 +27,8 @@ from ml_collections import ConfigDict
 
 from jaxvit._version import __version__
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.keys import EXTENDABLE, KEYS, complete, from_plain, to_plain
+from jaxvit.config.key_table import EXTENDABLE, KEYS
+from jaxvit.config.keys import complete, from_plain, to_plain
 from jaxvit.config.plan_types import Plan
 from jaxvit.errors import UsageError, first_line, is_disk_failure
 from jaxvit.files import Lock, make_folder, naming, read_json, refuse_backslash, require, write_json
