@@ -16,7 +16,7 @@ _WRITE_FILES = ("train", "sweep", "evaluate", "export", "reproduce")
 
 
 def open_missing_streams() -> set[str]:
-    """Opens /dev/null in place of the standard streams that the parent process closed; returns their names.
+    """Opens /dev/null for the standard streams that the parent process closed; returns their names.
 
     Python sets a closed stream to None and gives its number to the next file that it opens: text that a library writes
     to stderr would end up in a checkpoint.
@@ -30,7 +30,7 @@ def open_missing_streams() -> set[str]:
 
 
 def needs_stdout(words: Sequence[str]) -> bool:
-    """True if a command's only result is what it prints."""
+    """True if a command writes no files: its result is its printed output."""
     return not words or words[0] not in _WRITE_FILES or bool({"--help", "-h", "--json", "--dry_run"} & set(words))
 
 
