@@ -89,8 +89,7 @@ def _kind(path: Path) -> str:
             f"{path} is a bare pickle, which is a program, not data; save the weights as .npz or safetensors"
         )
     raise UsageError(
-        f"{path} is not a file of weights: known are PyTorch zip archives (.pth), .safetensors, .npz and "
-        f"*{INDEX}"
+        f"{path} is not a file of weights: known are PyTorch zip archives (.pth), .safetensors, .npz and *{INDEX}"
     )
 
 

@@ -88,7 +88,7 @@ def _bomb(path):
 
 BAD = {
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
-    "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"), "git lfs pull"),
+    "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
     "a page": (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "web page"),
     "a pickle": (lambda path: path.write_bytes(b"\x80\x04}."), "bare pickle"),
     "text": (lambda path: path.write_text("hello"), "not a file of weights"),
@@ -97,7 +97,7 @@ BAD = {
     "npz of objects": (_objects, "cannot be read"),
     "npz that unfolds": (_bomb, "unfolds to"),
     "a folder": (lambda path: path.mkdir(), "directory"),
-    "a pipe": (lambda path: os.mkfifo(path), "named pipe"),
+    "a pipe": (os.mkfifo, "named pipe"),
     "missing": (lambda path: None, "check the path"),
 }
 

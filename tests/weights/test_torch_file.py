@@ -153,7 +153,7 @@ def test_files_of_pytorch_itself(tmp_path):
     }
     assert found["half"].dtype == ml_dtypes.bfloat16
     torch.save(layer, tmp_path / "whole.pth")
-    with pytest.raises(UsageError, match="it names torch.nn"):
+    with pytest.raises(UsageError, match=r"it names torch\.nn"):
         read_torch(tmp_path / "whole.pth")
     torch.save(tree, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(UsageError, match="before version"):
