@@ -1,0 +1,102 @@
+"""What an importer is: how files of one project are recognised, what model they hold, what their arrays are called."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jaxvit.weights.mapping import Arrays, Line
+
+Value = bool | int | float | str | tuple
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The model that a file's arrays belong to, as far as their shapes tell.
+
+    Attributes:
+      model: a name of `jaxvit.create_model`.
+      attributes: its attributes.
+      input: (height, width, channels) of its images.
+      unsure: {attribute: why its value is a guess}.
+    """
+
+    model: str
+    attributes: dict[str, Value]
+    input: tuple[int, int, int]
+    unsure: dict[str, str] = field(default_factory=dict)
+
+
+class NotImportable(ValueError):
+    """The arrays are of a model that this project does not have. One line that names what is missing."""
+
+
+def _as_they_are(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    return dict(arrays)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An importer.
+
+    Attributes:
+      name: in flags: 'timm'.
+      title: in sentences: 'timm (huggingface/pytorch-image-models)'.
+      fits: whether {name: array} is of this origin.
+      guess: the model they hold. Raises `NotImportable` for a model that this project does not have.
+      lines: the table of names.
+      prepare: what is done to their arrays before the table is applied, where one array is not one of ours.
+      restore: its reverse.
+      ignored: patterns of names that are no weights of the model: buffers, second heads.
+      positions: how the origin resizes its position table, a method of `jaxvit.ops.resize_positions`.
+    """
+
+    name: str
+    title: str
+    fits: Callable[[Mapping[str, np.ndarray]], bool]
+    guess: Callable[[Mapping[str, np.ndarray]], Guess]
+    lines: tuple[Line, ...]
+    prepare: Callable[[Mapping[str, np.ndarray]], Arrays] = _as_they_are
+    restore: Callable[[Mapping[str, np.ndarray]], Arrays] = _as_they_are
+    ignored: tuple[str, ...] = ()
+    positions: str = "timm"
+
+
+def grid_of(tokens: int, patch: int, channels: int) -> tuple[int, int, int]:
+    """The square image, (height, width, channels), that is cut into so many patches.
+
+    Raises:
+      NotImportable: no square image is.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise NotImportable(f"a position table of {tokens} places, which is no square: give --image_size=HEIGHTxWIDTH")
+    return side * patch, side * patch, channels
+
+
+def heads_of(dim: int) -> int:
+    """How many attention heads a ViT of so many channels has: 64 channels each, but for the largest published sizes.
+
+    Raises:
+      NotImportable: the channels do not divide by 64.
+    """
+    if dim in _WIDE_HEADS:
+        return _WIDE_HEADS[dim]
+    if dim % 64:
+        raise NotImportable(f"{dim} channels, which do not divide into heads of 64: give --config.model.heads")
+    return dim // 64
+
+
+# Channels of ViT-So400m, -H, -g, -G and -e (big_vision's `decode_variant`): 16 heads each.
+_WIDE_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
+
+
+def count(arrays: Mapping[str, np.ndarray], name: str) -> int:
+    """How many arrays are called `name` with a number in place of `{i}`: 0, 1, 2, …"""
+    before, after = name.split("{i}")
+    pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    return len({found[1] for other in arrays if (found := pattern.fullmatch(other))})
