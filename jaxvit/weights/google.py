@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxvit.weights.layouts import SAME, TABLE
 from jaxvit.weights.mapping import Arrays, Line
-from jaxvit.weights.origin import Guess, NotImportable, Origin, count, grid_of
+from jaxvit.weights.origin import Guess, NotImportable, Origin, Value, count, grid_of
 
 _BLOCK = "Transformer/encoderblock_{i}"
 _OURS = "encoder/block_{i}"
@@ -86,14 +86,18 @@ def _is_big_vision(arrays: Mapping[str, np.ndarray]) -> bool:
     names = _names(arrays)
     top = ("pos_embedding" in names, "MAPHead_0/probe" in names, "probe" in names)
     scanned = any(name.startswith("Transformer/encoderblock/") for name in names)
-    return _is_google(arrays) and not _is_scenic(arrays) and (any(top) or scanned or "Transformer/pos_embedding" in names)
+    return (
+        _is_google(arrays) and not _is_scenic(arrays) and (any(top) or scanned or "Transformer/pos_embedding" in names)
+    )
 
 
 def _is_vision_transformer(arrays: Mapping[str, np.ndarray]) -> bool:
     return _is_google(arrays) and not _is_scenic(arrays) and not _is_big_vision(arrays)
 
 
-def _shared(arrays: Mapping[str, np.ndarray], head: str) -> tuple[dict[str, bool | int | float | str | tuple], int, int]:
+def _shared(
+    arrays: Mapping[str, np.ndarray], head: str
+) -> tuple[dict[str, bool | int | float | str | tuple], int, int]:
     """(attributes that all three projects' models have, side of a patch, channels of the images)."""
     if "conv_root/kernel" in arrays:
         raise NotImportable("a hybrid with a ResNet before the transformer")
@@ -130,7 +134,7 @@ VISION_TRANSFORMER = Origin(
     title="google-research/vision_transformer",
     fits=_is_vision_transformer,
     guess=_vision_transformer,
-    prepare=_names,
+    prepare=lambda arrays, attributes: _names(arrays),
     lines=(*_LINES, Line("Transformer/posembed_input/pos_embedding", "position_embed/table", TABLE), *_HEAD),
     positions="vision_transformer",
 )
@@ -170,7 +174,8 @@ def _big_vision(arrays: Mapping[str, np.ndarray]) -> Guess:
     return Guess("vit", attributes, (224, 224, channels), {"input": why})
 
 
-def _prepare_big_vision(arrays: Mapping[str, np.ndarray]) -> Arrays:
+def _prepare_big_vision(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Value]) -> Arrays:
+    del attributes
     found = _big_vision_names(arrays)
     if "pos_embedding" not in found:
         return found
@@ -223,7 +228,9 @@ def _scenic(arrays: Mapping[str, np.ndarray]) -> Guess:
         fuse = count(arrays, "Transformer/TokenFuser_{i}/LayerNorm_0/scale") > 0
         start = depth - number if fuse else depth * 3 // 4
         if not fuse:
-            unsure["learner_at"] = "the files do not say before which block it stands: the authors' configuration has 9 of 12"
+            unsure["learner_at"] = (
+                "the files do not say before which block it stands: the authors' configuration has 9 of 12"
+            )
         attributes |= {"learner_at": tuple(range(start, start + number)), "fuse": fuse}
         attributes["learner_activation"] = "gelu_tanh"
         if learners:
@@ -240,11 +247,11 @@ _LEARNER_11 = "Transformer/TokenLearnerModuleV11_{i}"
 _FUSER = "Transformer/TokenFuser_{i}"
 
 
-def _count_from_block(arrays: Mapping[str, np.ndarray]) -> Arrays:
+def _count_from_block(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Value]) -> Arrays:
     """Scenic counts learners and fusers from 0, this project by the block they belong to."""
     found = _names(arrays)
-    start = _scenic(found).attributes.get("learner_at", (0,))
-    shift = start[0] if isinstance(start, tuple) else 0
+    start = attributes.get("learner_at")
+    shift = start[0] if isinstance(start, tuple) and start else 0
     return {
         re.sub(r"(Token\w+_)(\d+)/", lambda match: f"{match[1]}{int(match[2]) + shift}/", name): array
         for name, array in found.items()
@@ -267,6 +274,7 @@ SCENIC = Origin(
     guess=_scenic,
     prepare=_count_from_block,
     restore=_count_from_zero,
+    not_written=lambda attributes: (_LEARNER,) if attributes.get("learner") == "v11_mlp" else (_LEARNER_11,),
     lines=(
         *_LINES,
         Line("Transformer/posembed_input/pos_embedding", "position_embed/table", TABLE),

@@ -28,9 +28,7 @@ class Layout(NamedTuple):
     write: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-def _one(
-    read: Callable[[np.ndarray, Shape], np.ndarray], write: Callable[[np.ndarray], np.ndarray]
-) -> Layout:
+def _one(read: Callable[[np.ndarray, Shape], np.ndarray], write: Callable[[np.ndarray], np.ndarray]) -> Layout:
     return Layout(lambda array, shapes: [read(array, shapes[0])], lambda arrays: write(arrays[0]))
 
 
@@ -59,14 +57,13 @@ POINTWISE = _one(lambda array, shape: array.reshape(array.shape[:2]).T, lambda a
 TABLE = _one(lambda array, shape: array.reshape(array.shape[-2:]), lambda array: array[None])
 # (heads * head_dim, inputs) <-> (inputs, heads, head_dim).
 HEADS_IN = _one(
-    lambda array, shape: array.T.reshape(shape), lambda array: array.reshape(array.shape[0], math.prod(array.shape[1:])).T
+    lambda array, shape: array.T.reshape(shape),
+    lambda array: array.reshape(array.shape[0], math.prod(array.shape[1:])).T,
 )
 # (heads * head_dim,) <-> (heads, head_dim).
 HEADS_BIAS = _one(lambda array, shape: array.reshape(shape), lambda array: array.reshape(-1))
 # (outputs, heads * head_dim) <-> (heads, head_dim, outputs).
-HEADS_OUT = _one(
-    lambda array, shape: array.T.reshape(shape), lambda array: array.reshape(-1, array.shape[-1]).T
-)
+HEADS_OUT = _one(lambda array, shape: array.T.reshape(shape), lambda array: array.reshape(-1, array.shape[-1]).T)
 # One array for query, key and value: (3 * heads * head_dim, inputs) <-> three of (inputs, heads, head_dim).
 QKV = Layout(_split, _join_kernels)
 # (3 * heads * head_dim,) <-> three of (heads, head_dim).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ class Read(NamedTuple):
     missing: tuple[str, ...]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(name: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", name)
     return re.compile("".join(f"(?P<{part}>\\d+)" if odd else re.escape(part) for odd, part in _odd(parts)))
@@ -60,10 +60,13 @@ def _odd(parts: Sequence[str]) -> Iterable[tuple[bool, str]]:
     return ((index % 2 == 1, part) for index, part in enumerate(parts))
 
 
-def _find(name: str, lines: Sequence[Line]) -> tuple[Line, dict[str, str]] | None:
+def _find(name: str, lines: Sequence[Line], shapes: Mapping[str, Shape]) -> tuple[Layout, list[str]] | None:
+    """The layout of an array and the paths of ours that it fills; None if the model has no such part."""
     for line in lines:
         if found := _pattern(line.theirs).fullmatch(name):
-            return line, found.groupdict()
+            paths = [path.format(**found.groupdict()) for path in line.paths]
+            if all(path in shapes for path in paths):
+                return line.layout, paths
     return None
 
 
@@ -81,14 +84,14 @@ def read(arrays: Mapping[str, np.ndarray], lines: Sequence[Line], shapes: Mappin
     params: Arrays = {}
     unused = []
     for name, array in arrays.items():
-        found = _find(name, lines)
-        paths = [path.format(**found[1]) for path in found[0].paths] if found else []
-        if not found or any(path not in shapes for path in paths):
+        found = _find(name, lines, shapes)
+        if not found:
             unused.append(name)
             continue
+        layout, paths = found
         wanted = [shapes[path] for path in paths]
         try:
-            parts = found[0].layout.read(np.asarray(array), wanted)
+            parts = layout.read(np.asarray(array), wanted)
         except ValueError:
             parts = []
         if [part.shape for part in parts] != wanted:

@@ -35,7 +35,17 @@ class NotImportable(ValueError):
     """The arrays are of a model that this project does not have. One line that names what is missing."""
 
 
-def _as_they_are(arrays: Mapping[str, np.ndarray]) -> Arrays:
+def _write_all(attributes: Mapping[str, Value]) -> tuple[str, ...]:
+    del attributes
+    return ()
+
+
+def _prepare_nothing(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Value]) -> Arrays:
+    del attributes
+    return dict(arrays)
+
+
+def _restore_nothing(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return dict(arrays)
 
 
@@ -49,8 +59,11 @@ class Origin:
       fits: whether {name: array} is of this origin.
       guess: the model they hold. Raises `NotImportable` for a model that this project does not have.
       lines: the table of names.
-      prepare: what is done to their arrays before the table is applied, where one array is not one of ours.
+      prepare: what is done to their arrays before the table is applied, where one array is not one of ours; it is
+        given the model's attributes too.
       restore: its reverse.
+      not_written: from a model's attributes to starts of names that its files do not have, where two of their names
+        stand for one of ours.
       ignored: patterns of names that are no weights of the model: buffers, second heads.
       positions: how the origin resizes its position table, a method of `jaxvit.ops.resize_positions`.
     """
@@ -60,8 +73,9 @@ class Origin:
     fits: Callable[[Mapping[str, np.ndarray]], bool]
     guess: Callable[[Mapping[str, np.ndarray]], Guess]
     lines: tuple[Line, ...]
-    prepare: Callable[[Mapping[str, np.ndarray]], Arrays] = _as_they_are
-    restore: Callable[[Mapping[str, np.ndarray]], Arrays] = _as_they_are
+    prepare: Callable[[Mapping[str, np.ndarray], Mapping[str, Value]], Arrays] = _prepare_nothing
+    restore: Callable[[Mapping[str, np.ndarray]], Arrays] = _restore_nothing
+    not_written: Callable[[Mapping[str, Value]], tuple[str, ...]] = _write_all
     ignored: tuple[str, ...] = ()
     positions: str = "timm"
 

@@ -31,7 +31,9 @@ def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:
             "divisions": 16 if dim == 128 else 12,  # not stored; the base sizes have 16
         },
         input=(224, 224, channels),
-        unsure={"divisions": "the files do not say it: the authors' base sizes, of 128 channels, have 16, the others 12"},
+        unsure={
+            "divisions": "the files do not say it: the authors' base sizes, of 128 channels, have 16, the others 12"
+        },
     )
 
 

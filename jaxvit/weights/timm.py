@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxvit.weights.layouts import CONV, DENSE, HEADS_OUT, QKV, QKV_BIAS, TABLE
 from jaxvit.weights.mapping import Arrays, Line
-from jaxvit.weights.origin import Guess, NotImportable, Origin, count, grid_of, heads_of
+from jaxvit.weights.origin import Guess, NotImportable, Origin, Value, count, grid_of, heads_of
 
 _BLOCK = "blocks.{i}"
 _OURS = "encoder/block_{i}"
@@ -51,7 +51,7 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
 def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:
     _check(arrays)
     dim, channels, patch, _ = arrays["patch_embed.proj.weight"].shape
-    prefix, places = _places(arrays)
+    _, places = _places(arrays)
     after = "fc_norm.weight" in arrays
     class_token = "cls_token" in arrays
     registers = arrays["reg_token"].shape[-2] if "reg_token" in arrays else 0
@@ -87,7 +87,8 @@ def _places(arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
     return 0, tokens
 
 
-def _prepare(arrays: Mapping[str, np.ndarray]) -> Arrays:
+def _prepare(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Value]) -> Arrays:
+    del attributes
     found = {name.replace(".gamma_", ".ls") + (".gamma" if ".gamma_" in name else ""): a for name, a in arrays.items()}
     class_token, table, (prefix, _) = found.get("cls_token"), found["pos_embed"], _places(found)
     table = table.reshape(1, *table.shape[-2:])
@@ -120,6 +121,7 @@ TIMM = Origin(
     guess=_guess,
     prepare=_prepare,
     restore=_restore,
+    not_written=lambda attributes: ("norm.",) if attributes.get("norm_after_pool") else ("fc_norm.",),
     lines=(
         Line("cls_token", "class_token/table", TABLE),
         Line("reg_token", "register_tokens/table", TABLE),

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxvit.weights.layouts import CONV, DENSE, HEADS_BIAS, HEADS_IN, HEADS_OUT, TABLE
 from jaxvit.weights.mapping import Arrays, Line
-from jaxvit.weights.origin import Guess, NotImportable, Origin, count, grid_of, heads_of
+from jaxvit.weights.origin import Guess, NotImportable, Origin, Value, count, grid_of, heads_of
 
 _LAYER = "encoder.layer.{i}"
 _OURS = "encoder/block_{i}"
@@ -60,7 +60,8 @@ def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:
     return Guess("vit", attributes, grid_of(places, patch, channels))
 
 
-def _prepare(arrays: Mapping[str, np.ndarray]) -> Arrays:
+def _prepare(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Value]) -> Arrays:
+    del attributes
     found = _plain(arrays)
     token = found.pop("embeddings.distillation_token", None)
     if token is not None:  # takes part and is not read: a register with a position
@@ -79,6 +80,10 @@ def _restore(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {name if name.startswith("classifier.") else f"{prefix}.{name}": array for name, array in arrays.items()}
 
 
+_VIT = (f"{_LAYER}.layernorm_", f"{_LAYER}.intermediate.", f"{_LAYER}.output.")
+_DINO = (f"{_LAYER}.norm", f"{_LAYER}.mlp.")
+
+
 def _pair(theirs: str, ours: str) -> tuple[Line, Line]:
     return Line(f"{theirs}.weight", f"{ours}/kernel", DENSE), Line(f"{theirs}.bias", f"{ours}/bias")
 
@@ -94,6 +99,7 @@ TRANSFORMERS = Origin(
     guess=_guess,
     prepare=_prepare,
     restore=_restore,
+    not_written=lambda attributes: _VIT if attributes.get("layer_scale") else _DINO,  # only DINOv2 has LayerScale
     ignored=(r"pooler\..*", r"embeddings\.mask_token"),
     lines=(
         Line("embeddings.cls_token", "class_token/table", TABLE),
