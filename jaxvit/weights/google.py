@@ -84,11 +84,9 @@ def _is_scenic(arrays: Mapping[str, np.ndarray]) -> bool:
 
 def _is_big_vision(arrays: Mapping[str, np.ndarray]) -> bool:
     names = _names(arrays)
-    top = ("pos_embedding" in names, "MAPHead_0/probe" in names, "probe" in names)
-    scanned = any(name.startswith("Transformer/encoderblock/") for name in names)
-    return (
-        _is_google(arrays) and not _is_scenic(arrays) and (any(top) or scanned or "Transformer/pos_embedding" in names)
-    )
+    elsewhere = "Transformer/posembed_input/pos_embedding" not in names
+    heads = "MAPHead_0/probe" in names or "probe" in names
+    return _is_google(arrays) and not _is_scenic(arrays) and (elsewhere or heads)
 
 
 def _is_vision_transformer(arrays: Mapping[str, np.ndarray]) -> bool:
