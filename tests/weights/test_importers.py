@@ -137,7 +137,8 @@ CASES = {
     ),
     "big_vision gap": (
         "big_vision", TI, {**GOOGLE, "depth": 1, "pool": "mean", "positions": "sincos", "rep_size": 192},
-        lambda w, x: authors.big_vision({n[7:]: a for n, a in w.items()}, x, "gap"), lambda w: {f"params/{n}": a for n, a in w.items()}, False,
+        lambda w, x: authors.big_vision({n[7:]: a for n, a in w.items()}, x, "gap"),
+        lambda w: {f"params/{n}": a for n, a in w.items()}, False,
     ),
     "big_vision map": (
         "big_vision", TI, {**GOOGLE, "depth": 1, "pool": "attention"},
