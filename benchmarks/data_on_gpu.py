@@ -1,11 +1,11 @@
-"""What the input costs on a GPU: resident crop and flip, and the full recipe of CCT against its training step.
+"""Measures the input pipeline on a GPU: resident crop and flip, and CCT's augmentation relative to its training step.
 
-NOT RUN ON A GPU so far: no number in the documentation comes from this script. It runs on any backend.
+Not run on a GPU yet: no number in the documentation comes from this script. It runs on any backend.
 
     python benchmarks/data_on_gpu.py [--data=cifar10] [--batch=1024]
 
-Goals: crop + flip of images that lie on the device at 300,000 CIFAR images a second or more; RandAugment + mixup +
-CutMix at no more than 10 % of a training step of CCT-7/3x1 with a batch of 128.
+Goals: crop and flip resident CIFAR images at 300,000 images per second or more; RandAugment, mixup and CutMix in at
+most 10 % of a training step of CCT-7/3x1 with batch size 128.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from jaxvit.speed import input as speed
 
 
 def crop_and_flip(name: str, batch_size: int) -> float:
-    """Images a second."""
+    """Images per second, for crop and flip."""
     source = open_dataset(name, data_dir("")).read("train")
     transform = training_transform(Augmentation(pad_crop=4, flip=True), len(source.class_names))
     return batch_size / speed.resident_seconds(source, batch_size, transform, steps=20)
 
 
 def recipe_against_step(name: str, batch_size: int = 128) -> dict[str, float]:
-    """Milliseconds of the augmentation and of a whole step without it, and their ratio."""
+    """Milliseconds of the augmentation, of a step without it, and their ratio."""
     config = base_config("cct_7_3x1_32")
     config.data.name, config.data.validation = name, ""
     config.train.batch_size = batch_size
@@ -55,7 +55,7 @@ def recipe_against_step(name: str, batch_size: int = 128) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", help="a prepared set of 32×32 RGB images")
-    parser.add_argument("--batch", type=int, default=1024, help="images a batch, for crop and flip")
+    parser.add_argument("--batch", type=int, default=1024, help="batch size for crop and flip")
     options = parser.parse_args()
     found = {
         "device": jax.devices()[0].device_kind,

@@ -1,7 +1,7 @@
-"""The ways a command can end other than well, and the exit code that each one means.
+"""Exceptions that end a command, and its exit codes.
 
-0 done; 1 done, but some inputs failed; 2 the user's mistake; 70 the run cannot go on; 75 stopped by SIGTERM or
-preemption with its state saved (start it again); 130 stopped by Ctrl-C with its state saved.
+0: success. 1: finished, but some inputs failed. 2: the user's mistake. 70: the run cannot continue. 75: stopped by
+SIGTERM or preemption, state saved (start the command again). 130: stopped by Ctrl-C, state saved.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ INTERRUPTED = 130
 
 
 class UsageError(Exception):
-    """The user's mistake. The message is one line that names the thing and the remedy; exit code 2."""
+    """A mistake of the user, exit code 2. The message is one line: what is wrong, and how to fix it."""
 
 
 class DamagedCheckpointError(UsageError):
-    """A checkpoint's files are not what was written. Not raised for what may be better at the next try."""
+    """The files of a checkpoint are corrupt. Not raised for errors that may go away on a retry."""
 
 
 class RunFailedError(Exception):
-    """The run cannot go on (not finite, out of memory, disk full). One line; exit code 70."""
+    """The run cannot continue (loss not finite, out of memory, disk full), exit code 70. The message is one line."""
 
 
 class StoppedError(Exception):
-    """The run was asked to stop and its state is saved. Carries the exit code, 75 or 130."""
+    """The run stopped on request, after saving its state. Carries the exit code, 75 or 130."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -39,23 +39,23 @@ class StoppedError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the error's kind where it has no text."""
+    """The first line of the error's message, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether it is the disk, or the user's share of it, that has no room left."""
+    """True if the disk is full or the user's quota is used up."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_full(error: OSError, kept: str = "") -> str:
-    """The one line for it; `kept` says what survives."""
+    """The one-line message for a full disk. `kept` tells what was saved, such as ``'; checkpoint 300 is kept'``."""
     where = f" while writing {error.filename}" if error.filename else ""
     return f"the disk is full{where}{kept}. Make room and start again"
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
-    """A phrase such as `` (did you mean 'depth'?)``, or an empty string when nothing is near."""
+    """A hint such as `` (did you mean 'depth'?)``, or an empty string if no candidate is close."""
     found = difflib.get_close_matches(word, [other for other in candidates if other != word], n=1, cutoff=0.5)
     return f" (did you mean '{found[0]}'?)" if found else ""

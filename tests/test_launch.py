@@ -85,7 +85,7 @@ def test_it_ends_by_naming_the_next_command(echoing, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
-    activate = r"To write just jaxvit in this terminal:  source my\ venv/bin/activate"
+    activate = r"To use the command jaxvit in this terminal:  source my\ venv/bin/activate"
     *_, called, _, following, last = launch("summary", "--list")
     assert called == "called: -m jaxvit summary --list"
     assert following == r"Next, for example:  my\ venv/bin/jaxvit --help" and last == activate

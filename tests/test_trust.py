@@ -135,7 +135,7 @@ def test_a_data_set_that_a_run_names_does_not_run(run, mark, name):
 
 def test_a_model_that_the_config_alone_names_does_not_run(run, mark, tmp_path):
     change_config(run, model__name="evil:Net")
-    with pytest.raises(UsageError, match=r"its model 'evil:Net' is code outside this package.*--own_code"):
+    with pytest.raises(UsageError, match=r"its model 'evil:Net' is code outside jaxvit.*--own_code"):
         export([f"--workdir={run}", "--to=hub", f"--out={tmp_path / 'out'}"])
     jaxvit.load(run)
     report([str(run)])
@@ -358,11 +358,11 @@ def test_a_program_that_calls_out_is_not_run(tmp_path):
         file = tmp_path / f"{number}.stablehlo"
         stablehlo(file, calling(name))
         with pytest.raises(
-            RunFailedError, match=rf"ValueError: the program calls '{name}', which is no part of a model"
+            RunFailedError, match=rf"ValueError: the program calls '{name}', which no exported model does"
         ):
             benchmark([f"--file={file}", *words])
     stablehlo(tmp_path / "bomb.stablehlo", lambda images: images.sum((1, 2)).astype("float32"), compressed=True)
-    with pytest.raises(RunFailedError, match="its parts are compressed, which no model's are"):
+    with pytest.raises(RunFailedError, match="its parts are compressed, which no exported model's are"):
         benchmark([f"--file={tmp_path / 'bomb.stablehlo'}", *words])
     stablehlo(tmp_path / "good.stablehlo", lambda images: images.sum((1, 2)).astype("float32"))
     assert benchmark([f"--file={tmp_path / 'good.stablehlo'}", *words]) == 0

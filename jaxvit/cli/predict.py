@@ -1,4 +1,4 @@
-"""`jaxvit predict`: what a trained model says about image files, from its run's folder alone."""
+"""`jaxvit predict`: classifies image files with a trained model, from its run folder."""
 
 from __future__ import annotations
 
@@ -26,39 +26,45 @@ from jaxvit.trained.predict import Prediction, predict_files
 FORMATS = ("table", "csv", "jsonl")
 
 
-PICTURES = 36  # in a figure, unless told otherwise
+PICTURES = 36  # images in a figure, by default
 
 
 _EXAMPLES = """examples:
-  jaxvit predict --workdir=runs/digits images            a folder, with all that lies below it
+  jaxvit predict --workdir=runs/digits images            a folder and its subfolders
   jaxvit predict --workdir=runs/digits 'photos/*.jpg' one.png --top=3
-  find . -name '*.webp' | jaxvit predict --workdir=runs/digits - --format=jsonl > said.jsonl
+  find . -name '*.webp' | jaxvit predict --workdir=runs/digits - --format=jsonl > predictions.jsonl
   jaxvit predict --workdir=runs/digits images --figure=grid.png
 
-Files are decoded, turned upright, laid on white where they are transparent, resized until they cover the size of the
-run's images, cut to their centre, and normalised as in training. A file's folder is taken for its true class if it has
-the name of one. A file that cannot be read is named, the others are done, and the exit code is 1.
+Images are decoded, rotated upright (EXIF), composited on white if transparent, resized to cover the model's input size,
+centre-cropped, and normalized as in training. If a file's folder has the name of a class, it is taken as the true
+class. Files that cannot be read are reported and skipped; the exit code is then 1.
 """
 
 
 def main(argv: list[str]) -> int:
-    """The verb.
+    """Runs the verb; returns the exit code.
 
     Raises:
-      UsageError: no such run, or no images.
+      UsageError: unknown run, or no images.
     """
-    parser = command_line.Parser("predict", "Says what a trained model sees in image files.", _EXAMPLES)
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders, patterns; - = names from stdin")
+    parser = command_line.Parser("predict", "Classifies image files with a trained model.", _EXAMPLES)
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGES", help="files, folders, patterns; - reads names from stdin"
+    )
     add_run_options(parser)
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for each image (default: 5)")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="of stdout (default: table)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to print for each image (default: 5)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="format of stdout (default: table)")
     for name, default in (("pixels", Limits.pixels), ("bytes", Limits.bytes)):
         parser.add_argument(
-            f"--max_{name}", type=int, default=default, metavar="N", help=f"that a file may have (default: {default:,})"
+            f"--max_{name}",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"maximum {name} of a file (default: {default:,})",
         )
-    parser.add_argument("--figure", default="", metavar="FILE", help="draw the images with what was said of them")
+    parser.add_argument("--figure", default="", metavar="FILE", help="draw the images with their predictions")
     parser.add_argument(
-        "--pictures", type=int, default=PICTURES, help=f"images in the figure, the first ones (default: {PICTURES})"
+        "--pictures", type=int, default=PICTURES, help=f"number of images in the figure (default: {PICTURES})"
     )
     options, rest = parser.parse_known_intermixed_args(argv)
     parser.refuse_unknown(rest)
@@ -73,7 +79,7 @@ def main(argv: list[str]) -> int:
     names = find_images(options.images, sys.stdin)
     some = list(itertools.islice(names, 2))
     if all(map(os.path.isdir, some)) and len(some) < 2:
-        raise UsageError(f"{' '.join(options.images)}: there are no images here")
+        raise UsageError(f"{' '.join(options.images)}: no images found")
     names = itertools.chain(some, names)
     pictures: list[tuple[np.ndarray, Prediction]] = []
     write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
@@ -104,7 +110,7 @@ def main(argv: list[str]) -> int:
 
 def _write_table(stream: TextIO, top: int) -> Callable[[Prediction], None]:
     def write(said: Prediction) -> None:
-        if not said.error:  # stderr has those
+        if not said.error:  # errors go to stderr
             stream.write(terminal(f"{said.file}: {_confidences(said)}") + "\n")
 
     return write
@@ -131,7 +137,7 @@ def _write_csv(stream: TextIO, top: int) -> Callable[[Prediction], None]:
 
 
 def _writable(text: str) -> str:
-    """A file's name may have bytes that are no text."""
+    """Escapes bytes of a file name that are not valid UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -153,17 +159,17 @@ def _figure_file(name: str) -> Path | None:
         return None
     file = Path(name)
     if file.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--figure={name}: its name must end in .png, .svg or .pdf")
+        raise UsageError(f"--figure={name}: the name must end in .png, .svg or .pdf")
     if not file.parent.is_dir():
         raise UsageError(f"--figure={name}: there is no folder {file.parent}")
     if file.is_dir():
         raise UsageError(f"--figure={name}: this is a folder; name a file")
-    make_writable(file.parent, f"name another place than --figure={name}")
+    make_writable(file.parent, f"choose another folder for --figure={name}")
     return file
 
 
 class _Progress:
-    """Counts files on stderr, if a person looks at it and stdout goes elsewhere."""
+    """A counter of files on stderr, shown if stderr is a terminal and stdout is not."""
 
     def __init__(self) -> None:
         from rich.console import Console

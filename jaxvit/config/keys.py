@@ -235,7 +235,7 @@ KEYS: dict[str, Key] = {
     "train.accumulate": Key(1, "parts that a batch is cut into, one after the other, to save memory"),
     "train.fsdp": Key(1, "devices that share one copy of parameters and optimizer state; 1 = each has its own"),
     "train.deterministic": Key(False, "have XLA choose deterministic kernels on GPU, slower; other devices always do"),
-    "train.ways": Key(
+    "train.implementations": Key(
         "fast",
         "how attention, max-pooling and noise are computed: 'fast' = as measured on this kind of device, or 'plain'",
     ),
@@ -266,7 +266,7 @@ KEYS: dict[str, Key] = {
 # have the old one are read with it, and it stays the name in config hashes. A model's attributes are keys too:
 # 'model.ATTRIBUTE'.
 REMOVED: dict[str, str] = {}
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"train.ways": "train.implementations"}
 
 # A finished run can be taken further: these may differ from the run's own config.
 EXTENDABLE = ("train.duration", "train.patience", "train.hooks")

@@ -189,7 +189,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         accumulate=accumulate,
         fsdp=fsdp,
         deterministic=get("train.deterministic"),
-        ways=get.one_of("train.ways", ("fast", "plain")),
+        implementations=get.one_of("train.implementations", ("fast", "plain")),
         label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
         patience_epochs=patience,
         hooks=check_hooks(get("train.hooks")),

@@ -65,7 +65,7 @@ class TrainPlan:
     accumulate: int
     fsdp: int
     deterministic: bool
-    ways: str
+    implementations: str
     label_smoothing: float
     patience_epochs: int
     hooks: tuple[str, ...]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvit.data import colour, geometry, mixing, policies
-from jaxvit.data.settings import Augmentation
+from jaxvit.data.settings import Augmentation, Preprocessing
 from jaxvit.ops.labels import one_hot
 from jaxvit.own_code import load_function
 
@@ -152,7 +152,7 @@ def training_transform(
     return transform
 
 
-def evaluation_transform(settings: Augmentation) -> Callable[[jax.Array], jax.Array]:
+def evaluation_transform(settings: Preprocessing) -> Callable[[jax.Array], jax.Array]:
     """Builds the transform for evaluation: uint8 [B, H, W, C] to the model's size, then normalised; nothing random."""
     s = settings
 

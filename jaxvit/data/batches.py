@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 
 # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; where asked for number int32 [B], in the split
 Batch = dict[str, np.ndarray]

@@ -40,7 +40,11 @@ _GONE = re.compile(
     "gloo|connection (closed|reset)|socket closed|coordination|nccl|another task died|heartbeat|peer", re.IGNORECASE
 )
 _FIRST_BYTES = 2000  # of a message; what is longer takes a second round
-_TOLD = (UsageError, DamagedCheckpointError, RunFailedError)  # a message's kind is 1 + the place here; 0 is no error
+_AGREED_TYPES = (
+    UsageError,
+    DamagedCheckpointError,
+    RunFailedError,
+)  # a message's kind is 1 + the place here; 0 is no error
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -151,22 +155,22 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def first(work: Callable[[], T]) -> T | None:
-    """What process 0 alone does; the others wait for it and get None. Its error is everybody's."""
-    return everywhere(work if is_first() else lambda: None)
+def on_first(work: Callable[[], T]) -> T | None:
+    """Runs `work` on process 0 and returns its result there, None elsewhere; all processes wait and raise its error."""
+    return on_all(work if is_first() else lambda: None)
 
 
-def told(work: Callable[[], T]) -> T:
-    """What process 0 alone finds out, and tells all: something that JSON can say. Its error is everybody's."""
+def broadcast_from_first(work: Callable[[], T]) -> T:
+    """Runs `work` on process 0 and broadcasts its result, a JSON value; all processes raise its error."""
     if count() == 1:
         return work()
     return json.loads(_agree(lambda: json.dumps(work()) if is_first() else "")[0])
 
 
-def everywhere(work: Callable[[], T]) -> T:
-    """What each process does; if one of them fails, all raise its error, and nobody waits for it later on.
+def on_all(work: Callable[[], T]) -> T:
+    """Runs `work` on every process and returns each process's own result; if one fails, all raise its error.
 
-    It may be nested: an error that all know is not told again.
+    Calls may be nested: an error that all processes have raised already is not sent again.
     """
     if count() == 1:
         return work()
@@ -191,14 +195,14 @@ def _agree(work: Callable[[], str]) -> list[str]:
         error = found
         if isinstance(found, OSError) and is_disk_full(found):
             error = RunFailedError(disk_full(found, "; what was saved is kept"))
-        known = type(error) in _TOLD
-        kind = 1 + _TOLD.index(type(error) if known else RunFailedError)
+        known = type(error) in _AGREED_TYPES
+        kind = 1 + _AGREED_TYPES.index(type(error) if known else RunFailedError)
         said = str(error) if known else f"{type(error).__name__}: {_line(error)}"
     messages = _exchange(kind, said)
     for index, (kind, text) in enumerate(messages):
         if kind:
             if index != jax.process_index() or error is None:
-                error = _TOLD[kind - 1](f"process {index}: {text}")
+                error = _AGREED_TYPES[kind - 1](f"process {index}: {text}")
             error.agreed = True
             raise error
     return [text for _, text in messages]

@@ -10,14 +10,14 @@ from flax import linen as nn
 from jaxvit.layers.initialisers import attention_kernel
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.attention import AttentionKernels, absorbing_pays, attend, attend_absorbed
-from jaxvit.ops.ways import way
+from jaxvit.ops.implementations import implementation
 
 
 class Attention(nn.Module):
     """Attention of `q_BNC` on `kv_BNC`, or of `q_BNC` on itself.
 
-    Where heads are at least as wide as the tokens, as in the tutorials, there is a cheaper way to the same result;
-    whether it is taken `jaxvit.ops.ways` says. The softmax is float32. The weights are sown as `attention`
+    Where heads are at least as wide as the tokens, as in the tutorials, there is a cheaper implementation;
+    `jaxvit.ops.implementations` chooses. The softmax is float32. The weights are sown as `attention`
     (B, M, queries, keys) when `intermediates` is mutable.
 
     Attributes:
@@ -63,7 +63,7 @@ class Attention(nn.Module):
                 name=name,
             )(x_BNC)
 
-        may = way("attention") == "absorbed" and self.has_variable("params", "query") and not self.qk_norm
+        may = implementation("attention") == "absorbed" and self.has_variable("params", "query") and not self.qk_norm
         if may and absorbing_pays(q_BNC.shape, kv_BNC.shape, head_dim):
             if train and self.dropout > 0 and key is None:
                 key = self.make_rng("dropout")

@@ -111,25 +111,25 @@ class EncoderBlock(nn.Module):
         def norm(name: str) -> Norm:
             return Norm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
 
-        def attend(x_BNC: jax.Array) -> jax.Array:
+        def attention_branch(x_BNC: jax.Array) -> jax.Array:
             x_BNC = attention(x_BNC, train=train, key=attention_key)
             x_BNC = dropout(x_BNC, self.projection_dropout, projection_key) if train else x_BNC
             return self._finish("scale_attention", x_BNC, drop_path, path_keys[0], train)
 
-        def think(x_BNC: jax.Array) -> jax.Array:
+        def mlp_branch(x_BNC: jax.Array) -> jax.Array:
             return self._finish("scale_mlp", mlp(x_BNC, train=train, key=mlp_key), drop_path, path_keys[1], train)
 
         if self.norm_order == "pre":
-            x_BNC = x_BNC + attend(norm("norm_attention")(x_BNC))
-            return x_BNC + think(norm("norm_mlp")(x_BNC))
+            x_BNC = x_BNC + attention_branch(norm("norm_attention")(x_BNC))
+            return x_BNC + mlp_branch(norm("norm_mlp")(x_BNC))
         if self.norm_order == "cct":
-            x_BNC = norm("norm_mlp")(x_BNC + attend(norm("norm_attention")(x_BNC)))
-            return x_BNC + think(x_BNC)
+            x_BNC = norm("norm_mlp")(x_BNC + attention_branch(norm("norm_attention")(x_BNC)))
+            return x_BNC + mlp_branch(x_BNC)
         norm_1 = norm_2 = norm("norm_shared" if self.norm_order == "post_shared" else "norm_attention")
         if self.norm_order == "post":
             norm_2 = norm("norm_mlp")
-        x_BNC = norm_1(x_BNC + attend(x_BNC))
-        return norm_2(x_BNC + think(x_BNC))
+        x_BNC = norm_1(x_BNC + attention_branch(x_BNC))
+        return norm_2(x_BNC + mlp_branch(x_BNC))
 
     def _finish(self, name: str, x_BNC: jax.Array, rate: float | jax.Array, key: jax.Array | None, train: bool):
         """LayerScale and drop path, the end of every branch."""

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvit.ops.ways import way
+from jaxvit.ops.implementations import implementation
 
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x Φ(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), of any floating dtype.
 
-    By erf in float32, as PyTorch and TensorFlow do, or as `jaxvit.ops.ways` says. `jax.nn.gelu` goes by erfc, which is
-    exact further into the left tail, where the value is below 1e-6, and takes longer on CPU.
+    `jaxvit.ops.implementations` chooses erf (in float32, as PyTorch and TensorFlow do) or erfc. `jax.nn.gelu` uses
+    erfc, which is exact further into the left tail, where the value is below 1e-6, and slower on CPU.
     """
-    if way("gelu") == "erfc":
+    if implementation("gelu") == "erfc":
         return jax.nn.gelu(x, approximate=False)
     return _gelu_by_erf(x)
 
@@ -38,7 +38,7 @@ def _gelu_by_erf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> t
 def _cumulative(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x in at least float32, and the normal distribution's cumulative function of it."""
     wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
-    erf = _rational_erf if way("gelu") == "rational" else jax.lax.erf
+    erf = _rational_erf if implementation("gelu") == "rational" else jax.lax.erf
     return wide, 0.5 * (1.0 + erf(wide * np.asarray(0.5**0.5, wide.dtype)))
 
 

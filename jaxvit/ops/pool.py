@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvit.ops.ways import way
+from jaxvit.ops.implementations import implementation
 
 Padding = tuple[int, int]
 
@@ -18,9 +18,9 @@ def max_pool(
 ) -> jax.Array:
     """The largest value of each window; the gradient goes to the first one of equal values, in row order.
 
-    Computed as `jaxvit.ops.ways` says: 'window' is XLA's reduce-window; 'slices' goes first along the rows, then along
-    the columns, and where a gradient is asked for it takes the maximum of strided slices, whose place it keeps in a
-    byte: XLA's CPU backend otherwise takes several times as long. No forward-mode derivative with 'slices'.
+    `jaxvit.ops.implementations` chooses: 'window' is XLA's reduce-window; 'slices' pools along the rows, then along the
+    columns, and for gradients takes the maximum of strided slices and keeps its index in a byte, several times faster
+    on XLA's CPU backend. No forward-mode derivative with 'slices'.
 
     Args:
       x_BHWC: maps.
@@ -37,7 +37,7 @@ def max_pool(
     for size, around in zip(x_BHWC.shape[1:3], padding, strict=True):
         if size + sum(around) < window or max(around) >= window:
             raise ValueError(f"a window of {window} does not fit {x_BHWC.shape} padded by {padding}")
-    if way("max_pool") == "slices":
+    if implementation("max_pool") == "slices":
         for axis, around in ((2, padding[1]), (1, padding[0])):
             x_BHWC = _max_along(x_BHWC, axis, window, stride, around)
         return x_BHWC

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvit.ops.ways import way
+from jaxvit.ops.implementations import implementation
 
 
 def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -58,7 +58,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes elements with probability `rate` and divides the others by the share kept.
 
     The rate is rounded to a multiple of 2**-16, and the division uses the rounded rate, so the mean is exact up to
-    the rounding of x's dtype. The noise is made as `jaxvit.ops.ways` says.
+    the rounding of x's dtype. `jaxvit.ops.implementations` chooses the generator.
 
     Args:
       x: any shape.
@@ -77,7 +77,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return jnp.zeros_like(x)
     if key is None:
         raise ValueError("dropout in training needs a random key: pass rngs={'dropout': key}")
-    if way("noise") == "hash":
+    if implementation("noise") == "hash":
         kept = hash_bits(key, x.shape) >= np.uint32(threshold << 16)
     else:
         kept = _random_uint16(key, x.shape) >= np.uint16(threshold)

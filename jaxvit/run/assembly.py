@@ -19,12 +19,12 @@ from jax.sharding import Mesh
 from jaxvit import own_code
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import evaluation_transform, flip_key, geometric_transform, mirrored, training_transform
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.sharding import over_images
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.registry import create_model
-from jaxvit.ops import ways
+from jaxvit.ops import implementations
 from jaxvit.run.initial_state import InitialValues, initial_values
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
@@ -185,7 +185,7 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
 
     def applying(model: nn.Module) -> Callable[..., jax.Array]:
         def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-            with ways.use(plan.train.ways):
+            with implementations.use(plan.train.implementations):
                 return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
 
         return apply

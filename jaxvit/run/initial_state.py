@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import evaluation_transform
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import processes
 from jaxvit.errors import UsageError, first_line
 from jaxvit.models.initial_sites import Stem, start_attention, start_positions, start_stem, stem_input, survey
@@ -91,7 +91,7 @@ class InitialValues:
             moments_PP = self._moments(stem, source)
             return base64.b64encode(whitening_filters(moments_PP, self._init.stem_eps).tobytes()).decode()
 
-        told = base64.b64decode(processes.told(work))
+        told = base64.b64decode(processes.broadcast_from_first(work))
         return np.frombuffer(told, np.float32).reshape(stem.values, stem.values)
 
     def _moments(self, stem: Stem, source: Source | StreamedSource) -> np.ndarray:

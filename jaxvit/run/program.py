@@ -1,4 +1,4 @@
-"""Ties a run's parts to its data and devices: feeds, compiled programs, and the Job that the loop works off."""
+"""Ties a run's parts to its data and devices: feeds, compiled programs, and the Program that the loop works off."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.batches import TrainOrder
 from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import hardware, runtime
 from jaxvit.devices.sharding import own_rows, place_batch, place_call, replicate, split_batch
 from jaxvit.run.assembly import Assembly
 from jaxvit.training import nans
-from jaxvit.training.loop import Job, Position
+from jaxvit.training.loop import Position, Program
 from jaxvit.training.state import TrainState
 from jaxvit.training.step import make_train_call
 
@@ -34,7 +34,7 @@ class StartOptions:
     profile: tuple[int, int] | None
 
 
-def make_job(
+def make_program(
     plan: Plan,
     assembly: Assembly,
     sources: dict[str, Source | StreamedSource],
@@ -45,7 +45,7 @@ def make_job(
     workdir: Path,
     seeds: Sequence[int] = (),
     feed: ResidentFeed | StreamFeed | None = None,
-) -> Job:
+) -> Program:
     """Compiles the two steps and ties them to the data.
 
     With `seeds`, `state` is that of as many runs, stacked, which are trained together; else the plan's seed counts.
@@ -58,9 +58,9 @@ def make_job(
     call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
     # The state before a step must outlive it when a step may have to be looked into.
     made = make_train_program(assembly, feed, state, mesh, steps_per_call, seeds, donate=not options.debug_nans)
-    program, in_one_go, numbers, root = made.run, made.in_one_go, made.numbers, made.root
+    step_program, in_one_go, numbers, root = made.run, made.in_one_go, made.numbers, made.root
     if position.step < t.steps and not position.stopped_early:  # else only the test is left to be done
-        program = made.lower(state, feed, call).compile()
+        step_program = made.lower(state, feed, call).compile()
     eval_step = jax.vmap(assembly.eval_step(), in_axes=(0, None)) if seeds else assembly.eval_step()
     eval_step = jax.jit(eval_step, compiler_options=runtime.forward_options())
     if "validation" in sources or "test" in sources:
@@ -72,10 +72,10 @@ def make_job(
 
     def train_step(state: TrainState, call: Any, count: int) -> Any:
         if in_one_go:
-            return program(state, feed.data, call, numbers[count], root)
+            return step_program(state, feed.data, call, numbers[count], root)
         each = []
         for i in range(count):
-            state, sums = program(state, feed.data, call, numbers[i], root)
+            state, sums = step_program(state, feed.data, call, numbers[i], root)
             each.append(sums)
         return state, {name: [sums[name] for sums in each] for name in each[0]}
 
@@ -94,7 +94,7 @@ def make_job(
         batch = feed.pick(feed.data, failed, 0)
         return nans.explain(*assembly.loss(plainly=True, mesh=mesh), before, batch, t.accumulate)
 
-    return Job(
+    return Program(
         train_step=train_step,
         eval_step=eval_step,
         train_batch=feed,

@@ -29,10 +29,10 @@ from jaxvit.run.assembly import Assembly
 from jaxvit.run.execution import Sources, begin, describe, execute, read_sources, refuse_fewer_steps, start
 from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
 from jaxvit.run.messages import print_result
-from jaxvit.run.program import StartOptions, make_job
+from jaxvit.run.program import StartOptions, make_program
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.hooks import Hooks
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
@@ -57,7 +57,7 @@ def train_seeds(
     """
     together = _shall_be_together(plan, options)
     sources = read_sources(plan, dataset)
-    run.note_extension(processes.everywhere(lambda: _check(run, plan, sources)))
+    run.note_extension(processes.on_all(lambda: _check(run, plan, sources)))
     if together:
         try:
             while _train_hindmost(run, plan, assembly, sources, options, stop):
@@ -71,7 +71,7 @@ def train_seeds(
         print(f"seed {seed} ({i + 1} of {len(plan.seeds)})", flush=True)
         config = config_of_seed(run.config, seed)
         folder = run.path / f"seed_{seed}"
-        finished = processes.told(lambda config=config, folder=folder: finished_result(folder, config))
+        finished = processes.broadcast_from_first(lambda config=config, folder=folder: finished_result(folder, config))
         if finished is None:
             with _opened(folder, config) as single:
                 own = _plan_of_seed(plan, seed)
@@ -82,7 +82,7 @@ def train_seeds(
                     raise RunFailedError(f"seed {seed}: {error}") from error
         results[seed] = finished
     result = combine(results, run)
-    processes.first(lambda: run.write_result(result))
+    processes.on_first(lambda: run.write_result(result))
     print_result(result, run.path)
     return result
 
@@ -108,8 +108,8 @@ def _shall_be_together(plan: Plan, options: StartOptions) -> bool:
 
 
 def _opened(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:
-    opened = processes.first(lambda: RunDirectory(folder, config))
-    return contextlib.closing(processes.everywhere(lambda: opened or RunDirectory(folder, config, writes=False)))
+    opened = processes.on_first(lambda: RunDirectory(folder, config))
+    return contextlib.closing(processes.on_all(lambda: opened or RunDirectory(folder, config, writes=False)))
 
 
 def _plan_of_seed(plan: Plan, seed: int) -> Plan:
@@ -179,15 +179,15 @@ def _train_hindmost(
             flush=True,
         )
         compiling = Position(step=step)
-        job = make_job(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
+        program = make_program(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
         progress = stack.enter_context(Progress(plan.train.steps, plan.train.steps_per_epoch, step))
-        courses = []
+        trackers = []
         for lane in lanes:
             lane.position.seconds["compile"] += compiling.seconds["compile"] / len(lanes)
             journal = begin(lane.run, lane.plan, lane.position, sources, whole=run)
-            courses.append(
-                Course(
-                    job,
+            trackers.append(
+                RunTracker(
+                    program,
                     lane.position,
                     checkpoints=lane.checkpoints,
                     journal=stack.enter_context(contextlib.closing(journal)),
@@ -196,7 +196,7 @@ def _train_hindmost(
                     label=f"seed {lane.seed}: ",
                 )
             )
-        fit(job, state, courses, stop=stop, until=until)
+        fit(program, state, trackers, stop=stop, until=until)
         return until < plan.train.steps
 
 

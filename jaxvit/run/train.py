@@ -70,7 +70,7 @@ def train(
     if config.train.deterministic:
         runtime.be_deterministic()
     with _device_and_disk_errors(config):
-        finished = processes.told(lambda: finished_result(path, config))
+        finished = processes.broadcast_from_first(lambda: finished_result(path, config))
     if finished is not None:
         return print_finished(finished, path)
     options = StartOptions(debug_nans, fall_back, profile)
@@ -84,13 +84,13 @@ def train(
 
     asked = contextlib.nullcontext(stop) if stop else StopRequest()
     with asked as stop, nobody_need_listen(), _device_and_disk_errors(config):
-        dataset, plan, assembly = processes.everywhere(prepare)
-        opened = processes.first(lambda: RunDirectory(path, config))
-        run = processes.everywhere(lambda: opened or RunDirectory(path, config, writes=False))
+        dataset, plan, assembly = processes.on_all(prepare)
+        opened = processes.on_first(lambda: RunDirectory(path, config))
+        run = processes.on_all(lambda: opened or RunDirectory(path, config, writes=False))
         with contextlib.closing(run):
             if plan.seeds:
                 return train_seeds(run, plan, assembly, dataset, options, stop)
-            result = processes.told(lambda: run.result)
+            result = processes.broadcast_from_first(lambda: run.result)
             if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
                 return print_finished(result, path)
             return execute(run, plan, assembly, dataset, options, stop)

@@ -10,8 +10,9 @@ from jaxvit import own_code as gate
 from jaxvit.config.plan import dataset_of
 from jaxvit.data import image_folder
 from jaxvit.data.decoding import Limits
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, Source, StreamedSource, open_dataset
+from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal

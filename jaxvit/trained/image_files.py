@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxvit.data.decoding import Limits, decode, why_unreadable
-from jaxvit.data.image_folder import ENDINGS
+from jaxvit.data.image_kinds import ENDINGS as KINDS
 from jaxvit.files import read_regular
+
+ENDINGS = frozenset(ending for endings in KINDS.values() for ending in endings)
 
 
 @dataclass(frozen=True)

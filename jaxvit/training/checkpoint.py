@@ -228,9 +228,9 @@ class Checkpoints:
         refuse_backslash(directory)
         self._directory = directory.absolute()
         self._saving = 0  # the step
-        processes.first(lambda: self._set_unnamed_aside(fall_back))
+        processes.on_first(lambda: self._set_unnamed_aside(fall_back))
         # Here, so that all hear of an error: in Orbax one process makes it and the others wait for that one.
-        processes.first(lambda: self._directory.mkdir(parents=True, exist_ok=True))
+        processes.on_first(lambda: self._directory.mkdir(parents=True, exist_ok=True))
         self._handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(),
@@ -261,7 +261,7 @@ class Checkpoints:
             for damaged in (s for s in self.steps() if s > step):
                 self._set_aside(damaged)
 
-        processes.first(move)
+        processes.on_first(move)
         self._manager.reload()
 
     def _set_aside(self, step: int) -> None:
@@ -330,7 +330,7 @@ class Checkpoints:
           UsageError: it does not fit `like`.
           RunFailedError: the system does not let it be read, and may do so another time.
         """
-        return processes.everywhere(lambda: self._read(step, like, remedy))
+        return processes.on_all(lambda: self._read(step, like, remedy))
 
     def _read(self, step: int, like: TrainState, remedy: str) -> tuple[TrainState, dict[str, Any]]:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)

@@ -111,4 +111,4 @@ def test_module_and_script_are_the_same():
         done = subprocess.run([sys.executable, "-m", "jaxvit", *words, "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and "jaxvit" in done.stdout
     done = subprocess.run([sys.executable, "-m", "jaxvit", "train"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "jaxvit: --config is missing; such as --config=digits\n")
+    assert (done.returncode, done.stderr) == (2, "jaxvit: --config is missing, such as --config=digits\n")

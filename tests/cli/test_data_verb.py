@@ -27,7 +27,7 @@ def test_export_writes_images_into_folders_of_their_classes(tmp_path, data_direc
     assert [p.parent.name for p in files] == [source.class_names[i] for i in source.labels]
     for file, image in zip(files, source.images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image[..., 0])
-    assert "6 images of 355 (--n takes more) of digits" in capsys.readouterr().out
+    assert "6 images of 355 (use --n for more) of digits" in capsys.readouterr().out
 
 
 def test_show_draws_the_batch_and_the_patches(tmp_path, data_directory):
@@ -68,7 +68,7 @@ def test_export_of_images_that_vary_in_size(tmp_path):
         main(words)
     assert main([*words, "--config.data.side=8"]) == 0
     assert [Image.open(file).size for file in out.rglob("*.png")] == [(8, 8)] * 2
-    with pytest.raises(UsageError, match=r"--config\.augment\.flip: an export does not read this key"):
+    with pytest.raises(UsageError, match=r"--config\.augment\.flip: this key has no effect on an export"):
         main([*words, "--config.augment.flip=true"])
 
 

@@ -153,7 +153,7 @@ OTHER = {
     "train.accumulate": (2, {"model__name": "vit"}),
     "train.fsdp": (1, {}),
     "train.deterministic": (True, {}),
-    "train.ways": ("plain", {}),
+    "train.implementations": ("plain", {}),
     "train.label_smoothing": (0.1, {}),
     "train.seeds": ("in_turn", {"seeds": (0, 1)}),
     "train.patience": ("1 epochs", {}),
@@ -170,7 +170,7 @@ ELSEWHERE = {
     "train.fsdp": "tests/devices/test_devices.py",
     "train.deterministic": "tests/devices/test_runtime.py",
     "train.hooks": "tests/training/test_hooks.py",
-    "train.ways": "tests/ops/test_ways.py",  # a model that has what can be computed in several ways
+    "train.implementations": "tests/ops/test_implementations.py",  # needs a model with alternative implementations
 }
 
 

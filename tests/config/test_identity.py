@@ -126,7 +126,7 @@ def test_a_renamed_key_changes_no_hash(monkeypatch):
 def test_a_renamed_key_keeps_its_value_and_says_its_new_name(monkeypatch):
     monkeypatch.setitem(keys.RENAMED, "train.length", "train.duration")
     monkeypatch.setitem(keys.RENAMED, "model.layers", "model.depth")
-    monkeypatch.setitem(keys.REMOVED, "train.magic", "set config.train.ways in its place")
+    monkeypatch.setitem(keys.REMOVED, "train.magic", "set config.train.implementations in its place")
     old = base_config()
     with old.unlocked():
         old.train.length, old.model.layers = "9 epochs", 5
@@ -136,7 +136,7 @@ def test_a_renamed_key_keeps_its_value_and_says_its_new_name(monkeypatch):
     assert "length" not in read.train and "layers" not in read.model
     with pytest.raises(UsageError, match=r"this key is called config.train.duration now"):
         parse_overrides(base_config(), ["--config.train.length=9 epochs"])
-    with pytest.raises(UsageError, match=r"this key is gone; set config.train.ways in its place"):
+    with pytest.raises(UsageError, match=r"this key is gone; set config.train.implementations in its place"):
         parse_overrides(base_config(), ["--config.train.magic=1"])
     with pytest.raises(UsageError, match=r"config.model.layers: this key is called config.model.depth now"):
         base_config("vit", layers=3)

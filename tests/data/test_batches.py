@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxvit.data.batches import TrainBatches, epoch_order, evaluation_batches, steps_per_epoch
-from jaxvit.data.sources import Source
+from jaxvit.data.parts import Source
 
 
 def source(count):

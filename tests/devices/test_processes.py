@@ -216,11 +216,11 @@ def test_what_one_meets_before_the_training_is_told_by_all(tmp_path, what, fails
 def test_an_error_of_one_alone_ends_the_others_too(tmp_path):
     first = """
         import jaxvit.run.execution as execution
-        make_job = execution.make_job
+        make_program = execution.make_program
         def fail(*words):
             if me == 1: raise KeyError("a bug")
-            return make_job(*words)
-        execution.make_job = fail
+            return make_program(*words)
+        execution.make_program = fail
     """
     run = Run(tmp_path / "run", 2, first=first)
     code, failed = run.codes(120)
@@ -271,21 +271,21 @@ def test_what_is_told(tmp_path):
             except Exception as error: return type(error), str(error), processes.is_agreed(error)
 
         value = {"steps": [1, 2], "long": "ä" * 3000}
-        assert processes.told(lambda: value if me == 0 else 1 / 0) == value
-        assert processes.first(lambda: 1) == (None if me else 1) and processes.everywhere(lambda: me) == me
+        assert processes.broadcast_from_first(lambda: value if me == 0 else 1 / 0) == value
+        assert processes.on_first(lambda: 1) == (None if me else 1) and processes.on_all(lambda: me) == me
         for kind in (UsageError, DamagedCheckpointError, RunFailedError):
             text = kind.__name__ * 300
-            told = raised(lambda: processes.everywhere(fails(1, kind(text))))
+            told = raised(lambda: processes.on_all(fails(1, kind(text))))
             assert told == (kind, text if me == 1 else f"process 1: {text}", True)
-        told = raised(lambda: processes.told(fails(0, TypeError("a bug"))))
+        told = raised(lambda: processes.broadcast_from_first(fails(0, TypeError("a bug"))))
         assert told == ((RunFailedError, "process 0: TypeError: a bug", True) if me else (TypeError, "a bug", True))
 
         def nested():
             fails(1, UsageError("before"))()
-            return processes.told(lambda: 3)
+            return processes.broadcast_from_first(lambda: 3)
 
-        assert raised(lambda: processes.everywhere(nested))[1].endswith("before")
-        assert processes.everywhere(lambda: processes.told(lambda: 4)) == 4
+        assert raised(lambda: processes.on_all(nested))[1].endswith("before")
+        assert processes.on_all(lambda: processes.broadcast_from_first(lambda: 4)) == 4
         processes.leave()
     """
     file = tmp_path / "script.py"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvit.ops import max_pool, ways
+from jaxvit.ops import implementations, max_pool
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -74,7 +74,7 @@ def test_sums_over_named_axes_are_matrix_products(equation, product):
 def written(function, shape):
     """By jax2onnx, for any batch size."""
     to_onnx = pytest.importorskip("jax2onnx").to_onnx
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), ways.use("plain"):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), implementations.use("plain"):
         return to_onnx(function, inputs=[jax.ShapeDtypeStruct(("B", *shape[1:]), np.float32)])
 
 
@@ -135,7 +135,7 @@ def test_whatever_is_around_them(function):
     model = written(function, MAPS.shape)
     rewrite(model.graph)
     assert "Einsum" not in kinds(model.graph)
-    with ways.use("plain"):
+    with implementations.use("plain"):
         wanted = function(MAPS)
     np.testing.assert_allclose(run(model, MAPS), wanted, rtol=1e-5, atol=1e-5)
 

@@ -141,7 +141,7 @@ def test_somebodys_own_model(tmp_path):
     ]  # fmt: skip
     lines = texts(draw_architecture(model, (8, 12, 3), tmp_path / "diagram"))
     assert "7 class scores" in lines and "OwnEncoder 0, OwnBlocks 0–3" in lines and "Own" in lines
-    assert "96 more parameters belong to the model itself, not to a step" in lines
+    assert "96 more parameters belong to the model itself, not to a box" in lines
     assert facts["params"] - sum(s.params * s.repeats for s in steps) == 96
 
 

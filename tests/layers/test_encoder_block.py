@@ -44,22 +44,22 @@ def mlp(p, x, twice):
 
 
 def block(p, x, order, twice=False, scaled=False):
-    def attend(y):
+    def attention_branch(y):
         return attention(p["attention"], y) * (p["scale_attention"] if scaled else 1)
 
-    def think(y):
+    def mlp_branch(y):
         return mlp(p["mlp"], y, twice) * (p["scale_mlp"] if scaled else 1)
 
     eps = 1e-3
     if order == "pre":
-        x = x + attend(norm(p["norm_attention"], x, eps))
-        return x + think(norm(p["norm_mlp"], x, eps))
+        x = x + attention_branch(norm(p["norm_attention"], x, eps))
+        return x + mlp_branch(norm(p["norm_mlp"], x, eps))
     if order == "cct":
-        x = norm(p["norm_mlp"], x + attend(norm(p["norm_attention"], x, eps)), eps)
-        return x + think(x)
+        x = norm(p["norm_mlp"], x + attention_branch(norm(p["norm_attention"], x, eps)), eps)
+        return x + mlp_branch(x)
     first, second = ("norm_shared",) * 2 if order == "post_shared" else ("norm_attention", "norm_mlp")
-    x = norm(p[first], x + attend(x), eps)
-    return norm(p[second], x + think(x), eps)
+    x = norm(p[first], x + attention_branch(x), eps)
+    return norm(p[second], x + mlp_branch(x), eps)
 
 
 @pytest.mark.parametrize(

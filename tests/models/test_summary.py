@@ -42,7 +42,7 @@ def test_table_overrides_and_size(capsys):
         (["--model=vit", "--config.model.depth=deep"], "expected a whole number, got 'deep'"),
         (["--model=vit", "--config.model.heads=7"], "heads"),
         (["--model=vit", "--config.model.name=cct"], "--config.model.name: the model is named by --model"),
-        (["--model=vit", "--config.train.batch_size=8"], "--config.train.batch_size: a summary reads no such key"),
+        (["--model=vit", "--config.train.batch_size=8"], "--config.train.batch_size: only model attributes"),
         (["--model=vit", "--model.dim=64"], "write --config.model.dim=64"),
         (["--model=vit", "--model.dim", "64"], "write --config.model.dim"),
         (["--model=vit", "--dept=2"], "unknown argument '--dept=2' (did you mean '--depth'?)"),

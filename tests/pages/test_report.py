@@ -155,7 +155,7 @@ def test_weights_of_unknown_places_are_left_out(runs, monkeypatch, tmp_path, cap
 
     def record(loaded, images):
         recorded = plain(loaded, images)
-        learned = introspection.Step("learn", "token_learner_0", np.full((len(images), 2, 9), 1 / 9), "softmax")
+        learned = introspection.RecordedStep("learn", "token_learner_0", np.full((len(images), 2, 9), 1 / 9), "softmax")
         return dataclasses.replace(recorded, grid=None, steps=(*recorded.steps, learned))
 
     monkeypatch.setattr(introspection, "record", record)

@@ -136,7 +136,7 @@ def test_what_is_not_as_it_was_packed_is_named_and_nothing_of_it_kept(runs, tmp_
     rewritten(tmp_path / "good.tar", tmp_path / "x.tar", change)
     with pytest.raises(UsageError, match=says) as error:
         unpack(tmp_path / "x.tar", tmp_path / "x")
-    assert str(error.value).startswith(f"{tmp_path / 'x.tar'}: no archive of runs, or a damaged one (")
+    assert str(error.value).startswith(f"{tmp_path / 'x.tar'}: not an archive of runs, or damaged (")
     assert files_of(tmp_path / "x") == {} and files_of(tmp_path).keys() == {"good.tar", "x.tar"}
 
 
@@ -145,7 +145,7 @@ def test_half_an_archive_and_no_archive_are_one_line(runs, tmp_path):
     whole = (tmp_path / "x.tar").read_bytes()
     for part in (b"", b"no tar", whole[:600], whole[: len(whole) // 2], whole[:-20000]):
         (tmp_path / "x.tar").write_bytes(part)
-        with pytest.raises(UsageError, match="no archive of runs, or a damaged one"):
+        with pytest.raises(UsageError, match="not an archive of runs, or damaged"):
             unpack(tmp_path / "x.tar", tmp_path / "x")
     with pytest.raises(UsageError, match=r"no\.tar: cannot be unpacked .No such file"):
         unpack(tmp_path / "no.tar", tmp_path / "x")

@@ -63,24 +63,24 @@ def test_rows_of_one_step_take_turns_seed_by_seed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "there is nothing in it"),
+        ("", "it is empty"),
         ("[[run]\n", "cannot be read"),
-        ("[run]\nrow = 'cct'\n", r"tables that begin with \[\[run\]\]"),
-        ("seeds = [1]\n[[run]]\nrow = 'cct'\n", r"tables that begin with \[\[run\]\]"),
+        ("[run]\nrow = 'cct'\n", r"must contain only \[\[run\]\] tables"),
+        ("seeds = [1]\n[[run]]\nrow = 'cct'\n", r"must contain only \[\[run\]\] tables"),
         ("[[run]]\nrow = 'cctt'\n", r"number 1: there is no row 'cctt' \(did you mean 'cct'\?\)"),
         ("[[run]]\nseeds = [1]\n", "row is missing"),
         ("[[run]]\nrow = []\n", "row is missing"),
-        ("[[run]]\nrow = 'cct'\nseed = [1]\n", r"'seed' is not known \(did you mean 'seeds'\?\)"),
+        ("[[run]]\nrow = 'cct'\nseed = [1]\n", r"unknown key 'seed' \(did you mean 'seeds'\?\)"),
         ("[[run]]\nrow = 'cct'\nseeds = [7]\n", r"seeds = \[7\]: cct has 0, 1, 2, 3, 4"),
         ("[[run]]\nrow = 'cct'\nseeds = 1\n", "seeds = 1: must be a list"),
         ("[[run]]\nrow = 'cct'\nseeds = []\n", r"seeds = \[\]: must be a list"),
         ("[[run]]\nrow = 'cct'\nseeds = [true]\n", r"seeds = \[True\]: must be a list"),
         ("[[run]]\nrow = 'cct'\nepochs = 0\n", "epochs = 0: must be"),
         ("[[run]]\nrow = 'cct'\nepochs = '2'\n", "epochs = '2': must be"),
-        ("[[run]]\nrow = 'cct'\nepochs = 30\n", "epochs = 30: cct has 30; a short form has fewer"),
+        ("[[run]]\nrow = 'cct'\nepochs = 30\n", "epochs = 30: must be below the 30 epochs of cct"),
         ("[[run]]\nrow = 'imagenet_cct_14'\nseeds = [0]\n", "imagenet_cct_14 takes steps"),
-        ("[[run]]\nrow = 'cct'\nseeds = [1, 1]\n", "number 1: cct, seed 1 is there twice"),
-        ("[[run]]\nrow = 'cct'\n[[run]]\nrow = 'cct'\nseeds = [2]\n", "number 2: cct, seed 2 is there twice"),
+        ("[[run]]\nrow = 'cct'\nseeds = [1, 1]\n", "number 1: cct, seed 1 is listed twice"),
+        ("[[run]]\nrow = 'cct'\n[[run]]\nrow = 'cct'\nseeds = [2]\n", "number 2: cct, seed 2 is listed twice"),
     ],
 )
 def test_a_file_that_is_no_queue_is_one_line(tmp_path, text, says):
@@ -102,14 +102,14 @@ def test_limits_are_times():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["cct", "--limit=2 hours"], "--limit=2 hours: it is for --queue"),
-        (["cct", "--queue=x"], "cct: the queue's file says what is run"),
-        (["--all", "--queue=x"], "--all: the queue's file says"),
-        (["--together", "--queue=x"], "--together: the queue's file says"),
-        (["--queue=x", "--take=y"], "--queue: --take adds a whole table"),
-        (["--queue=x", "--pack=y.tar"], "--queue: --pack writes an archive"),
-        (["--pack=y.zip"], "--pack=y.zip: name a file that ends in .tar"),
-        (["--pack=y.tar", "--runs=/no/such"], "--runs=/no/such: there is no run in it"),
+        (["cct", "--limit=2 hours"], "--limit=2 hours: it needs --queue"),
+        (["cct", "--queue=x"], "cct: it does not go with --queue"),
+        (["--all", "--queue=x"], "--all: it does not go with --queue"),
+        (["--together", "--queue=x"], "--together: it does not go with --queue"),
+        (["--queue=x", "--take=y"], "--queue: it does not go with --take"),
+        (["--queue=x", "--pack=y.tar"], "--queue: it does not go with --pack"),
+        (["--pack=y.zip"], "--pack=y.zip: the name must end in .tar"),
+        (["--pack=y.tar", "--runs=/no/such"], "--runs=/no/such: it contains no runs"),
         (["--queue=/no/such"], "--queue=/no/such: there is no such file"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_run_that_cannot_be_done_does_not_end_the_queue(machine, capsys):
     assert verb.main(words) == 1
     said = capsys.readouterr().out
     assert "tiny, seed 0: not run: " in said and "small, seed 0: 1 of 2 seeds: top1 " in said
-    assert said.splitlines()[-2].startswith("1 of 2 runs are finished; 1 left, of about 1 minutes")
+    assert said.splitlines()[-2].startswith("1 of 2 runs are finished; 1 left, about 1 minutes")
     queue_of(folder, '[[run]]\nrow = "tiny"\n')
     with pytest.raises(UsageError, match="mnist"):
         verb.main(words)
@@ -227,34 +227,32 @@ def test_a_queue_stands_still_for_a_timing_and_ends_between_runs(machine, monkey
     """The timing begins while the first run trains, nothing is computed until it ends; that run uses up the limit."""
     words, folder = machine(runs="runs")
     events, asking = [], []
-    book = loop.Course.book
+    book = loop.RunTracker.book
 
-    def booked(course, step, *rest):
+    def booked(tracker, step, *rest):
         events.append(f"step {step}")
         if step == 3:
             asking.append(quiet.asked(patience=0.0))
             asking[0].__enter__()
-        book(course, step, *rest)
+        book(tracker, step, *rest)
 
     def sleep(seconds):
         events.append("waits")
         if events.count("waits") == 3:
             asking[0].__exit__(None, None, None)
 
-    monkeypatch.setattr(loop.Course, "book", booked)
+    monkeypatch.setattr(loop.RunTracker, "book", booked)
     monkeypatch.setattr("jaxvit.reproduce.supervisor._LOOK_SECONDS", 0.0)
     clock = SimpleNamespace(sleep=sleep, monotonic=lambda: 1e6 * (folder / "results.csv").exists())
     monkeypatch.setattr("jaxvit.reproduce.supervisor.time", clock)
-    left = (
-        "the limit of 5 days is reached: stopped between two runs; 1 of 2 runs are finished; 1 left, of about 1 minutes"
-    )
+    left = "the limit of 5 days is reached: stopped between two runs; 1 of 2 runs are finished; 1 left, about 1 minutes"
     with pytest.raises(StoppedError, match=left):
         verb.main([*words, "--limit=5 days"])
     first = events.index("waits")
     assert events[first : first + 3] == ["waits"] * 3 and 3 <= first <= 5
     assert [event for event in events if event != "waits"] == [f"step {i}" for i in range(1, 9)]
     said = capsys.readouterr().out
-    assert "standing still: a quiet machine is asked for" in said and "tiny, seed 0: 1 of 2 seeds: top1 " in said
+    assert "paused: another process asked for a quiet machine" in said and "tiny, seed 0: 1 of 2 seeds: top1 " in said
 
 
 AT_THE_USUAL_PRIORITY = (

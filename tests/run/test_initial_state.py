@@ -15,7 +15,7 @@ import jaxvit
 from jaxvit.config.keys import base_config
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data import sources
-from jaxvit.data.sources import StreamedSource
+from jaxvit.data.parts import StreamedSource
 from jaxvit.errors import STOPPED, StoppedError, UsageError
 from jaxvit.ops.positions import sincos_positions
 from jaxvit.run.assembly import Assembly, assemble

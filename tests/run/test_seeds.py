@@ -155,7 +155,7 @@ def test_what_was_trained_in_turn_is_kept_when_all_are_tried_together(together, 
     monkeypatch.setattr("jaxvit.run.seeds._shall_be_together", lambda plan, options: True)
     for reads, step in ((6, 7), (0, 8)):
         with monkeypatch.context() as patch:
-            patch.setattr("jaxvit.run.seeds.make_job", exhausted)
+            patch.setattr("jaxvit.run.seeds.make_program", exhausted)
             patch.setattr("jaxvit.run.train.StopRequest", lambda reads=reads: StopAt(reads, STOPPED))
             with pytest.raises(StoppedError, match=f"stopped at step {step} of 10"):
                 jaxvit.train(settings(train__seeds="auto"), path)
@@ -250,7 +250,7 @@ def test_when_there_is_no_room_for_all_they_are_trained_in_turn(tmp_path, monkey
     import jaxvit.run.seeds as seeds
 
     monkeypatch.setattr(seeds, "_shall_be_together", lambda plan, options: True)
-    monkeypatch.setattr(seeds, "make_job", exhausted)
+    monkeypatch.setattr(seeds, "make_program", exhausted)
     result = jaxvit.train(settings(train__seeds="auto", train__duration="2 steps"), tmp_path / "run")
     assert "no room for all seeds together" in capsys.readouterr().out and result["test"]["n"] == 3
 

@@ -121,7 +121,7 @@ def test_the_file_brings_the_grid_and_a_dry_run_lists_it(file, tmp_path, capsys)
         (["--over=model.depht=1,2"], "did you mean 'model.depth'"),
         (["--over=depth=1,2"], "^--over depth=1: there is no key config.depth .did you mean 'model.depth'"),
         (["--over=model.depth=1,two"], "^--over model.depth=two: expected a whole number"),
-        (["--over=model.depth=1,2", "--config.model.depth=3"], "^--config.model.depth=3: the sweep goes over"),
+        (["--over=model.depth=1,2", "--config.model.depth=3"], "^--config.model.depth=3: the grid already varies"),
         ([], "--workdir is missing"),
         (["--wrkdir=x"], "did you mean '--workdir'"),
     ],

@@ -18,7 +18,7 @@ from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.models import create_model, list_models
 from jaxvit.models.count import count_macs
 from jaxvit.models.registry import input_shape
-from jaxvit.run import program as job
+from jaxvit.run import program as run_program
 from jaxvit.speed import models
 from jaxvit.speed import steps as measurement
 from jaxvit.speed.page import show
@@ -185,7 +185,7 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
         (["--model=vit", "--config.model.name=cct"], "the model is named by --model"),
         (["--model=vit", "--config.model.detph=2"], "did you mean 'model.depth'"),
         (["--model=vit", "--bacth=2"], "did you mean '--batch'"),
-        (["--model=vit", "--config.train.duration=2 epochs", "--dry_run"], "train.duration: nothing reads this key"),
+        (["--model=vit", "--config.train.duration=2 epochs", "--dry_run"], "train.duration: this key has no effect"),
         (["--model=vit", "--config.data.train=train[:9]", "--dry_run"], "the images are synthetic"),
         (["--model=vit", "--config.optim.momentum=0.5", "--dry_run"], "config.optim.name='adamw' has none"),
         (["--model=vit", "--config.model.patch=5", "--dry_run"], "patch=5 does not divide"),
@@ -245,7 +245,7 @@ def test_data_that_is_not_there_is_replaced_and_that_is_said(capsys, tmp_path):
     config = tiny_config(data__name="cifar10", data__dir=str(tmp_path), data__train="train[:45000]")
     subject = make_subject(config)
     assert subject.synthetic and subject.plan.input_shape == (32, 32, 3)
-    assert "synthetic images in place of cifar10" in capsys.readouterr().err
+    assert "using synthetic images instead of cifar10" in capsys.readouterr().err
     config = tiny_config(data__name="cifar10", data__dir=str(tmp_path))
     with pytest.raises(UsageError, match="jaxvit data prepare cifar10"):
         make_subject(config, overrides=["data.name"])
@@ -255,7 +255,7 @@ def test_data_that_is_not_there_is_replaced_and_that_is_said(capsys, tmp_path):
 def made(tmp_path_factory):
     """A Bench of the tiny run, with what happened while it was made: the programs, and events of the cache."""
     programs, events = [], []
-    make, lower, compile_ = job.make_train_program, job.TrainProgram.lower, Bench._compile
+    make, lower, compile_ = run_program.make_train_program, run_program.TrainProgram.lower, Bench._compile
 
     def noting_programs(*arguments, **options):
         programs.append(make(*arguments, **options))
@@ -272,9 +272,9 @@ def made(tmp_path_factory):
         return found
 
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"), fresh_program_cache():
-        patch.setattr(job, "make_train_program", noting_programs)
+        patch.setattr(run_program, "make_train_program", noting_programs)
         patch.setattr(measurement, "make_train_program", noting_programs)
-        patch.setattr(job.TrainProgram, "lower", noting_lowering)
+        patch.setattr(run_program.TrainProgram, "lower", noting_lowering)
         patch.setattr(Bench, "_compile", noting_compiling)
         jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
         bench = Bench(make_subject(tiny_config()), tmp_path_factory.mktemp("bench"))

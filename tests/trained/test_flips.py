@@ -67,7 +67,7 @@ def as_bytes(tree) -> list[tuple[str, bytes]]:
 def used(run: Path, place: Path, like, data) -> tuple:
     """Everything that the numbers of evaluate and predict, and those of a training that goes on, come from."""
     loaded = jaxvit.load(run)
-    told = loaded.class_names, loaded.augmentation, loaded.step, loaded.weights, repr(loaded.model)
+    told = loaded.class_names, loaded.preprocessing, loaded.step, loaded.weights, repr(loaded.model)
     with contextlib.closing(RunDirectory(run, config(place))) as directory:
         result = directory.result
         directory.check_data(data, loaded.class_names)

@@ -217,7 +217,7 @@ def test_folders_are_walked_in_the_order_of_names(images):
         (["--workdir={run}", "x.png", "--figure=missing/x.png"], "there is no folder missing"),
         (["--workdir={run}", "x.png", "--figure=/proc/x.png"], "/proc cannot be written"),
         (["--workdir={run}", "x.png", "--figure={folder}"], "x.png: this is a folder"),
-        (["--workdir={run}", "{empty}"], "there are no images here"),
+        (["--workdir={run}", "{empty}"], "no images found"),
         (["--workdir={run}", "x.png", "--fromat=csv"], "did you mean '--format'"),
     ],
 )

@@ -13,7 +13,7 @@ from jaxvit.config.plan import resolve
 from jaxvit.layers import Attention
 from jaxvit.models import create_model
 from jaxvit.models.count import count_macs
-from jaxvit.ops import dropout, max_pool, ways
+from jaxvit.ops import dropout, implementations, max_pool
 from jaxvit.ops.activations import gelu
 from jaxvit.ops.stochastic import hash_bits
 from jaxvit.run.assembly import assemble
@@ -23,30 +23,40 @@ NUMBERS = np.random.default_rng(0)
 
 
 def test_which_way_holds():
-    assert ways.way("attention") == "absorbed" and ways.way("noise") == "hash"  # tests run on a CPU
-    with ways.use("plain"):
-        assert [ways.way(operation) for operation in ways.WAYS] == ["plain", "window", "erfc", "threefry"]
-        with ways.use({"noise": "hash"}):
-            assert ways.way("noise") == "hash" and ways.way("attention") == "plain"
-        with ways.use("fast"):
-            assert ways.way("attention") == "absorbed"
-        assert ways.way("noise") == "threefry"
-    assert ways.way("attention") == "absorbed"
+    assert (
+        implementations.implementation("attention") == "absorbed" and implementations.implementation("noise") == "hash"
+    )  # tests run on a CPU
+    with implementations.use("plain"):
+        assert [implementations.implementation(operation) for operation in implementations.IMPLEMENTATIONS] == [
+            "plain",
+            "window",
+            "erfc",
+            "threefry",
+        ]
+        with implementations.use({"noise": "hash"}):
+            assert (
+                implementations.implementation("noise") == "hash"
+                and implementations.implementation("attention") == "plain"
+            )
+        with implementations.use("fast"):
+            assert implementations.implementation("attention") == "absorbed"
+        assert implementations.implementation("noise") == "threefry"
+    assert implementations.implementation("attention") == "absorbed"
 
 
 def test_what_was_traced_in_other_ways_is_traced_anew():
     run = jax.jit(lambda x: dropout(x, 0.5, KEY))
     x = jnp.ones((64, 64))
     fast = run(x)
-    with ways.use("plain"):
+    with implementations.use("plain"):
         plain = run(x)
     assert (fast != plain).any()
     np.testing.assert_array_equal(run(x), fast)
 
 
 @pytest.mark.parametrize("wrong", ["slow", {"attention": "fast"}, {"convolution": "plain"}])
-def test_ways_that_there_are_not(wrong):
-    with pytest.raises(ValueError, match=r"fast|no way"), ways.use(wrong):
+def test_implementations_that_there_are_not(wrong):
+    with pytest.raises(ValueError, match=r"fast|no implementation"), implementations.use(wrong):
         pass
 
 
@@ -79,7 +89,7 @@ def pool_loops(x, gradient, window, stride, padding):
 )
 def test_max_pooling_and_its_gradient_against_loops(way, size, window, stride, padding):
     x = NUMBERS.integers(0, 4, (2, *size, 3)).astype(np.float32)  # with many equal values
-    with ways.use({"max_pool": way}):
+    with implementations.use({"max_pool": way}):
         out, back = jax.vjp(lambda x: max_pool(x, window=window, stride=stride, padding=padding), jnp.asarray(x))
     gradient = NUMBERS.normal(size=out.shape).astype(np.float32)
     expected, expected_back = pool_loops(x, gradient, window, stride, padding)
@@ -87,11 +97,11 @@ def test_max_pooling_and_its_gradient_against_loops(way, size, window, stride, p
     np.testing.assert_allclose(back(jnp.asarray(gradient))[0], expected_back, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ways.WAYS["max_pool"])
+@pytest.mark.parametrize("way", implementations.IMPLEMENTATIONS["max_pool"])
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (2, 1)), ((0, 0), (0, 0))])
 def test_max_pooling_without_a_gradient_against_loops(way, padding):
     x = NUMBERS.normal(size=(2, 7, 9, 3)).astype(np.float32)
-    with ways.use({"max_pool": way}):
+    with implementations.use({"max_pool": way}):
         out = jax.jit(lambda x: max_pool(x, padding=padding))(x)
     np.testing.assert_array_equal(out, pool_loops(x, np.zeros_like(out), 3, 2, padding)[0])
 
@@ -99,7 +109,7 @@ def test_max_pooling_without_a_gradient_against_loops(way, padding):
 @pytest.mark.parametrize("place", [(0, 0), (1, 2), (3, 3)])
 def test_what_is_not_a_number_is_not_lost_in_pooling(place):
     x = jnp.ones((1, 4, 4, 1)).at[0, place[0], place[1], 0].set(jnp.nan)
-    with ways.use("plain"):
+    with implementations.use("plain"):
         plain = max_pool(x)
     assert jnp.isnan(plain).any()
     np.testing.assert_array_equal(max_pool(x), plain)
@@ -109,7 +119,7 @@ def test_what_is_not_a_number_is_not_lost_in_pooling(place):
 @pytest.mark.parametrize("size", [(8, 8), (7, 6)])
 def test_same_padding_is_tensorflows(way, size):
     x = jnp.asarray(NUMBERS.normal(size=(2, *size, 3)), jnp.bfloat16)
-    with ways.use({"max_pool": way}):
+    with implementations.use({"max_pool": way}):
         out = max_pool(x, padding="SAME")
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(out, nn.max_pool(x, (3, 3), (2, 2), "SAME"))
@@ -151,7 +161,7 @@ def test_absorbed_attention_is_attention(more, context):
         y, state = model.apply(variables, x, mutable=["intermediates"])
         return jnp.sum(jnp.sin(y)), (y, state["intermediates"]["attention"]["attention"][0])
 
-    with ways.use("plain"):
+    with implementations.use("plain"):
         plain = jax.value_and_grad(run, (0, 1), has_aux=True)(variables, x)
         plain_program = program(lambda: run(variables, x))
     fast = jax.value_and_grad(run, (0, 1), has_aux=True)(variables, x)
@@ -198,7 +208,7 @@ def test_attention_that_has_nothing_to_gain_is_left_alone(settings):
     model, x = Attends(tuple(settings.items())), jnp.ones((1, 4, 6))
     variables = model.init(KEY, x)
     found = program(lambda: model.apply(variables, x))
-    with ways.use("plain"):
+    with implementations.use("plain"):
         assert program(lambda: model.apply(variables, x)) == found
 
 
@@ -210,7 +220,7 @@ def test_kernels_are_not_multiplied_for_a_few_tokens(batch, tokens, pays):
     variables = jax.eval_shape(model.init, KEY, x)
 
     def operations(way):
-        with ways.use({"attention": way}):
+        with implementations.use({"attention": way}):
             return jax.jit(model.apply).lower(variables, x).cost_analysis()["flops"]
 
     assert operations("absorbed") <= operations("plain") and (operations("absorbed") < operations("plain")) == pays
@@ -220,7 +230,7 @@ def test_kernels_are_not_multiplied_for_a_few_tokens(batch, tokens, pays):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_gelu_and_its_gradient(dtype, way):
     x = jnp.linspace(-6, 6, 241).astype(dtype)
-    with ways.use({"gelu": way}):
+    with implementations.use({"gelu": way}):
         value, back = jax.vjp(gelu, x)
         (slope,) = back(jnp.ones_like(x))
     assert value.dtype == slope.dtype == jnp.dtype(dtype)
@@ -230,7 +240,7 @@ def test_gelu_and_its_gradient(dtype, way):
     np.testing.assert_allclose(np.asarray(value, np.float64), exact * share, atol=tolerance)
     density = np.exp(-(exact**2) / 2) / (2 * np.pi) ** 0.5
     np.testing.assert_allclose(np.asarray(slope, np.float64), share + exact * density, atol=tolerance)
-    with ways.use("plain"):
+    with implementations.use("plain"):
         np.testing.assert_allclose(np.asarray(gelu(x), np.float64), exact * share, atol=tolerance)
     kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(gelu, x)[1], x))
     assert sum(array.size for array in kept if array.shape) == x.size  # one array, of x's own dtype
@@ -239,7 +249,7 @@ def test_gelu_and_its_gradient(dtype, way):
 
 def test_multiply_adds_are_those_of_the_plain_way():
     model, size = create_model("tutorial_mini_vit"), (48, 48, 3)
-    with ways.use("plain"):
+    with implementations.use("plain"):
         plain = count_macs(model, size)
     assert count_macs(model, size) == plain
 
@@ -248,7 +258,7 @@ def test_a_run_goes_by_its_config():
     """Without noise the same up to rounding; with noise, other noise."""
     made = {}
     for way in ("fast", "plain"):
-        config = tiny_config(model__head_dim=8, model__dropout=0.2, train__ways=way)
+        config = tiny_config(model__head_dim=8, model__dropout=0.2, train__implementations=way)
         made[way] = assemble(resolve(config))
     variables = made["fast"].create_state().variables
     variables = jax.tree.map(lambda p: p + jnp.asarray(0.3 * NUMBERS.normal(size=p.shape), p.dtype), variables)
