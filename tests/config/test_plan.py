@@ -206,7 +206,7 @@ def test_where_the_batches_come_from(monkeypatch):
     with pytest.raises(UsageError, match="the batches come from the host"):
         resolve(tiny_config(augment__where="host", data__feed="resident"))
     with monkeypatch.context() as patch:  # a part of a split that is too large to be kept is no smaller than it
-        patch.setattr("jaxvit.data.sources.CACHE_BYTES", 100 * 64)
+        patch.setattr("jaxvit.data.stored.CACHE_BYTES", 100 * 64)
         assert resolve(tiny_config(augment__mean=(0.5,))).train.feed == "stream"
         with pytest.raises(UsageError, match=r"config\.data\.feed='resident': digits is too large to be kept"):
             resolve(tiny_config(data__feed="resident"))
@@ -234,7 +234,8 @@ def test_images_that_vary_in_size_are_named_early(tmp_path):
 @pytest.mark.parametrize("train", ["whole", "resize_crop", "random_resized_crop"])
 @pytest.mark.parametrize("evaluation", ["whole", "centre_crop", "crop_fraction"])
 def test_oblong_images_come_out_as_planned_or_are_refused(tmp_path, train, evaluation):
-    picture(tmp_path / "train" / "a" / "1.png", 10, 12)
+    for name in ("a", "b"):
+        picture(tmp_path / "train" / name / "1.png", 10, 12)
     config = tiny_config(data__name=f"image_folder:{tmp_path}", data__train="train", data__validation="", data__test="")
     config.augment.update(train=train, evaluation=evaluation, policy="trivial")
     worked = 0
