@@ -58,7 +58,7 @@ def page(text: object) -> str:
 def csv_cell(value: Any) -> Any:
     """For a CSV cell: text that a spreadsheet would read as a formula gets an apostrophe; numbers stay.
 
-    Bytes of a file's name that are no text are written as `terminal` shows them.
+    Bytes of a file name that are not UTF-8 are escaped as in `terminal`.
 
     Example:
       >>> csv_cell("=1+1"), csv_cell("-0.5"), csv_cell(-2)

@@ -1,4 +1,4 @@
-"""Strict numerics for every test, fast compiles, and a data directory of their own."""
+"""Fixtures for all tests: strict numerics, fast compiles, and a separate data directory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture(scope="session", autouse=True)
 def data_directory(tmp_path_factory):
-    """A fresh TFDS directory for the whole session: no test reads or writes the user's own."""
+    """A fresh TFDS directory for the session, so that no test touches the user's."""
     directory = tmp_path_factory.mktemp("tfds")
     before = os.environ.get("TFDS_DATA_DIR")
     os.environ["TFDS_DATA_DIR"] = str(directory)
@@ -51,7 +51,7 @@ def data_directory(tmp_path_factory):
 
 @pytest.fixture
 def draw():
-    """draw(module, *args, **kwargs): variables of a module with random numbers everywhere, zeros and ones included."""
+    """draw(module, *args, **kwargs): variables of a module with random values, also instead of 0 and 1."""
 
     def fill(module, *args, scale=0.3, seed=0, **kwargs):
         shapes = jax.eval_shape(lambda key, *a: module.init(key, *a, **kwargs), jax.random.key(0), *args)

@@ -1,4 +1,4 @@
-"""Small folders of photos: 8×8 PNGs, each with a content of its own."""
+"""Small folders of photos: 8×8 PNGs, all different."""
 
 from __future__ import annotations
 

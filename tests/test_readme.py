@@ -1,4 +1,4 @@
-"""What the README shows, works."""
+"""Everything that the README and the pages show works."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def commands(page):
 
 
 def own_files(page):
-    """{name: text} of the page's files of one's own, which lie in the working folder, as they would for a reader."""
+    """{name: text} of the users' files on a page, for the working folder."""
     found = {}
     for block in blocks(page, "python"):
         name = re.match(r"# (my_\w+\.py)\n", block)
@@ -71,7 +71,7 @@ def run_command(words, folder):
 
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands(page)])
 def test_every_command_runs(page, command, tmp_path, request):
-    """On docs/extend.md really, elsewhere as a dry run."""
+    """Commands of docs/extend.md train; all others are dry runs."""
     words = shlex.split(command, comments=True)[1:]
     if words[:2] == ["data", "prepare"]:  # needs a network, or an archive; tests/data has its own
         assert words[2] in PREPARABLE

@@ -1,4 +1,4 @@
-"""Nothing runs that was not asked for: files and folders of somebody else's that try to. See docs/trust.md."""
+"""Untrusted files and folders cannot run code. See docs/trust.md."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def run(trained, tmp_path):
 
 @pytest.fixture
 def mark(tmp_path, monkeypatch):
-    """A file that is there once any of the modules lying in the working folder has run."""
+    """A file that exists as soon as a module in the working folder has run."""
     folder, mark = tmp_path / "downloaded", tmp_path / "mark"
     (folder / "evp").mkdir(parents=True)
     code = CODE.format(mark=str(mark))
@@ -58,7 +58,7 @@ def mark(tmp_path, monkeypatch):
 
 
 def without_checksum(file):
-    """What a JSON file of a run says; whoever changes it on purpose makes the checksum fit, or leaves it out."""
+    """The content of a JSON file without its checksum; an attacker would fix or remove the checksum."""
     return {key: value for key, value in json.loads(file.read_text()).items() if key != "checksum"}
 
 
@@ -194,7 +194,7 @@ def png(height, width):
 
 
 def png_header(height, width):
-    """Of an image that is not there."""
+    """The header of a PNG without image data."""
     import struct
     import zlib
 
@@ -209,7 +209,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(
 
 
 def test_only_images_of_the_formats_documented_are_opened(tmp_path, monkeypatch):
-    """Pillow would know more, and starts Ghostscript for PostScript; it is kept from even looking."""
+    """Pillow knows more formats, and runs Ghostscript for PostScript; it must not even inspect them."""
     from PIL import EpsImagePlugin, Image
 
     from jaxvit.data.decoding import decode
@@ -374,7 +374,7 @@ def test_a_program_that_calls_out_is_not_run(tmp_path):
 
 
 def test_what_a_published_folder_gives_away(run, tmp_path):
-    """Nothing of the machine: paths, file names, commands; whatever environment.json of the run holds."""
+    """No paths, file names or commands of the machine, whatever the run's environment.json contains."""
     secret = "secret-" + "5f3a"
     file = run / "environment.json"
     known = without_checksum(file)
@@ -442,7 +442,7 @@ def test_text_from_outside_is_escaped_for_each_medium():
 
 
 def test_names_from_outside_in_every_output(trained, tmp_path, capsys, monkeypatch):
-    """A run whose folder, model, classes and images are called so, through the verbs that show names."""
+    """A run whose folder, model, classes and images have hostile names, through the verbs that print names."""
     import csv
     import shutil
 

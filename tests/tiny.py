@@ -45,7 +45,7 @@ FAMILIES = {
 
 
 def edit_json(file: Path, old: str, new: str) -> None:
-    """Changes a JSON file of a run as a person would who knows that its checksum has to go."""
+    """Changes a JSON file of a run and removes its checksum."""
     found = json.loads(file.read_text().replace(old, new))
     found.pop("checksum", None)
     file.write_text(json.dumps(found))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxvit.cli import command_line
 from jaxvit.config.files import packaged_configs, split_spec
 from jaxvit.config.for_images import CONFIG, choose, data_name, default_workdir
-from jaxvit.config.keys import KEYS
+from jaxvit.config.key_table import KEYS
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.config.plan_types import Plan
@@ -23,8 +23,8 @@ from jaxvit.run.train import train
 from jaxvit.shown import terminal
 
 _EXAMPLES = """examples:
-  jaxvit train --data=photos                       a folder of your own: photos/CLASS/IMAGE.jpg; the rest is chosen
-  jaxvit train --data=labels.csv --folds=5         a table with the columns file,label; cross-validation
+  jaxvit train --data=photos                       your images, photos/CLASS/IMAGE.jpg; derives the settings
+  jaxvit train --data=labels.csv --folds=5         a table with columns file,label; cross-validation
   jaxvit train --config=digits --workdir=runs/digits
   jaxvit train --config=digits --workdir=runs/digits                     resumes, or shows the finished result
   jaxvit train --config=digits --workdir=runs/wide --config.model.dim=192 --config.optim.peak_lr=5e-4
@@ -51,14 +51,14 @@ def _parser() -> command_line.Parser:
         metavar="NAME[:VARIANT]",
         help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="the run's folder; made when missing (with --data: runs/NAME)")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run (with --data, default: runs/NAME)")
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="a folder of photos, a table of files and labels (.csv, .jsonl) or a prepared set: size, batch, length "
-        "and parts are chosen from it, and the model too without --config",
+        help="a folder of photos, a table of files and labels (.csv, .jsonl) or a prepared data set; derives image "
+        "size, batch size, duration and splits, and without --config also the model",
     )
-    parser.add_argument("--folds", type=int, default=0, metavar="K", help="cross-validation: a run for each of K folds")
+    parser.add_argument("--folds", type=int, default=0, metavar="K", help="cross-validation with K runs, one per fold")
     parser.add_argument(
         "--dry_run", action="store_true", help="print plan, parameters and learning-rate curve; train nothing"
     )
@@ -96,19 +96,19 @@ def _profile_steps(text: str | None) -> tuple[int, int] | None:
 
 
 def _fill_in(options: argparse.Namespace, config: ConfigDict, overrides: Collection[str]) -> tuple[ConfigDict, str]:
-    """(config, run's folder), as --data and --folds have them."""
+    """Applies --data and --folds; returns (config, run folder)."""
     folds = options.folds
     if folds < 0 or folds == 1:
         raise UsageError(f"--folds={folds}: must be 2 or more, such as --folds=5")
     if folds and "data.folds" in overrides:
-        raise UsageError("--folds and --config.data.folds say the same; leave one out")
+        raise UsageError("--folds and --config.data.folds set the same key; give only one of them")
     if not options.data:
         if folds:
             with config.unlocked():
                 config.data.folds = folds
         return config, options.workdir
     if "data.name" in overrides:
-        raise UsageError("--data and --config.data.name both name the images; leave one out")
+        raise UsageError("--data and --config.data.name set the same key; give only one of them")
     name = data_name(options.data)
     whole = not options.config or split_spec(options.config)[0] == CONFIG
     found = choose(config, name, given=overrides, folds=folds, whole_recipe=whole)

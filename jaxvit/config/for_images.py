@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxvit.config.plan_data import resolve_cut
+from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
-from jaxvit.data.cut import Cut
 from jaxvit.data.decoding import Limits
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.data.label_table import TABLE_ENDINGS, TABLE_PREFIX
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.data.sources import Dataset, located, open_dataset
 from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
 
@@ -55,9 +56,8 @@ def data_name(text: str) -> str:
       >>> data_name("photos")  # where there is such a folder  # doctest: +SKIP
       'image_folder:/home/me/photos'
     """
-    for prefix in (PREFIX, TABLE_PREFIX):
-        if text.startswith(prefix):
-            return prefix + os.path.abspath(os.path.expanduser(text.removeprefix(prefix)))
+    if ":" in text:
+        return located(text)
     path = os.path.abspath(os.path.expanduser(text))
     if text.lower().endswith(TABLE_ENDINGS):
         return TABLE_PREFIX + path
@@ -99,7 +99,7 @@ def choose(
     _set(config, {"data.side": side, "augment.mean": (), "augment.std": ()}, given)
     stored = opened.changed(side=config.data.side, cut=None)
     _set(config, _parts(stored, config.data.folds), given)
-    cut = Cut(config.data.folds, max(config.data.fold, 0)) if config.data.folds else Cut() if config.data.cut else None
+    cut = resolve_cut(ConfigReader(config))
     dataset = stored.changed(side=config.data.side, cut=cut) if cut else stored
     counts = {part: dataset.count(config.data[part]) for part in ("train", "validation", "test") if config.data[part]}
     reasons = {"data.side": of_side}
@@ -143,7 +143,8 @@ def choose_conv_layers(side: int) -> int:
 def _open(config: ConfigDict, name: str) -> Dataset:
     data = config.data
     options = {"classes": data.classes, "on_error": data.on_error, "side": data.side}
-    return open_dataset(name, data_dir(data.dir), **options, limits=Limits(data.max_pixels, data.max_bytes))
+    options |= {"limits": Limits(data.max_pixels, data.max_bytes), "white": data.white}
+    return open_dataset(name, data_dir(data.dir), **options, tell=False)  # it is among the first lines
 
 
 def _set(config: ConfigDict, values: dict[str, object], given: Collection[str]) -> None:

@@ -26,11 +26,12 @@ _said: set[str] = set()
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 
 
-def warn_once(said: str) -> None:
-    """Prints a line on stderr, once a process: a start opens a set more than once."""
+def warn_once(said: str, *, known: bool = False) -> None:
+    """Prints a line on stderr, once a process: a start opens a set more than once. If it is `known` already, never."""
     if said not in _said:
         _said.add(said)
-        print(terminal(said), file=sys.stderr, flush=True)
+        if not known:
+            print(terminal(said), file=sys.stderr, flush=True)
 
 
 class StoredSplits:

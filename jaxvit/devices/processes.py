@@ -21,7 +21,15 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from jaxvit.errors import USAGE, DamagedCheckpointError, RunFailedError, UsageError, disk_full, first_line, is_disk_full
+from jaxvit.errors import (
+    USAGE,
+    DamagedCheckpointError,
+    RunFailedError,
+    UsageError,
+    describe_system_error,
+    find_system_error,
+    first_line,
+)
 
 T = TypeVar("T")
 
@@ -193,8 +201,8 @@ def _agree(work: Callable[[], str]) -> list[str]:
         if is_agreed(found) or has_lost_another(found):
             raise
         error = found
-        if isinstance(found, OSError) and is_disk_full(found):
-            error = RunFailedError(disk_full(found, "; what was saved is kept"))
+        if type(found) not in _AGREED_TYPES and (failed := find_system_error(found)):
+            error = RunFailedError(describe_system_error(failed, "; what was saved is kept"))
         known = type(error) in _AGREED_TYPES
         kind = 1 + _AGREED_TYPES.index(type(error) if known else RunFailedError)
         said = str(error) if known else f"{type(error).__name__}: {_line(error)}"

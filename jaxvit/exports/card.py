@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxvit.config.keys import KEYS, flatten
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import flatten
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.exports.model import ExportModel
 from jaxvit.models.count import count_macs, count_params
@@ -127,7 +128,7 @@ def _result(model: ExportModel) -> list[str]:
     low, high = wilson(found["top1"], found["count"])
     chosen = ["The weights were selected on these images, so the accuracy on new images is likely to be lower."]
     return [
-        f"Of the weights as stored here, on {found['count']:,} images of {markdown(public_name(found['data']))}:",
+        f"The weights as stored here reach, on {found['count']:,} images of {markdown(public_name(found['data']))}:",
         f"top-1 {found['top1']:.2%} (95 % confidence interval {low:.2%} to {high:.2%}), top-5 {found['top5']:.2%},",
         f"loss {found['loss']:.4f}, expected calibration error {found['ece']:.2%}.",
         *(chosen if found["split"] == "validation" else ()),

@@ -1,6 +1,6 @@
-"""Names in any script, in figures: by a font of this machine that has their letters, else spelt in Latin ones.
+"""Draws names in any script: with a font of this machine that has the characters, else transliterated to Latin letters.
 
-Matplotlib's own font has no Chinese, Japanese or Korean: it draws boxes, and says so on stderr for each of them.
+Matplotlib's default font has no Chinese, Japanese or Korean characters; it draws boxes and warns about each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
-# Tried first: they have many scripts, and the others are many. LastResort has every character, as a box.
+# Fonts that cover many scripts; tried before all others. LastResort has every character, but as a box.
 _LIKELY = re.compile(
     "CJK|Source Han|WenQuanYi|PingFang|Hiragino|Heiti|Songti|YaHei|SimHei|SimSun|JhengHei|Yu Gothic|Meiryo|MS Gothic|"
     "IPA|Takao|Malgun|Nanum|Apple SD Gothic|Arial Unicode|Noto Sans|Noto Emoji|Unifont|Symbola|FreeSans"
@@ -28,11 +28,11 @@ _SYLLABLE = re.compile(r".*(?:LETTER|SYLLABLE)(?: SMALL| CAPITAL)? ([A-Z]+)")
 
 @contextlib.contextmanager
 def legible(figure: Figure, keep: bool = False) -> Iterator[None]:
-    """Within it, all text of a figure can be read; after it, the text is as it was.
+    """Context in which all text of a figure is legible; on exit, the texts are restored.
 
     Args:
-      figure: complete, about to be written.
-      keep: whoever shows the file has fonts of their own, as with an SVG: characters without a font here stay.
+      figure: a complete figure, about to be written.
+      keep: keep characters without a font on this machine, since the viewer of the file has its own fonts (SVG).
     """
     texts: list[Text] = figure.findobj(Text)
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
@@ -64,7 +64,7 @@ def _spell(text: str, missing: frozenset[str]) -> str:
 
 
 def spelt(character: str) -> str:
-    """A character in Latin letters, as far as Unicode's name of it has its sound; else its number.
+    """A character in Latin letters, from the sound in its Unicode name; else its code point.
 
     Example:
       >>> spelt("고"), spelt("ね"), spelt("猫"), spelt("😺")
@@ -74,14 +74,14 @@ def spelt(character: str) -> str:
     if sound := _SYLLABLE.fullmatch(name):
         return sound[1].lower()
     kind = unicodedata.category(character)
-    if kind in ("Mn", "Me", "Cf"):  # marks on the letter before
+    if kind in ("Mn", "Me", "Cf"):  # combining marks
         return ""
     return f"({name.lower()})" if kind == "So" and name else f"<{ord(character):04X}>"
 
 
 @functools.lru_cache
 def _fonts_for(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """(families of this machine that have what the usual font lacks, as few as will do; the characters none has)."""
+    """(font families of this machine for characters that the default font lacks, characters that no font has)."""
     missing = characters - _letters(font_manager.findfont(font_manager.FontProperties()))
     families = []
     if missing:
@@ -100,5 +100,5 @@ def _letters(file: str) -> frozenset[str]:
     """The characters that a font has."""
     try:
         return frozenset(map(chr, font_manager.get_font(file).get_charmap()))
-    except (OSError, RuntimeError, ValueError):  # damaged, or gone since matplotlib made its list
+    except (OSError, RuntimeError, ValueError):  # damaged, or deleted since matplotlib listed it
         return frozenset()

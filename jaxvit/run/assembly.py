@@ -183,7 +183,7 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     idle = model.idle_attributes() if hasattr(model, "idle_attributes") else {}
     for key in overrides:
         if (name := key.removeprefix("model.")) in idle and key.startswith("model."):
-            raise UsageError(f"--config.{key}: nothing reads this key in this run: model.{idle[name]}")
+            raise UsageError(f"--config.{key}: this key has no effect in this run: model.{idle[name]}")
 
     def init(key: jax.Array) -> Any:
         variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), train=False))

@@ -34,7 +34,7 @@ IDLE_KEYS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What a benchmark measures.
+    """The subject of a benchmark.
 
     Attributes:
       plan, assembly: plan and parts of a run that trains the model.

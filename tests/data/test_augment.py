@@ -1,4 +1,4 @@
-"""The transforms put together: order, keys, sizes, both ways through, and what is said about the useless."""
+"""The combined transforms: order, keys, sizes, on device and host, and errors for keys without effect."""
 
 import functools
 from dataclasses import replace

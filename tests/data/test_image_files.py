@@ -24,7 +24,7 @@ def relative(found):
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory):
-    """Six images of two classes among everything that is none."""
+    """Six images of two classes, among all kinds of other files."""
     folder = tmp_path_factory.mktemp("photos")
     png = encoded("PNG")
     files = {

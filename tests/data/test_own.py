@@ -1,4 +1,4 @@
-"""A data set and an augmentation of one's own: what is taken, and what is refused in one line."""
+"""Users' data sets and augmentations: accepted ones, and one-line errors for others."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Parts and classes of a folder of photos: told by where the images lie, and what is passed over is said."""
+"""Splits and classes of a folder of photos, from its layout; skipped files are reported."""
 
 import pytest
 from photos import photo, photos

@@ -1,4 +1,4 @@
-"""One step, any hardware: eight simulated devices in every arrangement take the same ten steps as one device."""
+"""The step on any hardware: eight simulated devices, in every arrangement, take the same ten steps as one device."""
 
 import os
 import subprocess
@@ -191,7 +191,7 @@ for name, arrangement in {"2x2": dict(fsdp=2, seeds=()), "two runs": {}}.items()
 
 
 def test_no_draw_waits_for_other_devices():
-    """A draw that is repeated until all are accepted must not ask the other devices at every turn."""
+    """Rejection sampling must not synchronize devices in every iteration."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     head = f"TESTS = {os.path.dirname(os.path.dirname(__file__))!r}\n"

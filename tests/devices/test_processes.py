@@ -1,4 +1,4 @@
-"""Several processes that are one run: real processes on this machine, that train, are signalled, killed and misled."""
+"""Multi-process runs: real processes on this machine that train, get signals, are killed, and get wrong arguments."""
 
 import os
 import re
@@ -35,10 +35,10 @@ def free_port():
 
 
 class Run:
-    """Processes of one run of the tiny config; `words` are added to the command of each.
+    """The processes of a run of the tiny config; `words` are added to each command.
 
     `first` is Python that the config file begins with, where `me` is the process's number: before the processes join.
-    `only` names those of them that are started.
+    `only` lists the processes to start.
     """
 
     def __init__(self, workdir, processes, settings=(), words=(), epochs=4, first="", only=()):
@@ -91,7 +91,7 @@ def losses(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"augment__where": "host"}], ids=["resident", "host"])
 def test_two_processes_are_stopped_and_agree_with_one(tmp_path, settings):
-    """SIGTERM to either stops both, at one step; the same commands go on; the numbers are those of one process."""
+    """SIGTERM to one stops both at the same step; the same commands resume; the results equal a single process's."""
     run = Run(tmp_path / "two", 2, settings, epochs=12)
     run.wait_for("epoch  2/12")
     run.processes[1].send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Who needs a quiet machine, and who waits meanwhile."""
+"""Locks for a quiet machine: who asks for it, and who pauses."""
 
 import subprocess
 import sys

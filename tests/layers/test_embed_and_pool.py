@@ -1,4 +1,4 @@
-"""From images to tokens, and from tokens to scores, against numpy."""
+"""From images to tokens, and from tokens to logits, compared with numpy."""
 
 import jax
 import jax.numpy as jnp

@@ -191,7 +191,7 @@ def test_forward_mode_works(name, chosen):
 
 
 def test_forward_mode_agrees_with_reverse_mode(draw):
-    """⟨u, J t⟩ = ⟨Jᵀ u, t⟩ of the tokenizer, which has all derivatives that are written by hand."""
+    """⟨u, J t⟩ = ⟨Jᵀ u, t⟩ for the tokenizer, which uses all custom derivatives."""
     layer = ConvTokenizer(dim=4, layers=1)
     rng = np.random.default_rng(0)
     x, t = (rng.normal(size=IMAGE.shape).astype(np.float32) for _ in range(2))

@@ -1,4 +1,4 @@
-"""All ways of an operation compute the same; noise has the distribution that it should have."""
+"""All implementations of an operation agree; noise has the right distribution."""
 
 import math
 

@@ -54,13 +54,13 @@ def test_resizing_to_the_same_grid_is_nothing_and_a_wrong_grid_is_refused():
 
 
 def zoomed(grid, target):
-    """What vision_transformer, big_vision and Scenic call."""
+    """The resize function of vision_transformer, big_vision and Scenic."""
     factors = [new / old for new, old in zip(target, grid.shape, strict=False)]
     return scipy.ndimage.zoom(grid, (*factors, 1), order=1)
 
 
 def bilinear(grid, target):
-    """torch.nn.functional.interpolate(mode='bilinear'), align_corners left False, by its formula: a place at a time."""
+    """torch.nn.functional.interpolate(mode='bilinear', align_corners=False), one output position at a time."""
     out = np.zeros((*target, grid.shape[2]))
 
     def corners(place, new, old):

@@ -1,4 +1,4 @@
-"""A run's initial values by formula: what is measured on the training images, and what is refused."""
+"""Initial values by formula in a run: statistics of the training images, and errors."""
 
 import os
 import subprocess

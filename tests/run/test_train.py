@@ -117,7 +117,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 
 
 class StopAt(StopRequest):
-    """A stop request that comes by itself: read for the n-th time, it asks."""
+    """A stop request that triggers when it is read for the n-th time."""
 
     def __init__(self, reads, code):
         self.reads, self.code = reads, code
@@ -163,7 +163,7 @@ def test_a_finished_run_can_be_taken_further(finished, tmp_path):
 
 
 def test_a_run_taken_further_equals_one_as_long_from_the_start(tmp_path, capsys):
-    """Also where the shorter one ended between two lines of metrics."""
+    """Also if the shorter run ended between two lines of metrics."""
     changes = {"optim__schedule": "constant", "optim__warmup": "0 steps", "log__every": "3 steps"}
     for duration in ("1 epochs", "2 epochs"):
         jaxvit.train(tiny_config(**changes, train__duration=duration), tmp_path / "run")
@@ -244,7 +244,7 @@ def test_debug_nans_names_the_module(tmp_path):
 
 
 def run_command(workdir, *more):
-    """A real process, on a config file of its own."""
+    """Runs the command in a real process, with a new config file."""
     file = workdir.parent / "long.py"
     file.write_text(
         "import sys\n"
@@ -347,7 +347,7 @@ def test_tensorflow_is_never_imported(tmp_path):
 
 
 class TooLarge(nn.Module):
-    """Ballast beyond any address space, so that no system promises the memory first and misses it later."""
+    """A model that needs more memory than any address space, so that the allocation fails immediately."""
 
     @nn.compact
     def __call__(self, images, *, train: bool):
@@ -448,7 +448,7 @@ def contents(folder):
         ({"train__duration": "4 epochs", "train__batch_size": 8}, {}, "holds a run of another config"),
         ({"train__duration": "4 epochs"}, {"profile": (3, 12)}, "--profile=3:12: the run goes on from step 12"),
         ({"train__duration": "4 epochs"}, {"profile": (17, 20)}, "--profile=17:20: the run has only 16 steps"),
-        ({"train__duration": "4 epochs"}, {"overrides": ["augment.fill"]}, "nothing reads this key"),
+        ({"train__duration": "4 epochs"}, {"overrides": ["augment.fill"]}, "this key has no effect"),
     ],
 )
 def test_a_refused_command_changes_nothing(finished, tmp_path, changes, options, says):
@@ -471,7 +471,7 @@ def test_a_full_disk_beside_the_checkpoints_is_one_line_too(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "override", "says"),
     [
-        ({}, "model.learner_tokens", r"nothing reads this key in this run: model.learner='none'"),
+        ({}, "model.learner_tokens", r"this key has no effect in this run: model.learner='none'"),
         ({"model__mlp_dim": 16}, "model.mlp_ratio", "mlp_dim=16"),
         ({"model__heads": 0}, "model.heads", "heads=0 must be 1 or more"),
         ({"model__dropout": 1.5}, "model.dropout", "dropout=1.5 must be at least 0 and below 1"),

@@ -1,4 +1,4 @@
-"""One bit of one file is flipped, of a run or of its data: the numbers are the right ones, or the damage is named."""
+"""One flipped bit in a file of a run or its data: either the numbers are right, or the damage is reported."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def as_bytes(tree) -> list[tuple[str, bytes]]:
 
 
 def used(run: Path, place: Path, like, data) -> tuple:
-    """Everything that the numbers of evaluate and predict, and those of a training that goes on, come from."""
+    """Everything that determines the numbers of evaluate, predict and resumed training."""
     loaded = jaxvit.load(run)
     told = loaded.class_names, loaded.preprocessing, loaded.step, loaded.weights, repr(loaded.model)
     with contextlib.closing(RunDirectory(run, config(place))) as directory:
@@ -108,7 +108,7 @@ def test_no_flip_in_a_run_is_silent(place, tmp_path):
 
 
 def test_no_flip_in_prepared_data_is_silent(place, tmp_path, capsys):
-    """What a run's fingerprints and classes say against other data is `check_data`, tried above and below."""
+    """`check_data` compares fingerprints and classes with other data; the other tests cover it."""
 
     def read(data: Path):
         wanted = config(place)

@@ -1,4 +1,4 @@
-"""The loop on a toy: pure numbers in place of a model, so that every decision can be foretold."""
+"""The loop with plain numbers instead of a model, so that every decision is predictable."""
 
 import io
 import time

@@ -173,8 +173,8 @@ def test_an_explanation_looks_at_every_part():
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_a_weighted_loss_under_mixup_and_accumulation(smoothing, accumulate):
-    """Of an image mixed from a (share s) and b: s w_a CE(a) + (1 - s) w_b CE(b); the mean over images, whatever the
-    parts: so also its gradient."""
+    """An image mixed from a (share s) and b has the loss s w_a CE(a) + (1 - s) w_b CE(b). Loss and gradient are means
+    over all images, whatever the accumulation."""
     weights, mask = np.array([0.5, 3.0, 1.25]), np.ones(8, np.float32)
     mask[6:] = 0
     settings = Augmentation(mixup=1.0)
