@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jaxvit.data.depth import Depth
 from jaxvit.data.image_kinds import HEAD, HEIC_REMEDY, kind_of, reads_heic
@@ -118,6 +118,7 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     return image
 
 
+@functools.cache
 def _register_heic() -> None:
     if not reads_heic():
         raise ValueError(f"it is HEIC; {HEIC_REMEDY}")
@@ -166,6 +167,8 @@ def decode(
 
 def _from_lab(image: Image.Image) -> Image.Image:
     """CIE Lab, which TIFF files can hold, in sRGB: Pillow's `convert` does not."""
+    from PIL import ImageCms
+
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
 

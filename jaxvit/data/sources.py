@@ -119,8 +119,8 @@ class Dataset:
     def left_out(self) -> tuple[LeftOut, ...]:
         """What a folder or a table holds that is no part of the set, and images that cannot be decoded."""
         found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
-        bad = [(decoded.skipped[0], decoded.skipped[1][:3]) for decoded in self._decoded.values() if decoded.skipped[0]]
-        return (*found, *(LeftOut("images that cannot be decoded", count, names) for count, names in bad))
+        bad = self._whole.skipped
+        return (*found, *(LeftOut("images that cannot be decoded", count, names[:3]) for count, names in bad if count))
 
     def sample_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""

@@ -71,6 +71,11 @@ class StoredSplits:
             )
         return height, width, self._store.channels
 
+    @property
+    def skipped(self) -> list[tuple[int, tuple[str, ...]]]:
+        """How many images cannot be decoded, and the first names, of each split that has been decoded."""
+        return [decoded.skipped for decoded in self._decoded.values()]
+
     def fits(self, split: str) -> bool:
         """Whether a split is small enough to be kept decoded."""
         if isinstance(self._store, OwnStore):
