@@ -104,6 +104,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     if not kind:
         raise UnidentifiedImageError("it is no image")
     if kind == "HEIF":
+        if not reads_heic():
+            raise ValueError(f"it is HEIC; {HEIC_REMEDY}")
         _register_heic()
     elif kind == "TIFF":
         _silence_libtiff()
@@ -120,8 +122,6 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
 
 @functools.cache
 def _register_heic() -> None:
-    if not reads_heic():
-        raise ValueError(f"it is HEIC; {HEIC_REMEDY}")
     import pillow_heif
 
     pillow_heif.register_heif_opener()
