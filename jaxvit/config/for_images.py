@@ -27,8 +27,8 @@ from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
 
 CONFIG = "photos"  # the packaged config that `--data` stands for
-SIDES = (64, 48, 32)  # what images are brought to; smaller ones stay as they are
-STEPS, EPOCHS = 2000, (30, 200)  # so many steps, within so many epochs
+SIDES = (64, 48, 32)  # sides to which larger images are resized
+STEPS, EPOCHS = 2000, (30, 200)  # number of steps; least and greatest number of epochs
 BATCHES = (8, 128)
 COMPARED = 50_000  # images of given parts are compared with one another up to this number: all have to be decoded
 _SHOWN = 20  # classes that are named with their counts
@@ -68,7 +68,7 @@ def data_name(text: str) -> str:
     if os.path.isdir(path):
         return PREFIX + path
     if os.path.exists(path) or text.startswith((".", "/", "~")):
-        kind = "is no folder, and no table (.csv, .tsv, .jsonl)" if os.path.exists(path) else "is not there"
+        kind = "is no folder, and no table (.csv, .tsv, .jsonl)" if os.path.exists(path) else "does not exist"
         raise UsageError(f"--data={text}: {path} {kind}")
     return text
 

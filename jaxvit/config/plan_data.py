@@ -34,7 +34,7 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
 
 
 def resolve_cut(get: ConfigReader) -> Cut | None:
-    """What `data.cut`, `data.folds` and `data.fold` ask for; None = the set's own splits."""
+    """The cut that `data.cut`, `data.folds` and `data.fold` request; None = only the stored splits."""
     cut, folds = get.one_of("data.cut", ("", "content")), get.at_least("data.folds", 0)
     if not folds:
         return Cut() if cut else None
@@ -94,7 +94,7 @@ def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
     """
     names = dataset.class_names
     if len(names) == 1:
-        folders = ", each with a folder of its own: PATH/CLASS/IMAGE.jpg" if dataset.has_files else ""
+        folders = ", each in a folder: PATH/CLASS/IMAGE.jpg" if dataset.has_files else ""
         raise UsageError(
             f"config.data.name='{name}': all of its images are of one class ({names[0]}), so there is nothing to tell "
             f"apart; a classifier needs two classes or more{folders}"
