@@ -222,6 +222,7 @@ def _describe(
     left_out = [str(one) for one in dataset.left_out]
     if left_out:
         lines.append(f"  left out: {'; '.join(left_out)}")
+    stored.say_left_out(already=True)
     batch = config.train.batch_size
     steps = -(-counts["train"] // batch)
     chosen = {

@@ -147,6 +147,19 @@ class Dataset:
         bad = [(decoded.skipped[0], decoded.skipped[1][:3]) for decoded in self._decoded.values() if decoded.skipped[0]]
         return (*found, *(LeftOut("images that cannot be decoded", count, names) for count, names in bad))
 
+    def say_left_out(self, *, already: bool = False) -> None:
+        """Prints what a folder or a table holds that is left out, on stderr, once a process.
+
+        Args:
+          already: it has been printed in another way.
+        """
+        found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
+        said = f"note: {self.name}: left out: {'; '.join(map(str, found))}"
+        if already:
+            _said.add(said)
+        elif found:
+            _warn_once(said)
+
     def sample_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
         if isinstance(self._store, FolderStore):
