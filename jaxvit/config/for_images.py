@@ -98,9 +98,11 @@ def choose(
       UsageError: the images cannot be used.
     """
     config = config.copy_and_resolve_references()
-    _set(config, {"data.name": name, **({"data.folds": folds} if folds else {})}, given)
+    _set(config, {"data.name": name, "data.classes": (), **({"data.folds": folds} if folds else {})}, given)
     opened = _open(config, name)
-    side, of_side = _side(opened, config)
+    side, of_side = _side(opened)
+    if config.data.side and not whole_recipe:
+        side, of_side = config.data.side, "as in the config"
     _set(config, {"data.side": side, "augment.mean": (), "augment.std": ()}, given)
     stored = opened.changed(side=config.data.side, cut=None)
     images = sum(stored.stored_sizes.values())
@@ -179,11 +181,11 @@ def _parts(stored: Dataset, folds: int) -> dict[str, object]:
     return parts | {"data.train": "train[:80%]", "data.validation": "train[80%:90%]", "data.test": "train[90%:]"}
 
 
-def _side(stored: Dataset, config: ConfigDict) -> tuple[int, str]:
+def _side(stored: Dataset) -> tuple[int, str]:
     """(value of data.side, reason)."""
     sizes = stored.sample_sizes()
     if not sizes:
-        return config.data.side or SIDES[0], "the images' sizes are not known before they are read"
+        return SIDES[0], "the sizes of the images are not known before they are read"
     shorter = statistics.median(min(size) for size in sizes)
     middle = "×".join(str(round(statistics.median(s[axis] for s in sizes))) for axis in (0, 1))
     same = len(set(sizes)) == 1

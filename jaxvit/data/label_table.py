@@ -131,7 +131,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _json_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

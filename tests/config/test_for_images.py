@@ -69,6 +69,14 @@ def test_given_values_stay(tmp_path):
     assert resolve(config).train.steps == 3
 
 
+def test_another_recipe_keeps_all_but_the_data(tmp_path):
+    path = photos(tmp_path / "pets", cat=20, dog=20)
+    other = load_config_file("fashion_mnist:vit")
+    found = choose(other, data_name(str(path)), whole_recipe=False).config
+    assert other.data.classes and found.data.classes == () and found.data.cut == "content" and found.data.side == 8
+    assert (found.train.batch_size, found.model.name) == (other.train.batch_size, other.model.name)
+
+
 def test_given_parts_and_copies_across_them(tmp_path):
     photos(tmp_path / "p" / "Training", cat=12, dog=12)
     photos(tmp_path / "p" / "VAL", cat=2, dog=2)
