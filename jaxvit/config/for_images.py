@@ -121,7 +121,7 @@ def choose(
             _set(config, {"model.conv_layers": choose_conv_layers(_shown_side(dataset))}, given)
         if dataset.is_grey:
             _set(config, {"augment.flip": False}, given)
-            reasons["augment.flip"] = "the images are grey, and what is written must not be mirrored"
+            reasons["augment.flip"] = "all images are grey; mirrored writing is wrong"
     lines, warnings = _describe(stored, dataset, config, counts, reasons, given)
     return Chosen(config, lines, warnings)
 

@@ -188,17 +188,17 @@ class Dataset:
 
     @cached_property
     def _pieces(self) -> dict[str, list[tuple[str, np.ndarray]]]:
-        """Of each split, the stored splits that it is cut from, and the numbers of its images in these, ascending.
+        """{split: [(stored split, indices of images in it, ascending), …]}.
 
-        They are numbers in the decoded split where that is kept, else of records. Empty arrays where nothing is cut:
-        then a split is what is stored under its name.
+        The indices count the images of the decoded split, or the records of a split that is too large to be kept
+        decoded. Without a cut, each split is the stored split of that name, and the indices are empty.
         """
         if not self._cut:
             return {split: [(split, _NO_ROWS)] for split in self._store.sizes}
         return self._cut.pieces(self._store.sizes, self.contents, self.name)
 
     def contents(self, split: str) -> Contents:
-        """What the images of a stored split show, and their classes, without those that cannot be decoded.
+        """Contents and labels of the images of a stored split, without images that cannot be decoded.
 
         Raises:
           UsageError: the split is too large to be kept decoded, and no folder of files.
@@ -275,7 +275,7 @@ class Dataset:
         return stored
 
     def _rows_of(self, split: str, start: int = 0, stop: int | None = None) -> list[tuple[str, np.ndarray]]:
-        """Of a stretch of a split: the stored splits, and the numbers of the images in these, of the classes kept."""
+        """[(stored split, indices), …] of the images from `start` to `stop` of a split, of the chosen classes."""
         found = []
         for stored, rows in self._pieces[split]:
             if not self._cut:

@@ -100,7 +100,7 @@ def test_grey_images_are_not_mirrored(tmp_path):
             grey = np.asarray(Image.open(tmp_path / "p" / name / f"{i}.png").convert("L"))
             Image.fromarray(grey).save(tmp_path / "p" / name / f"{i}.png")
     found = chosen(tmp_path / "p", tmp_path)
-    assert found.config.augment.flip is False and "augment.flip False (the images are grey" in found.lines[-1]
+    assert found.config.augment.flip is False and "augment.flip False (all images are grey" in found.lines[-1]
     assert load_config_file("photos").augment.flip is True
 
 
@@ -157,5 +157,5 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
     photos(tmp_path / "p" / "test", ant=1, cat=1)
     with pytest.raises(UsageError, match=r"1 of its 3 classes \(ant\) have no image in train.*data.classes='\(1, 2\)'"):
         resolve(chosen(tmp_path / "p", tmp_path).config)
-    config = chosen(tmp_path / "p", tmp_path, data__classes=(1, 2)).config
+    config = chosen(tmp_path / "p", tmp_path, given=("data.classes",), data__classes=(1, 2)).config
     assert resolve(config).data.class_names == ("cat", "dog")
