@@ -2,12 +2,12 @@
 
     python benchmarks/photos_recipe.py runs/recipe                       everything: hours on two CPU cores
     python benchmarks/photos_recipe.py runs/recipe --sets=cifar --variants=cct,plain
-    python benchmarks/photos_recipe.py runs/recipe --table               only what is there so far
+    python benchmarks/photos_recipe.py runs/recipe --table               only the table of finished runs
 
 Two sets of five classes with 100 images each are written as folders of PNGs: the first images of CIFAR-10's classes
 airplane to deer, and of Fashion-MNIST's t-shirt to coat, both from the training split of the prepared set. Each variant
-is trained as a user would, `jaxvit train --data=SET --config=photos:VARIANT --folds=5`. The same command again goes on
-where it was stopped, and leaves out what is done.
+is trained as a user would, `jaxvit train --data=SET --config=photos:VARIANT --folds=5`. The same command resumes
+a stopped run and skips finished ones.
 
 Writes OUT/table.md and OUT/table.csv: test accuracy, mean ± standard deviation of the folds, each image tested once.
 """
@@ -26,11 +26,11 @@ from jaxvit.files import csv_text, read_json, write_text
 
 SETS = {"cifar": ("cifar10", (0, 1, 2, 3, 4)), "fashion": ("fashion_mnist", (0, 1, 2, 3, 4))}
 VARIANTS = ("cct", "plain", "vit", "shiftvit", "token_learner")
-IMAGES, FOLDS = 100, 5  # of each class
+IMAGES, FOLDS = 100, 5  # images of each class, folds
 
 
 def make_set(name: str, folder: Path, images: int = IMAGES) -> None:
-    """Writes a set as folder/CLASS/NUMBER.png, unless it is there."""
+    """Writes a set as folder/CLASS/NUMBER.png, unless the folder exists."""
     if folder.is_dir():
         return
     prepared, classes = SETS[name]
@@ -54,7 +54,7 @@ def command(name: str, variant: str, out: Path) -> list[str]:
 
 
 def rows(out: Path) -> list[dict[str, object]]:
-    """What is finished so far."""
+    """Results of the finished runs."""
     found = []
     for name in SETS:
         for variant in VARIANTS:
@@ -93,7 +93,7 @@ def markdown(found: list[dict[str, object]]) -> str:
 
 
 def main() -> int:
-    """Trains what is not done yet, and writes the table."""
+    """Trains the missing runs and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of sets, runs and table")
     parser.add_argument("--sets", default=",".join(SETS))
