@@ -96,7 +96,7 @@ def test_classes_of_unequal_size(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "--config or --data is missing; such as --config=digits, or --data=photos"),
+        ([], "--config or --data is missing, such as --config=digits, or --data=photos"),
         (["--data=pets", "--folds=1"], "--folds=1: must be 2 or more"),
         (["--data=pets", "--folds=2", "--config.data.folds=3"], "set the same key; give only one of them"),
         (["--data=pets", "--config.data.name=digits"], "set the same key; give only one of them"),
