@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     file = folder / _file_name(found, options)
     with locked_folder(folder):  # another evaluation of the same split would write the same files
         scores.write_tables(found, outcomes, file)
-        write_json(file.with_name(f"{file.name}.json"), found)
+        write_json(file.with_name(f"{file.name}.json"), found, with_checksum=True)
     if options.json:
         print(json.dumps(found))
     else:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxvit.cli import command_line
 from jaxvit.config.files import packaged_configs, split_spec
 from jaxvit.config.for_images import CONFIG, choose, data_name, default_workdir
-from jaxvit.config.keys import KEYS
+from jaxvit.config.key_table import KEYS
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.config.plan_types import Plan

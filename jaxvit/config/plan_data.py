@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
     """The data set that a config names; `opened` where it is open already."""
     options = {
-        "classes": tuple(get("data.classes")),
+        "classes": get("data.classes", tuple),
         "on_error": get.one_of("data.on_error", ("stop", "skip")),
         "side": get.at_least("data.side", 0),
         "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
         "white": get.at_least("data.white", 0),
-        "cut": _resolve_cut(get),
+        "cut": resolve_cut(get),
     }
-    return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
+    return opened or open_dataset(get("data.name", str), data_dir(get("data.dir", str)), **options)
 
 
-def _resolve_cut(get: ConfigReader) -> Cut | None:
+def resolve_cut(get: ConfigReader) -> Cut | None:
+    """What `data.cut`, `data.folds` and `data.fold` ask for; None = the set's own splits."""
     cut, folds = get.one_of("data.cut", ("", "content")), get.at_least("data.folds", 0)
     if not folds:
         return Cut() if cut else None
     if folds == 1:
         raise UsageError("config.data.folds=1: one fold leaves nothing to train on; 2 or more, such as 5")
-    fold = get("data.fold")
+    fold = get("data.fold", int)
     if not -1 <= fold < folds:
         raise UsageError(f"config.data.fold={fold}: the {folds} folds are 0 to {folds - 1}; -1 = all of them")
     return Cut(folds, max(fold, 0))
@@ -52,7 +53,7 @@ def resolve_balance(get: ConfigReader, dataset: Dataset, train: str) -> dict[str
         return {}
     weighting = get.one_of("data.balance_by", WEIGHTINGS)
     beta = get.between("data.balance_beta", 0.0, 1.0) if weighting == "effective" else 0.0
-    if balance == "sampling" and get.peek("augment.flip") and get.peek("augment.flip_mode") == "alternate":
+    if balance == "sampling" and get.peek("augment.flip", bool) and get.peek("augment.flip_mode", str) == "alternate":
         raise UsageError(
             "config.data.balance='sampling': draws some images several times an epoch, and "
             "config.augment.flip_mode='alternate' needs each once; set it to 'random', or data.balance to 'loss'"
@@ -81,27 +82,28 @@ def overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_classes(dataset: Dataset, data: DataPlan, chosen: Sequence[int]) -> None:
+def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
     """Refuses classes that cannot be learned.
 
     Args:
-      dataset, data: what is trained on.
-      chosen: `data.classes`.
+      dataset: what is trained on.
+      name, chosen: `data.name` and `data.classes`.
 
     Raises:
       UsageError: there is one class only, or one of a folder or table has images, but none to train on.
     """
-    names = data.class_names
+    names = dataset.class_names
     if len(names) == 1:
+        folders = ", each with a folder of its own: PATH/CLASS/IMAGE.jpg" if dataset.has_files else ""
         raise UsageError(
-            f"config.data.name='{data.name}': there is one class, '{names[0]}', and nothing to tell it from; "
-            "a folder for each class, two or more, makes a set of photos: PATH/CLASS/IMAGE.jpg"
+            f"config.data.name='{name}': all of its images are of one class ({names[0]}), so there is nothing to tell "
+            f"apart; a classifier needs two classes or more{folders}"
         )
     untaught = dataset.without_training_images
     if untaught:
         kept = tuple(i for i, name in zip(chosen or range(len(names)), names, strict=True) if name not in untaught)
         what = ", ".join(itertools.islice(untaught, 3)) + (", …" if len(untaught) > 3 else "")
         raise UsageError(
-            f"config.data.name='{data.name}': {len(untaught)} of its {len(names)} classes ({what}) have no image in "
+            f"config.data.name='{name}': {len(untaught)} of its {len(names)} classes ({what}) have no image in "
             f"train, so no model could learn them; add images, or leave them out with --config.data.classes='{kept}'"
         )

@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxvit.data.decoding import CHUNK, Damage, Records, decode_records
 from jaxvit.errors import UsageError, first_line
-from jaxvit.files import Lock, checked_json, file_hash, write_json
+from jaxvit.files import Lock, check_regular, checked_json, file_hash, make_folder, naming, read_regular, write_json
 
 FORMAT = 3  # of the folders; part of their names
 
@@ -59,6 +59,7 @@ def content_hash(files: Iterable[Path]) -> str:
     """32 hex digits over the names and bytes of files."""
     total = hashlib.blake2b(digest_size=16)
     for path in files:
+        check_regular(path)
         total.update(os.fsencode(path.name))
         with path.open("rb") as file:
             while block := file.read(1 << 22):
@@ -95,7 +96,7 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
     except (ValueError, KeyError, FileNotFoundError) as error:
         damaged = f"the decoded images in {folder} cannot be used ({first_line(error)[:200]})"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         _sweep(folder.parent)
         building, lock = _place_to_build(folder.parent)
     except OSError:
@@ -106,7 +107,8 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
         try:
             if damaged:
                 print(f"warning: {damaged}; they are decoded again", file=sys.stderr, flush=True)
-            _build(records, building, shape, side, damage)
+            with naming(folder):
+                _build(records, building, shape, side, damage)
             (building / _LOCK).unlink()
             if damaged:
                 try:
@@ -158,6 +160,7 @@ def _sweep(directory: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+_MOST_META = 1 << 24  # bytes
 _ARRAYS = ("images.npy", "labels.npy")
 _verified: dict[Path, tuple[Any, str]] = {}  # by this process: (sizes and times of the arrays, their digest)
 
@@ -168,7 +171,7 @@ def _open(folder: Path) -> Decoded:
     Raises:
       ValueError, KeyError, FileNotFoundError: they are not what was written.
     """
-    meta = checked_json((folder / "meta.json").read_text())
+    meta = checked_json(read_regular(folder / "meta.json", _MOST_META))
     wanted = [meta["sha256"][name] for name in _ARRAYS]
     state = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in (os.stat(folder / name) for name in _ARRAYS)]
     digest = hashlib.sha256("".join(wanted).encode()).hexdigest()

@@ -17,7 +17,7 @@ from jaxvit.data.depth import hint
 from jaxvit.data.fingerprint import fingerprint
 from jaxvit.data.gathered import Gathered
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.files import CHECKSUM, checked_json, checksum, replaced
+from jaxvit.files import CHECKSUM, checked_json, checksum, read_regular, replaced
 from jaxvit.shown import terminal
 
 
@@ -57,7 +57,7 @@ class Source:
         """See `jaxvit.data.fingerprint.fingerprint`; worked out once for a cached split."""
         if self.memo:
             with contextlib.suppress(OSError, ValueError):
-                return checked_json(self.memo.read_bytes())
+                return checked_json(read_regular(self.memo, 1 << 20))
         found = fingerprint(self.images, self.labels, len(self.class_names))
         if self.memo:
             # Another user's cache cannot be written: then it is worked out anew next time.

@@ -160,7 +160,7 @@ class Dataset:
 
     def changed(self, *, side: int, cut: Cut | None) -> Dataset:
         """The same data set with another side and cut; its folder is not looked through again."""
-        options = {"classes": self._classes, "on_error": self._on_error, "limits": self._limits}
+        options = {"classes": self._classes, "on_error": self._on_error, "limits": self._limits, "white": self._white}
         return Dataset(self._store, **options, side=side, cut=cut)
 
     @property
@@ -457,6 +457,17 @@ def located(name: str) -> str:
     return f"{prefix}:{os.path.abspath(os.path.expanduser(path))}"
 
 
+_told: set[str] = set()
+
+
+def _tell_left_out(store: FolderStore) -> None:
+    """Says on stderr, once, what a folder or a table has that is not among the images."""
+    said = f"note: {store.name}: left out: {'; '.join(map(str, store.found.left_out))}"
+    if store.found.left_out and said not in _told:
+        _told.add(said)
+        print(terminal(said), file=sys.stderr, flush=True)
+
+
 def open_dataset(
     name: str,
     directory: Path,
@@ -480,6 +491,7 @@ def open_dataset(
     """
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
+        _tell_left_out(store)
     elif is_own(name):
         store = OwnStore(name, directory)
     else:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxvit.config.keys import KEYS, flatten
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import flatten
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.exports.model import ExportModel
 from jaxvit.models.count import count_macs, count_params

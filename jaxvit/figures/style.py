@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxvit.figures.scripts import legible
-from jaxvit.files import replaced
+from jaxvit.files import make_folder, replaced
 
 # The Okabe-Ito palette.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
@@ -53,7 +53,7 @@ def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: in
 
     Each file is written atomically: a temporary file is moved into place.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     written = []
     for suffix in formats:
         stem = file.name.removesuffix(file.suffix) if file.suffix.lower() in _ENDINGS else file.name

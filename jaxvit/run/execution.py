@@ -20,7 +20,14 @@ from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.sources import Dataset
 from jaxvit.devices import processes
 from jaxvit.devices.sharding import make_mesh, shard_state
-from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line
+from jaxvit.errors import (
+    DamagedCheckpointError,
+    StoppedError,
+    UsageError,
+    describe_system_error,
+    find_system_error,
+    first_line,
+)
 from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
 from jaxvit.run.folder import RunDirectory, checkpoint_folder
@@ -220,27 +227,31 @@ def _finish(
         **({"extensions": run.extensions} if run.extensions else {}),
     }
     # All wait for the one that draws and writes: one that has left counts as lost after a while.
-    processes.on_first(lambda: _draw(run, plan, position))
+    not_drawn = processes.on_first(lambda: _draw(run, plan, position))
     _stop_if_asked(stop)
     processes.on_first(lambda: run.write_result(result))
+    if not_drawn:  # said now: on a full disk, that the result is not there says enough
+        print(not_drawn, file=sys.stderr, flush=True)
     print_result(result, run.path)
     return result
 
 
-def _draw(run: RunDirectory, plan: Plan, position: Position) -> None:
-    """Draws the run's metrics. A figure is not worth a result: what goes wrong is told, and that is all."""
+def _draw(run: RunDirectory, plan: Plan, position: Position) -> str:
+    """Draws the run's metrics. A figure is not worth a result: returns what went wrong; '' = nothing."""
     try:
         records = read_jsonl(run.path / "metrics.jsonl")
         if not records:
-            return
+            return ""
         from jaxvit.figures.history import draw_history  # matplotlib is not for the way to the first step
 
         best = position.best_epoch if plan.data.validation else 0
         title = f"{plan.model.name} on {plan.data.name}"
         draw_history(records, run.path / "figures" / "history.png", best, title, plan.train.label_smoothing)
+        return ""
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
-        print(f"warning: figures/history.png is not drawn ({reason})", file=sys.stderr, flush=True)
+        failed = find_system_error(error)
+        reason = describe_system_error(failed) if failed else f"{type(error).__name__}: {first_line(error)[:200]}"
+        return f"warning: figures/history.png is not drawn ({reason})"
 
 
 def _restore_best(

@@ -15,6 +15,7 @@ Each JSON file has a checksum of its own content, which is compared whenever it 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -26,10 +27,11 @@ from ml_collections import ConfigDict
 
 from jaxvit._version import __version__
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.keys import EXTENDABLE, KEYS, complete, from_plain, to_plain
+from jaxvit.config.key_table import EXTENDABLE, KEYS
+from jaxvit.config.keys import complete, from_plain, to_plain
 from jaxvit.config.plan_types import Plan
-from jaxvit.errors import UsageError, first_line, is_disk_full
-from jaxvit.files import Lock, read_json, refuse_backslash, require, write_json
+from jaxvit.errors import UsageError, first_line, is_disk_failure
+from jaxvit.files import Lock, make_folder, naming, read_json, refuse_backslash, require, write_json
 from jaxvit.run.environment import describe_environment
 
 
@@ -72,10 +74,16 @@ class RunDirectory:
             raise UsageError(f"--workdir={self.path}: this folder holds a sweep; name a new one for the run")
         busy = f"--workdir={self.path}: another process is at work in this run; wait or stop it"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            return Lock(self.path / ".lock", busy)
+            while True:
+                make_folder(self.path)
+                with naming(self.path):
+                    lock = Lock(self.path / ".lock", busy)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.stat(self.path / ".lock"), os.fstat(lock.fileno())):
+                        return lock
+                lock.close()  # of a process that was refused, and has removed it meanwhile
         except OSError as error:
-            if is_disk_full(error):
+            if is_disk_failure(error):
                 raise
             reason = "it is a file" if self.path.is_file() else error.strerror
             raise UsageError(f"--workdir={self.path}: cannot be written ({reason}); name another folder") from None
@@ -182,8 +190,12 @@ class RunDirectory:
             write_json(self.path / name, value, with_checksum=True)
 
     def close(self) -> None:
-        """Lets other processes open the folder; a second call does nothing."""
+        """Lets other processes open the folder, and leaves none that holds nothing; a second call does nothing."""
         if self._lock:
+            with contextlib.suppress(OSError):
+                own = self.path / ".lock"
+                if all(path == own or (path.is_dir() and not any(path.iterdir())) for path in self.path.iterdir()):
+                    own.unlink()  # it was refused before it began
             self._lock.close()
 
 

@@ -15,8 +15,8 @@ from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.sources import Dataset, located
 from jaxvit.devices import hardware, processes, runtime
-from jaxvit.errors import RunFailedError, UsageError, disk_full, is_disk_full
-from jaxvit.files import refuse_backslash
+from jaxvit.errors import RunFailedError, UsageError, describe_system_error, find_system_error
+from jaxvit.files import no_empty_folders, refuse_backslash
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
@@ -85,7 +85,7 @@ def train(
         return dataset, plan, assemble(plan, overrides)
 
     asked = contextlib.nullcontext(stop) if stop else StopRequest()
-    with asked as stop, nobody_need_listen(), _device_and_disk_errors(config):
+    with no_empty_folders(), asked as stop, nobody_need_listen(), _device_and_disk_errors(config):
         dataset, plan, assembly = processes.on_all(prepare)
         opened = processes.on_first(lambda: RunDirectory(path, config))
         run = processes.on_all(lambda: opened or RunDirectory(path, config, writes=False))
@@ -113,7 +113,7 @@ def _with_located_data(config: ConfigDict) -> ConfigDict:
 
 @contextlib.contextmanager
 def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
-    """Turns a failed device, a process that is gone and a full disk into one line and exit code 70."""
+    """Turns a failed device, a process that is gone and a disk that fails into one line and exit code 70."""
     now = dict(flatten(complete(config)))
     settings = {
         "a smaller config.train.batch_size, now": now["train.batch_size"],
@@ -124,19 +124,17 @@ def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
         "a larger config.train.fsdp, now": now["train.fsdp"],
         "config.data.feed=stream, now": now["data.feed"],
     }
-    with hardware.device_errors(settings), _lost_process_and_full_disk():
+    with hardware.device_errors(settings), _lost_process_and_failed_disk():
         yield
 
 
 @contextlib.contextmanager
-def _lost_process_and_full_disk() -> Iterator[None]:
+def _lost_process_and_failed_disk() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         if processes.has_lost_another(error):  # it reaches this one as an error of the device, or as another's
             raise RunFailedError(processes.LOST) from error
+        if failed := find_system_error(error):
+            raise RunFailedError(describe_system_error(failed, "; what was saved is kept")) from error
         raise
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise RunFailedError(disk_full(error, "; what was saved is kept")) from None

@@ -33,7 +33,7 @@ def test_a_folder_is_cut_into_parts(folder, tmp_path):
     assert dataset.split_sizes == {"train": 36, "validation": 5, "test": 5}
     found = images_of(dataset)
     whole = open_dataset(f"image_folder:{folder}", tmp_path, on_error="skip").read("train")
-    assert sorted(image for images in found.values() for image in images) == sorted(
+    assert sorted(image for part in found.values() for image in part) == sorted(
         image.tobytes() for image in whole.images
     )
     assert len(set(found["train"]) | set(found["test"]) | set(found["validation"])) == 43  # 46 with 4 copies of one

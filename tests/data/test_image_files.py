@@ -8,6 +8,7 @@ from PIL import Image
 
 from jaxvit.data.image_files import find_images
 from jaxvit.data.image_kinds import ENDINGS, HEAD, kind_of, reads_heic
+from jaxvit.data.sources import open_dataset
 
 
 def encoded(kind, mode="RGB", size=(5, 4), **settings):
@@ -74,6 +75,17 @@ def test_images_are_told_by_content_and_the_rest_is_counted_and_named(nasty):
         "cat/._a.png",
         "cat/.hidden.png",
     )  # the first few
+
+
+def test_what_a_data_set_leaves_out_is_said_once(nasty, tmp_path, capsys):
+    for _ in range(2):
+        dataset = open_dataset(f"image_folder:{nasty}", tmp_path, side=4, on_error="skip")
+    assert dataset.class_names == ("cat", "dog") and dataset.split_sizes == {"train": 5}
+    said = capsys.readouterr().err
+    assert said.count("note: ") == 1
+    for each in ("4 hidden files or folders (.git, ", "2 class folders without an image (bird, mule)", "(dog/pipe"):
+        assert each in said
+    assert len(said.splitlines()) == 2  # the other is of the download that failed
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path):

@@ -215,7 +215,7 @@ def test_a_row_that_cannot_be_run_is_a_mistake_and_its_partner_decides_nothing(p
     assert not (tmp_path / "results.csv").exists()
     assert verb.main([*project, "tiny", "--seeds=1"]) == 0
     said = capsys.readouterr().out
-    assert "partner, n = 25, 1 of 2 seeds: top1 " in said and "missed by" in said and "0.001 asked: passes" in said
+    assert "partner, n = 25, 1 of 2 seeds: top1 " in said and "missed by" in said and "(target 0.001: passes)" in said
     assert verb.main([*project, "partner", "--seeds=1"]) == 1
 
 
