@@ -1,8 +1,8 @@
 """Your own photos, or any small data set, from scratch: the config of `jaxvit train --data=…`.
 
-    jaxvit train --data=photos                          photos/CLASS/IMAGE.jpg, or photos/train/CLASS/IMAGE.jpg and so
-    on jaxvit train --data=labels.csv --folds=5            labels from a table; five-fold cross-validation jaxvit train
-    --data=photos --config.model.depth=6   any value, set here or derived, can be changed
+    jaxvit train --data=photos                          photos/CLASS/IMAGE.jpg, or photos/train/CLASS/IMAGE.jpg etc.
+    jaxvit train --data=labels.csv --folds=5            labels from a table; five-fold cross-validation
+    jaxvit train --data=photos --config.model.depth=6   any value, set here or derived, can be changed
 
 Image size, splits, batch size, duration, mean and std are derived from the images (jaxvit/config/for_images.py). The
 values below apply without --data: with --config=photos, to the folder ./photos.
