@@ -109,7 +109,8 @@ def test_randomness_follows_the_step_and_nothing_else():
 
     prepare, loss = make_loss(apply, noisy, jax.random.key(7))
     params = init(jax.random.key(0))["params"]
-    values = [float(loss(params, {}, prepare(jnp.int32(step), batch()))[0]) for step in (0, 1, 0)]
+    both = jax.jit(lambda step: loss(params, {}, prepare(step, batch()))[0])
+    values = [float(both(np.int32(step))) for step in (0, 1, 0)]
     assert values[0] == values[2] != values[1]
 
 
@@ -119,7 +120,7 @@ def test_keys_by_name_and_seed():
 
 
 def test_evaluation_has_no_smoothing_and_counts():
-    sums = make_eval_step(apply, scale)(init(jax.random.key(0)), batch())
+    sums = jax.jit(make_eval_step(apply, scale))(init(jax.random.key(0)), batch())
     assert int(sums["count"]) == 8
     _, loss = numpy_step(init(jax.random.key(0))["params"], IMAGES, LABELS)
     assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
