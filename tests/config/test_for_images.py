@@ -123,10 +123,10 @@ def test_names_and_folders_of_runs(tmp_path, monkeypatch):
         default_workdir(data_name("pets.v2")) == "runs/pets.v2" and default_workdir("digits", 5) == "runs/digits-5folds"
     )
     assert default_workdir("image_table:/x/labels.csv") == "runs/labels"
-    with pytest.raises(UsageError, match=r"--data=./gone: .*/gone is not there"):
+    with pytest.raises(UsageError, match=r"--data=./gone: .*/gone does not exist"):
         data_name("./gone")
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(UsageError, match="is no folder, and no table"):
+    with pytest.raises(UsageError, match="is neither a folder nor a table"):
         data_name("file.txt")
 
 
