@@ -112,7 +112,6 @@ PENDING: tuple[str, ...] = (
     "docs/data.md",
     "docs/models.md",
     "docs/reliability.md",
-    "docs/trained.md",
     "docs/trust.md",
     "jaxvit/data/augment.py",
     "jaxvit/data/balance.py",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvit.data.augment import evaluation_transform
+from jaxvit.data.augment import preprocess
 from jaxvit.data.colour import denormalize
 from jaxvit.data.settings import Preprocessing
 from jaxvit.devices.runtime import forward_options
@@ -83,7 +83,7 @@ class Loaded:
         Raises:
           UsageError: they have another shape or type.
         """
-        return evaluation_transform(self.preprocessing)(jnp.asarray(self._checked(images_BHWC)))
+        return preprocess(jnp.asarray(self._checked(images_BHWC)), self.preprocessing)
 
     def pictures(self, images_BHWC: Any) -> np.ndarray:
         """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""

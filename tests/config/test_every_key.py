@@ -256,12 +256,11 @@ class Run:
         """Six batches with their labels, and what the model is given of them."""
         each = self.plan.train.steps_per_call
         feed = make_feed(self.plan, self.assembly, self.source, make_mesh(1), each)
-        prepare, _ = self.assembly.loss()
 
         @jax.jit
         def look(step, data, call, i):
             batch = feed.pick(data, call, i)
-            examples = prepare(step, batch)
+            examples = self.assembly.prepare(step, batch)
             return batch, {name: x for name, x in examples.items() if name != "key"}
 
         calls = {start: feed(start, each) for start in range(0, 6, each)}
@@ -273,7 +272,7 @@ class Run:
 
     @cached_property
     def final_state(self):
-        state, step = self.initial_state, jax.jit(self.assembly.train_step())
+        state, step = self.initial_state, jax.jit(self.assembly.train_step)
         for batch, _ in self.batches:
             state, _ = step(state, batch)
         return state
@@ -284,7 +283,7 @@ class Run:
 
     @cached_property
     def test(self):
-        evaluate, totals = jax.jit(self.assembly.eval_step()), {}
+        evaluate, totals = jax.jit(self.assembly.eval_step), {}
         batches = evaluation_batches(self.dataset.read(self.plan.data.test), self.plan.train.eval_batch_size)
         for batch in batches:
             for name, value in evaluate(self.final_state.chosen_variables, batch).items():

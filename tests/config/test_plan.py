@@ -1,6 +1,7 @@
 """`resolve`: derived numbers, and errors."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from tiny import tiny_config
 
 from jaxvit.config.plan import resolve
 from jaxvit.config.reader import parse_duration
-from jaxvit.data.augment import evaluation_transform, training_transform
+from jaxvit.data.augment import augment, preprocess
 from jaxvit.errors import UsageError
 
 
@@ -255,9 +256,9 @@ def test_oblong_images_come_out_as_planned_or_are_refused(tmp_path, train, evalu
             shape = jax.ShapeDtypeStruct((2, *plan.data.image_shape), np.uint8)
             batch = {"image": shape, "label": jax.ShapeDtypeStruct((2,), np.int32)}
             key = jax.eval_shape(lambda: jax.random.key(0))
-            images, _ = jax.eval_shape(training_transform(plan.augment, 2), key, np.int32(0), batch)
+            images, _ = jax.eval_shape(partial(augment, settings=plan.augment, classes=2), key, np.int32(0), batch)
             assert images.shape[1:] == plan.input_shape
-            assert jax.eval_shape(evaluation_transform(plan.augment), shape).shape[1:] == plan.input_shape
+            assert jax.eval_shape(partial(preprocess, settings=plan.augment), shape).shape[1:] == plan.input_shape
             assert "resize_crop" not in "".join(plan.without_effect) or (size, resize) in [(0, 0), (12, 12)]
     assert worked >= 5
 

@@ -51,7 +51,7 @@ class Run:
             f"def get_config(): return tiny_config(**{changes!r})\n"
         )
         port = free_port()
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": ""}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent)}
         self.processes = []
         for i, output in enumerate(self.output):
             command = [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}"]
@@ -291,7 +291,7 @@ def test_what_is_told(tmp_path):
     file = tmp_path / "script.py"
     file.write_text(textwrap.dedent(script))
     where = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent)}
     both = [subprocess.Popen([sys.executable, file, where, str(i)], stderr=-1, env=environment) for i in (0, 1)]
     said = [process.communicate(timeout=120)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], said

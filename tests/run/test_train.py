@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from runs import StopAt, contents, metrics, newest_state
 from tiny import tiny_config
 
 import jaxvit
@@ -23,9 +25,6 @@ from jaxvit.config.plan import resolve
 from jaxvit.errors import INTERRUPTED, STOPPED, RunFailedError, StoppedError, UsageError
 from jaxvit.files import read_json
 from jaxvit.run.assembly import assemble
-from jaxvit.training.checkpoint import Checkpoints
-from jaxvit.training.journal import read_jsonl
-from jaxvit.training.stopping import StopRequest
 
 TESTS = str(Path(__file__).parents[1])
 
@@ -37,24 +36,11 @@ def _optax_mixes_dtypes():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, curves):
     """One uninterrupted run, shared."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), curves.drawn():
         return workdir, jaxvit.train(tiny_config(), workdir)
-
-
-def newest_state(workdir, config):
-    assembly = assemble(resolve(config))
-    like = jax.jit(assembly.create_state)()
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state, progress = checkpoints.restore(checkpoints.latest_step(), like)
-    checkpoints.close()
-    return state, progress
-
-
-def metrics(workdir):
-    return read_jsonl(workdir / "metrics.jsonl")
 
 
 def test_the_run_directory_explains_itself(finished):
@@ -114,23 +100,6 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds other files"):
         jaxvit.train(tiny_config(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-class StopAt(StopRequest):
-    """A stop request that triggers when it is read for the n-th time."""
-
-    def __init__(self, reads, code):
-        self.reads, self.code = reads, code
-        super().__init__()
-
-    @property
-    def exit_code(self):
-        self.reads -= 1
-        return self.code if self.reads < 0 else 0
-
-    @exit_code.setter
-    def exit_code(self, value):
-        pass
 
 
 @pytest.mark.parametrize("reads", [1, 4, 9])
@@ -230,6 +199,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
 
 def test_debug_nans_names_the_module(tmp_path):
     from jaxvit.training import nans
+    from jaxvit.training.step import loss
 
     config = tiny_config(model__dropout=0.0)
     assembly = assemble(resolve(config))
@@ -240,7 +210,8 @@ def test_debug_nans_names_the_module(tmp_path):
         "label": np.zeros(4, np.int32),
         "mask": np.ones(4, np.float32),
     }
-    assert "encoder/block_0/mlp/dense_1" in nans.explain(*assembly.loss(), state, batch)
+    found = nans.explain(assembly.prepare, partial(loss, apply=assembly.apply), state, batch)
+    assert "encoder/block_0/mlp/dense_1" in found
 
 
 def run_command(workdir, *more):
@@ -440,10 +411,6 @@ def test_other_images_than_the_run_began_with_are_refused(finished, tmp_path, mo
     assert contents(tmp_path / "run") == before
 
 
-def contents(folder):
-    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
 @pytest.mark.parametrize(
     ("changes", "options", "says"),
     [
@@ -519,9 +486,11 @@ def test_an_optimizer_that_goes_by_names_which_the_model_does_not_have(changes, 
 @pytest.mark.parametrize("way", [("remat", "full"), ("scan", True)])
 def test_debug_nans_sees_into_blocks_that_are_run_another_way(way):
     from jaxvit.training import nans
+    from jaxvit.training.step import loss
 
     assembly = assemble(resolve(tiny_config(**{f"model__{way[0]}": way[1], "model__depth": 2})))
     state = jax.jit(assembly.create_state)()
     state.params["encoder"]["block_1"]["mlp"]["dense_1"]["bias"] = np.full(8, np.nan, np.float32)
     batch = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.zeros(4, np.int32), "mask": np.ones(4, np.float32)}
-    assert "encoder/block_1/mlp/dense_1" in nans.explain(*assembly.loss(plainly=True), state, batch)
+    apply = partial(assembly.apply, plain=True)
+    assert "encoder/block_1/mlp/dense_1" in nans.explain(assembly.prepare, partial(loss, apply=apply), state, batch)

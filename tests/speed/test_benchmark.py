@@ -255,7 +255,7 @@ def test_data_that_is_not_there_is_replaced_and_that_is_said(capsys, tmp_path):
 def made(tmp_path_factory):
     """A Bench of the tiny run, with the programs and cache events recorded during its construction."""
     programs, events = [], []
-    make, lower, compile_ = run_program.make_train_program, run_program.TrainProgram.lower, Bench._compile
+    make, lower, compile_ = run_program.jit_train_step, run_program.JittedStep.lower, Bench._compile
 
     def noting_programs(*arguments, **options):
         programs.append(make(*arguments, **options))
@@ -272,9 +272,9 @@ def made(tmp_path_factory):
         return found
 
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"), fresh_program_cache():
-        patch.setattr(run_program, "make_train_program", noting_programs)
-        patch.setattr(measurement, "make_train_program", noting_programs)
-        patch.setattr(run_program.TrainProgram, "lower", noting_lowering)
+        patch.setattr(run_program, "jit_train_step", noting_programs)
+        patch.setattr(measurement, "jit_train_step", noting_programs)
+        patch.setattr(run_program.JittedStep, "lower", noting_lowering)
         patch.setattr(Bench, "_compile", noting_compiling)
         jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
         bench = Bench(make_subject(tiny_config()), tmp_path_factory.mktemp("bench"))
