@@ -192,7 +192,6 @@ def eval_step(
     transform: Callable[[jax.Array], jax.Array],
     by_class: bool = False,
     axis_name: str | None = None,
-    by_class: bool = False,
 ) -> Sums:
     """Sums of the metrics over one batch; the loss has no label smoothing and no class weights, and nothing is random.
 
@@ -201,9 +200,8 @@ def eval_step(
       batch: images, labels and mask.
       apply: the model.
       transform: preprocesses uint8 images.
-      by_class: also counts for each class; see `classification_sums`.
+      by_class: whether to add counts for each class; see `jaxvit.training.metrics.classification_sums`.
       axis_name: name of pmap's axis; None under jit.
-      by_class: whether to add sums for each class; see `jaxvit.training.metrics.classification_sums`.
     """
     logits_BK = apply(variables, transform(batch["image"]), train=False)
     loss_B = cross_entropy(logits_BK, one_hot(batch["label"], logits_BK.shape[-1]))
