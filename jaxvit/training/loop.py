@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -21,10 +21,10 @@ from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal
 from jaxvit.training.metrics import COUNTS, MONITORS, Totals
 from jaxvit.training.progress import Progress
-from jaxvit.training.state import TrainState
+from jaxvit.training.state import TrainState, Variables
 from jaxvit.training.stopping import StopRequest
 
-Batch = Mapping[str, Any]
+Batch: TypeAlias = "Mapping[str, jax.Array | np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Program:
     """
 
     train_step: Callable[[TrainState, Batch, int], tuple[TrainState, Mapping[str, jax.Array]]]
-    eval_step: Callable[[Any, Batch], Mapping[str, jax.Array]]
+    eval_step: Callable[[Variables, Batch], Mapping[str, jax.Array]]
     train_batch: Callable[[int, int], Batch]
     validation: Callable[[], Iterator[Batch]] | None
     test: Callable[[], Iterator[Batch]] | None
@@ -82,19 +82,21 @@ class Position:
     best_value: float = math.nan
     epochs_waited: int = 0
     stopped_early: bool = False
-    hooks_due: dict[str, Any] = field(default_factory=dict)  # metrics of this epoch's end, until all hooks had them
+    hooks_due: dict[str, object] = field(default_factory=dict)  # metrics of this epoch's end, until all hooks had them
     last_step: int = 0  # of the run as it was planned when this was saved
     patience_epochs: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "train": 0.0, "eval": 0.0, "save": 0.0})
 
-    def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        return values | {"best_value": None if math.isnan(self.best_value) else self.best_value}
+    def to_json(self) -> dict[str, object]:
+        values: dict[str, object] = asdict(self)
+        values["best_value"] = None if math.isnan(self.best_value) else self.best_value
+        return values
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Position:
+    def from_json(cls, values: Mapping[str, object]) -> Position:
+        make: Callable[..., Position] = cls
         best = values["best_value"]
-        return cls(**{**values, "best_value": math.nan if best is None else best})
+        return make(**{**values, "best_value": math.nan if best is None else best})
 
 
 class RunTracker:
@@ -129,7 +131,7 @@ class RunTracker:
         return self.position.stopped_early or self.position.step >= self._program.steps
 
     def book(
-        self, step: int, values: Mapping[str, Any], seconds: float, before: TrainState | None, batch: Batch
+        self, step: int, values: Mapping[str, float], seconds: float, before: TrainState | None, batch: Batch
     ) -> None:
         """Takes a step's sums, and the seconds that it took.
 
@@ -341,11 +343,12 @@ def _call_hooks(program: Program, state: TrainState, active: Sequence[tuple[int,
 
 def _validate(program: Program, state: TrainState, runs: int, stop: StopRequest) -> list[list[Mapping[str, float]]]:
     """For each run the validation of its weights and, where one is kept, of their average; [] without a split."""
-    if program.validation is None:
+    validation = program.validation
+    if validation is None:
         return [[] for _ in range(runs)]
 
     def batches() -> Iterator[Batch]:
-        for batch in program.validation():
+        for batch in validation():
             if stop.must_hold():
                 stop.hold()
             yield batch
@@ -356,8 +359,8 @@ def _validate(program: Program, state: TrainState, runs: int, stop: StopRequest)
 
 
 def evaluate(
-    eval_step: Callable[[Any, Batch], Mapping[str, jax.Array]],
-    variables: Any,
+    eval_step: Callable[[Variables, Batch], Mapping[str, jax.Array]],
+    variables: Variables,
     batches: Iterable[Batch],
     place: Callable[[Batch], Batch],
     runs: int = 1,
