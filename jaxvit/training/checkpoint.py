@@ -60,8 +60,9 @@ from jaxvit.errors import (
     first_line,
 )
 from jaxvit.files import check_regular, make_folder, read_json, refuse_backslash, take_brackets_literally
+from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.manifest import ChangedError, check_manifest, write_manifest
-from jaxvit.training.state import Params, TrainState, Variables
+from jaxvit.training.state import TrainState
 
 if TYPE_CHECKING:
     from etils import epath  # Orbax's own paths

@@ -16,15 +16,18 @@ import numpy as np
 
 from jaxvit.devices.hardware import Profiler
 from jaxvit.errors import RunFailedError, StoppedError
+from jaxvit.ops.trees import Variables
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal
 from jaxvit.training.metrics import COUNTS, MONITORS, Totals
 from jaxvit.training.progress import Progress
-from jaxvit.training.state import TrainState, Variables
+from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
 
 Batch: TypeAlias = "Mapping[str, jax.Array | np.ndarray]"
+# Sums of the steps of a call: scalars of one step, arrays or lists of several.
+CallSums: TypeAlias = "Mapping[str, jax.Array | list[jax.Array]]"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Program:
       explain: for a step that is not finite, names the module at fault, from the state before it and its batch.
     """
 
-    train_step: Callable[[TrainState, Batch, int], tuple[TrainState, Mapping[str, jax.Array]]]
+    train_step: Callable[[TrainState, Batch, int], tuple[TrainState, CallSums]]
     eval_step: Callable[[Variables, Batch], Mapping[str, jax.Array]]
     train_batch: Callable[[int, int], Batch]
     validation: Callable[[], Iterator[Batch]] | None
@@ -257,12 +260,12 @@ def fit(
     (step,) = {tracker.position.step for _, tracker in active} or {program.steps}
     last = program.steps if until is None else min(until, program.steps)
     clock = _Clock(stop)
-    pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
+    pending: list[tuple[int, int, CallSums, TrainState | None, Batch]] = []
 
     def lap(name: str) -> float:
         return clock.lap(name, [tracker for _, tracker in active])
 
-    def settle(start: int, count: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
+    def settle(start: int, count: int, sums: CallSums, before: TrainState | None, batch: Batch) -> None:
         """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
         host = {name: np.reshape(value, (-1, len(trackers))) for name, value in jax.device_get(sums).items()}
         for k in range(count):

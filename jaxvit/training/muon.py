@@ -31,8 +31,8 @@ from jax.tree_util import KeyPath
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxvit.errors import UsageError
+from jaxvit.ops.trees import Params
 from jaxvit.training.settings import OptimizerSettings
-from jaxvit.training.state import Params
 
 _PROJECTIONS = ("query", "key", "value")  # (C, heads, head_dim): the first axis is the inputs, not all but the last
 

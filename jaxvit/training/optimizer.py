@@ -19,10 +19,10 @@ import optax
 from jax.tree_util import KeyPath
 
 from jaxvit.errors import UsageError
+from jaxvit.ops.trees import Params
 from jaxvit.training.muon import scale_by_muon_and_adam
 from jaxvit.training.own_optim import own_optimizer, own_schedule
 from jaxvit.training.settings import OptimizerSettings
-from jaxvit.training.state import Params
 
 # Names by which the layer-wise learning rate knows a part's place: numbered ones, and those before the first block.
 _NUMBERED = re.compile(r"^(stages|merges|block|blocks|layers|token_learner|token_fuser)_(\d+)$")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-# Nested dicts of arrays, as Flax makes them. Also used for trees of shapes and of shardings.
-Params: TypeAlias = "Mapping[str, jax.Array | Params]"
-# {collection: tree}, such as {'params': …}: the argument of `apply`.
-Variables: TypeAlias = Mapping[str, Params]
+from jaxvit.ops.trees import Params, Variables
 
 
 @struct.dataclass

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxvit.ops.labels import one_hot
+from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.loss import cross_entropy
 from jaxvit.training.metrics import Sums, classification_sums
-from jaxvit.training.state import Params, TrainState, Variables
+from jaxvit.training.state import TrainState
 
 T = TypeVar("T")
 
