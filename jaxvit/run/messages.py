@@ -51,8 +51,8 @@ def print_result(result: Result, path: Path, remark: str = "") -> None:
     if "std" in test:
         print(
             f"test accuracy {test['top1']:.2%} ± {test['std']['top1']:.2%} (mean ± standard deviation of "
-            f"{test.get('n')} {'folds' if 'folds' in result else 'seeds'}, {test['count']:,} images), top-5 {test['top5']:.2%}, "
-            f"loss {test['loss']:.4f}"
+            f"{test.get('n')} {'folds' if 'folds' in result else 'seeds'}, {test['count']:,} images), "
+            f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
         )
     elif test:
         right = round(test["top1"] * test["count"])
