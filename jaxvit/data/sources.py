@@ -130,10 +130,8 @@ class Dataset:
         """
         found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
         said = f"note: {self.name}: left out: {'; '.join(map(str, found))}"
-        if already:
-            _said.add(said)
-        elif found:
-            _warn_once(said)
+        if found:
+            warn_once(said, known=already)
 
     def sample_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""

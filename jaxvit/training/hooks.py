@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,12 +30,13 @@ from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.training.state import TrainState
 
 
-def check_hooks(names: tuple[Any, ...]) -> tuple[str, ...]:
+def check_hooks(names: tuple[object, ...]) -> tuple[str, ...]:
     """The names, when each is that of a function of two arguments.
 
     Raises:
       UsageError: one is not.
     """
+    checked: list[str] = []
     for name in names:
         if not isinstance(name, str) or ":" not in name:
             raise UsageError(
@@ -47,7 +47,8 @@ def check_hooks(names: tuple[Any, ...]) -> tuple[str, ...]:
         if not own_code.takes(function, None, None):
             found = own_code.parameter_names(function)
             raise UsageError(f"config.train.hooks='{name}': must take (state, metrics); it takes {found}")
-    return tuple(names)
+        checked.append(name)
+    return tuple(checked)
 
 
 class Hooks:
@@ -65,7 +66,7 @@ class Hooks:
     def __bool__(self) -> bool:
         return bool(self._functions)
 
-    def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> str:
+    def __call__(self, state: TrainState, metrics: Mapping[str, object]) -> str:
         """Calls all, in every process of the run; returns why the training shall end, '' to go on.
 
         Raises:
@@ -74,7 +75,7 @@ class Hooks:
         said = processes.gather_strings(lambda: "; ".join(filter(None, self._reasons(state, metrics))))
         return next(filter(None, said), "")
 
-    def _reasons(self, state: TrainState, metrics: Mapping[str, Any]) -> list[str]:
+    def _reasons(self, state: TrainState, metrics: Mapping[str, object]) -> list[str]:
         reasons = []
         for name, function in self._functions.items():
             try:
@@ -89,7 +90,7 @@ class Hooks:
         return reasons
 
 
-def _failure(name: str, metrics: Mapping[str, Any], what: str) -> RunFailedError:
+def _failure(name: str, metrics: Mapping[str, object], what: str) -> RunFailedError:
     return RunFailedError(
         f"config.train.hooks: '{name}' at the end of epoch {metrics['epoch']:g} (step {metrics['step']:,}) {what}; the "
         "state is saved: mend the hook, and the same command calls it again and goes on"

@@ -12,16 +12,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias, cast
 
 from jaxvit.errors import UsageError, nearest
 from jaxvit.files import make_folder, naming, read_regular, sync_folder, write_text
 
 _MOST_BYTES = 1 << 31  # of a metrics.jsonl that is read
 
-Record = dict[str, Any]
+# 'step', 'epoch', 'split' and numbers, of which None stands for one that is not finite.
+Record: TypeAlias = "dict[str, float | str | None]"
 
 
 class Writer(Protocol):
@@ -47,7 +48,7 @@ class JsonLines:
         kept = [
             record
             for record in read_jsonl(path)
-            if record["step"] < resume_step or (record["step"] == resume_step and record["split"] not in again)
+            if _step(record) < resume_step or (_step(record) == resume_step and record["split"] not in again)
         ]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path, self._file = path, path.open("a")
@@ -85,14 +86,15 @@ class TensorBoard:
 
         make_folder(directory)
         own = f".{os.getpid()}.{time.monotonic_ns()}"  # two starts in one second must not share a file
-        self._new_event = event_pb2.Event
+        # protobuf makes the classes at import, so type checkers do not see them.
+        self._new_event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+        log = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         self._events = EventsWriter(str(directory / "events"), own)
         (self._file,) = directory.glob(f"events.*{own}")
         # Has TensorBoard drop what earlier files hold from this step on: it is written again.
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(resume_step + 1, session_log=restart)
+        self._add(resume_step + 1, session_log=log(status=log.START))
 
-    def _add(self, step: int, **content: Any) -> None:
+    def _add(self, step: int, **content: object) -> None:
         with naming(self._file):
             self._events.write_event(self._new_event(wall_time=time.time(), step=step, **content))
 
@@ -100,7 +102,7 @@ class TensorBoard:
         from tensorboardX.summary import scalar
 
         for name, value in _numbers(record).items():
-            self._add(record["step"], summary=scalar(f"{record['split']}/{name}", value))
+            self._add(_step(record), summary=scalar(f"{record['split']}/{name}", value))
 
     def flush(self) -> None:
         with naming(self._file):
@@ -121,8 +123,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the installed `wandb`; its own environment variables (WANDB_PROJECT, WANDB_MODE) apply."""
 
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
-        import wandb
+    def __init__(self, directory: Path, name: str, config: dict[str, object]):
+        import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
         stored = directory / "wandb_run_id"
         previous = stored.read_text().strip() if stored.exists() else None
@@ -145,8 +147,8 @@ class WeightsAndBiases:
 class MLflow:
     """A run of the installed `mlflow`; its own environment variables (MLFLOW_TRACKING_URI, …) apply."""
 
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
-        import mlflow
+    def __init__(self, directory: Path, name: str, config: dict[str, object]):
+        import mlflow  # pyright: ignore[reportMissingImports]  (optional)
 
         self._mlflow = mlflow
         stored = directory / "mlflow_run_id"
@@ -158,7 +160,7 @@ class MLflow:
 
     def write(self, record: Record) -> None:
         values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._mlflow.log_metrics(values, step=record["step"])
+        self._mlflow.log_metrics(values, step=_step(record))
 
     def flush(self) -> None:
         return None
@@ -173,7 +175,7 @@ class Journal:
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
 
-    def write(self, step: int, epoch: float, split: str, values: dict[str, Any]) -> None:
+    def write(self, step: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
         record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
         for writer in self._writers:
             writer.write(record)
@@ -207,7 +209,7 @@ def open_writers(
     *,
     resume_step: int,
     name: str,
-    config: dict[str, Any],
+    config: dict[str, object],
     again: Sequence[str] = ("test",),
 ) -> list[Writer]:
     """The writers named in ``config.log.writers``; `check_writers` has passed them. `again`: see `JsonLines`."""
@@ -263,6 +265,10 @@ def _parsed(line: bytes) -> Record | None:
         return None
     numbers = all(value is None or isinstance(value, int | float) for key, value in record.items() if key != "split")
     return record if numbers and None not in (record.get("step"), record.get("epoch")) else None
+
+
+def _step(record: Record) -> int:
+    return cast(int, record["step"])
 
 
 def _numbers(record: Record) -> dict[str, float]:

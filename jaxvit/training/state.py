@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+
+from jaxvit.ops.trees import Params, Variables
 
 
 @struct.dataclass
@@ -25,29 +26,33 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Any
-    constants: Any
-    opt_state: Any
-    ema: Any = struct.field(default_factory=dict)
+    params: Params
+    constants: Variables
+    opt_state: optax.OptState
+    ema: Params = struct.field(default_factory=dict)
 
     @property
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> dict[str, Params]:
         """What the model's `apply` takes."""
         return {"params": self.params, **self.constants}
 
     @property
-    def chosen_variables(self) -> dict[str, Any]:
+    def chosen_variables(self) -> dict[str, Params]:
         """Those that are judged and tested: the averaged ones where an average is kept."""
         return self.ema_variables if self.ema else self.variables
 
     @property
-    def ema_variables(self) -> dict[str, Any]:
+    def ema_variables(self) -> dict[str, Params]:
         """The same with the averaged parameters."""
         return {"params": self.ema, **self.constants}
 
 
 def create_state(
-    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array, *, ema: bool = False
+    init: Callable[[jax.Array], Variables],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool = False,
 ) -> TrainState:
     """The state before the first step; `init(key)` makes the variables, 'params' and any others."""
     constants = dict(init(key))
