@@ -9,7 +9,7 @@ airplane to deer, and of Fashion-MNIST's t-shirt to coat, both from the training
 is trained as a user would, `jaxvit train --data=SET --config=photos:VARIANT --folds=5`. The same command again goes on
 where it was stopped, and leaves out what is done.
 
-Writes OUT/table.md and OUT/table.csv: test accuracy, mean ± standard deviation of the folds, all 500 images tested once.
+Writes OUT/table.md and OUT/table.csv: test accuracy, mean ± standard deviation of the folds, each image tested once.
 """
 
 from __future__ import annotations

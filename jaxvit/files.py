@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxvit.errors import UsageError, is_disk_full
+from jaxvit.errors import UsageError, is_disk_failure
 from jaxvit.shown import csv_cell
 
 INSTALLED_IN = Path(__file__).parents[1]  # the folder that holds this package: a checkout, or site-packages
@@ -163,7 +163,7 @@ def read_json(
 
 
 @contextlib.contextmanager
-def replaced(path: Path, *, unique: bool = False) -> Iterator[Path]:
+def replaced(path: Path, *, unique: bool = False, sync: bool = True) -> Iterator[Path]:
     """Yields a path beside `path` to write to; on a clean exit what lies there is synced and becomes `path`.
 
     If the body raises, what it wrote is removed and `path` stays as it was; an error of the system names `path`. What a
@@ -172,14 +172,16 @@ def replaced(path: Path, *, unique: bool = False) -> Iterator[Path]:
     Args:
       path: the file to write.
       unique: several processes may write this file at the same time: each gets a name of its own.
+      sync: wait until the content is on disk. False for files that are quickly written again, such as exported images.
     """
     beside = path.with_name(f".{path.name}.{os.getpid() if unique else 'tmp'}")
     with naming(path):
         try:
             beside.unlink(missing_ok=True)  # a link or a pipe of that name would be written through
             yield beside
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
+            if sync:
+                with beside.open("rb") as file:
+                    os.fsync(file.fileno())
             os.replace(beside, path)
         finally:
             with contextlib.suppress(OSError):
@@ -300,7 +302,7 @@ def make_writable(folder: Path, remedy: str) -> None:
         with naming(folder), tempfile.NamedTemporaryFile(dir=folder, prefix="."):
             pass
     except OSError as error:
-        if is_disk_full(error) or error.errno == errno.EIO:
+        if is_disk_failure(error):
             raise
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UsageError(f"{folder} cannot be written ({reason}); {remedy}") from None

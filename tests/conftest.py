@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
 import os
@@ -47,6 +48,30 @@ def data_directory(tmp_path_factory):
         del os.environ["TFDS_DATA_DIR"]
     else:
         os.environ["TFDS_DATA_DIR"] = before
+
+
+class Curves:
+    """Turns off the drawing of learning curves, which takes half the time of a tiny run; `drawn` turns it on."""
+
+    def __init__(self, execution):
+        self._execution, self._draw = execution, execution._draw
+
+    def leave_out(self):
+        self._execution._draw = lambda *_: None
+
+    @contextlib.contextmanager
+    def drawn(self):
+        self._execution._draw = self._draw
+        yield
+        self.leave_out()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves():
+    """In-process runs draw history.png only within `with curves.drawn():`."""
+    curves = Curves(importlib.import_module("jaxvit.run.execution"))
+    curves.leave_out()
+    return curves
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def train_process(workdir: Path, settings: dict[str, Any], duration: str, device
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parent),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -1,6 +1,7 @@
 """The rules of the architecture: allowed imports between packages, and the cost of an import."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -148,6 +149,33 @@ def test_what_an_import_does_not_pull_in(statement, absent):
     code = f"{statement}\nimport sys\nprint([m for m in {absent.split()} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def imported(file):
+    """Modules that a test imports, those in the programs that it starts too: 'a.b' for `from a.b import c`."""
+    text = file.read_text()
+    for names in re.findall(r"^\s*(?:from\s+([\w.]+)\s+import\b|import\s+([\w.]+))", text, re.M):
+        yield "".join(names)
+
+
+def test_no_test_imports_another():
+    """What several need is in a module without tests, such as tests/tiny.py: else one's change breaks the other."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {file.stem for file in files if file.stem.startswith("test_")}
+    assert len(tests) > 50
+    for file in files:
+        wrong = {name for name in imported(file) if name.split(".")[-1] in tests}
+        assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_tests_of_operations_need_only_operations():
+    """So a fault of a layer, a model or a run does not turn them red. PIL and scipy are references for resizing."""
+    outside = {"jax", "numpy", "pytest", "PIL", "scipy", *sys.stdlib_module_names}
+    for file in (ROOT / "tests" / "ops").glob("*.py"):
+        names = [name.split(".") for name in imported(file)]
+        wrong = {".".join(name) for name in names if name[0] not in outside and name[:2] != ["jaxvit", "ops"]}
+        wrong -= {"jaxvit"} if "from jaxvit import ops\n" in file.read_text() else set()
+        assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
 
 
 # Where a newcomer looks, and what stands there: each is one step from the question.

@@ -112,7 +112,6 @@ PENDING: tuple[str, ...] = (
     "docs/data.md",
     "docs/models.md",
     "docs/reliability.md",
-    "docs/trained.md",
     "docs/trust.md",
     "jaxvit/config/__init__.py",
     "jaxvit/config/files.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -51,11 +52,17 @@ def edit_json(file: Path, old: str, new: str) -> None:
     file.write_text(json.dumps(found))
 
 
+def family_config(name: str, attributes: dict[str, Any] | None = None, **changes: Any) -> ConfigDict:
+    """`tiny_config` with a model of `FAMILIES`; `attributes` are other values of its own."""
+    config = tiny_config(**changes)
+    family = {"fuser": "token_learner_vit"}.get(name, name)
+    config.model = base_config(family, **{**FAMILIES[name], **(attributes or {})}).model
+    return config
+
+
 def train_family(workdir: Path, name: str) -> Path:
     """A run of one step of a model of `FAMILIES`."""
-    config = tiny_config(train__duration="1 steps", data__validation="")
-    family = {"fuser": "token_learner_vit"}.get(name, name)
-    config.model = base_config(family, **FAMILIES[name]).model
+    config = family_config(name, train__duration="1 steps", data__validation="")
     with jax.numpy_dtype_promotion("standard"):
         jaxvit.train(config, workdir)
     return workdir

@@ -1,14 +1,14 @@
-"""A config chosen from what there is: `jaxvit train --data=…` without another word.
+"""Chooses a config from the images: `jaxvit train --data=PATH` without a config.
 
-Every choice goes by the images alone, never by the machine, so that the same command goes on with the same run. What
-the command line sets is left as it is.
+All choices depend on the images only, not on the machine, so that the same command resumes the run on any machine. A
+key that is set on the command line keeps its value.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +32,17 @@ STEPS, EPOCHS = 2000, (30, 200)  # so many steps, within so many epochs
 BATCHES = (8, 128)
 COMPARED = 50_000  # images of given parts are compared with one another up to this number: all have to be decoded
 _SHOWN = 20  # classes that are named with their counts
+_MANY = 2_000  # images whose decoding takes so long that it is announced
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A config, and what to say before anything else.
+    """A config and its description for the user.
 
     Attributes:
-      config: complete.
-      lines: what there is, what is left out, what was chosen.
-      warnings: what is likely to spoil the result.
+      config: the complete config.
+      lines: classes, parts, files left out and chosen values, for stdout.
+      warnings: likely problems of the data, for stderr.
     """
 
     config: ConfigDict
@@ -50,7 +51,10 @@ class Chosen:
 
 
 def data_name(text: str) -> str:
-    """The `data.name` of what `--data` names: a folder or a table by its full path, or the name of a set.
+    """The config key `data.name` for a value of `--data`: a folder or table by its absolute path, else a set's name.
+
+    Raises:
+      UsageError: the path does not exist, or is neither a folder nor a table.
 
     Example:
       >>> data_name("photos")  # where there is such a folder  # doctest: +SKIP
@@ -70,7 +74,7 @@ def data_name(text: str) -> str:
 
 
 def default_workdir(name: str, folds: int = 0) -> str:
-    """Where a run on a data set goes, if nothing is said: 'runs/photos', 'runs/photos-5folds'."""
+    """The run folder without `--workdir`: 'runs/photos', or 'runs/photos-5folds' for a cross-validation."""
     path = Path(name.partition(":")[2])
     last = path.name if name.startswith(PREFIX) else path.stem if name.startswith(TABLE_PREFIX) else name
     last = last.replace(":", ".").replace("/", "-")
@@ -80,14 +84,15 @@ def default_workdir(name: str, folds: int = 0) -> str:
 def choose(
     config: ConfigDict, name: str, *, given: Collection[str] = (), folds: int = 0, whole_recipe: bool = True
 ) -> Chosen:
-    """Fills a config in from a data set.
+    """Chooses the values of a config from a data set.
 
     Args:
-      config: the recipe, `configs/photos.py` or another; not changed.
-      name: see `data_name`.
-      given: keys that were set by hand.
-      folds: of a cross-validation; 0 = none.
-      whole_recipe: choose batch, length and model by the images too; else only what has to do with the data.
+      config: the recipe, `configs/photos.py` or another; it is not modified.
+      name: the data set, as `data_name` returns it.
+      given: keys that keep their value.
+      folds: number of folds of a cross-validation; 0 = none.
+      whole_recipe: also choose batch size, duration and details of the model; else only the keys of the data: name,
+        side, splits, mean and std.
 
     Raises:
       UsageError: the images cannot be used.
@@ -98,6 +103,9 @@ def choose(
     side, of_side = _side(opened, config)
     _set(config, {"data.side": side, "augment.mean": (), "augment.std": ()}, given)
     stored = opened.changed(side=config.data.side, cut=None)
+    images = sum(stored.stored_sizes.values())
+    if images > _MANY:
+        print(f"decoding {images:,} images; later starts find them in the cache", flush=True)
     _set(config, _parts(stored, config.data.folds), given)
     cut = resolve_cut(ConfigReader(config))
     dataset = stored.changed(side=config.data.side, cut=cut) if cut else stored
@@ -117,7 +125,7 @@ def choose(
 
 
 def choose_batch(images: int) -> int:
-    """A power of two that makes a dozen steps of an epoch, from 8 to 128; 34 photos are 4 steps of 8."""
+    """The largest power of two from 8 to 128 that gives at least 12 steps an epoch; no more than there are images."""
     batch = BATCHES[0]
     while batch * 2 <= min(BATCHES[1], images / 12):
         batch *= 2
@@ -125,18 +133,18 @@ def choose_batch(images: int) -> int:
 
 
 def choose_epochs(images: int, batch: int) -> int:
-    """Epochs that make 2,000 steps, but at least 30 and at most 200, in tens."""
+    """Number of epochs with about 2,000 steps in all: a multiple of ten from 30 to 200."""
     per_epoch = -(-images // batch)
     return min(max(round(STEPS / per_epoch / 10) * 10, EPOCHS[0]), EPOCHS[1])
 
 
 def choose_side(shorter: float) -> int:
-    """What images whose shorter side has so many pixels are brought to: 64, 48 or 32, never larger than they are."""
+    """The side, in pixels, for images with this median shorter side: 64, 48 or 32, or the side itself if smaller."""
     return next((side for side in SIDES if side <= shorter), max(int(shorter), 1))
 
 
 def choose_conv_layers(side: int) -> int:
-    """Convolutions of CCT's tokenizer, each of which halves the side: about 64 tokens are left."""
+    """Number of convolutions in CCT's tokenizer. Each halves the side; 16 to 64 tokens remain."""
     return 3 if side > 48 else 2 if side > 16 else 1
 
 
@@ -155,7 +163,7 @@ def _set(config: ConfigDict, values: dict[str, object], given: Collection[str]) 
 
 
 def _parts(stored: Dataset, folds: int) -> dict[str, object]:
-    """The splits, and how what is missing comes about."""
+    """The keys of the splits. A missing validation or test split is cut off `train`."""
     there = stored.stored_sizes
     if "train" not in there:
         raise UsageError(f"--data: {stored.name} has no training images; it has {', '.join(there)}")
@@ -172,7 +180,7 @@ def _parts(stored: Dataset, folds: int) -> dict[str, object]:
 
 
 def _side(stored: Dataset, config: ConfigDict) -> tuple[int, str]:
-    """(data.side, why)."""
+    """(value of data.side, reason)."""
     sizes = stored.sample_sizes()
     if not sizes:
         return config.data.side or SIDES[0], "the images' sizes are not known before they are read"
@@ -196,19 +204,21 @@ def _describe(
     reasons: dict[str, str],
     given: Collection[str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What to say first: (lines, warnings)."""
+    """(lines, warnings) of `Chosen`."""
     names = dataset.class_names
-    of_class = sum(np.bincount(dataset.read(config.data[part]).labels, minlength=len(names)) for part in counts)
-    total, largest = int(of_class.sum()), int(of_class.argmax())
-    share = of_class[largest] / total
-    ordered = [f"{name} {count:,}" for name, count in zip(names, of_class, strict=True)]
+    of_class = _class_counts(dataset, config, counts)
+    shown = [f"{name} {of_class[i]:,}" if of_class is not None else name for i, name in enumerate(names[:_SHOWN])]
     more = f", … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     lines = [
-        f"{total:,} images of {len(names):,} classes in {dataset.name}",
-        f"  classes: {', '.join(ordered[:_SHOWN])}{more}",
-        f"  largest class: {names[largest]}, {share:.1%} of the images: what a constant answer would get",
-        f"  parts: {', '.join(f'{count:,} {part}' for part, count in counts.items())}; {_how_cut(stored, config)}",
+        f"{sum(counts.values()):,} images of {len(names):,} classes in {dataset.name}",
+        f"  classes: {', '.join(shown)}{more}",
     ]
+    if of_class is not None:
+        largest = int(of_class.argmax())
+        share = of_class[largest] / of_class.sum()
+        lines.append(f"  largest class: {names[largest]}, {share:.1%} of the images: the accuracy of a constant answer")
+    parts = ", ".join(f"{count:,} {part}" for part, count in counts.items())
+    lines.append(f"  parts: {parts}; {_how_cut(stored, config)}")
     left_out = [str(one) for one in dataset.left_out]
     if left_out:
         lines.append(f"  left out: {'; '.join(left_out)}")
@@ -226,37 +236,46 @@ def _describe(
         if key not in given and (key in reasons or key != "augment.flip")
     ]
     lines.append(f"  chosen: model {config.model.name}, {', '.join(said)}; to change one: --config.KEY=VALUE")
-    return tuple(lines), (*_imbalance(names, of_class, config), *_copies(stored, config))
+    uneven = _imbalance(names, of_class, config) if of_class is not None else ()
+    return tuple(lines), (*uneven, *_copies(stored, config))
+
+
+def _class_counts(dataset: Dataset, config: ConfigDict, parts: Iterable[str]) -> np.ndarray | None:
+    """Number of images of each class in all parts; None if the labels of a part are known only after reading it."""
+    splits = [config.data[part] for part in parts]
+    if not all(dataset.has_files or dataset.is_kept(split) for split in splits):
+        return None
+    return sum(np.bincount(dataset.read(split).labels, minlength=len(dataset.class_names)) for split in splits)
 
 
 def _how_cut(stored: Dataset, config: ConfigDict) -> str:
     if config.data.folds:
         given = " (the set's own test images are not used)" if "test" in stored.stored_sizes else ""
-        return f"of {config.data.folds} folds the first as test, copies of an image in one fold{given}"
+        return f"fold {max(config.data.fold, 0)} of {config.data.folds} is test, copies of an image in one fold{given}"
     missing = [part for part in ("validation", "test") if part not in stored.stored_sizes]
     if not missing:
         return "as they are stored"
     if config.data.cut:
-        return f"{' and '.join(missing)} cut off train by content, a tenth of each class, copies of an image together"
+        return f"{' and '.join(missing)} cut off train, a tenth of each class, copies of an image together"
     return f"{' and '.join(missing)} cut off train"
 
 
 def _imbalance(names: tuple[str, ...], counts: np.ndarray, config: ConfigDict) -> tuple[str, ...]:
-    """The warning of classes that differ much in size, where nothing is done about it."""
+    """Warns of classes of very different size, unless `data.balance` is set."""
     there = counts[counts > 0]
     if config.data.balance != "none" or there.max() <= UNEVEN * there.min():
         return ()
     most, least = int(counts.argmax()), int(np.where(counts > 0, counts, counts.max()).argmin())
     return (
         f"the classes differ much in size ({names[most]} has {counts[most]:,} images, {names[least]} "
-        f"{counts[least]:,}): the accuracy can be high while small classes are missed. "
-        "--config.data.balance=sampling (or loss) makes up for it, and --config.train.monitor=balanced_accuracy judges "
-        "all classes alike",
+        f"{counts[least]:,}): the accuracy can be high although small classes are never recognised. "
+        "--config.data.balance=sampling (or loss) compensates for it, and --config.train.monitor=balanced_accuracy "
+        "gives all classes the same weight",
     )
 
 
 def _copies(stored: Dataset, config: ConfigDict) -> tuple[str, ...]:
-    """Images that stand twice where that matters: in two parts, or in two classes."""
+    """Warns of images that occur in two given parts, or in two classes."""
     if not stored.has_files or (not config.data.cut and sum(stored.stored_sizes.values()) > COMPARED):
         return ()
     splits = [split for split in ("train", "validation", "test") if split in stored.stored_sizes]
@@ -272,14 +291,14 @@ def _copies(stored: Dataset, config: ConfigDict) -> tuple[str, ...]:
         images = sum(len(g) for g in across)
         one, other = across[0][0], next(i for i in across[0] if split_of[i] != split_of[across[0][0]])
         warnings.append(
-            f"{images:,} images are copies of one another across the given parts, such as {names[one]} and "
-            f"{names[other]}: what is measured on them is too good"
+            f"{images:,} images have copies in another part, such as {names[one]} and {names[other]}: the accuracy "
+            "on them is too high"
         )
     twice = [g for g in groups if len(set(labels[g])) > 1]
     if twice:
         one, other = twice[0][0], next(i for i in twice[0] if labels[i] != labels[twice[0][0]])
         warnings.append(
-            f"{len(twice):,} images stand in more than one class, such as {names[one]} and {names[other]}: one of the "
-            "labels must be wrong"
+            f"{len(twice):,} images are in more than one class, such as {names[one]} and {names[other]}: check their "
+            "labels"
         )
     return tuple(warnings)

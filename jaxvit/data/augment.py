@@ -119,12 +119,13 @@ def augment(
       label_smoothing: share of each target spread evenly over all classes, before mixing.
       each: lifts a per-image function to a batch, like `jax.vmap`; see `jaxvit.data.mixing.mix`.
       flips: key made by `flip_key`, needed with ``flip_mode='alternate'``.
-      class_weights: K weights; before mixing, each target is multiplied by the weight of its class; () = all 1.
-        Cross-entropy is linear in the target: an image mixed from a (share s) and b costs
-        s·w_a·CE(a) + (1 - s)·w_b·CE(b).
+      class_weights: weight of each class. An image's target is multiplied by the weight of its class, before mixing;
+        () = all weights are 1. Cross-entropy is linear in the target: an image mixed from a (share s) and b has the
+        loss s·w_a·CE(a) + (1 - s)·w_b·CE(b).
 
     Returns:
-      Images float32 [B, H, W, C] and targets float32 [B, K]: a distribution over the classes, times the class weight.
+      Images float32 [B, H, W, C] and targets float32 [B, K]: a distribution over the classes for each image, times its
+      weight.
     """
     s = settings
 

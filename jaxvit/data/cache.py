@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxvit.data.decoding import CHUNK, Damage, Records, decode_records
 from jaxvit.errors import UsageError, first_line
-from jaxvit.files import Lock, check_regular, checked_json, file_hash, naming, read_regular, write_json
+from jaxvit.files import Lock, check_regular, checked_json, file_hash, make_folder, naming, read_regular, write_json
 
 FORMAT = 3  # of the folders; part of their names
 
@@ -96,7 +96,7 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
     except (ValueError, KeyError, FileNotFoundError) as error:
         damaged = f"the decoded images in {folder} cannot be used ({first_line(error)[:200]})"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         _sweep(folder.parent)
         building, lock = _place_to_build(folder.parent)
     except OSError:

@@ -22,8 +22,8 @@ from jaxvit.data.content import file_contents
 from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image, upright_size
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
 from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
-from jaxvit.errors import UsageError, is_disk_full
-from jaxvit.files import read_regular
+from jaxvit.errors import UsageError, is_disk_failure
+from jaxvit.files import make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
 _SAMPLE = 300  # files whose sizes say what the sizes of all are like
@@ -62,10 +62,11 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
     try:
         for pixels, class_name, name in images:
             of_class = folder / class_name.replace("/", "_")
-            of_class.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(of_class / f"{name}.png")
+            make_folder(of_class)
+            with replaced(of_class / f"{name}.png", sync=False) as beside:
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_failure(error):
             raise
         raise UsageError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
 

@@ -146,7 +146,7 @@ class Assembly:
         transform = partial(preprocess, settings=self.plan.augment)
         by_class = self.plan.train.by_class
         return eval_step(
-            variables, batch, apply=self.apply, transform=transform, by_class=by_class, axis_name=axis_name
+            variables, batch, apply=self.apply, transform=transform, axis_name=axis_name, by_class=by_class
         )
 
     def prepare(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from jaxvit.config.identity import config_hash, differences
 from jaxvit.config.key_table import EXTENDABLE, KEYS
 from jaxvit.config.keys import complete, from_plain, to_plain
 from jaxvit.config.plan_types import Plan
-from jaxvit.errors import UsageError, first_line, is_disk_full
+from jaxvit.errors import UsageError, first_line, is_disk_failure
 from jaxvit.files import Lock, make_folder, naming, read_json, refuse_backslash, require, write_json
 from jaxvit.run.environment import describe_environment
 
@@ -84,7 +83,7 @@ class RunDirectory:
                         return lock
                 lock.close()  # of a process that was refused, and has removed it meanwhile
         except OSError as error:
-            if is_disk_full(error) or error.errno == errno.EIO:
+            if is_disk_failure(error):
                 raise
             reason = "it is a file" if self.path.is_file() else error.strerror
             raise UsageError(f"--workdir={self.path}: cannot be written ({reason}); name another folder") from None

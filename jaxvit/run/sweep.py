@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import hashlib
 import itertools
 import json
@@ -27,7 +26,7 @@ from jaxvit.config.keys import from_plain, to_plain
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.devices import hardware
-from jaxvit.errors import RunFailedError, StoppedError, UsageError, is_disk_full
+from jaxvit.errors import RunFailedError, StoppedError, UsageError, is_disk_failure
 from jaxvit.files import (
     Lock,
     check_regular,
@@ -288,7 +287,7 @@ def open_sweep(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterat
         with naming(workdir):
             lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process is at work in this sweep")
     except OSError as error:
-        if is_disk_full(error) or error.errno == errno.EIO:
+        if is_disk_failure(error):
             raise
         raise UsageError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
     with lock:

@@ -193,14 +193,14 @@ def eval_step(
     by_class: bool = False,
     axis_name: str | None = None,
 ) -> Sums:
-    """Sums of the metrics over one batch; the loss has neither label smoothing nor class weights; nothing is random.
+    """Sums of the metrics over one batch; the loss has no label smoothing and no class weights, and nothing is random.
 
     Args:
       variables: of the model.
       batch: images, labels and mask.
       apply: the model.
       transform: preprocesses uint8 images.
-      by_class: also counts for each class; see `classification_sums`.
+      by_class: whether to add counts for each class; see `jaxvit.training.metrics.classification_sums`.
       axis_name: name of pmap's axis; None under jit.
     """
     logits_BK = apply(variables, transform(batch["image"]), train=False)

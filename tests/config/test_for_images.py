@@ -37,8 +37,8 @@ def test_thirty_cats_and_four_dogs(tmp_path):
     for phrase in (
         f"34 images of 2 classes in image_folder:{path}",
         "classes: cat 30, dog 4",
-        "largest class: cat, 88.2% of the images: what a constant answer would get",
-        "26 train, 4 validation, 4 test; validation and test cut off train by content",
+        "largest class: cat, 88.2% of the images: the accuracy of a constant answer",
+        "26 train, 4 validation, 4 test; validation and test cut off train, a tenth of each class",
         "notes.txt",
         "1 class folders without an image (bird)",
         "1 images that cannot be decoded (",
@@ -81,8 +81,8 @@ def test_given_parts_and_copies_across_them(tmp_path):
     assert "27 train, 4 validation, 5 test; as they are stored" in "\n".join(found.lines)
     assert found.config.data.cut == ""
     across, twice = found.warnings
-    assert across.startswith("2 images are copies of one another across the given parts, such as Training/cat/same.png")
-    assert "1 images stand in more than one class, such as" in twice and "cat/x.png" in twice and "dog/y.png" in twice
+    assert across.startswith("2 images have copies in another part, such as Training/cat/same.png")
+    assert "1 images are in more than one class, such as" in twice and "cat/x.png" in twice and "dog/y.png" in twice
 
 
 def test_grey_images_are_not_mirrored(tmp_path):
@@ -100,7 +100,7 @@ def test_a_prepared_set(data_directory):
     found = choose(load_config_file("photos"), "digits")
     config = found.config
     assert (config.data.name, config.data.side, config.data.cut, config.augment.flip) == ("digits", 0, "content", False)
-    assert "1,295 train, 142 validation, 360 test; validation cut off train by content" in "\n".join(found.lines)
+    assert "1,295 train, 142 validation, 360 test; validation cut off train, a tenth" in "\n".join(found.lines)
     assert resolve(config).data.image_shape == (8, 8, 1) and config.model.conv_layers == 1
 
 

@@ -187,7 +187,14 @@ def half_written(folder):
     """Files and folders that only a write that did not end leaves."""
     found = [p for p in folder.rglob("*") if p.is_file() and not p.stat().st_size]
     found = [p for p in found if p.name not in (".lock", "metrics.jsonl", "commit_success.txt")]  # of no bytes anyway
-    return found + [p for p in folder.rglob("*") if ".tmp" in p.name or "-tmp" in p.name or ".damaged" in p.name]
+    return found + [
+        p
+        for p in folder.rglob("*")
+        if ".tmp" in p.name
+        or "-tmp" in p.name
+        or ".damaged" in p.name
+        or p.name.startswith((".making", "incomplete", ".exporting"))
+    ]
 
 
 def saved(run):
@@ -204,6 +211,7 @@ def test_a_run_that_meets_one_error_after_another_ends_as_one_that_met_none(verb
         verbs.fail(*words, folder=run, name=name, kinds=kinds, kind=kind, number=number)
         if not kinds & REMOVE:
             assert not half_written(run), (name, half_written(run))
+        assert steps or kinds != MAKE or name != "checkpoints" or not run.exists()  # it held nothing yet
         assert set(steps[-1:]) <= set(saved(run)), f"the checkpoint of step {steps[-1:]} is lost"
         steps = saved(run)
     assert steps == [4, 8]
@@ -254,8 +262,9 @@ def test_a_verb_that_cannot_write_leaves_nothing_half_written(verbs, untouched, 
     verbs.fail(*argv, folder=run / folder, name=name, kinds=kinds, kind=kind)
     assert not half_written(run), half_written(run)
     assert before.items() <= {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}.items()
-    answer = verbs(*argv)
-    assert answer["code"] == 0 and any((run / folder).iterdir()), answer
+    if verb != "report":  # which would draw all its figures once more
+        answer = verbs(*argv)
+        assert answer["code"] == 0 and any((run / folder).iterdir()), answer
 
 
 @needs_compiler
@@ -275,7 +284,7 @@ def test_an_error_while_images_are_decoded_leaves_nothing(verbs, untouched, kind
     words = ("train", "--config=./linear.py", f"--config.data.dir={data}", f"--workdir={run}")
     for name in ("digits", "stored.npy") if kind == "EIO" else ("labels.npy",):
         verbs.fail(*words, folder=data, name=name, kinds=WRITE, kind=kind)
-        assert not run.exists() and not list(data.rglob(".making-*/*.npy"))
+        assert not run.exists() and not half_written(data), half_written(data)
     assert verbs(*words)["code"] == 0 and outcome(run)[1] == outcome(untouched)[1]
 
 
@@ -288,10 +297,9 @@ def test_compiled_programs_that_cannot_be_kept_are_no_reason_to_stop(verbs, unto
     assert outcome(run) == outcome(untouched)
 
 
-@pytest.mark.parametrize("closed", [[0, 1, 2], [1]])
-def test_a_run_needs_nobody_who_listens(verbs, untouched, closed):
-    run = verbs.place / f"closed_{len(closed)}"
-    answer = train(verbs, run, closed=closed)
+def test_a_run_needs_no_standard_streams(verbs, untouched):
+    run = verbs.place / "closed"
+    answer = train(verbs, run, closed=[0, 1, 2])
     assert (answer["code"], answer["out"], answer["err"]) == (0, "", ""), answer
     assert outcome(run) == outcome(untouched)
 

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -96,6 +97,7 @@ def begin(asked: dict, files: dict[int, tempfile.SpooledTemporaryFile], calls: i
 def main() -> None:
     warm_up()
     warnings.filterwarnings("ignore", message=".*fork")
+    gc.freeze()  # else the first collection of each child writes to, and so copies, all of the memory that it shares
     reader, answers = sys.stdin, os.fdopen(os.dup(1), "w")
     for line in reader:
         asked = json.loads(line)

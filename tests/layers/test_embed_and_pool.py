@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_encoder_block import mlp, norm
+from reference import mlp, norm
 
 from jaxvit.layers import AttentionPool, Classifier, ConvTokenizer, PatchEmbed, Pool, PositionEmbed, SequencePool
 from jaxvit.layers.initialisers import SCHEMES, attention_kernel

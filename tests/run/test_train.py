@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from runs import StopAt, contents, metrics, newest_state
 from tiny import tiny_config
 
 import jaxvit
@@ -24,9 +25,6 @@ from jaxvit.config.plan import resolve
 from jaxvit.errors import INTERRUPTED, STOPPED, RunFailedError, StoppedError, UsageError
 from jaxvit.files import read_json
 from jaxvit.run.assembly import assemble
-from jaxvit.training.checkpoint import Checkpoints
-from jaxvit.training.journal import read_jsonl
-from jaxvit.training.stopping import StopRequest
 
 TESTS = str(Path(__file__).parents[1])
 
@@ -38,24 +36,11 @@ def _optax_mixes_dtypes():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, curves):
     """One uninterrupted run, shared."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), curves.drawn():
         return workdir, jaxvit.train(tiny_config(), workdir)
-
-
-def newest_state(workdir, config):
-    assembly = assemble(resolve(config))
-    like = jax.jit(assembly.create_state)()
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state, progress = checkpoints.restore(checkpoints.latest_step(), like)
-    checkpoints.close()
-    return state, progress
-
-
-def metrics(workdir):
-    return read_jsonl(workdir / "metrics.jsonl")
 
 
 def test_the_run_directory_explains_itself(finished):
@@ -115,23 +100,6 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds other files"):
         jaxvit.train(tiny_config(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-class StopAt(StopRequest):
-    """A stop request that triggers when it is read for the n-th time."""
-
-    def __init__(self, reads, code):
-        self.reads, self.code = reads, code
-        super().__init__()
-
-    @property
-    def exit_code(self):
-        self.reads -= 1
-        return self.code if self.reads < 0 else 0
-
-    @exit_code.setter
-    def exit_code(self, value):
-        pass
 
 
 @pytest.mark.parametrize("reads", [1, 4, 9])
@@ -365,7 +333,10 @@ def test_out_of_memory_is_one_line_with_what_helps(tmp_path):
     with pytest.raises(RunFailedError) as error:
         jaxvit.train(config, tmp_path / "run")
     line = str(error.value)
-    assert line.startswith("out of device memory (262,144.00 GiB could not be had); these help: ") and "\n" not in line
+    assert (
+        line.startswith("out of device memory (262,144.00 GiB could not be allocated); change one of: ")
+        and "\n" not in line
+    )
     for setting in ("train.batch_size, now=16", "eval.batch_size, now=7", "data.feed=stream, now=auto"):
         assert f"config.{setting}" in line
 
@@ -438,10 +409,6 @@ def test_other_images_than_the_run_began_with_are_refused(finished, tmp_path, mo
     with pytest.raises(UsageError, match=r"config.data.train: these are not the images"):
         jaxvit.train(tiny_config(train__duration="4 epochs"), tmp_path / "run")
     assert contents(tmp_path / "run") == before
-
-
-def contents(folder):
-    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(

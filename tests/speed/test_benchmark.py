@@ -388,7 +388,9 @@ def test_an_exhausted_device_is_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.")
 
     monkeypatch.setattr(models, "measure", exhausted)
-    with pytest.raises(RunFailedError, match=r"1\.00 GiB could not be had.*a smaller --batch, now=4, .*dtype=bfloat16"):
+    with pytest.raises(
+        RunFailedError, match=r"1\.00 GiB could not be allocated.*a smaller --batch, now=4, .*dtype=bfloat16"
+    ):
         models.measure_one(tiny_config(train__batch_size=4), Effort(), synthetic=True)
 
 

@@ -182,17 +182,18 @@ def test_a_weighted_loss_under_mixup_and_accumulation(smoothing, accumulate):
     logits = x @ w
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     smooth = np.eye(3) * (1 - smoothing) + smoothing / 3
-    loss = np.zeros(8)
+    losses = np.zeros(8)
     gradient = np.zeros_like(w)
     for i in range(6):
         for k in range(3):
             part = float(shares[i, k]) * weights[k]
-            loss[i] -= part * smooth[k] @ log_p[i]
+            losses[i] -= part * smooth[k] @ log_p[i]
             gradient += part * np.outer(x[i], np.exp(log_p[i]) - smooth[k]) / 6
     assert np.count_nonzero((np.asarray(shares) > 0).sum(1) == 2) > 1, "nothing is mixed"
 
-    transform = partial(augment, settings=settings, classes=3, label_smoothing=smoothing, class_weights=tuple(weights))
-    step = jax.jit(build(accumulate=accumulate, key=key, transform=transform))
-    after, sums = step(fresh_state(), given)
-    assert float(sums["loss"]) == pytest.approx(loss.sum(), rel=1e-5) and float(sums["count"]) == 6
+    weighted = {"classes": 3, "label_smoothing": smoothing, "class_weights": tuple(weights)}
+    transform = partial(augment, settings=settings, **weighted)
+    options = {"apply": apply, "transform": transform, "optimizer": optax.sgd(0.5), "accumulate": accumulate}
+    after, sums = jax.jit(partial(train_step, key=key, **options))(fresh_state(), given)
+    assert float(sums["loss"]) == pytest.approx(losses.sum(), rel=1e-5) and float(sums["count"]) == 6
     np.testing.assert_allclose(after.params["kernel"], w - 0.5 * gradient, rtol=1e-4, atol=1e-6)
