@@ -13,7 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reading.md"
 MOST = 1200
-ROW = re.compile(r"^\| \d+ \| \[`(?P<file>[\w/]+\.py)`\]\(\.\./(?P=file)\) \| (?P<names>.+?) \| (?P<lines>\d+) \|", re.M)
+ROW = re.compile(
+    r"^\| \d+ \| \[`(?P<file>[\w/]+\.py)`\]\(\.\./(?P=file)\) \| (?P<names>.+?) \| (?P<lines>\d+) \|", re.M
+)
 TOTAL = re.compile(r"(?P<total>[\d,]+) lines in all")
 
 

@@ -1,24 +1,24 @@
-"""ShiftViT: a pyramid of maps, mixed by a shift that has no parameters.
+"""ShiftViT: a pyramid of maps, where a shift without parameters replaces attention.
 
-Paper: Wang et al. 2022 (arXiv:2201.10801); authors' code microsoft/SPACH. The `shiftvit_*` names are exactly theirs in
-parameters and operations; the plain names are the paper's Shift-T, -S and -B (MLP ratio 2), theirs `shiftvit_r2_*`. In
-each direction the tiny and small sizes move C // 12 channels, the base sizes C // 16 (their `n_div`): 8 in the first
-stage of all of them, a third or a quarter of the channels in all.
+Paper: Wang et al. 2022 (arXiv:2201.10801); authors' code microsoft/SPACH. The `shiftvit_*` models have the authors'
+parameters and operations. `shiftvit_tiny`, `_small` and `_base` are the paper's Shift-T, -S and -B (MLP ratio 2), which
+their code calls `shiftvit_r2_*`. In each direction, the tiny and small sizes move C // 12 channels and the base sizes
+C // 16 (their `n_div`): 8 channels in the first stage of every size, a third or a quarter of the channels in total.
 
-Departures of the Keras tutorial from the authors, each an attribute:
+Departures of the Keras tutorial from the authors. Each is an attribute:
 
 | tutorial | attribute | authors | effect |
 |---|---|---|---|
-| the shift never shifts: it crops and pads on the same side, so one border of each group turns zero | `shift='border'` | `'true'` | pixels mix in the merges only |
-| groups of 12 channels, not 12 groups: 50, 25, 12.5, 6.25 % of the channels, by stage | `groups='width'` | `'count'` | theirs: a third at every stage (base sizes: a quarter) |
-| drop-path rates rise from 0 anew in each stage | `drop_path_ramp='stage'` | `'all'` | early blocks drop more |
-| every drop-path layer has seed 1337 | `shared_drop_path=True` | `False` | one draw for all: drops are nested |
+| the shift does not shift: it crops and pads on the same side, which zeroes one border of each group | `shift='border'` | `'true'` | pixels mix in the merges only |
+| groups of 12 channels instead of 12 groups: 50, 25, 12.5, 6.25 % of the channels, by stage | `groups='width'` | `'count'` | theirs: a third at every stage (base sizes: a quarter) |
+| drop-path rates rise from 0 in each stage | `drop_path_ramp='stage'` | `'all'` | early blocks drop more |
+| every drop-path layer has seed 1337 | `shared_drop_path=True` | `False` | all layers draw the same numbers: drops are nested |
 | norm over channels | `norm='channels'` | `'sample'` | statistics per pixel, not per image |
-| no norm after the stem nor before the mean | `stem_norm=False`, `final_norm=False` | `True` | 1,728 parameters fewer |
+| no norm after the stem or before the mean | `stem_norm=False`, `final_norm=False` | `True` | 1,728 parameters fewer |
 | merges keep an odd last row and column | `merge_padding='SAME'` | `'VALID'` | 3x3 becomes 2x2, not 1x1 |
 
-That the shortcut starts after the shift is no departure: the authors' block does it too. The "one seed" row holds for
-the tutorial's layers as they are written; that the drops were nested in the published run is inferred.
+The residual connection starts after the shift in the authors' block too. The row on the seed follows from the code of
+the tutorial's layers; that the drops were nested in the published run is inferred.
 """  # noqa: E501
 
 from functools import partial
