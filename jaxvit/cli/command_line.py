@@ -115,7 +115,7 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
                 code = verb(words)
             except SystemExit as left:  # from argparse, after --help
                 code = int(left.code or 0)
-            sys.stdout.flush()  # here, so that an error is reported
+            sys.stdout.flush()  # a failure here is still reported as one line
         return code, None
     except UsageError as error:
         return _complain(error, errors.USAGE), error
