@@ -14,7 +14,7 @@ from jaxvit.cli import command_line
 from jaxvit.devices import quiet
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.exports.formats import format_of
-from jaxvit.files import make_writable, write_text
+from jaxvit.files import local_path, make_writable, write_text
 from jaxvit.shown import terminal
 from jaxvit.speed.models import PACKAGES, circumstances, measure_each, measure_one
 from jaxvit.speed.page import in_short, markdown, show, show_plan, write_tables
@@ -48,7 +48,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--file", action="append", default=[], metavar="FILE", help="exported files in place of --model; they are run"
     )
-    parser.add_argument("--workdir", default="", metavar="RUN", help="with --file: the run that they were made of")
+    parser.add_argument(
+        "--workdir", default="", type=local_path, metavar="RUN", help="with --file: the run that they were made of"
+    )
     parser.add_argument(
         "--own_code", action="store_true", help="with --workdir or a hub folder: as jaxvit evaluate has it"
     )
@@ -59,8 +61,8 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--synthetic", action="store_true", help="random images even where the config's data is there")
     parser.add_argument("--rounds", type=int, default=5, help="turns of everything that is timed (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default: 2)")
-    parser.add_argument("--trace", metavar="DIR", help="write a profile of some steps there")
-    parser.add_argument("--out", metavar="DIR", help="write benchmark.md and benchmark.csv there")
+    parser.add_argument("--trace", type=local_path, metavar="DIR", help="write a profile of some steps there")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="write benchmark.md and benchmark.csv there")
     parser.add_argument("--json", action="store_true", help="one JSON object for each model, a line each")
     parser.add_argument("--dry_run", action="store_true", help="say what would be measured; stop")
     return parser
@@ -148,7 +150,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     from jaxvit.speed.files import BATCHES, measure_files, page
 
     parser.refuse_unknown(rest)
-    files = [Path(name) for value in options.file for name in value.split(",")]
+    files = [Path(local_path(name)) for value in options.file for name in value.split(",")]
     if not files:
         raise UsageError(
             "--workdir and --own_code are for --file: name exported files, such as --file=RUN/export/model.stablehlo"

@@ -7,6 +7,7 @@ from jaxvit.cli.options import add_run_options, load_run
 from jaxvit.errors import DONE
 from jaxvit.exports.formats import FORMATS, formats_named
 from jaxvit.exports.write import export_files
+from jaxvit.files import local_path
 from jaxvit.trained.weights import KINDS
 
 _EXAMPLES = """examples:
@@ -32,7 +33,9 @@ def main(argv: list[str]) -> int:
     add_run_options(parser)
     parser.add_argument("--to", default="stablehlo", metavar="FORMATS", help=f"{', '.join(FORMATS)}; several: a,b")
     parser.add_argument("--dtype", choices=KINDS, default="float32", help="of the stored weights (default: float32)")
-    parser.add_argument("--out", default="", metavar="DIR", help="where the files go (default: RUN/export)")
+    parser.add_argument(
+        "--out", default="", type=local_path, metavar="DIR", help="where the files go (default: RUN/export)"
+    )
     parser.add_argument("--dry_run", action="store_true", help="say what would be written; write nothing")
     options, rest = parser.parse_known_args(argv)
     parser.refuse_unknown(rest)

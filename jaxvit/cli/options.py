@@ -8,19 +8,22 @@ import jax
 
 from jaxvit.cli import command_line
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.trained.load import CHECKPOINTS, WEIGHTS, Loaded, load
 
 
 def add_run_options(parser: command_line.Parser) -> None:
     """The flags that every verb on a trained model has."""
-    parser.add_argument("--workdir", default="", metavar="RUN", help="the run's folder")
+    parser.add_argument("--workdir", default="", type=local_path, metavar="RUN", help="the run's folder")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="best", help="(default: best on validation)")
     parser.add_argument(
         "--weights", choices=WEIGHTS, default="chosen", help="chosen: averaged ones where the run keeps them (default)"
     )
     parser.add_argument("--batch_size", type=int, default=0, help="images at a time (default: the run's)")
     parser.add_argument("--devices", type=int, default=0, help="how many to use (default: all)")
-    parser.add_argument("--data_dir", default="", metavar="DIR", help="TFDS directory (else the run's, TFDS_DATA_DIR)")
+    parser.add_argument(
+        "--data_dir", default="", type=local_path, metavar="DIR", help="TFDS directory (else the run's, TFDS_DATA_DIR)"
+    )
     parser.add_argument(
         "--own_code",
         action="store_true",

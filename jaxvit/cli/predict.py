@@ -18,7 +18,7 @@ from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
 from jaxvit.data.decoding import Limits
 from jaxvit.errors import UsageError
-from jaxvit.files import make_writable
+from jaxvit.files import local_path, make_writable
 from jaxvit.shown import csv_cell, terminal
 from jaxvit.trained.image_files import find_images
 from jaxvit.trained.predict import Prediction, predict_files
@@ -48,7 +48,9 @@ def main(argv: list[str]) -> int:
       UsageError: no such run, or no images.
     """
     parser = command_line.Parser("predict", "Says what a trained model sees in image files.", _EXAMPLES)
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders, patterns; - = names from stdin")
+    parser.add_argument(
+        "images", nargs="*", type=local_path, metavar="IMAGES", help="files, folders, patterns; - = names from stdin"
+    )
     add_run_options(parser)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for each image (default: 5)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="of stdout (default: table)")
@@ -56,7 +58,9 @@ def main(argv: list[str]) -> int:
         parser.add_argument(
             f"--max_{name}", type=int, default=default, metavar="N", help=f"that a file may have (default: {default:,})"
         )
-    parser.add_argument("--figure", default="", metavar="FILE", help="draw the images with what was said of them")
+    parser.add_argument(
+        "--figure", default="", type=local_path, metavar="FILE", help="draw the images with what was said of them"
+    )
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help=f"images in the figure, the first ones (default: {PICTURES})"
     )

@@ -12,6 +12,7 @@ from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.devices.runtime import lower_priority
 from jaxvit.errors import RunFailedError, UsageError, first_line
+from jaxvit.files import local_path
 from jaxvit.pages.terminal import print_table
 from jaxvit.reproduce.archive import SUFFIX as ARCHIVE_SUFFIX
 from jaxvit.reproduce.archive import archived, folder_for, opened, pack, renew
@@ -80,16 +81,28 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="", help="of the computation, marked as such in the table"
     )
-    parser.add_argument("--take", default="", metavar="DIR", help="add the table in DIR to this one; run nothing")
-    parser.add_argument("--queue", default="", metavar="FILE", help="run what this file lists: see docs/scale.md")
+    parser.add_argument(
+        "--take", default="", type=local_path, metavar="DIR", help="add the table in DIR to this one; run nothing"
+    )
+    parser.add_argument(
+        "--queue", default="", type=local_path, metavar="FILE", help="run what this file lists: see docs/scale.md"
+    )
     parser.add_argument("--limit", default="", metavar="TIME", help="with --queue: stop after so long, '2 hours'")
     parser.add_argument(
-        "--runs", default="runs/reproduce", metavar="DIR", help="or DIR.tar, its archive (default: runs/reproduce)"
+        "--runs",
+        default="runs/reproduce",
+        type=local_path,
+        metavar="DIR",
+        help="or DIR.tar, its archive (default: runs/reproduce)",
     )
-    parser.add_argument("--pack", default="", metavar="FILE.tar", help="write such an archive; run nothing")
+    parser.add_argument(
+        "--pack", default="", type=local_path, metavar="FILE.tar", help="write such an archive; run nothing"
+    )
     of_results = "where results.csv, its page, metrics and curves are kept (default: results)"
-    parser.add_argument("--results", default="results", metavar="DIR", help=of_results)
-    parser.add_argument("--configs", metavar="DIR", help="config files of the rows (default: those of jaxvit)")
+    parser.add_argument("--results", default="results", type=local_path, metavar="DIR", help=of_results)
+    parser.add_argument(
+        "--configs", type=local_path, metavar="DIR", help="config files of the rows (default: those of jaxvit)"
+    )
     parser.add_argument("--dry_run", action="store_true", help="show the rows to be run, as --list does; train nothing")
     return parser
 

@@ -12,6 +12,7 @@ from jaxvit.config.plan import resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.devices import hardware, processes
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.dry_run import print_plan
 from jaxvit.run.train import train
@@ -43,7 +44,7 @@ def _parser() -> command_line.Parser:
         metavar="NAME[:VARIANT]",
         help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="the run's folder; made when missing")
+    parser.add_argument("--workdir", type=local_path, metavar="DIR", help="the run's folder; made when missing")
     parser.add_argument(
         "--dry_run", action="store_true", help="print the plan, the parameters and the learning rate; stop"
     )

@@ -10,6 +10,7 @@ A config file defines ``get_config(variant='...') -> ConfigDict`` and, if it kno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -366,8 +367,24 @@ def model_attributes(name: str) -> dict[str, Any]:
     return {f"model.{key}": 0 if key == "num_classes" else value for key, value in defaults.items()}
 
 
+# What jax counts by are int32; a seed is a uint32. Of files there may be more.
+_LARGEST = {"seed": 2**32 - 1, "seeds": 2**32 - 1, "data.max_pixels": 2**53, "data.max_bytes": 2**53}
+_LARGEST_ATTRIBUTE = 10**6  # of a model: a larger size is a slip, and jax cannot even trace it
+
+
+def check_number(path: str, value: Any) -> None:
+    """Raises UsageError where a key's value, or one in its tuple, is a number that nothing can be computed with."""
+    for each in value if isinstance(value, tuple) else ():
+        check_number(path, each)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"config.{path}={value}: must be a finite number")
+    most = _LARGEST.get(path, _LARGEST_ATTRIBUTE if path.startswith("model.") else 2**31 - 1)
+    if isinstance(value, int | float) and abs(value) > most and (isinstance(value, int) or path.startswith("model.")):
+        raise UsageError(f"config.{path}={value:.5g}: must be at most {most:,}")
+
+
 def check_keys(config: ConfigDict) -> None:
-    """Every key there, none besides, each of its type.
+    """Every key there, none besides, each of its type and no number beyond all sense.
 
     Raises:
       UsageError: names the key, and the nearest real one.
@@ -375,6 +392,7 @@ def check_keys(config: ConfigDict) -> None:
     leaves = dict(flatten(config))
     for path, value in leaves.items():
         if path.startswith("model."):
+            check_number(path, value)
             continue
         if path not in KEYS:
             raise UsageError(f"config.{path}: {gone(path) or f'there is no such key{nearest(path, KEYS)}'}")
@@ -382,6 +400,7 @@ def check_keys(config: ConfigDict) -> None:
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             example = KEYS[path].default
             raise UsageError(f"config.{path}={value!r}: must be of type {wanted.__name__}, such as {example!r}")
+        check_number(path, value)
     missing = [path for path in KEYS if path not in leaves]
     if missing:
         raise UsageError(f"config.{missing[0]}: this key is missing; make the config by jaxvit.config.base_config()")

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from jaxvit.errors import UsageError, nearest
 
+LONGEST = 10**9  # steps; jax counts them by an int32
+
 
 class ConfigReader:
     """Reads config values and remembers which."""
@@ -87,5 +89,9 @@ def parse_duration(text: str, *, key: str, steps_per_epoch: int, whole: int = 0)
     if unit == "%":
         if not whole:
             raise UsageError(f"config.{key}='{text}': a share has no meaning here; write it as {forms}")
-        return int(number * whole / 100)
-    return int(number * steps_per_epoch) if unit.startswith("epoch") else int(number)
+        steps = number * whole / 100
+    else:
+        steps = number * steps_per_epoch if unit.startswith("epoch") else number
+    if steps > LONGEST:
+        raise UsageError(f"config.{key}='{text:.40}': that is more than {LONGEST:,} steps, and so far is not counted")
+    return int(steps)

@@ -29,7 +29,7 @@ from jaxvit.data.own import OwnStore
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.files import CHECKSUM, checked_json, checksum, replaced
+from jaxvit.files import CHECKSUM, checked_json, checksum, local_path, replaced
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.shown import terminal
 
@@ -416,7 +416,7 @@ def open_dataset(
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
     if name.startswith(PREFIX):
-        store: Any = FolderStore(Path(name.removeprefix(PREFIX)).expanduser(), directory, limits)
+        store: Any = FolderStore(Path(local_path(name.removeprefix(PREFIX))), directory, limits)
     elif is_own(name):
         store = OwnStore(name, directory)
     else:

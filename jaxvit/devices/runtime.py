@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError
+from jaxvit.files import user_cache
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Jaxlib 0.10 gives matrix products on CPU to a library that took twice as long over them as XLA's own; 0.12 does not.
@@ -26,9 +27,8 @@ def keep_compiled_programs() -> None:
 
     ``JAX_COMPILATION_CACHE_DIR`` names another folder; set to '' it keeps none. What was set through jax.config stays.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     settings = {
-        "jax_compilation_cache_dir": str(cache / "jaxvit" / "xla"),
+        "jax_compilation_cache_dir": str(user_cache() / "jaxvit" / "xla"),
         # By default jax keeps only what took a second to compile, which leaves out most of a small model.
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }

@@ -19,6 +19,7 @@ from jaxvit.data.colour import denormalize
 from jaxvit.data.settings import Augmentation
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
+from jaxvit.files import local_path
 from jaxvit.ops import ways
 from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
 from jaxvit.trained import hub
@@ -133,7 +134,7 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
       >>> model(np.zeros((2, *model.image_shape), np.uint8)).shape  # doctest: +SKIP
       (2, 10)
     """
-    path = Path(workdir)
+    path = Path(local_path(workdir))
     for name, value, known in (("checkpoint", checkpoint, CHECKPOINTS), ("weights", weights, WEIGHTS)):
         if value not in known:
             raise UsageError(f"{name}='{value}': must be one of {', '.join(known)}")
