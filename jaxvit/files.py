@@ -31,6 +31,16 @@ from jaxvit.shown import csv_cell, terminal
 INSTALLED_IN = Path(__file__).parents[1]  # the folder that holds this package: a checkout, or site-packages
 
 
+def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Whether what a file says is a finite number from `least` to `most`; true and false are none.
+
+    Example:
+      >>> is_number(0.5, 0, 1), is_number(True), is_number("897 %")
+      (True, False, False)
+    """
+    return type(value) in (int, float) and -math.inf < value < math.inf and least <= value <= most
+
+
 def require(right: bool, file: Path, reason: str, remedy: str) -> None:
     """Raises UsageError with the reason why a file cannot be used and what to do about it, unless all is right."""
     if not right:
@@ -88,6 +98,15 @@ def checksum(value: Any) -> str:
     return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"
 
 
+def _finite(word: str) -> float:
+    if not math.isfinite(value := float(word)):
+        raise ValueError(f"it has the number {word:.20}, which is not finite")
+    return value
+
+
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
 def parse_json(data: bytes | str) -> Any:
     """What JSON says.
 
@@ -95,14 +114,9 @@ def parse_json(data: bytes | str) -> Any:
       ValueError: it is none, or has a number that is not finite: NaN, 1e400.
     """
 
-    def finite(word: str) -> float:
-        if not math.isfinite(value := float(word)):
-            raise ValueError(f"it has the number {word:.20}, which is not finite")
-        return value
-
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(text.removeprefix("\ufeff"), parse_float=finite, parse_constant=finite)
+        return _JSON.decode(text.removeprefix("\ufeff"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (UnicodeDecodeError, json.JSONDecodeError):

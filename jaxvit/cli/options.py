@@ -9,6 +9,7 @@ import jax
 from jaxvit.cli import command_line
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path
+from jaxvit.trained.inference import refuse_batch
 from jaxvit.trained.load import CHECKPOINTS, WEIGHTS, Loaded, load
 
 
@@ -24,6 +25,9 @@ def add_run_options(parser: command_line.Parser) -> None:
     parser.add_argument(
         "--data_dir", default="", type=local_path, metavar="DIR", help="TFDS directory (else the run's, TFDS_DATA_DIR)"
     )
+    for name, of in (("pixels", "a stored image"), ("bytes", "the file of an image")):
+        help_text = f"that {of} may have (default: the run's data.max_{name})"
+        parser.add_argument(f"--max_{name}", type=int, metavar="N", help=help_text)
     parser.add_argument(
         "--own_code",
         action="store_true",
@@ -35,8 +39,14 @@ def load_run(options: Any) -> Loaded:
     """The model of a verb's `--workdir`, `--checkpoint` and `--weights`."""
     if not options.workdir:
         raise UsageError("--workdir is missing: name the folder of a run, such as --workdir=runs/digits")
-    if options.batch_size < 0:
-        raise UsageError(f"--batch_size={options.batch_size}: must be 1 or more; 0 = the run's")
+    if not 0 <= options.batch_size < 2**31:
+        raise UsageError(f"--batch_size={options.batch_size}: must be from 1 to {2**31 - 1:,}; 0 = the run's")
+    limits = {name: getattr(options, name) for name in ("max_pixels", "max_bytes")}
+    for name, value in limits.items():
+        if value is not None and not 1 <= value <= 2**53:
+            raise UsageError(f"--{name}={value}: must be from 1 to {2**53:,}")
     if not 0 <= options.devices <= jax.local_device_count():
         raise UsageError(f"--devices={options.devices}: there are {jax.local_device_count()}; 0 = all")
-    return load(options.workdir, checkpoint=options.checkpoint, weights=options.weights, own_code=options.own_code)
+    loaded = load(options.workdir, checkpoint=options.checkpoint, weights=options.weights, own_code=options.own_code)
+    refuse_batch(loaded, options.batch_size or loaded.evaluation_batch, options.devices)
+    return loaded.with_limits(**{name: value or 0 for name, value in limits.items()})

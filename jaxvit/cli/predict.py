@@ -16,7 +16,6 @@ import numpy as np
 from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
-from jaxvit.data.decoding import Limits
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path, make_writable
 from jaxvit.shown import csv_cell, terminal
@@ -54,10 +53,6 @@ def main(argv: list[str]) -> int:
     add_run_options(parser)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for each image (default: 5)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="of stdout (default: table)")
-    for name, default in (("pixels", Limits.pixels), ("bytes", Limits.bytes)):
-        parser.add_argument(
-            f"--max_{name}", type=int, default=default, metavar="N", help=f"that a file may have (default: {default:,})"
-        )
     parser.add_argument(
         "--figure", default="", type=local_path, metavar="FILE", help="draw the images with what was said of them"
     )
@@ -68,12 +63,11 @@ def main(argv: list[str]) -> int:
     parser.refuse_unknown(rest)
     if not options.images:
         raise UsageError("name images: files, folders, patterns, or - for a list on stdin; see jaxvit predict --help")
-    for name in ("top", "pictures", "max_pixels", "max_bytes"):
+    for name in ("top", "pictures"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
     figure = _figure_file(options.figure)
     loaded = load_run(options)
-    limits = Limits(options.max_pixels, options.max_bytes)
     names = find_images(options.images, sys.stdin)
     some = list(itertools.islice(names, 2))
     if all(map(os.path.isdir, some)) and len(some) < 2:
@@ -82,10 +76,9 @@ def main(argv: list[str]) -> int:
     pictures: list[tuple[np.ndarray, Prediction]] = []
     write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
     counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
+    how = {"top": options.top, "batch": options.batch_size, "devices": options.devices}
     with _Progress() as advance:
-        for image, said in predict_files(
-            loaded, names, top=options.top, batch=options.batch_size, devices=options.devices, limits=limits
-        ):
+        for image, said in predict_files(loaded, names, **how):
             write(said)
             advance()
             counts["failed" if said.error else "done"] += 1

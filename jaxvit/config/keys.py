@@ -370,37 +370,45 @@ def model_attributes(name: str) -> dict[str, Any]:
 # What jax counts by are int32; a seed is a uint32. Of files there may be more.
 _LARGEST = {"seed": 2**32 - 1, "seeds": 2**32 - 1, "data.max_pixels": 2**53, "data.max_bytes": 2**53}
 _LARGEST_ATTRIBUTE = 10**6  # of a model: a larger size is a slip, and jax cannot even trace it
+_TUPLES_OF_WORDS = ("log.writers", "optim.muon_off", "optim.muon_on", "train.hooks")  # all others are of numbers
 
 
-def check_number(path: str, value: Any) -> None:
-    """Raises UsageError where a key's value, or one in its tuple, is a number that nothing can be computed with."""
-    for each in value if isinstance(value, tuple) else ():
-        check_number(path, each)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"config.{path}={value}: must be a finite number")
-    most = _LARGEST.get(path, _LARGEST_ATTRIBUTE if path.startswith("model.") else 2**31 - 1)
-    if isinstance(value, int | float) and abs(value) > most and (isinstance(value, int) or path.startswith("model.")):
-        raise UsageError(f"config.{path}={value:.5g}: must be at most {most:,}")
+def check_value(path: str, value: Any) -> None:
+    """Looks at the value of a key, or of a model's attribute 'model.NAME': is it of the key's type, and a number that
+    something can be computed with? Which values make sense together, `jaxvit.config.plan.resolve` says.
+
+    Raises:
+      UsageError: it is not.
+    """
+    if path in KEYS:
+        example = KEYS[path].default
+        wanted = type(example)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise UsageError(f"config.{path}={value!r}: must be of type {wanted.__name__}, such as {example!r}")
+        kinds = (str,) if path in _TUPLES_OF_WORDS else (int, float)
+        if wanted is tuple and not all(type(each) in kinds for each in value):
+            of = "words" if str in kinds else "numbers"
+            raise UsageError(f"config.{path}={value!r}: must be a tuple of {of}")
+    attribute = path.startswith("model.")
+    most = _LARGEST.get(path, _LARGEST_ATTRIBUTE if attribute else 2**31 - 1)
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, float) and not math.isfinite(each):
+            raise UsageError(f"config.{path}={value}: must be finite")
+        if isinstance(each, int | float if attribute else int) and abs(each) > most:
+            raise UsageError(f"config.{path}={each:.12g}: must be at most {most:,}")
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Every key there, none besides, each of its type and no number beyond all sense.
+    """Every key there, none besides, and each a `check_value` of its own.
 
     Raises:
       UsageError: names the key, and the nearest real one.
     """
     leaves = dict(flatten(config))
     for path, value in leaves.items():
-        if path.startswith("model."):
-            check_number(path, value)
-            continue
-        if path not in KEYS:
+        if path not in KEYS and not path.startswith("model."):
             raise UsageError(f"config.{path}: {gone(path) or f'there is no such key{nearest(path, KEYS)}'}")
-        wanted = type(KEYS[path].default)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            example = KEYS[path].default
-            raise UsageError(f"config.{path}={value!r}: must be of type {wanted.__name__}, such as {example!r}")
-        check_number(path, value)
+        check_value(path, value)
     missing = [path for path in KEYS if path not in leaves]
     if missing:
         raise UsageError(f"config.{missing[0]}: this key is missing; make the config by jaxvit.config.base_config()")

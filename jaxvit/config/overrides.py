@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxvit.config.files import load_config_file
-from jaxvit.config.keys import KEYS, flatten, gone
+from jaxvit.config.keys import KEYS, check_value, flatten, gone
 from jaxvit.errors import UsageError, first_line, nearest
 
 
@@ -57,6 +57,7 @@ def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, 
         # absl's parser takes what is no Python literal for a tuple of one string.
         if types[key] is tuple and any(isinstance(v, str) and v.startswith(("(", "[")) for v in value):
             raise UsageError(f"--config.{key}={value[0]}: expected {_TYPE_NAMES[tuple]}")
+        check_value(key, value)
     return values.config, applied, rest
 
 

@@ -86,6 +86,9 @@ def _open(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "side": get.at_least("data.side", 0),
         "limits": Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1)),
     }
+    side, most = options["side"], options["limits"].pixels
+    if side**2 > most:
+        raise UsageError(f"config.data.side={side}: that is more pixels than config.data.max_pixels={most} allows")
     return opened or open_dataset(get("data.name"), data_dir(get("data.dir")), **options)
 
 

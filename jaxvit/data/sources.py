@@ -415,10 +415,14 @@ def open_dataset(
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
+    if name == PREFIX:
+        raise UsageError(f"config.data.name='{name}': names no folder; write it as {PREFIX}PATH")
     if name.startswith(PREFIX):
         store: Any = FolderStore(Path(local_path(name.removeprefix(PREFIX))), directory, limits)
     elif is_own(name):
         store = OwnStore(name, directory)
+    elif {"", ".", ".."} & {*name.split("/")}:
+        raise UsageError(f"config.data.name='{name}': is not the name of a data set, such as 'cifar10'")
     else:
         try:
             store = open_prepared(name, directory)

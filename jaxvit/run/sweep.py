@@ -275,7 +275,8 @@ def open_sweep(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterat
         workdir.mkdir(parents=True, exist_ok=True)
         lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process is at work in this sweep")
     except OSError as error:
-        raise UsageError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
+        reason = "it is a file" if workdir.is_file() else error.strerror
+        raise UsageError(f"--workdir={workdir}: cannot be written ({reason}); name another folder") from None
     with lock:
         write_json(file, {"grid": grid, "config": to_plain(config)}, with_checksum=True)
         yield

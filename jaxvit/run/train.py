@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import complete, flatten
@@ -18,8 +16,7 @@ from jaxvit.data.sources import Dataset
 from jaxvit.devices import hardware, processes, runtime
 from jaxvit.errors import RunFailedError, UsageError, disk_full, is_disk_full
 from jaxvit.files import local_path, refuse_backslash
-from jaxvit.models.count import count_params
-from jaxvit.run.assembly import Assembly, assemble
+from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
 from jaxvit.run.messages import print_finished
@@ -84,7 +81,7 @@ def train(
         if profile and profile[0] > plan.train.steps:
             raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
         assembly = assemble(plan, overrides)
-        _refuse_beyond_memory(plan, assembly)
+        refuse_beyond_memory(plan, assembly)
         return dataset, plan, assembly
 
     asked = contextlib.nullcontext(stop) if stop else StopRequest()
@@ -99,37 +96,6 @@ def train(
             if result is not None and result["steps"] == plan.train.steps and not result["stopped_early"]:
                 return print_finished(result, path)
             return execute(run, plan, assembly, dataset, options, stop)
-
-
-def _refuse_beyond_memory(plan: Plan, assembly: Assembly) -> None:
-    """Refuses sizes that no device here can hold, before XLA, which ends the process at some of them, sees them.
-
-    Raises:
-      UsageError: the state alone, or the images of a batch alone, take more than all of a device's memory.
-    """
-    room = hardware.memory_of_device()
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(assembly.abstract_state))
-    stored, seen = math.prod(plan.data.image_shape), 4 * math.prod(plan.input_shape)  # bytes: uint8, float32
-    train = plan.train
-    batch = train.per_device_batch * (stored + seen // train.accumulate)
-    evaluated = train.eval_batch_size // train.devices * (stored + seen)
-    parameters = count_params(assembly.abstract_state.variables)
-    for size, what, remedy in (
-        (
-            state // train.fsdp,
-            f"config.model: {parameters:,} parameters with their optimizer's state",
-            "a smaller model, or config.train.fsdp over more devices",
-        ),
-        (
-            batch,
-            f"config.train.batch_size={train.batch_size}: the images of a batch",
-            "a smaller one, or a larger config.train.accumulate",
-        ),
-        (evaluated, f"config.eval.batch_size={train.eval_batch_size}: the images of a batch", "a smaller one"),
-    ):
-        if room and size > room:
-            gigabytes = f"{size / 2**30:,.1f} GiB of memory on a device that has {room / 2**30:,.1f} GiB"
-            raise UsageError(f"{what} take {gigabytes}; what helps: {remedy}")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxvit.data.augment import evaluation_transform
 from jaxvit.data.colour import denormalize
+from jaxvit.data.decoding import Limits
 from jaxvit.data.settings import Augmentation
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
@@ -64,6 +66,32 @@ class Loaded:
     def ways(self) -> str:
         """In which of the `jaxvit.ops.ways` it was trained, and is computed here."""
         return self.config.train.get("ways", "fast")
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images at a time in the evaluations of its training."""
+        return self.config.eval.batch_size or self.config.train.batch_size
+
+    @property
+    def limits(self) -> Limits:
+        """How large the images of a data set may be as they are stored: those of the run's config."""
+        return Limits(self.config.data.max_pixels, self.config.data.max_bytes)
+
+    def with_limits(self, max_pixels: int = 0, max_bytes: int = 0) -> Loaded:
+        """The same with other `limits`: pixels (height × width) of a stored image and bytes of its file; 0 = as here.
+
+        Raises:
+          UsageError: a limit is below 0.
+        """
+        for name, value in (("max_pixels", max_pixels), ("max_bytes", max_bytes)):
+            if value < 0:
+                raise UsageError(f"{name}={value}: must be 1 or more; 0 = as in the run")
+        if not (max_pixels or max_bytes):
+            return self
+        config = self.config.copy_and_resolve_references()
+        config.data.max_pixels = max_pixels or config.data.max_pixels
+        config.data.max_bytes = max_bytes or config.data.max_bytes
+        return dataclasses.replace(self, config=config)
 
     def _checked(self, images_BHWC: Any) -> Any:
         if not hasattr(images_BHWC, "dtype"):  # a list of images
@@ -144,6 +172,8 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
     if not exported and not checkpoint_folder(path).exists():
         refuse_seeds(path)
     config = read_config(path)
+    if (way := config.train.ways) not in ("fast", "plain"):
+        raise UsageError(f"{path / 'config.json'}: config.train.ways='{way}' is neither 'fast' nor 'plain'; {REMEDY}")
     steps = [] if exported else saved_steps(checkpoint_folder(path))
     if not (exported or steps):
         raise UsageError(f"{path} holds no checkpoint yet; train it first")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import read_regular, sync_folder, write_text
+from jaxvit.files import is_number, parse_json, read_regular, sync_folder, write_text
 
 _MOST_BYTES = 1 << 31  # of a metrics.jsonl that is read
 
@@ -241,13 +241,14 @@ def deciding_validations(records: Sequence[Record]) -> list[Record]:
 def _parsed(line: bytes) -> Record | None:
     """A line's record; None if it is none."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("split"), str):
         return None
-    numbers = all(value is None or isinstance(value, int | float) for key, value in record.items() if key != "split")
-    return record if numbers and None not in (record.get("step"), record.get("epoch")) else None
+    numbers = all(value is None or is_number(value) for key, value in record.items() if key != "split")
+    placed = type(record.get("step")) is int and record["step"] >= 0 and is_number(record.get("epoch"), 0)
+    return record if numbers and placed else None
 
 
 def _numbers(record: Record) -> dict[str, float]:
