@@ -24,6 +24,7 @@ from jaxvit.run.program import StartOptions
 from jaxvit.run.seeds import train_seeds
 from jaxvit.training.progress import nobody_need_listen
 from jaxvit.training.stopping import StopRequest
+from jaxvit.training.trackers import reach_trackers
 
 
 def train(
@@ -82,6 +83,8 @@ def train(
             raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
         assembly = assemble(plan, overrides)
         refuse_beyond_memory(plan, assembly)
+        if processes.is_first():  # it alone writes to them
+            reach_trackers(plan.train.writers, path / f"seed_{plan.seeds[0]}" if plan.seeds else path)
         return dataset, plan, assembly
 
     asked = contextlib.nullcontext(stop) if stop else StopRequest()

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from jaxvit.errors import UsageError, nearest
 from jaxvit.files import is_number, parse_json, read_regular, sync_folder, write_text
+from jaxvit.training.trackers import TRACKERS, MLflow, WeightsAndBiases
 
 _MOST_BYTES = 1 << 31  # of a metrics.jsonl that is read
 
@@ -104,55 +105,6 @@ class TensorBoard:
         self._events.close()
 
 
-class WeightsAndBiases:
-    """A run of the installed `wandb`; its own environment variables (WANDB_PROJECT, WANDB_MODE) apply."""
-
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
-        import wandb
-
-        stored = directory / "wandb_run_id"
-        previous = stored.read_text().strip() if stored.exists() else None
-        self._run = wandb.init(dir=str(directory), id=previous, name=name, resume="allow", config=config)
-        write_text(stored, self._run.id)
-        # Evaluation and training of one step come as two records; W&B's own step could not go back for the second.
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, record: Record) -> None:
-        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._run.log({"step": record["step"], **values})
-
-    def flush(self) -> None:
-        return None
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class MLflow:
-    """A run of the installed `mlflow`; its own environment variables (MLFLOW_TRACKING_URI, …) apply."""
-
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
-        import mlflow
-
-        self._mlflow = mlflow
-        stored = directory / "mlflow_run_id"
-        previous = stored.read_text().strip() if stored.exists() else None
-        run = mlflow.start_run(run_id=previous, run_name=None if previous else name)
-        write_text(stored, run.info.run_id)
-        if not previous:
-            mlflow.log_dict(config, "config.json")
-
-    def write(self, record: Record) -> None:
-        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._mlflow.log_metrics(values, step=record["step"])
-
-    def flush(self) -> None:
-        return None
-
-    def close(self) -> None:
-        self._mlflow.end_run()
-
-
 class Journal:
     """Several writers as one."""
 
@@ -174,7 +126,7 @@ class Journal:
             writer.close()
 
 
-WRITERS = ("jsonl", "tensorboard", "wandb", "mlflow")
+WRITERS = ("jsonl", "tensorboard", *TRACKERS)
 
 
 def check_writers(names: Sequence[str]) -> None:
@@ -182,7 +134,7 @@ def check_writers(names: Sequence[str]) -> None:
     for name in names:
         if name not in WRITERS:
             raise UsageError(f"config.log.writers: there is no writer '{name}'{nearest(name, WRITERS)}")
-        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise UsageError(f"config.log.writers: '{name}' is not installed; pip install {name}, or leave it out")
 
 
