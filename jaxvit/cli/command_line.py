@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ from jaxvit import errors
 from jaxvit._version import __version__
 from jaxvit.cli.other_libraries import quieten_libraries
 from jaxvit.config.overrides import ELSEWHERE
-from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
+from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages, why_refused
 from jaxvit.errors import UsageError, nearest
 from jaxvit.shown import terminal
 
@@ -87,6 +88,10 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     """
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no '×' gets an escape for it, and not an error.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
@@ -116,6 +121,8 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
     except Exception as error:
         if isinstance(error, OSError) and errors.is_disk_full(error):
             return _complain(errors.disk_full(error), errors.CANNOT_GO_ON), error
+        if reason := why_refused(error):
+            return _complain(reason, errors.USAGE), UsageError(reason)
         if not _joined():
             raise
         traceback.print_exc()

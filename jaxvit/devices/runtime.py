@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ def keep_compiled_programs() -> None:
     }
     unset = {name: value for name, value in settings.items() if name.upper() not in os.environ}
     if "jax" not in sys.modules:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", settings["jax_compilation_cache_dir"])
+        if folder and "://" not in folder and not _can_be_made(Path(folder)):  # jax takes gs://…
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+            print(f"note: compiled programs are not kept: {folder} cannot be written", file=sys.stderr, flush=True)
         os.environ.update({name.upper(): str(value) for name, value in unset.items()})
         return
     # Jax has read its environment by now.
@@ -44,6 +49,25 @@ def keep_compiled_programs() -> None:
         for name, value in unset.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()  # if anything was compiled before, jax has decided not to keep anything
+
+
+def _can_be_made(folder: Path) -> bool:
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    return there.is_dir() and os.access(there, os.W_OK)
+
+
+def why_refused(error: Exception) -> str:
+    """What to say where jax does not take a variable of the environment; '' = the error is another.
+
+    Jax reads most of its variables when it is imported, and JAX_PLATFORMS when the first device is asked for.
+    """
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    given = [f"{name}='{value}'" for name, value in os.environ.items() if name.startswith("JAX_")]
+    if not given or not modules & {"jax._src.config", "jax._src.xla_bridge"}:
+        return ""
+    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    shown = ", ".join(g for g in given if g.partition("=")[0] in str(error)) or ", ".join(given)
+    return f"jax does not take these variables of the environment ({shown}): {reason}; correct or unset them"
 
 
 def choose_cpu_libraries() -> None:

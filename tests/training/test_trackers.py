@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -162,6 +163,7 @@ def test_wandb_gets_steps_and_the_config_and_goes_on_in_the_same_run(nobody, tmp
     nobody.setenv("WANDB_MODE", "offline")
     reach_trackers(["wandb"], tmp_path)
     for steps in ((1, 2), (3,)):
+        time.sleep(1.1)  # W&B names the folder of a start by the second
         tracker = WeightsAndBiases(tmp_path, "name", CONFIG)
         for step in steps:
             tracker.write(record(step))
