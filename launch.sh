@@ -1,30 +1,29 @@
 #!/usr/bin/env bash
-# Set up what is missing, then run jaxvit.
+# Installs jaxvit if necessary, then runs it.
 #
 #   ./launch.sh                 train the default experiment (handwritten digits) and print its test accuracy
-#   ./launch.sh test [ARGS]     install the test extras, run the tests (ARGS go to pytest); a `reproduce --queue` on this
-#                               machine stands still meanwhile
+#   ./launch.sh test [ARGS]     install the test extras and run pytest ARGS; a `reproduce --queue` on this machine pauses
 #   ./launch.sh VERB [ARGS]     any verb: ./launch.sh train --config=digits:cct --workdir=runs/mine
 #
-# After an installation, and after the default experiment, it ends by naming the next command in full.
+# After an installation, and after the default experiment, it prints a command to try next.
 #
-# JAXVIT_ACCELERATOR=cpu|cuda12|cuda13|tpu   which jax to install (default: what the machine shows)
-# JAXVIT_PYTHON=python3.13                   which Python makes the environment (default: python3.11, which all tests and
-#                                            results were run with, else 3.13, 3.12)
-# JAXVIT_VENV=DIR                            where the environment lies (default: .venv beside this file)
+# JAXVIT_ACCELERATOR=cpu|cuda12|cuda13|tpu   which jax to install (default: detected)
+# JAXVIT_PYTHON=python3.13                   Python for the environment (default: python3.11, used for all tests and
+#                                            results; else 3.13, 3.12)
+# JAXVIT_VENV=DIR                            folder of the environment (default: .venv beside this file)
 #
-# A run that ends with exit code 75 (stopped by SIGTERM, state saved) is started again; one that ends by Ctrl-C is not,
-# nor one whose time was limited by --limit.
+# A run that exits with code 75 (stopped by SIGTERM, state saved) is started again, unless --limit stopped it. A run
+# stopped by Ctrl-C is not started again.
 set -u
 
 from=$PWD
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) || exit 2
 venv=${JAXVIT_VENV:-$here/.venv}
-case $venv in /*) ;; *) venv=$from/$venv ;; esac  # the default experiment and the tests change the folder
+case $venv in /*) ;; *) venv=$from/$venv ;; esac  # the default experiment and the tests change the working folder
 
 fail() { printf 'launch.sh: %s\n' "$1" >&2; exit "${2:-2}"; }
 
-# --- what the machine shows -------------------------------------------------------------------------------------------
+# --- which jax to install -------------------------------------------------------------------------------------------
 
 accelerator() {
   if [ -n "${JAXVIT_ACCELERATOR:-}" ]; then
@@ -33,7 +32,7 @@ accelerator() {
       *) fail "JAXVIT_ACCELERATOR=$JAXVIT_ACCELERATOR: must be cpu, cuda12, cuda13 or tpu" ;;
     esac
   elif command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
-    # The driver says which CUDA it can serve; CUDA 13 needs a driver of 580 or later.
+    # The driver limits the CUDA version: CUDA 13 needs driver 580 or later.
     local driver
     driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)
     if [ "${driver%%.*}" -ge 580 ] 2>/dev/null; then echo cuda13; else echo cuda12; fi
@@ -56,7 +55,7 @@ find_python() {
 
 # --- the environment --------------------------------------------------------------------------------------------------
 
-# What is installed stands in a stamp; a second call compares a line of text and installs nothing.
+# A stamp file records what is installed, so that a second call installs nothing.
 stamp=$venv/.jaxvit-installed
 wanted() { echo "[$1] $(cat "$here/setup.cfg" "$here/pyproject.toml" | cksum) $here"; }
 installed() { [ -x "$venv/bin/python" ] && grep -qxF "$(wanted "$1")" "$stamp" 2>/dev/null; }
@@ -74,13 +73,13 @@ install() {  # install EXTRAS, such as "" or "cuda12,test"
     local base; base=$(find_python) || exit 2
     echo "launch.sh: making $venv with $("$base" --version)"
     "$base" -m venv "$venv" >/dev/null 2>&1 ||
-      fail "cannot make an environment in $venv; is the folder writable, and has $base its venv module?" 70
+      fail "cannot make an environment in $venv; is the folder writable, and does $base have the venv module?" 70
   fi
   echo "launch.sh: installing jaxvit${extras:+[$extras]} (a few minutes the first time)"
   if ! "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -e "$here${extras:+[$extras]}" >"$log" 2>&1; then
     if grep -qi 'no space left' "$log"; then fail "the disk is full; make room and start again (details in $log)" 70; fi
     if grep -qiE 'name resolution|name or service not known|connection|network is unreachable|max retries|timed out|from versions: none' "$log"; then
-      fail "the packages cannot be fetched: no network, or none that fits this Python (details in $log)" 70
+      fail "the packages cannot be fetched: no network, or no version for this Python (details in $log)" 70
     fi
     fail "the installation failed: $(grep -iE '^error' "$log" | tail -n 1) (details in $log)" 70
   fi
@@ -90,17 +89,17 @@ install() {  # install EXTRAS, such as "" or "cuda12,test"
 
 # --- what comes next --------------------------------------------------------------------------------------------------
 
-# A path as the user can type it where they called this script.
+# A path relative to the folder in which the user called this script, quoted.
 typed() { printf '%q' "${1#"$from"/}"; }
 
 say_next() {  # say_next ARGS: how to call jaxvit, with ARGS as an example
   printf '\nNext, for example:  %s %s\n' "$(typed "$venv/bin/jaxvit")" "$*"
-  printf 'To write just jaxvit in this terminal:  source %s\n' "$(typed "$venv/bin/activate")"
+  printf 'To use the command jaxvit in this terminal:  source %s\n' "$(typed "$venv/bin/activate")"
 }
 
 # --- run --------------------------------------------------------------------------------------------------------------
 
-new=  # whether this call has installed anything
+new=  # set if this call has installed something
 kind=$(accelerator) || exit 2
 [ "$kind" = cpu ] && kind=   # plain jax
 with_tests=${kind:+$kind,}test
@@ -116,7 +115,7 @@ if [ "${1:-}" = test ]; then
   exit "$code"
 fi
 
-# The test environment holds everything that a run needs.
+# The test environment includes everything that a run needs.
 installed "$kind" || installed "$with_tests" || install "$kind"
 
 next=(--help)
@@ -133,19 +132,19 @@ for word in "$@"; do
   case $word in --limit|--limit=*) limited=1 ;; esac
 done
 trap 'terminated=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM
-trap ':' INT  # a terminal sends Ctrl-C to the run as well; stay until it has saved
+trap ':' INT  # a terminal sends Ctrl-C to the run too; wait until it has saved
 
 while :; do
-  # In the background, so that a SIGTERM to this script is passed on at once; a shell makes such a child deaf to Ctrl-C.
+  # In the background, so that SIGTERM is passed on immediately; the shell would make such a child ignore Ctrl-C.
   (trap - INT; exec "$venv/bin/python" -m jaxvit "$@") <&0 &
   child=$!
-  # wait returns early when a trapped signal comes; go on until the run has really ended.
+  # wait returns early on a trapped signal; repeat until the run has ended.
   while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || break; done
   if [ "$code" -eq 134 ]; then
-    fail "the run was aborted; if it is one of several processes, another one has ended (its output says why)" 70
+    fail "the run was aborted; if it is one of several processes, another one has failed (see its output)" 70
   fi
   if [ "$code" -ne 75 ] || [ -n "$terminated$limited" ]; then break; fi
-  echo "launch.sh: the run was stopped and is saved; starting it again" >&2
+  echo "launch.sh: the run was stopped and its state is saved; starting it again" >&2
 done
 
 if [ -n "$new" ] || { [ -n "$default" ] && [ "$code" -eq 0 ]; }; then

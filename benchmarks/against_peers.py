@@ -1,16 +1,15 @@
-"""jaxvit's speed against Keras's and PyTorch's: a training step, one image, a batch; turn by turn on one machine.
+"""Compares the speed of jaxvit with Keras and PyTorch: training step, one image, and a batch, on one machine.
 
     python benchmarks/against_peers.py [--models NAME …] [--peers NAME …] [--rounds 5] [--seconds 4] [--amp]
                                        [--out benchmarks/RESULTS.md]
 
-All frameworks run the same arithmetic on the same random images, which lie on the device: see `benchmarks/peers`. Each
-has a process; in every round each of them is timed for some seconds, one after the other, the first one changing from
-round to round, so that a machine that slows down slows all of them. The first two of a turn do not count. Medians are
+All frameworks run the same arithmetic on the same random images, which are already on the device: see
+`benchmarks/peers`. Each framework has its own process. In every round each is timed for some seconds, in rotating
+order, so that a slow phase of the machine affects all of them. The first two calls of a turn are not timed. Medians are
 compared.
 
-Leave the machine alone meanwhile. Beside the Markdown file the same numbers are written as CSV, and a JSON file that
-keeps each model's results: started again, the program goes on with the next model. Frameworks come with
-`pip install -e .[bench]`; one that is missing is skipped and named.
+Do not use the machine meanwhile. The results are also written as CSV, and as JSON: if the program is started again, it
+resumes with the next model. `pip install -e .[bench]` installs the frameworks; missing ones are skipped and named.
 """
 
 from __future__ import annotations
@@ -41,11 +40,13 @@ MEASURES = {
     "infer_one": "Inference, one image",
     "infer_batch": "Inference, a batch",
 }
-MOST_RUNS = 200  # of one thing in one round
-SETTLE = 2  # of a turn, which do not count: memory of a process that has waited may have to be fetched back
-PAUSE = 0.3  # seconds in which a worker that has just been timed comes to rest
+MOST_RUNS = 200  # calls of a measure in a round, at most
+SETTLE = 2  # untimed calls at the start of a turn: memory of an idle process may have been paged out
+PAUSE = 0.3  # seconds for the previous worker to become idle
 
-Results = dict[str, Any]  # of a model: peer -> what it said at its start, and measure -> summary; or why there is none
+Results = dict[
+    str, Any
+]  # results of a model. peer -> facts at its start, and measure -> summary; or the reason why there is none
 
 
 def command(measure: str, model: str, count: int) -> str:
@@ -55,7 +56,7 @@ def command(measure: str, model: str, count: int) -> str:
 
 
 def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, options: tuple[str, ...]) -> Results:
-    """Runs all peers of a model turn by turn."""
+    """Times all peers of a model in turns."""
     results: Results = {}
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -75,7 +76,7 @@ def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, op
         times: dict[tuple[str, str], list[float]] = {}
 
         def ask(peer: str, measure: str, count: int) -> list[float]:
-            """Times; none from a worker that failed, which is not asked again."""
+            """Returns the times; [] from a worker that has failed."""
             if peer not in workers:
                 return []
             try:
@@ -107,11 +108,11 @@ def time_model(model: str, peers: Iterable[str], rounds: int, seconds: float, op
 
 
 class Store:
-    """What is known so far, in a JSON file.
+    """The results so far, in a JSON file.
 
     Args:
-      path: of the file.
-      settings: how it is measured and where; a file made otherwise is refused.
+      path: path of the file.
+      settings: settings and machine; a file with other settings is refused.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
@@ -121,13 +122,13 @@ class Store:
             self.known = json.loads(path.read_text())
             differing = [key for key in settings if self.known["settings"].get(key) != settings[key]]
             if differing:
-                sys.exit(f"{path} was made with another {', '.join(differing)}: move it away, or choose another --out")
+                sys.exit(f"{path} has another {', '.join(differing)}: move it away, or choose another --out")
 
     def has(self, model: str, peers: Iterable[str]) -> bool:
         return set(peers) <= set(self.known["models"].get(model, {}).get("peers", {}))
 
     def put(self, model: str, peers: Results, load: float) -> None:
-        """Keeps a model's results, with the machine's load before they were taken."""
+        """Stores the results of a model, with the load of the machine before the measurement."""
         date = datetime.date.today().isoformat()
         self.known["models"][model] = {"date": date, "load_before": load, "peers": peers}
         new = self._path.with_suffix(".json.new")
@@ -136,7 +137,7 @@ class Store:
 
 
 def ratios(models: dict[str, Any], measure: str) -> dict[str, dict[str, float]]:
-    """{model: {peer: our time / its time}}, for the models that we and a peer have times of."""
+    """{model: {peer: our time / its time}}, for models that both have run."""
     found = {}
     for model, entry in models.items():
         medians = {peer: got[measure]["median"] for peer, got in entry["peers"].items() if measure in got}
@@ -147,12 +148,12 @@ def ratios(models: dict[str, Any], measure: str) -> dict[str, dict[str, float]]:
 
 
 def fastest(row: dict[str, float]) -> str:
-    """Which peer of a row of `ratios` takes the least time."""
+    """The fastest peer in a row of `ratios`."""
     return max(row, key=row.__getitem__)
 
 
 def means(by_model: dict[str, dict[str, float]]) -> dict[str, tuple[float, int]]:
-    """{peer, or 'fastest' for each model's fastest: (geometric mean of `ratios`, of how many models)}."""
+    """{peer: (geometric mean of `ratios`, number of models)}; 'fastest' stands for each model's fastest peer."""
     values: dict[str, list[float]] = {}
     for row in by_model.values():
         for peer, ratio in [*row.items(), ("fastest", row[fastest(row)])]:
@@ -161,7 +162,7 @@ def means(by_model: dict[str, dict[str, float]]) -> dict[str, tuple[float, int]]
 
 
 def table(models: dict[str, Any], peers: list[str], measure: str) -> list[str]:
-    """Rows of a Markdown table: milliseconds, the fastest peer, and our time through its time."""
+    """Rows of a Markdown table: milliseconds, the fastest peer, and our time divided by its time."""
     by_model = ratios(models, measure)
     lines = [
         f"| model | batch | {' | '.join(peers)} | fastest other | {OURS} / fastest other |",
@@ -179,12 +180,12 @@ def table(models: dict[str, Any], peers: list[str], measure: str) -> list[str]:
     found = means(by_model)
     cells = ["1" if p == OURS else f"{found[p][0]:.2f} ({found[p][1]})" if p in found else "–" for p in peers]
     cells += ["", f"**{found['fastest'][0]:.2f}** ({found['fastest'][1]})" if found else "–"]
-    lines.append(f"| geometric mean of {OURS} / it (of how many models) | | {' | '.join(cells)} |")
+    lines.append(f"| geometric mean of {OURS} / peer (number of models) | | {' | '.join(cells)} |")
     return lines
 
 
 def said(models: dict[str, Any]) -> list[str]:
-    """The outcome in lines for a terminal: geometric means for each measure, and each model's fastest peer."""
+    """The results as lines for a terminal: geometric means for each measure, and each model's fastest peer."""
     lines = []
     for measure in MEASURES:
         by_model = ratios(models, measure)
@@ -192,9 +193,9 @@ def said(models: dict[str, Any]) -> list[str]:
         if not found:
             continue
         shown = ", ".join(f"{peer} {mean:.2f} ({count})" for peer, (mean, count) in found.items())
-        lines.append(f"{measure}: geometric mean of {OURS} / it (of how many models): {shown}")
+        lines.append(f"{measure}: geometric mean of {OURS} / peer (number of models): {shown}")
         for model, row in by_model.items():
-            lines.append(f"  {model}: fastest other {fastest(row)}, {OURS} / it {row[fastest(row)]:.2f}")
+            lines.append(f"  {model}: fastest other {fastest(row)}, {OURS} / peer {row[fastest(row)]:.2f}")
     return lines
 
 
@@ -211,10 +212,10 @@ def report(known: dict[str, Any]) -> str:
     lines = [
         "# Speed against Keras and PyTorch",
         "",
-        "Milliseconds, median (quartiles). The last column and the last row are times of jaxvit divided by the",
-        "others': below 1, jaxvit is faster. Written by `benchmarks/against_peers.py`, which says how it is measured;",
-        "the other frameworks' models are in `benchmarks/peers`, equal in parameters and, as `benchmarks.peers.check`",
-        "shows, in logits. jaxvit's step computes its metrics and norms too; the others' only the loss.",
+        "Milliseconds, median (quartiles). The last column and the last row are jaxvit's time divided by the other's:",
+        "below 1, jaxvit is faster. `benchmarks/against_peers.py` writes this page and describes the method. The other",
+        "frameworks' models are in `benchmarks/peers`. They have equal parameters and, as `benchmarks.peers.check`",
+        "shows, equal logits. jaxvit's step also computes metrics and norms; the others compute only the loss.",
         "",
         "| | |",
         "|---|---|",
@@ -223,15 +224,15 @@ def report(known: dict[str, Any]) -> str:
         f"| precision | {'bfloat16, weights float32' if settings['amp'] else 'float32'} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))} |",
         *(f"| `{name}` | {value or 'not set'} |" for name, value in settings.get("environment", {}).items()),
-        "| all alike | huge pages for the allocator, if the environment says nothing else; float32 products on a GPU "
-        "are TF32, which is what JAX and TensorFlow do |",
+        "| all frameworks | huge pages for the allocator, unless the environment sets them; float32 products on GPUs "
+        "use TF32, the default of JAX and TensorFlow |",
         f"| date | {' to '.join(dict.fromkeys([dates[0], dates[-1]]))} |",
         f"| load before a model | {min(loads):g} to {max(loads):g} processes |",
-        f"| rounds | {settings['rounds']}, each {settings['seconds']:g} s for everything timed |",
+        f"| rounds | {settings['rounds']}, {settings['seconds']:g} s for each measurement |",
     ]
     for measure, title in MEASURES.items():
         lines += ["", f"## {title}", "", *table(models, peers, measure)]
-    lines += ["", "## First step, in seconds: compiling, with nothing kept from before, and one step", ""]
+    lines += ["", "## First step, in seconds: compiling with an empty cache, and one step", ""]
     lines += [f"| model | {' | '.join(peers)} |", f"|---|{'---|' * len(peers)}"]
     for model, entry in models.items():
         first = [entry["peers"].get(peer, {}).get("first_step_s") for peer in peers]
@@ -271,9 +272,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(WORKLOADS), choices=tuple(WORKLOADS), metavar="NAME")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=tuple(PEERS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each thing timed, in each round")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of a measurement in a round")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16, keep weights in float32")
-    parser.add_argument("--compile_mode", default="default", help="of torch.compile; 'reduce-overhead' suits GPUs")
+    parser.add_argument("--compile_mode", default="default", help="mode of torch.compile; 'reduce-overhead' suits GPUs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md")
     options = parser.parse_args()
 

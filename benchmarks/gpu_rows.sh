@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs rows of results/rows.toml on a GPU within a time limit, without network:
+# Trains rows of results/rows.toml on a GPU within a time limit, without network:
 #
-#   bash benchmarks/gpu_rows.sh OUT [SECONDS] [ROW …]        SECONDS: 540 unless said; ROW: the CIFAR-10 tutorials'
-#   jaxvit reproduce --take=OUT/results                      then adds what it has found to the project's table
+#   bash benchmarks/gpu_rows.sh OUT [SECONDS] [ROW …]        defaults: 540 seconds, the CIFAR-10 tutorials' rows
+#   jaxvit reproduce --take=OUT/results                      then merges the results into the project's table
 #
-# NOT RUN ON A GPU so far: no number in the documentation comes from this script.
+# Not run on a GPU yet: no number in the documentation comes from this script.
 #
-# All seeds of a row are trained in one program, from data that lies on the device, in bfloat16, which the table says
-# (DTYPE=float32 for the other). What is stopped by the limit goes on in the next call with the same OUT. OUT/results
-# gets results.csv, its page, metrics and a log; OUT/runs the checkpoints.
+# All seeds of a row are trained in one program, from resident data, in bfloat16 (DTYPE=float32 for float32); the table
+# states the dtype. If the time limit stops a row, the next call with the same OUT resumes it. OUT/results gets
+# results.csv, its page, metrics and a log; OUT/runs gets the checkpoints.
 #
-# Ends with 0 if all rows were run and pass, 1 if not, 2 for a mistake in the command, 75 if there is more to do.
+# exit codes: 0 all rows pass; 1 a row fails; 2 a mistake in the command; 75 not finished.
 set -u
 fail() { echo "gpu_rows.sh: $1" >&2; exit 2; }
 [ $# -gt 0 ] || fail "name a folder, such as: bash benchmarks/gpu_rows.sh rows_gpu 540"
@@ -29,12 +29,12 @@ worst=0
 for row in "${rows[@]}"; do
   left=$((end - $(date +%s)))
   [ "$left" -gt 20 ] || { echo "$row: no time left" | tee -a "$out/results/log.txt"; worst=75; continue; }
-  # SIGTERM saves, and ends with 75.
+  # On SIGTERM, jaxvit saves its state and exits with 75.
   timeout -k 15 -s TERM "$left" "${PYTHON:-python}" -m jaxvit reproduce "$row" --together --runs="$out/runs" \
     --dtype="${DTYPE:-bfloat16}" --results="$out/results" ${DRY_RUN:+--dry_run} >>"$out/results/log.txt" 2>&1
   code=$?
   echo "$row ended with $code" | tee -a "$out/results/log.txt"
-  case $code in 124|137) code=75 ;; esac  # it was stopped by force
+  case $code in 124|137) code=75 ;; esac  # killed by timeout
   [ "$code" -le "$worst" ] || worst=$code
 done
 exit "$worst"

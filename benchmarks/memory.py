@@ -1,10 +1,10 @@
-"""What `remat` leaves of a training step's activations: compiled for two batch sizes, not run.
+"""Measures the activation memory of each `remat` policy, from training steps compiled for two batch sizes, not run.
 
     python benchmarks/memory.py [MODEL] [--batch 8] [--remat none dots_no_batch dots full] [--scan]
 
-By XLA's own account of a program's temporary memory. What grows with the batch is what a forward pass keeps for the
-backward pass and what either works on, so the difference of two batch sizes, through that of their images, is the
-memory of an image; parameters, moments and gradients cancel.
+XLA reports the temporary memory of a program. Only activations and work space grow with the batch, so the difference of
+the two programs divided by the number of additional images is the memory of an image; parameters, moments and gradients
+cancel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KINDS = ("none", "dots_no_batch", "dots", "full")
 
 
 def temporary_bytes(model: str, remat: str, batch: int, *, scan: bool) -> int:
-    """Of one training step."""
+    """Temporary memory of one training step, in bytes."""
     config = base_config(model, remat=remat, scan=scan)
     config.data.name, config.data.test = "synthetic", ""
     config.model.num_classes = 1000 if input_shape(model)[0] == 224 else 10
@@ -36,14 +36,21 @@ def temporary_bytes(model: str, remat: str, batch: int, *, scan: bool) -> int:
         "label": jax.ShapeDtypeStruct((batch,), "int32"),
         "mask": jax.ShapeDtypeStruct((batch,), "float32"),
     }
-    step = jax.jit(assembly.train_step(), donate_argnums=0).lower(assembly.abstract_state, images)
+    step = jax.jit(assembly.train_step, donate_argnums=0).lower(assembly.abstract_state, images)
     return step.compile().memory_analysis().temp_size_in_bytes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="vit_b16_224", choices=list_models(), metavar="MODEL")
-    parser.add_argument("--batch", type=int, default=8, choices=range(1, 513), metavar="N", help="and twice that")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        choices=range(1, 513),
+        metavar="N",
+        help="first batch size; the second is twice as large",
+    )
     parser.add_argument("--scan", action="store_true", help="compile one block and loop")
     parser.add_argument("--remat", nargs="+", default=KINDS, choices=KINDS)
     options = parser.parse_args()
@@ -55,7 +62,7 @@ def main() -> None:
         small, large = (temporary_bytes(options.model, remat, batch, scan=options.scan) for batch in batches)
         each = (large - small) / options.batch / 1e6
         whole = whole or each
-        print(f"remat={remat:<14} {each:8.1f} MB an image, {each / whole:5.1%} of the first", flush=True)
+        print(f"remat={remat:<14} {each:8.1f} MB per image, {each / whole:5.1%} of the first", flush=True)
 
 
 if __name__ == "__main__":

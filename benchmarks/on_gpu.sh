@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Measures jaxvit on one GPU, in under eight minutes, without network: bash benchmarks/on_gpu.sh OUT
 #
-# NOT RUN ON A GPU so far: no number in the documentation comes from this script.
+# Not run on a GPU yet: no number in the documentation comes from this script.
 #
-# OUT gets a log, tables and small JSON files: the documents' models in bfloat16, ViT-B/16 with and without remat, growth
-# with the batch, PyTorch and Keras beside jaxvit where they are installed, and the epochs of the mini ViT on CIFAR-10
-# where that is prepared. A part that takes longer than its share is cut off, and the next one is run. DRY_RUN=1 says only
-# what jaxvit itself would measure.
+# OUT gets a log, tables and small JSON files: the documents' models in bfloat16, ViT-B/16 with and without remat, scaling
+# with the batch size, PyTorch and Keras if they are installed, and five epochs of the mini ViT if CIFAR-10 is prepared. A
+# part that exceeds its time limit is stopped, and the next one runs. DRY_RUN=1 only prints what jaxvit would measure.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 out=${1:?name a folder for the results, such as: bash benchmarks/on_gpu.sh speed_gpu}

@@ -1,10 +1,10 @@
-"""What each way of computing an operation costs here: the measurements behind `jaxvit.ops.ways`.
+"""Measures the implementations of each operation: the basis of the choices in `jaxvit.ops.implementations`.
 
     python benchmarks/operations.py [NAME …]
 
 Names: dropout, gelu, max_pool, attention, convolution; none = all. Shapes are those of the documents' models at their
-batches. All ways of an operation are compiled first and then timed turn by turn; given are the medians of nine. Leave
-the machine alone meanwhile. The command's own settings hold (`JAXVIT_HUGE_PAGES=0` and `XLA_FLAGS` change them).
+batch sizes. All implementations are compiled first, then timed in turns; results are medians of nine. Do not use the
+machine meanwhile. XLA and allocator settings are jaxvit's (`JAXVIT_HUGE_PAGES=0` and `XLA_FLAGS` change them).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxvit.layers import Attention
-from jaxvit.ops import dropout, max_pool, ways
+from jaxvit.ops import dropout, implementations, max_pool
 from jaxvit.ops.activations import gelu
 
 TURNS = 9
 KEY = jax.random.key(0)
 
-Cases = dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]  # way -> function and its arguments
+Cases = dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]  # implementation -> function and its arguments
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -40,7 +40,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def both(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Forward and backward: (gradient, *arguments) -> (value, gradients of the arguments)."""
+    """Forward and backward pass: (gradient, *arguments) -> (value, gradients of the arguments)."""
 
     def run(gradient: Any, *arguments: Any) -> Any:
         value, pull = jax.vjp(function, *arguments)
@@ -49,9 +49,9 @@ def both(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def by(way: dict[str, str], function: Callable[..., Any]) -> Callable[..., Any]:
+def by(chosen: dict[str, str], function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        with ways.use(way):
+        with implementations.use(chosen):
             return function(*arguments)
 
     return run
@@ -79,9 +79,9 @@ def measure(title: str, cases: Cases) -> None:
 
 def dropouts() -> None:
     x = normal(1, 256, 64, 512)
-    cases: Cases = {"multiplying alone": (lambda x: x * 1.1, (x,))}
-    for way in ways.WAYS["noise"]:
-        cases[way] = (by({"noise": way}, lambda x: dropout(x, 0.1, KEY)), (x,))
+    cases: Cases = {"multiplication only": (lambda x: x * 1.1, (x,))}
+    for name in implementations.IMPLEMENTATIONS["noise"]:
+        cases[name] = (by({"noise": name}, lambda x: dropout(x, 0.1, KEY)), (x,))
     measure(f"dropout of {x.size / 1e6:.1f} M elements", cases)
 
 
@@ -101,7 +101,8 @@ def max_pools() -> None:
     for shape in ((128, 32, 32, 64), (128, 16, 16, 128)):
         x = jax.nn.relu(normal(3, *shape))
         cases = {
-            way: (by({"max_pool": way}, lambda x: max_pool(x, padding="SAME")), (x,)) for way in ways.WAYS["max_pool"]
+            name: (by({"max_pool": name}, lambda x: max_pool(x, padding="SAME")), (x,))
+            for name in implementations.IMPLEMENTATIONS["max_pool"]
         }
         measure(f"3x3 max-pooling of {shape}", cases)
 
@@ -116,17 +117,17 @@ def attentions() -> None:
         layer = Attention(heads=heads, head_dim=head_dim, dropout=0.1)
         variables = layer.init(KEY, x, train=False)
         cases = {}
-        for way in ways.WAYS["attention"]:
+        for name in implementations.IMPLEMENTATIONS["attention"]:
 
             def run(variables: Any, x: jax.Array, layer: Attention = layer) -> jax.Array:
                 return layer.apply(variables, x, train=True, rngs={"dropout": KEY})
 
-            cases[way] = (by({"attention": way}, run), (variables, x))
+            cases[name] = (by({"attention": name}, run), (variables, x))
         measure(f"attention, {heads} heads of {head_dim} on ({batch}, {tokens}, {channels})", cases)
 
 
 def convolutions() -> None:
-    """XLA's convolution against windows cut out and multiplied as a matrix."""
+    """XLA's convolution against im2col, a matrix product of extracted windows."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     for shape, channels in (((128, 32, 32, 3), 64), ((128, 16, 16, 64), 128)):
         x, kernel = normal(5, *shape), normal(6, 3, 3, shape[-1], channels)
@@ -158,7 +159,7 @@ def main() -> None:
     names = sys.argv[1:] or list(ALL)
     unknown = [name for name in names if name not in ALL]
     if unknown:
-        sys.exit(f"there is no {unknown[0]!r}; there are {', '.join(ALL)}")
+        sys.exit(f"there is no {unknown[0]!r}; names: {', '.join(ALL)}")
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} cores")
     for name in names:
         ALL[name]()

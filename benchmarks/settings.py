@@ -1,8 +1,8 @@
-"""What each setting of docs/performance.md is worth in whole training steps of jaxvit, timed turn by turn on a CPU.
+"""Measures the effect of each setting in docs/performance.md on training steps, timed in turns on a CPU.
 
     python benchmarks/settings.py [MODEL …] [--rounds 3] [--seconds 3]
 
-Each setting has a process of its own. Leave the machine alone meanwhile.
+Each setting runs in its own process. Do not use the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ MODELS = (
     *("tutorial_fashion_vit", "tutorial_fashion_fast_vit", "tutorial_mini_vit_tl4", "tutorial_shiftvit"),
     "tutorial_cct",
 )
-# name -> words of the worker's command line, variables of its environment
+# name -> arguments of the worker, variables of its environment
 SETTINGS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-    "as it is": ((), {}),
-    # Another value than the one that jaxvit sets, which it therefore leaves alone; it adds to jaxlib's default.
-    "jaxlib's own choice of libraries": ((), {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+reduce"}),
+    "default": ((), {}),
+    # jaxvit does not override a value set by the user; this one keeps jaxlib's default.
+    "jaxlib's choice of libraries": ((), {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=+reduce"}),
     "pages of 4 KiB": ((), {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}),
-    "every operation in its plain way": (("--ways", "plain"), {}),
+    "plain implementations": (("--implementations", "plain"), {}),
 }
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     unknown = [model for model in options.models if model not in WORKLOADS]
     if unknown:
-        parser.error(f"there is no {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
+        parser.error(f"there is no {unknown[0]!r}; models: {', '.join(WORKLOADS)}")
     print(f"| model | {' | '.join(f'{name}, ms' for name in SETTINGS)} |")
     print(f"|---|{'---|' * len(SETTINGS)}")
     for model in options.models:

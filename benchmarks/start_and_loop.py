@@ -1,10 +1,10 @@
-"""How long a start takes with and without kept programs, and what the loop costs beside the device's own steps.
+"""Measures start-up time with and without the compilation cache, and the overhead of the training loop.
 
     python benchmarks/start_and_loop.py [--model=NAME|FILE …] [--steps=60]
 
-Data are random images of the model's own size; of a config file, its own. A start is that of a process, up to its
-first step; the loop is `jaxvit.training.loop.fit` with metrics written every 50 steps, against a bare loop over the
-same compiled step; both are run turn by turn, and medians are compared.
+A model is trained on random images of its input size, a config file on its own data. A start is the time from the start
+of the process to the end of its first step. The loop is `jaxvit.training.loop.fit`, with metrics written every 50
+steps, compared with a bare loop over the same compiled step; both run in turns, and medians are compared.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.devices.sharding import make_mesh
 from jaxvit.models.registry import input_shape
 from jaxvit.run.assembly import assemble
-from jaxvit.run.program import StartOptions, make_job
+from jaxvit.run.program import StartOptions, make_program
 from jaxvit.speed.workloads import DOCUMENTS
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, JsonLines
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.stopping import StopRequest
 
@@ -42,7 +42,7 @@ BATCHES = {name: workload.batch for name, workload in DOCUMENTS.items()}
 
 
 def random_images() -> dict:
-    """The data set that the runs below name; the model says its size."""
+    """The data set of the runs below; its image size is the model's input size."""
     rng = np.random.default_rng(0)
     shape = input_shape(os.environ["BENCHMARK_MODEL"])
     count = 2 * int(os.environ["BENCHMARK_BATCH"])
@@ -66,7 +66,7 @@ def config_of(model: str, duration: str):
     return config
 
 
-# Ends the process when the first step's metrics have been read.
+# Exits the process after it has read the first step's metrics.
 FIRST_STEP = """
 import os, sys, time
 import jaxvit, start_and_loop
@@ -78,7 +78,7 @@ jaxvit.train(start_and_loop.config_of(sys.argv[1], '2 steps'), sys.argv[2])
 
 
 def start_seconds(model: str) -> tuple[float, float]:
-    """Seconds from the start of a process to its first step: (the first time, median of three later starts)."""
+    """Seconds from the start of a process to its first step: (first start, median of three later starts)."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -95,7 +95,7 @@ def start_seconds(model: str) -> tuple[float, float]:
 
 
 def loop_seconds(model: str, steps: int, rounds: int = 3) -> tuple[float, float]:
-    """Median seconds a step of (the bare loop, the training loop)."""
+    """Median seconds per step of (the bare loop, the training loop)."""
     config = config_of(model, f"{2 * rounds * steps} steps")
     dataset = dataset_of(config)
     plan = resolve(config, dataset=dataset)
@@ -105,23 +105,23 @@ def loop_seconds(model: str, steps: int, rounds: int = 3) -> tuple[float, float]
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         options, position = StartOptions(False, False, None), Position()
-        job = make_job(plan, assembly, sources, state, mesh, position, options, Path(folder))
+        program = make_program(plan, assembly, sources, state, mesh, position, options, Path(folder))
         for i in range(2 * rounds):
             if i % 2:
                 began = time.perf_counter()
                 for step in range(steps):
-                    state, sums = job.train_step(state, job.train_batch(step, 1), 1)
+                    state, sums = program.train_step(state, program.train_batch(step, 1), 1)
                 jax.block_until_ready(sums)
                 bare.append((time.perf_counter() - began) / steps)
                 continue
-            part = dataclasses.replace(job, steps=steps, steps_per_epoch=steps, checkpoint_every=steps)
+            part = dataclasses.replace(program, steps=steps, steps_per_epoch=steps, checkpoint_every=steps)
             checkpoints = Checkpoints(Path(folder) / f"checkpoints{i}")
             journal = Journal([JsonLines(Path(folder) / "metrics.jsonl", 0)])
             with Progress(steps, steps, console=Console(file=io.StringIO())) as progress:
-                course = Course(part, Position(), checkpoints=checkpoints, journal=journal, progress=progress)
-                state = fit(part, state, [course], stop=StopRequest())
-            # Saving is booked by itself, and falls on the last step only.
-            whole.append(course.position.seconds["train"] / steps)
+                tracker = RunTracker(part, Position(), checkpoints=checkpoints, journal=journal, progress=progress)
+                state = fit(part, state, [tracker], stop=StopRequest())
+            # Saving is counted separately, and happens only at the last step.
+            whole.append(tracker.position.seconds["train"] / steps)
             journal.close()
             checkpoints.close()
     return statistics.median(bare), statistics.median(whole)

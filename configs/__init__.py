@@ -1,1 +1,1 @@
-"""One experiment a file, by name: `jaxvit train --config=digits:cct`. In a checkout they lie in configs/."""
+"""The experiments that come with jaxvit, one file each: `jaxvit train --config=digits:cct`."""

@@ -1,18 +1,20 @@
-"""CCT on CIFAR-10: how many convolutions and layers, as a grid for `jaxvit sweep`; and the Keras document's CCT.
+"""CCT on CIFAR-10: a sweep over convolutions and depth, and the Keras document's CCT.
 
     jaxvit sweep --config=cct --workdir=sweeps/cct           CIFAR-10
     jaxvit sweep --config=cct:digits --workdir=sweeps/c      minutes on two CPU cores
     jaxvit train --config=cct:document --workdir=runs/cct
-    jaxvit train --config=cct:authors --workdir=runs/cct-7         300 epochs: for a GPU
+    jaxvit train --config=cct:authors --workdir=runs/cct-7         300 epochs, for a GPU
 
-Source of the grid: Hassani et al. (2021), table 2, and the document's closing questions. Expected: a second convolution
-helps more than further layers.
-Variants document, best: the document's model and 30 epochs, as it has them (only mirrored, AdamW at a constant rate,
-decay of all weights independent of it), and with crops, warm-up and cosine, and nothing dropped. Source: 77.61 %,
-98.44 % among the first five. vit: what the document compares with, a ViT of 4.7 million parameters and 100 epochs that
-reached 78.22 %, of which it says no more; the sizes and the recipe are ours.
-Variant authors: their recipe for CCT-7/3x1, configs/pretrained/cct_7-3x1_cifar10_300epochs.yml of
-SHI-Labs/Compact-Transformers: 96.53 %.
+Variants:
+  cifar10 (default), digits: the base configs of the sweep. Source: Hassani et al. (2021), table 2, and the document's
+    closing questions. Expected: a second convolution helps more than further layers.
+  document: the document's model and recipe: 30 epochs, horizontal flips only, AdamW at a constant rate, with decay of
+    all weights independent of the rate. Source: 77.61 % top-1, 98.44 % top-5.
+  best: the same model and epochs, with crops, warm-up and cosine schedule, without dropout.
+  vit: the document's baseline, a ViT of 4.7 million parameters that reached 78.22 % after 100 epochs. The document says
+    no more about it; sizes and recipe are ours.
+  authors: the recipe for CCT-7/3x1 in configs/pretrained/cct_7-3x1_cifar10_300epochs.yml of
+    SHI-Labs/Compact-Transformers: 96.53 %.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +26,7 @@ CIFAR10 = PREPARABLE["cifar10"]
 
 
 def get_grid(variant: str = "cifar10") -> dict[str, tuple]:
-    del variant  # the same for all
+    del variant  # all variants share the grid
     return {"model.depth": (2, 4, 7), "model.conv_layers": (1, 2)}
 
 
@@ -60,7 +62,7 @@ def document() -> ConfigDict:
 
 
 def best() -> ConfigDict:
-    # 30 epochs do not overfit: nothing is dropped.
+    # 30 epochs do not overfit, so there is no dropout.
     config = base_config("tutorial_cct", dropout=0.0, attention_dropout=0.0, drop_path=0.0)
     _crop_cifar10(config, images=48000)
     _regularise(config)
@@ -78,7 +80,7 @@ def vit() -> ConfigDict:
 
 def authors() -> ConfigDict:
     config = base_config("cct_7_3x1_32")
-    config.data.name = "cifar10"  # all of its training images; the last weights count
+    config.data.name = "cifar10"  # all training images; the last weights are tested
     config.augment.mean, config.augment.std = CIFAR10.mean, CIFAR10.std
     config.augment.train, config.augment.scale = "random_resized_crop", (0.8, 1.0)
     config.augment.interpolation = "bicubic"

@@ -1,17 +1,22 @@
-"""ImageNet: the recipes of the authors of the four families, for those who have the data and the machines.
+"""ImageNet: the original recipes of the four model families, for users with the data and accelerators.
 
     jaxvit train --config=imagenet:vit_s16 --workdir=runs/vit-s16
-    jaxvit reproduce imagenet_vit_s16            resolves it, counts, and takes 3 steps on random images
+    jaxvit reproduce imagenet_vit_s16            builds it, counts parameters, runs 3 steps on random images
 
-Variants, with the source's own top-1 accuracy: vit_s16 (big_vision, configs/vit_s16_i1k.py: 76.5 %, 90 epochs),
-shiftvit_t (SPACH, main.py and README: 81.7 %), cct_14 (Compact-Transformers, configs/pretrained/cct_14-7x2_imagenet.yml:
-80.67 %), token_learner_b16 (Scenic, configs/im1k_token_learner_config.py: none given). None of them was run here.
-Images are decoded to 256 pixels square, and training windows are cut from these. Departures: one filter where
-Compact-Transformers draws one for each image; a warm-up before the schedule, not on top of it. vit_s16: RandAugment
-without Cutout, the first moment in float32. shiftvit_t: batches of 1,023 for its 1,024; what is tested are the averaged weights,
-of the last step, where SPACH reports the best epoch of the others. token_learner_b16: a softmax loss where Scenic has a sigmoid for each class and a
-head's bias that starts at -10.
-"""  # noqa: E501
+Variants, with the top-1 accuracy of the source. We have not trained any of them:
+  vit_s16: big_vision, configs/vit_s16_i1k.py; 76.5 % after 90 epochs.
+  shiftvit_t: SPACH, main.py and README; 81.7 %.
+  cct_14: Compact-Transformers, configs/pretrained/cct_14-7x2_imagenet.yml; 80.67 %.
+  token_learner_b16: Scenic, configs/im1k_token_learner_config.py; accuracy not given.
+
+Departures from the sources:
+  all: images are decoded to 256×256 before random crops; warm-up comes before the schedule, not on top of it.
+  vit_s16: RandAugment without Cutout; the first moment is float32.
+  shiftvit_t: batch size 1,023 instead of 1,024; we test the EMA weights of the last step, SPACH reports the best epoch
+    of the raw weights.
+  cct_14: one interpolation filter; Compact-Transformers draws one for each image.
+  token_learner_b16: softmax loss; Scenic uses a sigmoid for each class and a head bias that starts at -10.
+"""
 
 from ml_collections import ConfigDict
 
@@ -29,10 +34,10 @@ def vit_s16() -> ConfigDict:
     config.data.train, config.data.validation = "train[:99%]", "train[99%:]"
     config.augment.mean, config.augment.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     config.augment.scale = (0.05, 1.0)
-    config.augment.policy = "rand-m10-n2-p1"  # theirs applies both operations, always
+    config.augment.policy = "rand-m10-n2-p1"  # the source always applies both operations
     config.augment.mixup = 0.2
     config.optim.peak_lr, config.optim.warmup = 1e-3, "10000 steps"
-    config.optim.weight_decay = 0.1  # theirs is 1e-4, which its learning rate does not multiply: 1e-4 / 1e-3
+    config.optim.weight_decay = 0.1  # the source's 1e-4 is not multiplied by the learning rate: 1e-4 / 1e-3
     config.optim.clip_norm = 1.0
     config.train.duration = "90 epochs"
     return config
@@ -42,10 +47,10 @@ def shiftvit_t() -> ConfigDict:
     config = base_config("shiftvit_tiny")
     _train_on_imagenet(config)
     _train_as_timm(config)
-    config.train.duration = "300 epochs"  # SPACH's loop ends before timm's ten of cooling down
+    config.train.duration = "300 epochs"  # SPACH stops before timm's ten cool-down epochs
     config.optim.peak_lr, config.optim.warmup = 1e-3, "20 epochs"
     config.optim.ema_decay, config.optim.ema_ramp = 0.99996, False
-    config.augment.repeats, config.train.batch_size = 3, 1023  # the copies of an image are in one batch
+    config.augment.repeats, config.train.batch_size = 3, 1023  # all copies of an image are in one batch
     return config
 
 
@@ -56,7 +61,7 @@ def cct_14() -> ConfigDict:
     config.train.duration = "310 epochs"
     config.optim.peak_lr, config.optim.warmup, config.optim.cooldown = 5e-4, "10 epochs", "10 epochs"
     config.augment.crop_fraction = 0.9
-    config.optim.decay_mask = "not_1d"  # the position table too, which timm's own ViT exempts and this model does not
+    config.optim.decay_mask = "not_1d"  # position embeddings decay too, unlike in timm's ViT
     return config
 
 
@@ -88,7 +93,7 @@ def _train_on_imagenet(config: ConfigDict) -> None:
 
 
 def _train_as_timm(config: ConfigDict) -> None:
-    """What both recipes that grew from timm share. Beside a policy timm leaves its colour jitter out."""
+    """Settings shared by the two timm-based recipes. With an augmentation policy, timm uses no colour jitter."""
     config.data.train = "train"
     config.augment.interpolation = "bicubic"
     config.augment.policy = "rand-m9-mstd0.5-inc1"

@@ -1,16 +1,19 @@
-"""CIFAR-10: the mini ViT of the Keras document on TokenLearner, without and with learned tokens.
+"""CIFAR-10: the mini ViT of the Keras document on TokenLearner, with and without TokenLearner.
 
     jaxvit train --config=mini_vit:tl4 --workdir=runs/mini-tl4
     jaxvit train --config=mini_vit:tl4_best --workdir=runs/mini-best
     jaxvit train --config=mini_vit:tl4_1epoch --workdir=runs/mini-1
 
-Variants: plain, tl4, tl8, 8l and the three of version 1.1, v11_g4t4, v11_g8t8, v11_g4t8, as the document has them:
-40,000 images, resized to 52, cropped to 48 and mirrored, AdamW at a constant rate with decay of all weights that does
-not depend on it, 20 epochs. With _best behind: the same model and epochs, 48,000 images in batches of 128 as random
-windows, normalised, nothing dropped, with warm-up and cosine.
-tl4_1epoch: the one epoch that the document shows, with Keras 3's AdamW, whose decay is times the rate.
-Source: the document's table of 20 epochs, means of five runs: 56.11 and 56.37 % (plain), 56.50 (tl4), 56.55 (tl8),
-55.36 (8l); and its table of version 1.1, of how many runs it does not say: 54.64, 54.90 and 55.20.
+Variants:
+  plain, tl4, tl8, 8l, and with TokenLearner v1.1: v11_g4t4, v11_g8t8, v11_g4t8: the document's recipe: 40,000 training
+    images, resized to 52, cropped to 48 and flipped; AdamW at a constant rate, with decay of all weights independent of
+    the rate; 20 epochs.
+  the same names with _best: the same model and epochs; 48,000 training images, batch size 128, random resized crops,
+    normalized pixels, no dropout, warm-up and cosine schedule.
+  tl4_1epoch: the single epoch shown in the document, with Keras 3's AdamW, which multiplies the decay by the rate.
+
+Source: the document's table for 20 epochs, means of five runs: 56.11 and 56.37 % (plain), 56.50 (tl4), 56.55 (tl8),
+55.36 (8l); and its table for v1.1, number of runs not given: 54.64 (g4t4), 54.90 (g8t8), 55.20 (g4t8).
 """
 
 from functools import partial

@@ -1,13 +1,13 @@
-"""TokenLearner: behind which block, and with how many tokens. Two grids for `jaxvit sweep`.
+"""TokenLearner: after which block, and with how many tokens. Two grids for `jaxvit sweep`.
 
     jaxvit sweep --config=token_learner:place --workdir=sweeps/place       CIFAR-10
     jaxvit sweep --config=token_learner:tokens --workdir=sweeps/tokens
     jaxvit sweep --config=token_learner:place_digits --workdir=sweeps/p    minutes on two CPU cores
-    jaxvit sweep --config=token_learner:place --dry_run                    the cells and their sizes
+    jaxvit sweep --config=token_learner:place --dry_run                    print the cells and their sizes
 
-Source: Ryoo et al. (2021): behind a quarter of the blocks less than a third of the multiply-adds is left, behind half
-of them no accuracy is lost, and 8 or 16 tokens do as well as all 196. Expected: accuracy grows with the place, as the
-multiply-adds do; little is gained beyond 8 tokens.
+Source: Ryoo et al. (2021). After a quarter of the blocks, TokenLearner leaves less than a third of the multiply-adds;
+after half of them, no accuracy is lost; 8 or 16 tokens do as well as all 196. Expected: accuracy and multiply-adds grow
+with the position; more than 8 tokens gain little.
 """
 
 from ml_collections import ConfigDict
@@ -65,6 +65,6 @@ def _regularise(config: ConfigDict) -> None:
     config.train.steps_per_call = 20
 
 
-# The two grids of a data set start from the same config.
+# Both grids of a data set share its config.
 EXPERIMENTS = {"place": cifar10, "tokens": cifar10, "place_digits": digits, "tokens_digits": digits}
 VARIANTS = tuple(EXPERIMENTS)

@@ -2,9 +2,9 @@
 
     jaxvit train --config=vit_cifar100 --workdir=runs/vit-cifar100
 
-Variants: document (default), gap (the mean of the tokens in place of all of them), best (the document's model with
-warm-up, cosine and more augmentation).
-Source: about 55 % after 100 epochs, 82 % among the first five; a ResNet50V2 trained beside it 67 %.
+Variants: document (default); gap (global average pooling instead of flattening all tokens); best (the document's model
+with warm-up, cosine schedule and more augmentation).
+Source: about 55 % top-1 and 82 % top-5 after 100 epochs; a ResNet50V2 trained in the same way reaches 67 %.
 """
 
 from ml_collections import ConfigDict

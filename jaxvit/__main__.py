@@ -5,20 +5,20 @@ import sys
 
 
 def _forget_working_folder() -> None:
-    """Takes the working folder away, where `python -m` looks for modules first.
+    """Removes the working folder from the front of `sys.path`, where `python -m` puts it.
 
-    A PIL.py that came there with somebody's files would run in place of Pillow. When that folder is looked into after
-    all, `jaxvit.own_code.search_working_folder` says.
+    Otherwise a file `PIL.py` in a downloaded folder would be imported instead of Pillow. The user's own code is still
+    found there: `jaxvit.own_code.search_working_folder` adds the folder at the end of the path when it is needed.
     """
     try:
         here = os.getcwd()
-    except OSError:  # it is gone
+    except OSError:  # the folder was deleted
         here = ""
     if sys.flags.safe_path or not sys.path or sys.path[0] not in ("", here):
         return
     del sys.path[0]
     if os.path.dirname(os.path.dirname(os.path.abspath(__file__))) == here and here not in sys.path:
-        sys.path.append(here)  # this package itself lies there, as in a checkout that is not installed
+        sys.path.append(here)  # jaxvit itself is imported from here: a checkout that is not installed
 
 
 _forget_working_folder()

@@ -8,6 +8,7 @@ decoded images) are moved to their place by whoever writes them.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import csv
 import errno
 import fcntl
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxvit.errors import UsageError, is_disk_full
+from jaxvit.errors import UsageError, is_disk_failure
 from jaxvit.shown import csv_cell, terminal
 
 INSTALLED_IN = Path(__file__).parents[1]  # the folder that holds this package: a checkout, or site-packages
@@ -142,8 +143,13 @@ def checked_json(data: bytes | str) -> dict[str, Any]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
-    with path.open("rb") as stream:
+    """SHA-256 of a file's bytes, 64 hex digits.
+
+    Raises:
+      OSError: it cannot be read, or is no regular file.
+    """
+    check_regular(path)
+    with naming(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -192,25 +198,44 @@ def read_json(
 
 
 @contextlib.contextmanager
-def replaced(path: Path, *, unique: bool = False) -> Iterator[Path]:
+def replaced(path: Path, *, unique: bool = False, sync: bool = True) -> Iterator[Path]:
     """Yields a path beside `path` to write to; on a clean exit what lies there is synced and becomes `path`.
 
-    If the body raises, what it wrote is removed and `path` stays as it was. What a killed process leaves there has a
-    fixed hidden name, which the next write uses again.
+    If the body raises, what it wrote is removed and `path` stays as it was; an error of the system names `path`. What a
+    killed process leaves there has a fixed hidden name, which the next write uses again.
 
     Args:
       path: the file to write.
       unique: several processes may write this file at the same time: each gets a name of its own.
+      sync: wait until the content is on disk. False for files that are quickly written again, such as exported images.
     """
     beside = path.with_name(f".{path.name}.{os.getpid() if unique else 'tmp'}")
+    with naming(path):
+        try:
+            beside.unlink(missing_ok=True)  # a link or a pipe of that name would be written through
+            yield beside
+            if sync:
+                with beside.open("rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Names `path` in operating system errors raised inside: writing and syncing report no file name.
+
+    So do errors that name a temporary file beside `path`, or anything below the folder `draft`.
+    """
     try:
-        yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        said = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        if said is None or said.name.startswith(f".{path.name}.") or (draft and said.is_relative_to(draft)):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -262,11 +287,42 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 def sync_folder(folder: Path) -> None:
     """Has the disk keep the names in a folder: after a power cut a file that was moved there is there."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    with naming(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+_made: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar("made", default=None)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where they are missing; see `no_empty_folders`."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if (noted := _made.get()) is not None:
+        noted += missing[::-1]
+
+
+@contextlib.contextmanager
+def no_empty_folders() -> Iterator[None]:
+    """If the body raises, folders that `make_folder` made within and that are empty still are removed again.
+
+    A command that is refused so leaves no folder behind, however late it is refused.
+    """
+    made: list[Path] = []
+    token = _made.set(made)
     try:
-        os.fsync(descriptor)
+        yield
+    except BaseException:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
     finally:
-        os.close(descriptor)
+        _made.reset(token)
 
 
 def make_writable(folder: Path, remedy: str) -> None:
@@ -274,13 +330,14 @@ def make_writable(folder: Path, remedy: str) -> None:
 
     Raises:
       UsageError: it cannot be written; the remedy ends the sentence.
+      OSError: the disk is full, or fails.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
+        make_folder(folder)
+        with naming(folder), tempfile.NamedTemporaryFile(dir=folder, prefix="."):
             pass
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_failure(error):
             raise
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UsageError(f"{folder} cannot be written ({reason}); {remedy}") from None
@@ -442,5 +499,5 @@ def is_locked(path: Path) -> bool:
 
 def locked_folder(folder: Path, busy: str = "") -> Lock:
     """A `Lock` on a folder itself, made when missing: it leaves no file behind."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return Lock(folder, busy)

@@ -1,8 +1,8 @@
-"""Code of one's own, named 'package.module:name': whether it may run, where it is, what is wrong with it.
+"""Loads the user's own code by its name, 'package.module:name', and explains what is wrong with it.
 
-What the user names in a command, a config or a call is the user's own code, and runs. What the files of a run's folder
-name is somebody's, and runs only with `own_code`: whoever reads such a folder does so within `named_by`, and `_import`,
-the one place where a name becomes an import, keeps to that.
+A name that the user writes in a command, a config or a call is trusted, and its module is imported. A name read from
+the files of a run folder may come from anybody, and is imported only with ``own_code=True``. Code that reads a run
+folder does so inside `named_by`; `_import`, the only place that imports a user's module, enforces the rule.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from typing import Any
 
 from jaxvit.errors import UsageError, first_line, nearest
 
-# By the error's name, for looking up a model's name needs no jax.
+# Keyed by class name, so that this module does not import jax.
 _REMEDIES = {
     "TracerArrayConversionError": "use jnp, not numpy",
-    "TracerBoolConversionError": "use jnp.where in place of if",
-    "TracerIntegerConversionError": "use jnp's indexing in place of Python's",
-    "ConcretizationTypeError": "values are not known while the program is compiled; use jnp's functions",
-    "InvalidRngError": "the one stream of randomness is 'dropout', and it is there with train=True only",
+    "TracerBoolConversionError": "use jnp.where instead of if",
+    "TracerIntegerConversionError": "index jnp arrays, not Python lists",
+    "ConcretizationTypeError": "values are unknown while JAX traces the function; use jnp's functions",
+    "InvalidRngError": "the only rng stream is 'dropout', and it exists only with train=True",
 }
 _LONGEST = 300
 _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_paths()["stdlib"])
 
 
-# The folder whose files name what is loaded now, where none of it may run; '' = the user has named it, or allowed it.
+# The run folder being read, while its code must not run. '' = names come from the user, or the user allowed the code.
 _UNTRUSTED: ContextVar[str] = ContextVar("untrusted folder", default="")
 
 
 @contextlib.contextmanager
 def named_by(folder: Path | str, *, allowed: bool) -> Iterator[None]:
-    """While it lasts, names come from the files of a run's folder, and their code runs only if that is allowed."""
+    """Marks names loaded inside the `with` block as coming from `folder`; their code runs only if `allowed`."""
     token = _UNTRUSTED.set("" if allowed else str(folder))
     try:
         yield
@@ -50,42 +50,42 @@ def named_by(folder: Path | str, *, allowed: bool) -> Iterator[None]:
 
 
 def search_working_folder() -> None:
-    """Has Python look for modules where the user works as well, after all other places.
+    """Appends the working folder to `sys.path`, so that the user's own modules are found.
 
-    Only for code of the user's own: a file that happens to lie there must not take an installed module's place.
+    It comes last: a file in that folder must not replace an installed module.
     """
-    with contextlib.suppress(OSError):  # the folder is gone
+    with contextlib.suppress(OSError):  # the folder was deleted
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
 
 
 def load(name: str, kind: str, key: str = "model.name") -> Any:
-    """What 'package.module:name' names.
+    """Imports and returns the object called 'package.module:name'.
 
     Args:
-      name: as the user wrote it.
-      kind: 'function' or 'Class', whichever is wanted.
-      key: of the config, whose value the name is.
+      name: the name, as the user wrote it.
+      kind: what is expected, 'function' or 'Class'; used in error messages.
+      key: the config key that holds the name.
 
     Raises:
-      ValueError: there is no such thing. The message is one line, to be put after the name.
-      UsageError: a folder's files name it, and it is not allowed to run.
+      ValueError: the object cannot be found. The message is one line that continues a sentence about the name.
+      UsageError: the name comes from a run folder whose code is not allowed to run.
     """
     module_name, _, attribute = name.partition(":")
     if module_name.endswith(".py") or "/" in module_name:
         path = Path(module_name).with_suffix("")
         dotted = path.name if path.is_absolute() or ".." in path.parts else ".".join(path.parts)
-        raise ValueError(f"a module is named, not a file: write '{dotted}:{attribute or kind}'")
+        raise ValueError(f"this is a file, not a module: write '{dotted}:{attribute or kind}'")
     if not module_name or module_name.startswith("."):
-        raise ValueError(f"it names no module: write 'module:{attribute.strip('.') or kind}'")
+        raise ValueError(f"the module is missing: write 'module:{attribute.strip('.') or kind}'")
     parent, _, last = module_name.rpartition(".")
     if not attribute and not _is_own(module_name) and _is_own(parent):
-        raise ValueError(f"between the module and the {kind} stands a colon: write '{parent}:{last}'")
+        raise ValueError(f"separate the module and the {kind} by a colon: write '{parent}:{last}'")
     module = _import(module_name, name, key)
     public = _public(module, kind)
     if not attribute:
         named = f"'{module_name}:{public[0] if public else kind}'"
-        raise ValueError(f"it names a module, and nothing in it: write 'module:{kind}', such as {named}")
+        raise ValueError(f"it names only a module: write 'module:{kind}', such as {named}")
     if not hasattr(module, attribute):
         near = nearest(attribute, public or [other for other in vars(module) if not other.startswith("_")])
         has = f"; it has {', '.join(public[:5])}" if public and not near else ""
@@ -94,10 +94,10 @@ def load(name: str, kind: str, key: str = "model.name") -> Any:
 
 
 def load_function(name: str, key: str) -> Callable[..., Any]:
-    """The function behind 'package.module:function'; `key` names the config key at fault.
+    """Imports and returns the function 'package.module:function', the value of config key `key`.
 
     Raises:
-      UsageError: it cannot be imported, or is no function.
+      UsageError: it cannot be imported, or is not a function.
     """
     try:
         found = load(name, "function", key)
@@ -111,22 +111,22 @@ def load_function(name: str, key: str) -> Callable[..., Any]:
 
 
 def is_own_module(name: str) -> bool:
-    """Whether a name without a colon is a Python file, a module of the user's own, or something in one."""
+    """True if a name without a colon is a Python file, one of the user's modules, or an attribute of one."""
     return name.endswith(".py") or _is_own(name) or _is_own(name.rpartition(".")[0])
 
 
 def explain(error: BaseException) -> str:
-    """An error of the user's code: its kind, first line and place in the user's file, and a remedy if one is known."""
+    """Describes an error in the user's code in one line: class, message, file and line, and a remedy if known."""
     kind, text = type(error).__name__, first_line(error)[:_LONGEST].rstrip(" .:")
     said = kind if text == kind else f"{kind}: {text}"
     names = {base.__name__ for base in type(error).__mro__}
     remedy = next((f"; {remedy}" for name, remedy in _REMEDIES.items() if name in names), "")
-    place = None if isinstance(error, SyntaxError) else _place(error)  # a SyntaxError's text has it
+    place = None if isinstance(error, SyntaxError) else _place(error)  # the message of a SyntaxError has it
     return f"{said}{f' ({place})' if place else ''}{remedy}"
 
 
 def parameter_names(function: Any) -> str:
-    """'(image, key)', or an empty string where Python cannot tell."""
+    """The parameters as text, such as '(image, key)', or '' if the function has no signature."""
     try:
         return f"({', '.join(inspect.signature(function).parameters)})"
     except (TypeError, ValueError):
@@ -134,27 +134,27 @@ def parameter_names(function: Any) -> str:
 
 
 def takes(function: Any, *args: Any, **kwargs: Any) -> bool:
-    """Whether a function can be called with such arguments, as far as its signature tells."""
+    """True if the signature of a function accepts these arguments, or if the function has no signature."""
     try:
         inspect.signature(function).bind(*args, **kwargs)
     except TypeError:
         return False
-    except ValueError:  # it has no signature, like some functions of C
+    except ValueError:  # no signature, as for some functions written in C
         return True
     return True
 
 
-# What a name is of, by its key, and what one does with it.
+# Config key: what its value names, and what is done with that (for error messages).
 _ROLES = {"model.name": ("model", "load"), "data.name": ("data set", "open")}
 
 
 def _import(name: str, whole: str, key: str) -> ModuleType:
-    """The module, if it may run; `whole` is the name that it is the first part of."""
+    """Imports a module, if its code may run. `whole` is the full name, 'module:attribute'."""
     if folder := _UNTRUSTED.get():
         what, do = _ROLES.get(key, (f"config.{key}", "use"))
         raise UsageError(
-            f"{folder}: its {what} '{whole}' is code outside this package, and to {do} it runs module {name}; if you "
-            "trust that, say so by --own_code, in Python by load(…, own_code=True)"
+            f"{folder}: its {what} '{whole}' is code outside jaxvit, and to {do} it runs module {name}; if you "
+            "trust that code, add --own_code, or in Python load(…, own_code=True)"
         )
     search_working_folder()
     try:
@@ -166,19 +166,19 @@ def _import(name: str, whole: str, key: str) -> ModuleType:
             raise ValueError(
                 f"there is no module '{missing}' in the working folder or on the Python path{near}"
             ) from error
-        raise ValueError(f"module '{name}' is there, but its own import fails: {explain(error)}") from error
+        raise ValueError(f"module '{name}' exists, but importing it fails: {explain(error)}") from error
 
 
 def _is_own(module: str) -> bool:
     try:
         spec = _find(module)
-    except Exception:  # the name cannot be a module's
+    except Exception:  # not a valid module name
         return False
     return spec is not None and not _is_library(spec.origin or "")
 
 
 def _find(module: str) -> ModuleSpec | None:
-    """Where a module lies. Nothing is imported: `importlib.util.find_spec` would import the packages around it."""
+    """Finds a module without importing anything; `importlib.util.find_spec` would import its parent packages."""
     first, *others = module.split(".")
     spec = importlib.util.find_spec(first) or PathFinder.find_spec(first, [os.getcwd()])
     for part in others:
@@ -189,7 +189,7 @@ def _find(module: str) -> ModuleSpec | None:
 
 
 def _public(module: ModuleType, kind: str) -> list[str]:
-    """What of this kind a module defines itself, for use by others."""
+    """Public functions, or classes, that a module defines itself."""
     return [
         name
         for name, value in vars(module).items()
@@ -201,7 +201,7 @@ def _public(module: ModuleType, kind: str) -> list[str]:
 
 
 def _place(error: BaseException) -> str:
-    """'my_model.py, line 3': the innermost place in a file that belongs to no library."""
+    """The innermost frame in the user's own code, such as 'my_model.py, line 3'."""
     places = [f"{Path(file).name}, line {line}" for file, line in _frames(error) if not _is_library(file)]
     return places[-1] if places else ""
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # One run on several nodes: sbatch launch/slurm.sh train --config=digits --workdir=/shared/folder/runs/many
 #
-# Each task is one process of the run, and jax gives it one accelerator of its node: set --ntasks-per-node and
-# --gpus-per-node to the accelerators of a node (both away, or 1, where there are none). SLURM says who is who.
-# SLURM sends SIGTERM two minutes before the time is over; the run saves, and the job asks to be queued again.
+# Each task is one process of the run, with one accelerator of its node: set --ntasks-per-node and --gpus-per-node to the
+# number of accelerators of a node (remove both, or use 1, for CPU nodes). SLURM tells each process its index.
+# SLURM sends SIGTERM two minutes before the time limit; the run saves its state, and the job is queued again.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8

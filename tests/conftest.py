@@ -1,26 +1,37 @@
-"""Strict numerics for every test, and a data directory of their own."""
+"""Fixtures for all tests: strict numerics, fast compiles, and a separate data directory."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib.metadata
 import os
 import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Half of a test's time would go into LLVM's optimising of programs that run a few times on a few numbers.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-# Tests, and the processes that they start, compile the same small programs many times over.
-_cache = tempfile.TemporaryDirectory(prefix="jaxvit-test-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Programs here run a few times on a few numbers, so most of a test would be XLA's optimising. These flags compile in a
+# third of the time. jaxlib 0.12 no longer knows the last one, and XLA ends a process that names an unknown flag.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+if FLAGS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+# Tests compile the same small programs many times over. One cache serves pytest, its workers and the processes that
+# tests start. Entries are compressed, so a half-written one cannot be mistaken for a program: jax warns and compiles.
+_folder = tempfile.TemporaryDirectory(prefix="jaxvit-test-")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # A queue that the user has started takes no notice of these tests' timings, nor they of it; ./launch.sh test asks.
-os.environ["JAXVIT_LOCKS"] = os.path.join(_cache.name, "locks")
+os.environ["JAXVIT_LOCKS"] = os.path.join(_folder.name, "locks")
 
 import jax
 import numpy as np
 import pytest
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run under nohup
+gc.set_threshold(100_000, 20, 50)  # tracing makes and keeps millions of objects
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -28,7 +39,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture(scope="session", autouse=True)
 def data_directory(tmp_path_factory):
-    """A fresh TFDS directory for the whole session: no test reads or writes the user's own."""
+    """A fresh TFDS directory for the session, so that no test touches the user's."""
     directory = tmp_path_factory.mktemp("tfds")
     before = os.environ.get("TFDS_DATA_DIR")
     os.environ["TFDS_DATA_DIR"] = str(directory)
@@ -39,9 +50,33 @@ def data_directory(tmp_path_factory):
         os.environ["TFDS_DATA_DIR"] = before
 
 
+class Curves:
+    """Turns off the drawing of learning curves, which takes half the time of a tiny run; `drawn` turns it on."""
+
+    def __init__(self, execution):
+        self._execution, self._draw = execution, execution._draw
+
+    def leave_out(self):
+        self._execution._draw = lambda *_: None
+
+    @contextlib.contextmanager
+    def drawn(self):
+        self._execution._draw = self._draw
+        yield
+        self.leave_out()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves():
+    """In-process runs draw history.png only within `with curves.drawn():`."""
+    curves = Curves(importlib.import_module("jaxvit.run.execution"))
+    curves.leave_out()
+    return curves
+
+
 @pytest.fixture
 def draw():
-    """draw(module, *args, **kwargs): variables of a module with random numbers everywhere, zeros and ones included."""
+    """draw(module, *args, **kwargs): variables of a module with random values, also instead of 0 and 1."""
 
     def fill(module, *args, scale=0.3, seed=0, **kwargs):
         shapes = jax.eval_shape(lambda key, *a: module.init(key, *a, **kwargs), jax.random.key(0), *args)

@@ -1,4 +1,4 @@
-"""The speed comparison, without the other frameworks: its workloads, its arithmetic, its worker's way to talk."""
+"""The speed comparison, without the other frameworks: workloads, arithmetic, and the protocol of workers."""
 
 import importlib
 import io
@@ -118,8 +118,8 @@ def test_means_are_geometric_and_of_those_that_were_timed():
 
 def test_the_outcome_is_said():
     lines = importlib.import_module("against_peers").said(two_models())
-    assert lines[0].startswith("train: geometric mean of jaxvit / it") and "torch-eager 1.00 (2)" in lines[0]
-    assert "  tutorial_shiftvit: fastest other torch-eager, jaxvit / it 2.00" in lines
+    assert lines[0].startswith("train: geometric mean of jaxvit / peer") and "torch-eager 1.00 (2)" in lines[0]
+    assert "  tutorial_shiftvit: fastest other torch-eager, jaxvit / peer 2.00" in lines
 
 
 def test_the_page_names_the_fastest_and_what_is_missing():

@@ -1,4 +1,4 @@
-"""What the pages name is there: files, tests, folders."""
+"""Files, tests and folders that the pages name exist."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Mistakes in code of one's own, a model's, a data set's or an augmentation's: each is one line that names it."""
+"""Mistakes in users' models, data sets and augmentations give one line that names the mistake."""
 
 import sys
 
@@ -19,7 +19,7 @@ from jaxvit.run.assembly import assemble
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """write(text, name): a file of the user's own in the working folder."""
+    """write(text, name): a user's file in the working folder."""
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
 
@@ -85,7 +85,7 @@ FAILS = "fails as function(key, one image float32 (8, 8, 1)): "
         ("swapped_too", f": {FAILS}TypeError: "),
         ("Flip", ": is a class; name a function"),
         ("with_numpy", "(my_code.py, line 18); use jnp, not numpy"),
-        ("with_if", "(my_code.py, line 20); use jnp.where in place of if"),
+        ("with_if", "(my_code.py, line 20); use jnp.where instead of if"),
         ("of_a_batch", f": {FAILS}ValueError: not enough values to unpack (expected 4, got 3) (my_code.py, line 24)"),
         ("misspelt", "no attribute 'flipp' (my_code.py, line 26)"),
         ("salt", ""),
@@ -180,12 +180,12 @@ class NoDefault(nn.Module):
         ("FewerInTraining", "gives outputs of shape (2, 5) for 2 images in training"),
         ("Misspelt", 'no attribute "num_clases" (my_code.py, line 28)'),
         ("Unknown", "KeyError: 'a' (my_code.py, line 30)"),
-        ("If", "(my_code.py, line 32); use jnp.where in place of if"),
+        ("If", "(my_code.py, line 32); use jnp.where instead of if"),
         (
             "Normed",
             "keeps state that training would have to update (batch_stats), which is not supported; nn.",
         ),
-        ("Noisy", "the one stream of randomness is 'dropout', and it is there with train=True only"),
+        ("Noisy", "the only rng stream is 'dropout', and it exists only with train=True"),
         ("Built", "cannot be built: AttributeError: "),
         ("NoTrain", "must take train=, as in def __call__(self, images, *, train)"),
         ("NoCall", "must take train="),
@@ -265,15 +265,15 @@ def test_a_data_set_that_is_none(write, tmp_path, function, says):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("my_code", "it names a module, and nothing in it: write 'module:KIND', such as 'my_code:FIRST'"),
-        ("my_code:", "it names a module, and nothing in it: write 'module:KIND', such as 'my_code:FIRST'"),
+        ("my_code", "it names only a module: write 'module:KIND', such as 'my_code:FIRST'"),
+        ("my_code:", "it names only a module: write 'module:KIND', such as 'my_code:FIRST'"),
         ("my_code:NEAR", "module 'my_code' has no 'NEAR' (did you mean 'FIRST'?)"),
         ("my_code:zzz", "module 'my_code' has no 'zzz'; it has FIRST"),
-        ("my_code.FIRST", "between the module and the KIND stands a colon: write 'my_code:FIRST'"),
-        ("my_code.py:FIRST", "a module is named, not a file: write 'my_code:FIRST'"),
-        ("./my_code.py:FIRST", "a module is named, not a file: write 'my_code:FIRST'"),
-        ("my_code.py", "a module is named, not a file: write 'my_code:KIND'"),
-        (":FIRST", "it names no module: write 'module:FIRST'"),
+        ("my_code.FIRST", "separate the module and the KIND by a colon: write 'my_code:FIRST'"),
+        ("my_code.py:FIRST", "this is a file, not a module: write 'my_code:FIRST'"),
+        ("./my_code.py:FIRST", "this is a file, not a module: write 'my_code:FIRST'"),
+        ("my_code.py", "this is a file, not a module: write 'my_code:KIND'"),
+        (":FIRST", "the module is missing: write 'module:FIRST'"),
         (
             "my_cide:FIRST",
             "no module 'my_cide' in the working folder or on the Python path (did you mean 'my_code'?)",
@@ -283,8 +283,8 @@ def test_a_data_set_that_is_none(write, tmp_path, function, says):
             "my_import:FIRST",
             "import fails: ModuleNotFoundError: No module named 'nothing_here' (my_import.py, line 2)",
         ),
-        ("my_syntax:FIRST", "module 'my_syntax' is there, but its own import fails: SyntaxError: "),
-        ("my_exit:FIRST", "module 'my_exit' is there, but its own import fails: SystemExit: 3"),
+        ("my_syntax:FIRST", "module 'my_syntax' exists, but importing it fails: SyntaxError: "),
+        ("my_exit:FIRST", "module 'my_exit' exists, but importing it fails: SystemExit: 3"),
     ],
 )
 @pytest.mark.parametrize("key", ["model.name", "augment.own", "data.name"])

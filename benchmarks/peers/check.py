@@ -1,10 +1,10 @@
-"""Compares the models of other frameworks with jaxvit's, number by number: same weights, same images, same logits.
+"""Checks that other frameworks' models compute the same logits as jaxvit's for the same weights and images.
 
     python -m benchmarks.peers.check [--model NAME …] [--framework keras|torch …] [--images 2]
 
-jaxvit's parameters, moved a little at random so that no bias stays zero and no norm one, are copied into the other
-model. Prints the number of parameters and the largest difference of a logit; ends with 1 if one is above the
-tolerance. KERAS_BACKEND chooses Keras's backend.
+jaxvit's parameters, with small random changes so that no bias is 0 and no norm scale is 1, are copied into the other
+model. Prints the number of parameters and the largest difference of a logit; exits with 1 if a difference exceeds the
+tolerance. KERAS_BACKEND sets Keras' backend.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from jaxvit.models import create_model
 from .workloads import WORKLOADS, Workload, images
 
 TOLERANCE = 1e-4
-Weights = dict[str, np.ndarray]  # by their path in jaxvit's parameter tree
+Weights = dict[str, np.ndarray]  # keyed by path in jaxvit's parameter tree
 
 
 def reference(workload: Workload, batch: np.ndarray) -> tuple[Weights, np.ndarray]:
-    """jaxvit's weights and its logits of a batch."""
+    """jaxvit's weights, and its logits for a batch."""
     model = create_model(workload.model)
     params = jax.jit(lambda key: model.init(key, jnp.zeros((1, *workload.input)), train=False))(jax.random.key(0))
     rng = np.random.default_rng(2)
@@ -37,7 +37,7 @@ def reference(workload: Workload, batch: np.ndarray) -> tuple[Weights, np.ndarra
 
 
 def keras_logits(workload: Workload, weights: Weights, batch: np.ndarray) -> np.ndarray:
-    """Logits of the Keras model with these weights; every one of them must have its place."""
+    """Logits of the Keras model with these weights; raises if a weight has no counterpart."""
     import keras
 
     from .keras_models import make_model
@@ -54,7 +54,7 @@ def keras_logits(workload: Workload, weights: Weights, batch: np.ndarray) -> np.
 
 
 def torch_logits(workload: Workload, weights: Weights, batch: np.ndarray) -> np.ndarray:
-    """Logits of the PyTorch model with these weights; every one of them must have its place."""
+    """Logits of the PyTorch model with these weights; raises if a weight has no counterpart."""
     import torch
 
     from .torch_models import make_model
@@ -66,13 +66,13 @@ def torch_logits(workload: Workload, weights: Weights, batch: np.ndarray) -> np.
 
 
 def torch_weights(weights: Weights) -> Weights:
-    """jaxvit's weights by PyTorch's names and in its layouts."""
+    """jaxvit's weights with PyTorch's names and layouts."""
     found: Weights = {}
     for path, x in weights.items():
         *modules, part, kind = path.split("/")
         if part in ("key", "value"):
             continue
-        if part == "query":  # the three lie side by side
+        if part == "query":  # query, key and value are one array
             three = [weights["/".join([*modules, one, kind])] for one in ("query", "key", "value")]
             x = np.concatenate([one.reshape(*one.shape[:-2], -1) for one in three], axis=-1)
             part = "qkv"

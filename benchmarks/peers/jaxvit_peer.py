@@ -1,8 +1,8 @@
-"""jaxvit itself, by its own training step: metrics and norms that the other peers do not compute are included."""
+"""jaxvit with its own training step, including metrics and norms that the other peers do not compute."""
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 
 from jaxvit.devices.runtime import forward_options
 from jaxvit.models import create_model
+from jaxvit.ops.implementations import use
 from jaxvit.ops.labels import one_hot
-from jaxvit.ops.ways import use
 from jaxvit.training.optimizer import OptimizerSettings, make_optimizer
 from jaxvit.training.state import create_state, derive_key
-from jaxvit.training.step import make_loss, make_train_step
+from jaxvit.training.step import train_step
 
 from .workloads import Workload, images, labels
 
@@ -25,9 +25,9 @@ class JaxvitPeer:
 
     name = "jaxvit"
 
-    def __init__(self, *, amp: bool = False, ways: str = "fast"):
+    def __init__(self, *, amp: bool = False, implementations: str = "fast"):
         self._dtype = "bfloat16" if amp else "float32"
-        self._ways = ways
+        self._implementations = implementations
 
     def prepare(self, workload: Workload) -> None:
         w = workload
@@ -37,7 +37,7 @@ class JaxvitPeer:
             return dict(model.init(key, jnp.zeros((1, *w.input)), train=False))
 
         def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-            with use(self._ways):
+            with use(self._implementations):
                 return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
 
         def as_is(key: jax.Array, step: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -54,8 +54,8 @@ class JaxvitPeer:
                 eps=w.epsilon,
             )
         )
-        prepare, loss = make_loss(apply, as_is, derive_key(0, "step"))
-        self._step = jax.jit(make_train_step(prepare, loss, optimizer), donate_argnums=0)
+        step = partial(train_step, key=derive_key(0, "step"), apply=apply, transform=as_is, optimizer=optimizer)
+        self._step = jax.jit(step, donate_argnums=0)
         self._state = jax.jit(lambda key: create_state(init, optimizer, key))(derive_key(0, "init"))
         self._apply = jax.jit(
             lambda variables, images_BHWC: apply(variables, images_BHWC, train=False),

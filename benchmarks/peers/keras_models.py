@@ -1,11 +1,11 @@
 """The nine models in Keras 3, for its TensorFlow and its JAX backend.
 
-Written as a Keras user would for speed: the framework's own layers wherever it has them, reshapes in place of patch
-extraction, a product in place of crops and pads, matrix products for pooling. Layers are named by the place of the same
-weights in jaxvit's parameter tree, with dots: `encoder.block_0.attention`.
+Written for speed with standard Keras means: built-in layers where they exist, reshapes instead of patch extraction,
+masks instead of crops and pads, matrix products for pooling. Layers are named by the path of the same weights in
+jaxvit's parameter tree, with dots: `encoder.block_0.attention`.
 
-The models take normalised float images (B, H, W, C) and give float32 logits. The precision of the rest is the global
-dtype policy's.
+The models map normalized float images (B, H, W, C) to float32 logits. The global dtype policy sets the precision of the
+other layers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _tanh_gelu = partial(keras.activations.gelu, approximate=True)
 
 
 class PositionTable(layers.Layer):
-    """Adds a trained table to tokens (B, N, C)."""
+    """Adds learned position embeddings to tokens (B, N, C)."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         start = keras.initializers.RandomUniform(-0.05, 0.05)
@@ -36,7 +36,7 @@ class PositionTable(layers.Layer):
 
 
 class PathDraw(layers.Layer):
-    """One uniform number for each sample, of rank four; zeros outside of training."""
+    """One uniform random number per sample, of rank 4; zeros outside training."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -48,7 +48,7 @@ class PathDraw(layers.Layer):
 
 
 class DropPath(layers.Layer):
-    """Drops a branch (B, …) for some samples, by the numbers drawn by `PathDraw` or by its own."""
+    """Drop path for a branch (B, …), with random numbers from `PathDraw` or its own."""
 
     def __init__(self, rate: float, **kwargs: Any):
         super().__init__(**kwargs)
@@ -65,7 +65,7 @@ class DropPath(layers.Layer):
 
 
 class BorderMask(layers.Layer):
-    """Zeroes one border row or column of each of the first four groups of channels of a map."""
+    """Sets one border row or column to zero in each of the first four channel groups of a map."""
 
     def __init__(self, group: int, **kwargs: Any):
         super().__init__(**kwargs)
@@ -86,7 +86,7 @@ def _norm(name: str, epsilon: float) -> layers.Layer:
 
 
 def _patches(images: Tensor, patch: int) -> Tensor:
-    """(B, H, W, C) to (B, N, patch² C); what does not fill a patch is left out."""
+    """Cuts (B, H, W, C) into patches (B, N, patch² C), without incomplete ones."""
     _, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
     x = images[:, : rows * patch, : columns * patch]
@@ -95,7 +95,7 @@ def _patches(images: Tensor, patch: int) -> Tensor:
 
 
 def _mlp(x: Tensor, name: str, hidden: int, activation: Callable, *, twice: bool, dropout: float) -> Tensor:
-    """Dense, activation, dense on the last axis; `twice` = the activation after the second one too."""
+    """MLP on the last axis: dense, activation, dense; `twice` = also an activation after the second dense layer."""
     out = x.shape[-1]
     x = layers.Dense(hidden, activation=activation, name=f"{name}.dense_0")(x)
     x = layers.Dropout(dropout)(x) if dropout else x
@@ -118,7 +118,7 @@ def _pre_norm_block(
     epsilon: float,
     drop_path: float = 0.0,
 ) -> Tensor:
-    """The block of the CIFAR models, all rates .1, activation after both dense layers."""
+    """The block of the CIFAR models: all dropout rates .1, activation after both dense layers."""
 
     def dropped(branch: Tensor) -> Tensor:
         return DropPath(drop_path)(branch) if drop_path else branch
@@ -132,7 +132,7 @@ def _pre_norm_block(
 def _learn_tokens(
     x: Tensor, name: str, tokens: int, *, convs: int, activation: Callable, epsilon: float | None
 ) -> Tensor:
-    """TokenLearner on a square map: (B, N, C) to (B, tokens, C); no norm without an epsilon."""
+    """TokenLearner on a square map: (B, N, C) to (B, tokens, C); with a norm if `epsilon` is given."""
     _, places, channels = x.shape
     side = round(places**0.5)
     maps = x if epsilon is None else _norm(f"{name}.norm", epsilon)(x)
@@ -205,7 +205,7 @@ def _cifar100() -> keras.Model:
 def _shiftvit() -> keras.Model:
     inputs = layers.Input((48, 48, 3))
     x = layers.Conv2D(96, 4, strides=4, name="embed.projection")(inputs)
-    drawn = PathDraw()(x)  # one for the whole network
+    drawn = PathDraw()(x)  # shared by the whole network
     for stage, depth in enumerate((2, 4, 8, 2)):
         if stage:
             x = _norm(f"merges_{stage - 1}.norm", 1e-5)(x)
@@ -260,5 +260,5 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
 
 
 def make_model(name: str) -> keras.Model:
-    """The named model, its weights drawn by Keras's initialisers."""
+    """Creates a model by name, initialized by Keras."""
     return MODELS[name]()

@@ -1,4 +1,4 @@
-"""Keras 3: the leanest training loop of each backend that its guides show, without metrics and callbacks."""
+"""Keras 3, with the custom training loop from its guides for each backend, without metrics and callbacks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _optimizer(workload: Workload) -> keras.optimizers.Optimizer:
 
 
 class KerasPeer:
-    """See `benchmarks.peers.timing.Peer`. The backend is the one that Keras was imported with.
+    """A `benchmarks.peers.timing.Peer`. The backend is the one that Keras was imported with.
 
     Args:
-      name: of the peer.
+      name: name of the peer.
       xla: compile TensorFlow's graphs with XLA. JAX always does.
       amp: Keras's mixed precision in bfloat16.
     """
@@ -85,7 +85,7 @@ class KerasPeer:
 
         step, logits = jax.jit(step, donate_argnums=0), jax.jit(logits)
         variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-        # Copies: the model's own arrays must outlive the first step, which gives its arguments away.
+        # Copies: the first step donates its arguments, and the model still needs its arrays.
         self._state = tuple([jax.numpy.copy(v.value) for v in part] for part in variables)
 
         def train() -> jax.Array:

@@ -1,7 +1,7 @@
-"""How a driver talks with the processes that it times.
+"""The protocol between the driver and the worker processes that it times.
 
-Frameworks cannot share a process, so each model of each framework runs in a worker of its own. All workers of a model
-are alive together and are timed turn by turn. A worker reads a command a line and answers with a JSON object a line:
+Frameworks cannot share a process, so each framework runs each model in its own worker. All workers of a model are alive
+at the same time and are timed in turns. A worker reads one command per line and answers with one JSON object per line:
 
 | command | answer |
 |---|---|
@@ -10,8 +10,8 @@ are alive together and are timed turn by turn. A worker reads a command a line a
 | `infer 1 5` | `{"ms": [five numbers]}`, batches of one image |
 | `quit` | none; the process ends |
 
-A failure is answered with `{"error": "one line"}`. A worker whose framework is not installed says `missing: NAME` in
-place of its first answer and ends.
+On failure, the answer is `{"error": "one line"}`. A worker whose framework is not installed prints `missing: NAME`
+instead of its first answer and exits.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ class MissingPackageError(Exception):
 
 
 class Peer(Protocol):
-    """A framework that runs a workload. `name` is what the command line calls it."""
+    """A framework that runs a workload. `name` is its name on the command line."""
 
     name: str
 
     def prepare(self, workload: Workload) -> None:
-        """Makes the model, the optimizer's state and one batch of data, all where the steps will want them."""
+        """Creates the model, the optimizer state and one batch of data, on the device."""
 
     def parameters(self) -> int:
-        """Trainable numbers of the model."""
+        """Number of trainable parameters."""
 
     def train_step(self) -> Any:
-        """One step: forward, backward, update. Returns when it is done, with the loss as something float() takes."""
+        """Runs one step: forward, backward, update. Blocks until done; returns the loss, convertible by float()."""
 
     def infer(self, batch: int) -> Any:
-        """Logits of a batch of so many images, without noise. Returns when they are there."""
+        """Logits of a batch, without dropout. Blocks until done."""
 
     def device(self) -> str:
-        """What it runs on, in words."""
+        """Description of the device."""
 
     def versions(self) -> dict[str, str]:
-        """The framework's version, and those of what it stands on."""
+        """Versions of the framework and its main dependencies."""
 
 
 def milliseconds(run: Callable[[], Any], count: int) -> tuple[list[float], Any]:
-    """Times of `count` runs one after the other, and the last result."""
+    """Times of `count` consecutive calls, and the last result."""
     times, result = [], None
     for _ in range(count):
         began = time.perf_counter()
@@ -72,7 +72,7 @@ def milliseconds(run: Callable[[], Any], count: int) -> tuple[list[float], Any]:
 
 
 def serve(peer: Peer, commands: TextIO, answers: TextIO) -> None:
-    """Answers commands until 'quit' or the end of the input."""
+    """Answers commands until 'quit' or end of input."""
     for line in commands:
         words = line.split()
         if words == ["quit"]:
@@ -95,31 +95,31 @@ def _answer(peer: Peer, words: list[str]) -> dict[str, Any]:
 
 
 class WorkerError(Exception):
-    """A worker could not do what it was told; its argument says why in a line."""
+    """A command failed; the argument is a one-line reason."""
 
 
 class Worker:
-    """The driver's end of a worker process. To be used in a with statement.
+    """A worker process, as seen by the driver. Use it in a with statement.
 
     Args:
-      peer, model: what it runs.
-      options: further words of its command line.
-      variables: of its environment, in place of this process's.
+      peer, model: framework and model.
+      options: further arguments of the worker.
+      variables: environment variables that override this process's.
 
     Raises:
       MissingPackageError: the peer's framework is not installed.
-      WorkerError: it did not start.
+      WorkerError: the worker did not start.
     """
 
     def __init__(
         self, peer: str, model: str, options: tuple[str, ...] = (), variables: Mapping[str, str] | None = None
     ):
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        # A compiled program kept from an earlier run would hide what compiling costs.
+        # No compilation caches: they would hide the compile time.
         self._kept = tempfile.TemporaryDirectory(prefix="jaxvit-peer-", ignore_cleanup_errors=True)
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | dict(variables or {})
         environment["TORCHINDUCTOR_CACHE_DIR"] = self._kept.name
-        # As `jaxvit` starts itself where Linux waits to be asked for huge pages; for all of them alike.
+        # Huge pages for all frameworks, as in the jaxvit command.
         environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.peers.worker", "--peer", peer, "--model", model, *options],
@@ -140,9 +140,9 @@ class Worker:
         """Sends a command and waits for the answer.
 
         Raises:
-          WorkerError: it failed.
+          WorkerError: the command failed.
         """
-        with contextlib.suppress(BrokenPipeError):  # it has ended: reading says so
+        with contextlib.suppress(BrokenPipeError):  # the worker has exited: `_read` reports it
             print(command, file=self._process.stdin, flush=True)
         return self._read()
 

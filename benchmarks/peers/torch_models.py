@@ -1,10 +1,10 @@
 """The nine models in PyTorch.
 
-Written as a PyTorch user would for speed: one projection for query, key and value, `scaled_dot_product_attention`,
-convolutions on channels-last memory. Modules are named as in jaxvit's parameter tree.
+Written for speed with standard PyTorch means: one projection for query, key and value, `scaled_dot_product_attention`,
+channels-last convolutions. Modules are named as in jaxvit's parameter tree.
 
-The models take normalised float images (B, C, H, W), best in channels-last memory, and give float32 logits. Lower
-precision is `torch.autocast`'s.
+The models map normalized float images (B, C, H, W), best in channels-last memory, to float32 logits. Lower precision
+comes from `torch.autocast`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _tanh_gelu = partial(F.gelu, approximate="tanh")
 
 
 class Positions(nn.Module):
-    """Adds a trained table to tokens (B, N, C)."""
+    """Adds learned position embeddings to tokens (B, N, C)."""
 
     def __init__(self, tokens: int, dim: int):
         super().__init__()
@@ -33,7 +33,7 @@ class Positions(nn.Module):
 
 
 class ConvEmbed(nn.Module):
-    """Images to tokens (B, N, dim) by a convolution whose stride is its window."""
+    """Patch embedding (B, N, dim) by a strided convolution."""
 
     def __init__(self, channels: int, dim: int, patch: int):
         super().__init__()
@@ -44,7 +44,7 @@ class ConvEmbed(nn.Module):
 
 
 class DenseEmbed(nn.Module):
-    """Images to tokens by cutting patches, norming them if there is an epsilon, and a dense layer."""
+    """Patch embedding by reshaping, a norm if `epsilon` is given, and a dense layer."""
 
     def __init__(self, channels: int, dim: int, patch: int, epsilon: float | None = None):
         super().__init__()
@@ -62,7 +62,7 @@ class DenseEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention; `dropout` is on its weights."""
+    """Self-attention; `dropout` applies to the attention weights."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, dropout: float = 0.0):
         super().__init__()
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, activation, dense on the last axis; `twice` = the activation after the second one too."""
+    """MLP on the last axis: dense, activation, dense; `twice` = also an activation after the second dense layer."""
 
     def __init__(self, dim: int, hidden: int, activation: Callable[[Tensor], Tensor], *, twice: bool, dropout: float):
         super().__init__()
@@ -92,18 +92,18 @@ class Mlp(nn.Module):
 
 
 def draw_paths(x: Tensor) -> Tensor:
-    """A uniform number for each sample, of the rank of x."""
+    """One uniform random number per sample, with the rank of x."""
     return torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device)
 
 
 def drop_path(x: Tensor, rate: float, drawn: Tensor) -> Tensor:
-    """Drops x for the samples whose number is below the rate."""
+    """Drops x for samples whose random number is below the rate."""
     keep = 1.0 - rate
     return x * (torch.floor(keep + drawn) / keep).to(x.dtype)
 
 
 class PreNormBlock(nn.Module):
-    """The block of the CIFAR models, all rates .1, activation after both dense layers."""
+    """The block of the CIFAR models: all dropout rates .1, activation after both dense layers."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class PreNormBlock(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """The block of the Fashion-MNIST models: one norm, used twice, after the shortcuts."""
+    """The block of the Fashion-MNIST models: post-norm, with one norm used twice."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, hidden: int, epsilon: float):
         super().__init__()
@@ -146,7 +146,7 @@ class PostNormBlock(nn.Module):
 
 
 class TokenLearner(nn.Module):
-    """Tokens of a square map, (B, N, C), to a few, (B, tokens, C); no norm without an epsilon."""
+    """TokenLearner on a square map: (B, N, C) to (B, tokens, C); with a norm if `epsilon` is given."""
 
     def __init__(
         self, dim: int, tokens: int, convs: int, activation: Callable[[Tensor], Tensor], epsilon: float | None
@@ -168,7 +168,7 @@ class TokenLearner(nn.Module):
 
 
 class Head(nn.Module):
-    """Class scores in float32, through hidden layers; dropout before the first and after each of them."""
+    """Classifier with hidden layers and float32 logits; dropout before the first and after each hidden layer."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class Head(nn.Module):
 
 
 class ViT(nn.Module):
-    """The ViTs: an embedding, positions, blocks with a TokenLearner before one of them or none, norm, pooling, head."""
+    """The ViTs: patch embedding, positions, blocks, an optional TokenLearner, norm, pooling, head."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class ViT(nn.Module):
 
 
 class ShiftBlock(nn.Module):
-    """A border mask on four groups of channels of a map (B, H, W, C), then an MLP on a residual branch."""
+    """Border mask on four channel groups of a map (B, H, W, C), then an MLP as a residual branch."""
 
     def __init__(self, dim: int, side: int, path_rate: float, *, group: int = 12):
         super().__init__()
@@ -248,7 +248,7 @@ class ShiftBlock(nn.Module):
 
 
 class Merge(nn.Module):
-    """Half the sides of a map (B, H, W, C), twice its channels; an odd side is padded at its end."""
+    """Halves the sides of a map (B, H, W, C) and doubles its channels; odd sides are padded at the end."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -262,7 +262,7 @@ class Merge(nn.Module):
 
 
 class ShiftViT(nn.Module):
-    """The ShiftViT of the tutorial; all its blocks drop their branches by the same numbers."""
+    """The tutorial's ShiftViT; all blocks share the random numbers of drop path."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ class ShiftViT(nn.Module):
 
 
 class ConvTokenizer(nn.Module):
-    """Convolution, relu, zeros around, 3x3 max-pooling, twice: images (B, 3, 32, 32) to tokens (B, 64, 128)."""
+    """Convolution, relu, zero padding, 3x3 max-pooling, twice: images (B, 3, 32, 32) to tokens (B, 64, 128)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -303,12 +303,12 @@ class ConvTokenizer(nn.Module):
         x = images
         for conv in (self.conv_0, self.conv_1):
             x = F.pad(F.relu(conv(x)), (1, 1, 1, 1))
-            x = F.max_pool2d(x, 3, 2, ceil_mode=True)  # on even sides, TensorFlow's SAME
+            x = F.max_pool2d(x, 3, 2, ceil_mode=True)  # equals TensorFlow's SAME for even sides
         return x.flatten(2).transpose(1, 2)
 
 
 class SequencePool(nn.Module):
-    """The mean of tokens (B, N, C), weighted by the softmax of a dense layer's scores."""
+    """Sequence pooling of tokens (B, N, C): mean weighted by a softmax over scores of a dense layer."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -320,7 +320,7 @@ class SequencePool(nn.Module):
 
 
 class CCT(nn.Module):
-    """The compact transformer of the tutorial."""
+    """The tutorial's compact transformer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -390,5 +390,5 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def make_model(name: str) -> nn.Module:
-    """The named model, its weights drawn by PyTorch's own rules."""
+    """Creates a model by name, initialized by PyTorch."""
     return MODELS[name]()

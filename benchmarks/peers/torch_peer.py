@@ -1,4 +1,4 @@
-"""PyTorch: eager, or with the model and the loss under torch.compile."""
+"""PyTorch: eager, or with model and loss compiled by torch.compile."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .workloads import Workload, images, labels
 
 
 def image_tensor(workload: Workload, count: int, device: str = "cpu") -> torch.Tensor:
-    """The workload's images, (count, C, H, W) in channels-last memory."""
+    """Images of the workload, (count, C, H, W) in channels-last memory."""
     return torch.from_numpy(images(workload, count)).to(device).permute(0, 3, 1, 2)
 
 
 class TorchPeer:
-    """See `benchmarks.peers.timing.Peer`.
+    """A `benchmarks.peers.timing.Peer`.
 
     Args:
-      name: of the peer.
-      mode: of torch.compile; '' = eager.
+      name: name of the peer.
+      mode: mode of torch.compile; '' = eager.
       amp: autocast to bfloat16.
     """
 
@@ -32,7 +32,7 @@ class TorchPeer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, which is what JAX and TensorFlow do
+        torch.set_float32_matmul_precision("high")  # TF32 on GPUs, the default of JAX and TensorFlow
 
     def prepare(self, workload: Workload) -> None:
         w, device = workload, self._device
@@ -41,7 +41,7 @@ class TorchPeer:
         self._optimizer = kind(
             self._model.parameters(), lr=w.learning_rate, eps=w.epsilon, weight_decay=w.weight_decay, fused=True
         )
-        # A model of its own: switching one between training and inference would be timed with it.
+        # A copy for inference: otherwise switching between train and eval mode would be timed too.
         still = copy.deepcopy(self._model).eval()
 
         def loss(images_BCHW: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ class TorchPeer:
 
         self._loss, self._logits = loss, logits
         if self._mode:
-            # Not dynamic: each batch size is to have a program of its own.
+            # Not dynamic: compile a program for each batch size.
             self._loss, self._logits = (torch.compile(f, mode=self._mode, dynamic=False) for f in (loss, logits))
         self._images = cache(lambda count: image_tensor(w, count, device))
         self._batch = self._images(w.batch), torch.from_numpy(labels(w, w.batch)).long().to(device)

@@ -1,8 +1,8 @@
-"""The process that runs one model of one framework, at the command of its standard input.
+"""A worker process: runs one model of one framework, controlled through stdin.
 
     python -m benchmarks.peers.worker --peer keras-tensorflow --model tutorial_cct
 
-`benchmarks.peers.timing` says what may be asked. Run from the root of the repository.
+`benchmarks.peers.timing` describes the commands. Run it from the root of the repository.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from .timing import MISSING, MissingPackageError, Peer, serve
 from .workloads import WORKLOADS
 
-# name -> packages that it needs
+# name -> required packages
 PEERS = {
     "jaxvit": ("jax",),
     "keras-tensorflow": ("keras", "tensorflow"),
@@ -29,11 +29,11 @@ PEERS = {
 }
 
 
-def make_peer(name: str, *, amp: bool, compile_mode: str, ways: str) -> Peer:
-    """Imports a framework and makes its peer. `ways` is what jaxvit's operations are computed by.
+def make_peer(name: str, *, amp: bool, compile_mode: str, implementations: str) -> Peer:
+    """Imports a framework and creates its peer. `implementations`: implementations of jaxvit's operations.
 
     Raises:
-      MissingPackageError: it is not installed, or lacks the compiler that it needs.
+      MissingPackageError: the framework or its compiler is not installed.
     """
     for package in PEERS[name]:
         if importlib.util.find_spec(package) is None:
@@ -42,15 +42,15 @@ def make_peer(name: str, *, amp: bool, compile_mode: str, ways: str) -> Peer:
     os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     if "jax" not in PEERS[name]:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # jaxvit then only counts parameters
+        os.environ["JAX_PLATFORMS"] = "cpu"  # jaxvit only counts parameters here
     if "jax" in PEERS[name]:
         from jaxvit.devices.runtime import choose_cpu_libraries
 
-        choose_cpu_libraries()  # as jaxvit's command does; a part of XLA, so for Keras on JAX alike
+        choose_cpu_libraries()  # as in the jaxvit command; also applies to Keras on JAX
     if name == "jaxvit":
         from .jaxvit_peer import JaxvitPeer
 
-        return JaxvitPeer(amp=amp, ways=ways)
+        return JaxvitPeer(amp=amp, implementations=implementations)
     if name.startswith("keras"):
         os.environ["KERAS_BACKEND"] = "jax" if name == "keras-jax" else "tensorflow"
         from .keras_peer import KerasPeer
@@ -65,10 +65,10 @@ def make_peer(name: str, *, amp: bool, compile_mode: str, ways: str) -> Peer:
 
 
 def check_parameters(peer: Peer, model: str) -> int:
-    """The number of parameters.
+    """The number of parameters of the peer's model.
 
     Raises:
-      AssertionError: jaxvit's model has another.
+      AssertionError: jaxvit's model has a different number.
     """
     from jaxvit.models import create_model
     from jaxvit.models.count import abstract_variables, count_params
@@ -85,16 +85,23 @@ def main() -> int:
     parser.add_argument("--peer", required=True, choices=tuple(PEERS))
     parser.add_argument("--model", required=True, choices=tuple(WORKLOADS))
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16, keep weights in float32")
-    parser.add_argument("--compile_mode", default="default", help="of torch.compile; 'reduce-overhead' suits GPUs")
-    parser.add_argument("--ways", default="fast", choices=("fast", "plain"), help="of jaxvit, see jaxvit.ops.ways")
+    parser.add_argument("--compile_mode", default="default", help="mode of torch.compile; 'reduce-overhead' suits GPUs")
+    parser.add_argument(
+        "--implementations",
+        default="fast",
+        choices=("fast", "plain"),
+        help="implementations of jaxvit's operations, see jaxvit.ops.implementations",
+    )
     options = parser.parse_args()
 
-    # Answers have the standard output to themselves: what frameworks print there goes to the standard error.
+    # stdout is reserved for answers: prints of the frameworks go to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     began = time.perf_counter()
     try:
-        peer = make_peer(options.peer, amp=options.amp, compile_mode=options.compile_mode, ways=options.ways)
+        peer = make_peer(
+            options.peer, amp=options.amp, compile_mode=options.compile_mode, implementations=options.implementations
+        )
     except MissingPackageError as missing:
         print(f"{MISSING}{missing}", file=answers, flush=True)
         return 0

@@ -1,4 +1,4 @@
-"""What is timed: nine of the documents' models, each with its batch, input, optimizer and loss, and random data."""
+"""The timed workloads: nine of the documents' models with batch size, input, optimizer and loss, and random data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKLOADS: dict[str, Workload] = {model: DOCUMENTS[model] for model in _MODELS}
 
 
 def images(workload: Workload, count: int, seed: int = 0) -> np.ndarray:
-    """Random images, (count, H, W, C) float32, of mean 0 and deviation 1."""
+    """Random images, (count, H, W, C) float32, with mean 0 and standard deviation 1."""
     return np.random.default_rng(seed).standard_normal((count, *workload.input), dtype=np.float32)
 
 

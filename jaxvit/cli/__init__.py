@@ -1,1 +1,1 @@
-"""The verbs of the command line, one file each; they parse words, call the packages below, and print."""
+"""The command line: one file for each verb. A verb parses arguments, calls the packages below, and prints."""

@@ -1,4 +1,4 @@
-"""`jaxvit benchmark`: how fast a model trains and infers here, what compiling it costs, how much memory it takes."""
+"""`jaxvit benchmark`: measures training and inference speed, compile time and memory of models."""
 
 from __future__ import annotations
 
@@ -22,58 +22,60 @@ from jaxvit.speed.steps import Effort, facts_of
 from jaxvit.speed.subject import configure, make_subject
 
 _EXAMPLES = """examples:
-  jaxvit benchmark --model=tutorial_cct                         its document's batch and optimizer, synthetic images
-  jaxvit benchmark --model=tutorial_cct --batch=32 --dtype=bfloat16 --json
-  jaxvit benchmark --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    benchmark.md and benchmark.csv there
-  jaxvit benchmark --config=digits --config.augment.policy=trivial                with the config's own data and feed
-  jaxvit benchmark --model=vit --config.model.depth=4 --trace=profile --dry_run   what would be measured
-  jaxvit benchmark --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files, batches 1, 32
+  jaxvit benchmark --model=tutorial_cct                         batch size and optimizer of its document, synthetic
+  images jaxvit benchmark --model=tutorial_cct --batch=32 --dtype=bfloat16 --json jaxvit benchmark
+  --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    writes benchmark.md and benchmark.csv jaxvit benchmark
+  --config=digits --config.augment.policy=trivial                data and feed of the config jaxvit benchmark
+  --model=vit --config.model.depth=4 --trace=profile --dry_run   print the plan only jaxvit benchmark
+  --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files, batch 1 and 32
 
-Everything is timed turn by turn, --rounds turns of --seconds each, several steps between two waits; medians and
-quartiles are given. TFLOP/s are counted: 2 for each multiply-add of `jaxvit summary` ('all'), times 3 for training. Its
-peak is that of large matrix products in the same dtype. Several models are measured one after the other, each in a
-process of its own, so that the memory of one is not another's. A `jaxvit reproduce --queue` on this machine stands
-still meanwhile. docs/performance.md says what each figure means.
+The measurements take turns: --rounds turns of --seconds each, blocking only after several steps. Results are medians
+and quartiles. TFLOP/s count 2 operations per multiply-add of `jaxvit summary` ('all'), times 3 for training; the peak
+is that of large matrix products in the same dtype. Several models run one after the other, each in a new process, so
+that their memory peaks are separate. A `jaxvit reproduce --queue` on this machine pauses meanwhile. docs/performance.md
+explains each figure.
 """
 
 
 def _parser() -> command_line.Parser:
-    parser = command_line.Parser("benchmark", "Measures the speed and the memory of models on this machine.", _EXAMPLES)
+    parser = command_line.Parser("benchmark", "Measures the speed and memory of models on this machine.", _EXAMPLES)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="a model, or several: a,b,c")
     parser.add_argument(
-        "--model", action="append", default=[], metavar="NAME", help="a registered name, or several: a,b,c"
+        "--config", metavar="NAME[:VARIANT]", help="a config instead of --model, such as digits:vit or ./mine.py"
     )
     parser.add_argument(
-        "--config", metavar="NAME[:VARIANT]", help="a config in place of --model, such as digits:vit or ./mine.py"
+        "--file", action="append", default=[], metavar="FILE", help="exported files instead of --model; runs them"
     )
     parser.add_argument(
-        "--file", action="append", default=[], metavar="FILE", help="exported files in place of --model; they are run"
+        "--workdir",
+        default="",
+        type=local_path,
+        metavar="RUN",
+        help="with --file: the run they were exported from, for comparison",
     )
     parser.add_argument(
-        "--workdir", default="", type=local_path, metavar="RUN", help="with --file: the run that they were made of"
+        "--own_code", action="store_true", help="with --workdir or a hub folder: import the user's code that it names"
     )
+    parser.add_argument("--batch", type=int, metavar="N", help="batch size (default: the document's)")
     parser.add_argument(
-        "--own_code", action="store_true", help="with --workdir or a hub folder: as jaxvit evaluate has it"
+        "--dtype", choices=("float32", "bfloat16"), default="", help="compute dtype (default: the model's)"
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="images of a step (default: the document's)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="", help="of the computation (default: the model's own)"
-    )
-    parser.add_argument("--synthetic", action="store_true", help="random images even where the config's data is there")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of everything that is timed (default: 5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default: 2)")
-    parser.add_argument("--trace", type=local_path, metavar="DIR", help="write a profile of some steps there")
-    parser.add_argument("--out", type=local_path, metavar="DIR", help="write benchmark.md and benchmark.csv there")
-    parser.add_argument("--json", action="store_true", help="one JSON object for each model, a line each")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be measured; stop")
+    parser.add_argument("--synthetic", action="store_true", help="use random images even if the data set exists")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement (default: 5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of a turn (default: 2)")
+    parser.add_argument("--trace", type=local_path, metavar="DIR", help="write a profile of some steps to DIR")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="write benchmark.md and benchmark.csv to DIR")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per model and line")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be measured; measure nothing")
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """The verb.
+    """Runs the verb; returns the exit code.
 
     Raises:
-      UsageError: no such model, config or key; values that do not go together.
-      RunFailedError: the one model asked for cannot be run here.
+      UsageError: unknown model, config or key, or incompatible values.
+      RunFailedError: the only model cannot run here.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
@@ -82,7 +84,7 @@ def main(argv: list[str]) -> int:
     models = list(dict.fromkeys(name for value in options.model for name in value.split(",")))
     _check(options, models)
     effort = Effort(options.rounds, options.seconds)
-    # All of them are looked at before the first is measured.
+    # Check all models before measuring the first.
     configured = []
     for model in models or [""]:
         *one, unknown = configure(model, options.config, rest, batch=options.batch or 0, dtype=options.dtype)
@@ -119,7 +121,7 @@ def main(argv: list[str]) -> int:
 def _each(
     models: Sequence[str], options: argparse.Namespace, rest: Sequence[str], trace: Path | None, out: Path | None
 ) -> int:
-    """Measures several models; what has been measured is shown and written, however it ends."""
+    """Measures several models. Results so far are printed and written even if a later model fails."""
     words = [f"--rounds={options.rounds}", f"--seconds={options.seconds}", *rest]
     words += [f"--batch={options.batch}"] if options.batch else []
     words += [f"--dtype={options.dtype}"] if options.dtype else []
@@ -157,7 +159,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
         )
     for name in ("model", "config", "batch", "dtype", "synthetic", "trace"):
         if (value := getattr(options, name)) not in (None, "", []) and value is not False:
-            raise UsageError(f"--{name} says nothing of exported files, which --file names; leave one of them out")
+            raise UsageError(f"--{name} does not apply to exported files (--file); leave one of them out")
     effort = Effort(options.rounds, options.seconds)
     for path in files:
         format_of(path).check()

@@ -1,12 +1,11 @@
-"""The command line: which verbs there are, how one is run, and errors as one line with the right exit code.
+"""The entry point: lists the verbs, runs one, and turns errors into one line on stderr and an exit code.
 
-What a verb takes and does stands in the file of its name beside this one.
+Each verb is in the file of its name in this folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import io
 import os
@@ -19,22 +18,29 @@ from typing import Any, NoReturn
 from jaxvit import errors
 from jaxvit._version import __version__
 from jaxvit.cli.other_libraries import quieten_libraries
+from jaxvit.cli.streams import (
+    discard_output,
+    needs_stdout,
+    open_missing_streams,
+    print_error,
+    refuse_closed_stdout,
+)
 from jaxvit.config.overrides import ELSEWHERE
 from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages, why_refused
 from jaxvit.errors import UsageError, nearest
-from jaxvit.shown import terminal
+from jaxvit.files import no_empty_folders
 
 VERBS = {
-    "train": "train a model as a config says, into a run directory; resume by the same command",
-    "sweep": "train a grid of runs over values of config keys; one table and one figure",
-    "evaluate": "measure a trained model on a split: per class, confusion, calibration",
-    "predict": "say what a trained model sees in image files",
-    "report": "draw a run's figures; compare runs in one table",
-    "export": "write a trained model as files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
-    "benchmark": "measure the speed and the memory of models on this machine",
-    "reproduce": "run the documents' experiments and compare with what they report",
+    "train": "train a model from a config into a run folder; the same command resumes",
+    "sweep": "train a grid of runs over values of config keys; prints a table, draws a figure",
+    "evaluate": "evaluate a trained model on a split: per class, confusion matrix, calibration",
+    "predict": "classify image files with a trained model",
+    "report": "compare runs in a table; draw the figures of each",
+    "export": "export a trained model to files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
+    "benchmark": "measure the speed and memory of models on this machine",
+    "reproduce": "run the documents' experiments and compare with their reported results",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
-    "data": "prepare a data set, show what training sees of it, export images, measure the input",
+    "data": "prepare data sets, draw augmented batches, export images, measure input speed",
 }
 
 
@@ -43,7 +49,7 @@ _USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit VER
 verbs:
 {verbs}
 
-  jaxvit VERB --help    what a verb takes, with examples
+  jaxvit VERB --help    options and examples of a verb
   jaxvit --version
 
 start here:
@@ -52,7 +58,7 @@ start here:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one clear line in place of a usage dump, and the nearest real flag for a wrong one."""
+    """An argparse parser that raises a one-line UsageError, with the closest known flag for an unknown one."""
 
     def __init__(self, verb: str, description: str, epilog: str = ""):
         super().__init__(
@@ -67,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
     def refuse_unknown(self, tokens: Sequence[str]) -> None:
-        """Raises UsageError for the first of the tokens that `parse_known_args` could not place."""
+        """Raises UsageError for the first token that `parse_known_args` did not recognize."""
         if tokens:
             flag = tokens[0].partition("=")[0]
             if flag.startswith("--model."):
@@ -80,12 +86,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a verb and leaves the process: every known failure is one line on stderr and its exit code.
+    """Runs a verb and exits the process; known errors print one line on stderr and set the exit code.
 
     Args:
-      verb: takes the words of the command and returns the exit code.
-      argv: the words; None = those of the process.
+      verb: function from the arguments to the exit code.
+      argv: arguments; None = from `sys.argv`.
     """
+    closed = open_missing_streams()
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
     for stream in (sys.stdout, sys.stderr):
@@ -95,17 +102,26 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
-    _leave(*_carry_out(verb, list(sys.argv[1:] if argv is None else argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "stdout" in closed and needs_stdout(words):
+        verb = refuse_closed_stdout
+    _leave(*_carry_out(verb, words))
 
 
 def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int, BaseException | None]:
-    """The exit code of a verb, and the error that ended it, which has been printed; None = there was none.
+    """Runs a verb; returns its exit code and the error that ended it, already printed, or None.
 
     Raises:
-      Exception: a mistake of ours, in a process that is alone: Python shows where.
+      Exception: an unexpected error (a bug) in a single-process run; Python prints the traceback.
     """
     try:
-        return verb(words), None
+        with no_empty_folders():
+            try:
+                code = verb(words)
+            except SystemExit as left:  # argparse's, after --help
+                code = int(left.code or 0)
+            sys.stdout.flush()  # here, where it is no mystery if it fails
+        return code, None
     except UsageError as error:
         return _complain(error, errors.USAGE), error
     except errors.RunFailedError as error:
@@ -113,16 +129,21 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
     except errors.StoppedError as error:
         return _complain(error, error.exit_code), None
     except KeyboardInterrupt as error:
-        return _complain("stopped at once; what was saved before is kept", errors.INTERRUPTED), error
+        return _complain("stopped immediately; state saved before is kept", errors.INTERRUPTED), error
     except BrokenPipeError as error:
-        # The reader of our output (`| head`) has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of stdout, such as `| head`, has exited.
+        discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:
-        if isinstance(error, OSError) and errors.is_disk_full(error):
-            return _complain(errors.disk_full(error), errors.CANNOT_GO_ON), error
         if reason := why_refused(error):
             return _complain(reason, errors.USAGE), UsageError(reason)
+        if failed := errors.find_system_error(error):
+            try:
+                sys.stdout.flush()
+            except OSError:  # standard output is what failed, as for `> /dev/full`
+                failed.filename = failed.filename or "standard output"
+                discard_output()
+            return _complain(errors.describe_system_error(failed), errors.CANNOT_GO_ON), error
         if not _joined():
             raise
         traceback.print_exc()
@@ -130,22 +151,22 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
 
 
 def _leave(code: int, met: BaseException | None) -> NoReturn:
-    """Ends the process with an exit code; of several that are one run, together with the others where they agreed."""
+    """Exits the process. In a multi-process run, waits for the other processes if they ended in agreement."""
     sys.stdout.flush()
     processes = _joined()
     agreed = not processes or met is None or processes.is_agreed(met)
     if processes and agreed:
         processes.leave()
     if not agreed or code not in (errors.DONE, errors.USAGE):
-        # The others of the run know nothing of what has not been agreed on: to leave with them would be to wait. And
-        # background writers of a run that ended badly would hold the process up, and complain.
+        # The other processes do not know about this error, so waiting for them would hang. After a failure, background
+        # threads would also delay the exit and print errors.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
 def _is_the_process() -> bool:
-    """Whether this process is nothing but a verb: no test, debugger, notebook or program that calls one."""
+    """True if this process only runs a verb, not a test, debugger, notebook or other program."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = spec.name.partition(".")[0] if spec else os.path.basename(sys.argv[0])
     words = sys.argv[1:]
@@ -154,20 +175,18 @@ def _is_the_process() -> bool:
 
 
 def _joined() -> Any:
-    """`jaxvit.devices.processes`, if this is one of several processes that are one run."""
+    """The module `jaxvit.devices.processes` if this process belongs to a multi-process run, else None."""
     processes = sys.modules.get("jaxvit.devices.processes")
     return processes if processes and processes.is_joined() else None
 
 
 def _complain(message: object, code: int) -> int:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code says it too
-        sys.stdout.flush()
-        print(f"jaxvit: {terminal(message)}", file=sys.stderr)
+    print_error(message)
     return code
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The console script: picks the verb's module and runs its `main`."""
+    """The console script: imports the verb's module and runs its `main`."""
     run(_dispatch, argv)
 
 
@@ -181,5 +200,5 @@ def _dispatch(words: list[str]) -> int:
         return errors.DONE
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
-        raise UsageError(f"there is no verb '{verb}'{nearest(verb, VERBS)}; jaxvit has {', '.join(VERBS)}")
+        raise UsageError(f"there is no verb '{verb}'{nearest(verb, VERBS)}; verbs: {', '.join(VERBS)}")
     return importlib.import_module(f"jaxvit.cli.{verb}").main(rest)

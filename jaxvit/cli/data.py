@@ -1,10 +1,10 @@
-"""`jaxvit data`: prepare a data set, look at what training sees of it, take images out of it, measure the input.
+"""`jaxvit data`: prepares data sets, draws augmented batches, exports images, measures input speed.
 
-jaxvit data prepare cifar10                       fetch, check and write the TFDS directory
-jaxvit data prepare cifar10 --from=FILE           the same from a file that is here already; --force: write it anew
-jaxvit data show --config=NAME DIR                batch.png and patches.png
-jaxvit data export cifar10 --split=test --n=6 DIR images into folders, for `jaxvit predict`
-jaxvit data benchmark --config=NAME               images a second, by stage
+jaxvit data prepare cifar10                       download, check, and write the TFDS directory
+jaxvit data prepare cifar10 --from=FILE           the same from a local file; --force: replace existing data
+jaxvit data show --config=NAME DIR                draw batch.png and patches.png
+jaxvit data export cifar10 --split=test --n=6 DIR write image files, for `jaxvit predict`
+jaxvit data benchmark --config=NAME               images per second of each stage
 """
 
 from __future__ import annotations
@@ -34,50 +34,51 @@ from jaxvit.pages.training import draw_training
 from jaxvit.shown import terminal
 from jaxvit.speed.input import measure_input
 
-LIMITS = ("data.max_pixels", "data.max_bytes")
+LIMITS = ("data.max_pixels", "data.max_bytes", "data.white")
 ACTIONS = ("prepare", "show", "export", "benchmark")
 
 
 _EXAMPLES = """examples:
-  jaxvit data prepare cifar10                            downloads, checks, writes; TFDS_DATA_DIR says where
+  jaxvit data prepare cifar10                            downloads, checks, writes to TFDS_DATA_DIR
   jaxvit data prepare cifar10 --from=cifar-10-binary.tar.gz
-  jaxvit data show --config=digits pictures              batch.png: augmented images and their soft labels; patches.png
+  jaxvit data show --config=digits pictures              batch.png: augmented images with targets; patches.png
   jaxvit data show cifar10 pictures --config.augment.policy=trivial
   jaxvit data export cifar10 --split=test --n=6 images   images/CLASS/test_00000.png, …
   jaxvit data export image_folder:pets images --config.data.side=64
-  jaxvit data benchmark --config=digits                  images a second of each stage of the input
+  jaxvit data benchmark --config=digits                  images per second of each input stage
 """
 
 
 def _parser() -> command_line.Parser:
-    parser = command_line.Parser("data", "Prepares data sets, shows, exports and measures them.", _EXAMPLES)
+    parser = command_line.Parser("data", "Prepares, draws, exports and measures data sets.", _EXAMPLES)
     parser.add_argument("action", metavar="ACTION", help=", ".join(ACTIONS))
-    parser.add_argument("names", nargs="*", metavar="NAME|DIR", help="data set, and the folder to write to")
+    parser.add_argument("names", nargs="*", metavar="NAME|DIR", help="data set, then the folder to write to")
     parser.add_argument(
         "--config", metavar="NAME[:VARIANT]", help="for show, export, benchmark: a config of jaxvit, or a file"
     )
     parser.add_argument(
-        "--data_dir", default="", type=local_path, metavar="DIR", help="TFDS directory (else TFDS_DATA_DIR)"
+        "--data_dir", default="", type=local_path, metavar="DIR", help="TFDS directory (default: TFDS_DATA_DIR)"
     )
     parser.add_argument(
-        "--from", dest="given", type=local_path, metavar="FILE", help="prepare: the archive, or the folder of the files"
+        "--from", dest="given", type=local_path, metavar="FILE", help="prepare: local archive, or folder with the files"
     )
-    parser.add_argument("--force", action="store_true", help="prepare: replace what is there")
-    parser.add_argument("--split", default="test", help="export: which images, in TFDS notation (default: test)")
-    parser.add_argument("--n", type=int, default=16, help="export, show: how many images (default: 16)")
-    parser.add_argument("--json", action="store_true", help="benchmark: one JSON object")
+    parser.add_argument("--force", action="store_true", help="prepare: replace an existing data set")
+    parser.add_argument("--split", default="test", help="export: split in TFDS notation (default: test)")
+    parser.add_argument("--n", type=int, default=16, help="export, show: number of images (default: 16)")
+    parser.add_argument("--json", action="store_true", help="benchmark: print one JSON object")
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """The verb."""
+    """Runs the verb; returns the exit code."""
     parser = _parser()
     overrides, words = split_overrides(argv)
     options, rest = parser.parse_known_intermixed_args(words)
     rest += [word for _, _, word in overrides]
     if options.action not in ACTIONS:
         raise UsageError(
-            f"there is no `jaxvit data {options.action}`{nearest(options.action, ACTIONS)}; it has {', '.join(ACTIONS)}"
+            f"there is no `jaxvit data {options.action}`{nearest(options.action, ACTIONS)}; actions: "
+            f"{', '.join(ACTIONS)}"
         )
     if options.n < 1:
         raise UsageError(f"--n={options.n}: must be 1 or more")
@@ -100,8 +101,8 @@ def _prepare(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
             continue
         if name not in PREPARABLE:
             raise UsageError(
-                f"'{name}' cannot be prepared here{nearest(name, [*PREPARABLE, 'digits'])}; here: "
-                f"{', '.join(PREPARABLE)}; any other set: tfds build {name} --file_format=array_record"
+                f"'{name}' cannot be prepared{nearest(name, [*PREPARABLE, 'digits'])}; available: "
+                f"{', '.join(PREPARABLE)}; for other sets: tfds build {name} --file_format=array_record"
             )
         try:
             given = Path(options.given) if options.given else None
@@ -121,7 +122,7 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     config, overrides = _configured(options, rest)
     for key in overrides:
         if key not in ("data.name", "data.dir", "data.classes", "data.on_error", "data.side", *LIMITS):
-            raise UsageError(f"--config.{key}: an export does not read this key; --split and --n say which images")
+            raise UsageError(f"--config.{key}: this key has no effect on an export; --split and --n choose the images")
     target = Path(local_path(options.names[0]))
     source = dataset_of(config).read(options.split)
     images, labels, good = source.batch(np.arange(min(options.n, len(source))))
@@ -129,13 +130,13 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     stem = "_".join(re.findall(r"\w+", options.split))
     rows = np.flatnonzero(good)
     save_images(target, [(images[i], source.class_names[labels[i]], f"{stem}_{i:05d}") for i in rows])
-    more = f" of {len(source):,} (--n takes more)" if len(good) < len(source) else ""
+    more = f" of {len(source):,} (use --n for more)" if len(good) < len(source) else ""
     print(terminal(f"{len(rows)} images{more} of {source.name} in {target}"))
     return 0
 
 
 def _configured(options: Any, rest: list[str]) -> tuple[ConfigDict, dict[str, Any]]:
-    """(config, overrides) of --config and the overrides, or of a data set's name."""
+    """Returns (config, overrides), from --config or from the name of a data set."""
     if options.config:
         config, overrides, unknown = parse_config_arguments(options.config, rest)
     else:

@@ -1,4 +1,4 @@
-"""`jaxvit evaluate`: how good a trained model is, class by class, on any split, from its run's folder alone."""
+"""`jaxvit evaluate`: evaluates a trained model on any split, overall and per class, from its run folder."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from jaxvit.trained import scores
 from jaxvit.trained.evaluate import evaluate_source, read_split
 
 _EXAMPLES = """examples:
-  jaxvit evaluate --workdir=runs/digits                              the run's test split, its best weights
+  jaxvit evaluate --workdir=runs/digits                              test split, best checkpoint
   jaxvit evaluate --workdir=runs/digits --split=validation --checkpoint=latest
   jaxvit evaluate --workdir=runs/digits --split='test[:100]' --json  any split in TFDS notation
   jaxvit evaluate --workdir=runs/cifar --data=image_folder:photos --split=train   other images of the same classes
 
-Into RUN/evaluation/ go test.json (everything), test.csv (a row for each class), test_confusion.csv and test_images.csv
-(a row for each image, in the order of the split).
+Writes to RUN/evaluation/: test.json (all results), test.csv (a row per class), test_confusion.csv, and test_images.csv
+(a row per image, in the order of the split).
 """
 
 
 def main(argv: list[str]) -> int:
-    """The verb.
+    """Runs the verb; returns the exit code.
 
     Raises:
-      UsageError: no such run, split or data.
+      UsageError: unknown run, split or data set.
     """
     parser = command_line.Parser("evaluate", "Evaluates a trained model on a split of labelled images.", _EXAMPLES)
     add_run_options(parser)
     parser.add_argument(
-        "--split", default="", help="train, validation or test as the run used them, or TFDS notation (default: test)"
+        "--split", default="", help="the run's train, validation or test split, or TFDS notation (default: test)"
     )
-    parser.add_argument("--data", default="", metavar="NAME", help="another data set of the same classes")
+    parser.add_argument("--data", default="", metavar="NAME", help="another data set with the same classes")
     parser.add_argument(
-        "--out", default="", type=local_path, metavar="DIR", help="where the files go (default: RUN/evaluation)"
+        "--out", default="", type=local_path, metavar="DIR", help="folder for the files (default: RUN/evaluation)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options, rest = parser.parse_known_args(argv)
     parser.refuse_unknown(rest)
     loaded = load_run(options)
@@ -54,9 +54,9 @@ def main(argv: list[str]) -> int:
         loaded, source, split=split, batch_size=options.batch_size, devices=options.devices
     )
     file = folder / _file_name(found, options)
-    with locked_folder(folder):  # another evaluation of the same split writes the same files
+    with locked_folder(folder):  # another evaluation of the same split would write the same files
         scores.write_tables(found, outcomes, file)
-        write_json(file.with_name(f"{file.name}.json"), found)
+        write_json(file.with_name(f"{file.name}.json"), found, with_checksum=True)
     if options.json:
         print(json.dumps(found))
     else:
@@ -87,10 +87,10 @@ def _show(found: dict[str, Any], file: Path) -> None:
     if len(found["class_names"]) <= 12:
         print_table(_confusion(found))
     if found["most_confused"]:
-        print("most often taken for another:")
+        print("most frequent confusions:")
         for pair in found["most_confused"][:5]:
             share = f"{100 * pair['share']:.1f} % of {pair['true']}"
-            print(terminal(f"  {pair['true']} taken for {pair['predicted']}: {pair['count']:,} ({share})"))
+            print(terminal(f"  {pair['true']} predicted as {pair['predicted']}: {pair['count']:,} ({share})"))
     right = f"{round(found['top1'] * found['count']):,} of {found['count']:,} images"
     print(f"accuracy {100 * found['top1']:.2f}% ({right}), top-5 {100 * found['top5']:.2f}%")
     print(f"loss {found['loss']:.4f}, expected calibration error {100 * found['ece']:.2f}%")

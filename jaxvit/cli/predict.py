@@ -1,4 +1,4 @@
-"""`jaxvit predict`: what a trained model says about image files, from its run's folder alone."""
+"""`jaxvit predict`: classifies image files with a trained model, from its run folder."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import numpy as np
 from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
+from jaxvit.data.depth import Depth, hint
+from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path, make_writable
 from jaxvit.shown import csv_cell, terminal
@@ -23,41 +25,42 @@ from jaxvit.trained.image_files import find_images
 from jaxvit.trained.predict import Prediction, predict_files
 
 FORMATS = ("table", "csv", "jsonl")
-
-
-PICTURES = 36  # in a figure, unless told otherwise
-
+PICTURES = 36  # images in a figure, by default
 
 _EXAMPLES = """examples:
-  jaxvit predict --workdir=runs/digits images            a folder, with all that lies below it
+  jaxvit predict --workdir=runs/digits images            a folder and its subfolders
   jaxvit predict --workdir=runs/digits 'photos/*.jpg' one.png --top=3
-  find . -name '*.webp' | jaxvit predict --workdir=runs/digits - --format=jsonl > said.jsonl
+  find . -name '*.webp' | jaxvit predict --workdir=runs/digits - --format=jsonl > predictions.jsonl
   jaxvit predict --workdir=runs/digits images --figure=grid.png
 
-Files are decoded, turned upright, laid on white where they are transparent, resized until they cover the size of the
-run's images, cut to their centre, and normalised as in training. A file's folder is taken for its true class if it has
-the name of one. A file that cannot be read is named, the others are done, and the exit code is 1.
+Images are decoded, rotated upright (EXIF), composited on white if transparent, resized to cover the model's input size,
+centre-cropped, and normalized as in training. If a file's folder has the name of a class, it is taken as the true
+class. Files that cannot be read are reported and skipped; the exit code is then 1.
 """
 
 
 def main(argv: list[str]) -> int:
-    """The verb.
+    """Runs the verb; returns the exit code.
 
     Raises:
-      UsageError: no such run, or no images.
+      UsageError: unknown run, or no images.
     """
-    parser = command_line.Parser("predict", "Says what a trained model sees in image files.", _EXAMPLES)
+    parser = command_line.Parser("predict", "Classifies image files with a trained model.", _EXAMPLES)
     parser.add_argument(
-        "images", nargs="*", type=local_path, metavar="IMAGES", help="files, folders, patterns; - = names from stdin"
+        "images",
+        nargs="*",
+        type=local_path,
+        metavar="IMAGES",
+        help="files, folders, patterns; - reads names from stdin",
     )
     add_run_options(parser)
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to name for each image (default: 5)")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="of stdout (default: table)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to print for each image (default: 5)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="format of stdout (default: table)")
     parser.add_argument(
-        "--figure", default="", type=local_path, metavar="FILE", help="draw the images with what was said of them"
+        "--figure", default="", type=local_path, metavar="FILE", help="draw the images with their predictions"
     )
     parser.add_argument(
-        "--pictures", type=int, default=PICTURES, help=f"images in the figure, the first ones (default: {PICTURES})"
+        "--pictures", type=int, default=PICTURES, help=f"number of images in the figure (default: {PICTURES})"
     )
     options, rest = parser.parse_known_intermixed_args(argv)
     parser.refuse_unknown(rest)
@@ -68,17 +71,19 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
     figure = _figure_file(options.figure)
     loaded = load_run(options)
-    names = find_images(options.images, sys.stdin)
+    passed_over, depth = PassedOver(), Depth(loaded.config.data.white)
+    names = find_images(options.images, sys.stdin, passed_over)
     some = list(itertools.islice(names, 2))
     if all(map(os.path.isdir, some)) and len(some) < 2:
-        raise UsageError(f"{' '.join(options.images)}: there are no images here")
+        besides = f"; passed over: {passed_over}" if passed_over else ""
+        raise UsageError(f"{' '.join(options.images)}: no images found{besides}")
     names = itertools.chain(some, names)
     pictures: list[tuple[np.ndarray, Prediction]] = []
     write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
     counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
     how = {"top": options.top, "batch": options.batch_size, "devices": options.devices}
     with _Progress() as advance:
-        for image, said in predict_files(loaded, names, **how):
+        for image, said in predict_files(loaded, names, **how, depth=depth):
             write(said)
             advance()
             counts["failed" if said.error else "done"] += 1
@@ -95,13 +100,17 @@ def main(argv: list[str]) -> int:
         captions = [caption(*said.top[0], said.right, said.truth) for _, said in pictures]
         draw_predictions([image for image, _ in pictures], captions, figure)
     sys.stdout.flush()
+    if passed_over:
+        print(terminal(f"passed over: {passed_over}"), file=sys.stderr)
+    if said := hint(depth.notes, depth.white):
+        print(terminal(f"warning: {said}; the run was trained with 0"), file=sys.stderr)
     print(terminal(_sum_up(counts, figure if pictures else None)), file=sys.stderr)
     return errors.SOME_INPUTS_FAILED if counts["failed"] else errors.DONE
 
 
 def _write_table(stream: TextIO, top: int) -> Callable[[Prediction], None]:
     def write(said: Prediction) -> None:
-        if not said.error:  # stderr has those
+        if not said.error:  # errors go to stderr
             stream.write(terminal(f"{said.file}: {_confidences(said)}") + "\n")
 
     return write
@@ -122,14 +131,9 @@ def _write_csv(stream: TextIO, top: int) -> Callable[[Prediction], None]:
     def write(said: Prediction) -> None:
         pairs = [value for name, probability in said.top for value in (name, f"{probability:.6g}")]
         cells = [said.file, said.truth, *pairs, *[""] * (2 * top - len(pairs)), said.error]
-        rows.writerow([_writable(csv_cell(cell)) for cell in cells])
+        rows.writerow(map(csv_cell, cells))
 
     return write
-
-
-def _writable(text: str) -> str:
-    """A file's name may have bytes that are no text."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _write_jsonl(stream: TextIO, top: int) -> Callable[[Prediction], None]:
@@ -150,17 +154,17 @@ def _figure_file(name: str) -> Path | None:
         return None
     file = Path(name)
     if file.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--figure={name}: its name must end in .png, .svg or .pdf")
+        raise UsageError(f"--figure={name}: the name must end in .png, .svg or .pdf")
     if not file.parent.is_dir():
         raise UsageError(f"--figure={name}: there is no folder {file.parent}")
     if file.is_dir():
         raise UsageError(f"--figure={name}: this is a folder; name a file")
-    make_writable(file.parent, f"name another place than --figure={name}")
+    make_writable(file.parent, f"choose another folder for --figure={name}")
     return file
 
 
 class _Progress:
-    """Counts files on stderr, if a person looks at it and stdout goes elsewhere."""
+    """A counter of files on stderr, shown if stderr is a terminal and stdout is not."""
 
     def __init__(self) -> None:
         from rich.console import Console

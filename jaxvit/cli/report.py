@@ -1,4 +1,4 @@
-"""`jaxvit report`: runs side by side in one table, and the figures of each, from the runs' folders alone."""
+"""`jaxvit report`: compares runs in a table and draws their figures, from the run folders."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from jaxvit.shown import terminal
 _EXAMPLES = """examples:
   jaxvit report runs                                    all runs below runs/, best first
   jaxvit report runs/vit runs/cct --format=markdown
-  jaxvit report runs/digits --figures                   pictures into runs/digits/figures, with an index.html
+  jaxvit report runs/digits --figures                   draws figures and index.html into runs/digits/figures
 
-Figures, each as PNG and SVG: learning curves; predictions and the most confident mistakes; confusion matrix and
-calibration; patches; the model's architecture and its special blocks, drawn from the model; the shift as a GIF; and
-what the model looks at: TokenLearner's and TokenFuser's maps, pooling weights, attention rollout, similarities of
-positions, ShiftViT's receptive field. Where the data is not there, those that need images are left out, with a line.
+Figures (PNG and SVG): learning curves; predictions and most confident mistakes; confusion matrix and calibration;
+patches; diagrams of the architecture and of special blocks; an animation of the shift (GIF); maps of TokenLearner and
+TokenFuser, pooling weights, attention rollout, similarities of position embeddings, receptive fields of ShiftViT. If
+the data set is missing, figures that need images are skipped with a message.
 """
 
 
 def main(argv: list[str]) -> int:
-    """The verb.
+    """Runs the verb; returns the exit code.
 
     Raises:
-      UsageError: no runs there.
+      UsageError: no runs found.
     """
-    parser = command_line.Parser("report", "Compares runs in one table; draws the figures of each.", _EXAMPLES)
-    parser.add_argument("folders", nargs="*", type=local_path, metavar="DIR", help="runs, or folders that hold runs")
+    parser = command_line.Parser("report", "Compares runs in a table; draws the figures of each.", _EXAMPLES)
+    parser.add_argument("folders", nargs="*", type=local_path, metavar="DIR", help="runs, or folders that contain runs")
     parser.add_argument("--figures", action="store_true", help="draw each run's figures")
-    parser.add_argument("--format", choices=[*WRITERS], default="table", help="of the table (default: table)")
-    parser.add_argument("--split", default="", help="figures: whose images (default: test)")
-    parser.add_argument("--n", type=int, default=6, help="figures: images in what the model looks at (default: 6)")
+    parser.add_argument("--format", choices=[*WRITERS], default="table", help="format of the table (default: table)")
+    parser.add_argument("--split", default="", help="figures: split to evaluate (default: test)")
+    parser.add_argument("--n", type=int, default=6, help="figures: example images for maps (default: 6)")
     add_run_options(parser)
     options, rest = parser.parse_known_intermixed_args(argv)
     parser.refuse_unknown(rest)
     folders = [*options.folders, *([options.workdir] if options.workdir else [])]
     if not folders:
-        raise UsageError("name runs, or a folder that holds some, such as `jaxvit report runs`")
+        raise UsageError("name runs or a folder that contains runs, such as `jaxvit report runs`")
     if options.n < 1:
         raise UsageError(f"--n={options.n}: must be 1 or more")
     runs = [run for folder in folders for run in find_runs(Path(folder))]

@@ -1,4 +1,4 @@
-"""`jaxvit summary`: a model's modules, output shapes, parameters, tokens and multiply-adds, without running it."""
+"""`jaxvit summary`: shows modules, shapes, parameters, tokens and multiply-adds of a model, without running it."""
 
 import json
 from typing import Any
@@ -18,16 +18,16 @@ from jaxvit.shown import rich
 _EXAMPLES = """examples:
   jaxvit summary --list                                            the registered names
   jaxvit summary --model=cct_7_3x1_32
-  jaxvit summary --model=vit --config.model.dim=64 --image_size=48x64     any attribute, any image size
+  jaxvit summary --model=vit --config.model.dim=64 --image_size=48x64     any attribute and image size
   jaxvit summary --model=tutorial_mini_vit_tl4 --json
 """
 
 
 def main(argv: list[str]) -> int:
-    """The verb.
+    """Runs the verb; returns the exit code.
 
     Raises:
-      UsageError: no such model or attribute, or attributes that do not go together.
+      UsageError: unknown model or attribute, or incompatible attributes.
     """
     description = "Shows a model's modules, output shapes, parameters, tokens and multiply-adds, without running it."
     parser = command_line.Parser("summary", description, _EXAMPLES)
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     try:
         facts = summarize(model, size, name=known.model)
     except Exception as error:
-        if ":" in known.model:  # it is the user's code: whatever it raises
+        if ":" in known.model:  # the user's code can raise anything
             shape = "×".join(map(str, size))
             raise UsageError(
                 f"model '{known.model}' does not work on images of {shape}: {own_code.explain(error)}"
@@ -82,11 +82,11 @@ def _size(text: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _attributes(model: str, words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """({attribute: value} of `--config.model.ATTRIBUTE=value`, words that are none such)."""
+    """Parses `--config.model.ATTRIBUTE=value`; returns ({attribute: value}, other arguments)."""
     _, overrides, unknown = parse_model_overrides(base_config(model), words)
     for key in overrides:
         if not key.startswith("model."):
-            raise UsageError(f"--config.{key}: a summary reads no such key, only those of the model, --config.model.…")
+            raise UsageError(f"--config.{key}: only model attributes, --config.model.…, have an effect on a summary")
     return {key.removeprefix("model."): value for key, value in overrides.items()}, unknown
 
 
@@ -106,15 +106,15 @@ def _show(facts: dict, depth: int) -> None:
         print(f"tokens         {_runs(facts['tokens'])}")
     notes = {
         "all": "dense, convolutions, attention, token pooling",
-        "keras_profiler": "dense and convolutions only, as the tutorials' counter: no attention",
-        "cct": "without products of activations, as the CCT authors",
+        "keras_profiler": "dense and convolutions only, like the tutorials' counter; no attention",
+        "cct": "without products of activations, like the CCT authors",
     }
     for convention, number in facts["macs"].items():
         print(f"multiply-adds  {number:>17,}  {convention}: {notes[convention]}")
 
 
 def _runs(tokens: list[int]) -> str:
-    """'64 x3, 8' for [64, 64, 64, 8]: tokens seen, by consecutive blocks."""
+    """Run-length text of the tokens per block: '64 in 3 blocks, 8 in 1 block' for [64, 64, 64, 8]."""
     runs: list[list[int]] = []
     for count in tokens:
         if runs and runs[-1][0] == count:

@@ -1,4 +1,4 @@
-"""`jaxvit sweep`: trains a grid of runs, with one table and one figure at the end."""
+"""`jaxvit sweep`: trains a grid of runs, then prints a table and draws a figure."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from jaxvit.shown import rich, terminal
 
 _EXAMPLES = """examples:
   jaxvit sweep --config=digits --over 'model.depth=2,4' --over 'optim.peak_lr=3e-4,1e-3' --workdir=sweeps/1
-  jaxvit sweep --config=token_learner:place --workdir=sweeps/place             the config brings its own grid
+  jaxvit sweep --config=token_learner:place --workdir=sweeps/place             the config defines the grid
   jaxvit sweep --config=token_learner:place --dry_run                          lists the cells, trains nothing
 
-Any --config.key=value holds for all cells; seeds as well: --config.seeds='(0, 1, 2)' makes each cell a mean over three.
+--config.key=value applies to all cells. With --config.seeds='(0, 1, 2)' each cell is a mean over three seeds.
 
-exit codes: 0 done, 1 done but some cells failed, 2 a mistake in the command, 75 and 130 stopped and saved: the same
-command goes on
+exit codes: 0 done; 1 done, but some cells failed; 2 a mistake in the command; 75 and 130 stopped and saved, the same
+command resumes
 """
 
 
 def print_rows(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) -> None:
-    """The table on the terminal, best accuracy marked."""
+    """Prints the table, with the best accuracy in bold."""
     table = Table(title=title, title_justify="left")
     for key in keys:
         table.add_column(rich(key.rpartition(".")[2]), no_wrap=True)
@@ -65,37 +65,39 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--config",
         metavar="NAME[:VARIANT]",
-        help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small; it may bring the grid",
+        help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small; it may define the grid",
     )
     parser.add_argument(
-        "--over", action="append", default=[], metavar="KEY=V,V,…", help="a key and its values; again for another key"
+        "--over", action="append", default=[], metavar="KEY=V,V,…", help="a key and its values; repeat for further keys"
     )
     parser.add_argument(
-        "--workdir", type=local_path, metavar="DIR", help="the sweep's folder; a folder in it for each cell"
+        "--workdir", type=local_path, metavar="DIR", help="folder of the sweep, with a subfolder for each cell"
     )
     parser.add_argument("--dry_run", action="store_true", help="list the cells with their sizes; train nothing")
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """The verb."""
+    """Runs the verb; returns the exit code."""
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if not options.config:
-        raise UsageError("--config is missing; such as --config=digits")
+        raise UsageError("--config is missing, such as --config=digits")
     words, unknown = split_overrides(rest)
     parser.refuse_unknown(unknown)
     tokens = [word for _, _, word in words]
     config, _, _ = parse_config_arguments(options.config, tokens)
     over = options.over or [f"{k}={','.join(map(str, v))}" for k, v in load_grid(options.config).items()]
     if not over:
-        raise UsageError("--over is missing; such as --over 'optim.peak_lr=3e-4,1e-3'")
+        raise UsageError("--over is missing, such as --over 'optim.peak_lr=3e-4,1e-3'")
     grid = parse_grid(over)
     for key, _, word in words:
         if key in grid:
-            raise UsageError(f"{word}: the sweep goes over {key}; leave this out, or {key} out of the grid")
+            raise UsageError(f"{word}: the grid already varies {key}; remove one of the two")
     count = math.prod(map(len, grid.values()))
-    print(f"{count} {'cell' if count == 1 else 'cells'} over {', '.join(grid)}", flush=True)  # to make them takes time
+    print(
+        f"{count} {'cell' if count == 1 else 'cells'} over {', '.join(grid)}", flush=True
+    )  # creating the cells takes time
     cells = make_cells(options.config, tokens, grid)
     if options.dry_run:
         rows = [new_row(cell) | {"params": cell.params, "macs": cell.macs} for cell in cells]

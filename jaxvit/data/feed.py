@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvit.data.batches import Batch, TrainOrder, evaluation_batches, gather, padded
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 
 Put = Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]]
 

@@ -1,12 +1,13 @@
-"""`image_folder:PATH`: images in folders named after their classes, PATH/train/CLASS/x.jpg, PATH/val/CLASS/y.png, …
+"""`image_folder:PATH` and `image_table:FILE`: image files as a data set.
 
-The classes are the sorted names of the folders of all splits. Within a split, images stand in an order that is fixed by
-their file names but looks random, so that any contiguous part, such as 'train[:90%]', holds all classes: a missing
-validation split can be cut off the training split. Without a folder PATH/train, PATH itself is the split `train`.
+Which files belong to it, `jaxvit.data.photo_folder` and `jaxvit.data.label_table` say. Within a split, images stand in
+an order that is fixed by their file names but looks random, so that any contiguous part, such as 'train[:90%]', holds
+all classes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -16,13 +17,36 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxvit.data.decoding import Limits, Record, Unreadable, open_image, upright_size
-from jaxvit.errors import UsageError, is_disk_full
-from jaxvit.files import read_regular
+from jaxvit.data.cache import cache_folder
+from jaxvit.data.content import file_contents
+from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image, upright_size
+from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
+from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
+from jaxvit.errors import UsageError, is_disk_failure
+from jaxvit.files import local_path, make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_SAMPLE = 300  # files whose sizes say what the sizes of all are like
+_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
+
+
+def open_image_files(
+    name: str, directory: Path, limits: Limits | None = None, *, skip_missing: bool = False
+) -> FolderStore:
+    """Opens 'image_folder:PATH' or 'image_table:FILE'; the arguments are those of `FolderStore` and of
+    `jaxvit.data.label_table.read_label_table`.
+
+    Raises:
+      UsageError: there is no such folder or table, or it cannot be used.
+    """
+    prefix = PREFIX if name.startswith(PREFIX) else TABLE_PREFIX
+    path = Path(local_path(name.removeprefix(prefix)))
+    where = f"config.data.name='{prefix}{path}'"
+    if prefix == PREFIX:
+        found = read_photo_folder(path, where)
+    else:
+        found = read_label_table(path, where, skip_missing=skip_missing)
+    return FolderStore(f"{prefix}{path}", found, directory, limits)
 
 
 def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> None:
@@ -38,63 +62,37 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
     try:
         for pixels, class_name, name in images:
             of_class = folder / class_name.replace("/", "_")
-            of_class.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(of_class / f"{name}.png")
+            make_folder(of_class)
+            with replaced(of_class / f"{name}.png", sync=False) as beside:
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_failure(error):
             raise
         raise UsageError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
 
 
 class FolderStore:
-    """A folder of images; the attributes are those of `jaxvit.data.prepared.PreparedStore`.
+    """Image files with their classes; the attributes are those of `jaxvit.data.prepared.PreparedStore`.
 
     Args:
-      path: the folder.
+      name: the data set's, such as 'image_folder:photos'.
+      found: the files.
       directory: the TFDS directory, beside which the decoded images are kept.
       limits: on the size of an image.
+
+    Attributes:
+      found: the files.
     """
 
     version = ""
     channels = 3
 
-    def __init__(self, path: Path, directory: Path, limits: Limits | None = None):
+    def __init__(self, name: str, found: PhotoFiles, directory: Path, limits: Limits | None = None):
         self._limits = limits or Limits()
-        self.name = f"{PREFIX}{path}"
-        self.directory = directory
-        if not path.is_dir():
-            raise UsageError(f"config.data.name='{self.name}': there is no such folder")
-        roots = {_SPLITS[p.name]: p for p in sorted(path.iterdir()) if p.is_dir() and p.name in _SPLITS}
-        if "train" not in roots:
-            roots = {"train": path, **{split: root for split, root in roots.items()}}
-        taken = set(roots.values())
-        files = {
-            split: [
-                (folder.name, file)
-                for folder in sorted(root.iterdir())
-                if folder.is_dir() and folder not in taken
-                for file in sorted(folder.rglob("*"))
-                if file.suffix.lower() in ENDINGS
-            ]
-            for split, root in roots.items()
-        }
-        self.class_names = tuple(sorted({name for found in files.values() for name, _ in found}))
-        if not files["train"]:
-            raise UsageError(
-                f"config.data.name='{self.name}': holds no images in folders named after their classes; it should look "
-                f"like {path}/train/CLASS/IMAGE{ENDINGS[0]}"
-            )
-        numbers = {name: i for i, name in enumerate(self.class_names)}
-        self._files = {
-            split: sorted(
-                ((file, numbers[name]) for name, file in found),
-                # File names are bytes, and not always UTF-8.
-                key=lambda pair, root=roots[split]: hashlib.blake2b(os.fsencode(pair[0].relative_to(root))).digest(),
-            )
-            for split, found in files.items()
-        }
-        self._path = path
-        self.sizes = {split: len(found) for split, found in self._files.items()}
+        self.name, self.found, self.directory = name, found, directory
+        self.class_names = found.class_names
+        self._files = found.parts
+        self.sizes = {split: len(files) for split, files in found.parts.items()}
 
     @cached_property
     def image_shape(self) -> tuple[int | None, ...]:
@@ -124,8 +122,42 @@ class FolderStore:
                 state = f"{found.st_size} {found.st_mtime_ns}"
             except OSError:  # named when it is decoded
                 state = "gone"
-            total.update(os.fsencode(file.relative_to(self._path)) + f"\0{label} {state}\n".encode())
+            root = self.found.root
+            own = file.relative_to(root) if file.is_relative_to(root) else file  # a table may name files elsewhere
+            total.update(os.fsencode(own) + f"\0{label} {state}\n".encode())
         return total.hexdigest()
+
+    def sample_sizes(self) -> list[tuple[int, int]]:
+        """(height, width), upright, of a few hundred files that are spread over the set, as far as they can be read."""
+        return [size for size, _ in self._sample]
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether no file of that sample has colour."""
+        return bool(self._sample) and all(mode in _GREY for _, mode in self._sample)
+
+    @cached_property
+    def _sample(self) -> list[tuple[tuple[int, int], str]]:
+        """((height, width), Pillow's mode) of each."""
+        files = [file for found in self._files.values() for file, _ in found]
+        found = []
+        for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _SAMPLE)).astype(int)):
+            with contextlib.suppress(Exception), open_image(files[i], self._limits) as image:
+                mode = image.mode
+                width, height = upright_size(image)
+                found.append(((height, width), mode))
+        return found
+
+    def labels(self, split: str) -> np.ndarray:
+        """int32 [N]: the number of each file's class."""
+        return np.array([label for _, label in self._files[split]], np.int32)
+
+    def contents(self, split: str, damage: Damage) -> list[bytes]:
+        """See `jaxvit.data.content.file_contents`."""
+        files = [file for file, _ in self._files[split]]
+        own = os.fsencode(self.found.root.absolute()) + f"{split}{damage.depth.white or ''}".encode()
+        name = hashlib.blake2b(own, digest_size=8).hexdigest()
+        return file_contents(files, damage, cache_folder(self.directory) / f"contents-{name}.json")
 
 
 class FolderRecords:
@@ -133,6 +165,7 @@ class FolderRecords:
 
     def __init__(self, files: Sequence[tuple[Path, int]], most_bytes: int):
         self._files, self._most = files, most_bytes
+        self.labels = np.array([label for _, label in files], np.int32)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -1,7 +1,8 @@
-"""What is done to images between the data set and the model: plain values, without jax."""
+"""Settings for images between the data set and the model: plain values, without jax."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 TRAIN_SIZES = ("whole", "resize_crop", "random_resized_crop")
@@ -10,24 +11,38 @@ FLIP_MODES = ("random", "alternate")
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """What to do; the meaning of each field is that of the config key ``augment.FIELD``.
+class Preprocessing:
+    """Settings for evaluation: how a uint8 image becomes the model's input. A trained model keeps these.
 
-    `mix_until` is in steps, 0 for the whole training; `size` and `resize` are 0 for the image's own side. `epoch_steps`
-    is no key: the steps of an epoch, for a `flip_mode` that goes by epochs.
+    Each field means what the config key ``augment.FIELD`` means. `size` and `resize` are in pixels; 0 = the image's own
+    side.
     """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    train: str = "whole"
     evaluation: str = "whole"
     size: int = 0
     resize: int = 0
-    crop_position: str = "image"
     crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+
+    def output_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape [H, W, C] of the model's input."""
+        return (self.size, self.size, image_shape[-1]) if self.size else tuple(image_shape)
+
+
+@dataclass(frozen=True)
+class Augmentation(Preprocessing):
+    """Settings for training: the preprocessing, and every random change of a training image.
+
+    Each field means what the config key ``augment.FIELD`` means, except that `mix_until` is in steps (0 = the whole
+    training) and that `epoch_steps`, the number of steps in an epoch (for ``flip_mode='alternate'``), is no config key.
+    """
+
+    train: str = "whole"
+    crop_position: str = "image"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: str = "bilinear"
     pad_crop: int = 0
     flip: bool = False
     flip_mode: str = "random"
@@ -48,9 +63,10 @@ class Augmentation:
     repeats: int = 1
     where: str = "device"
 
-    def output_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape [H, W, C] that the model sees."""
-        return (self.size, self.size, image_shape[-1]) if self.size else tuple(image_shape)
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The part that evaluation and prediction need."""
+        return Preprocessing(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Preprocessing)})
 
     @property
     def alternates(self) -> bool:
@@ -59,4 +75,5 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
+        """Whether mixup or CutMix is on."""
         return bool(self.mixup or self.cutmix)

@@ -6,14 +6,12 @@ and mapped from there, or, where it is too large for that, decoded anew as it is
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
-import json
 import math
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,118 +19,34 @@ from typing import Any
 import numpy as np
 
 from jaxvit.data.cache import FORMAT, Decoded, cache_folder, decoded_split
-from jaxvit.data.decoding import Damage, Limits, Records, decode_records
-from jaxvit.data.fingerprint import ORIGINALS, fingerprint, warning
+from jaxvit.data.content import BAD, array_content
+from jaxvit.data.cut import Contents, Cut
+from jaxvit.data.decoding import Damage, Limits, Records
+from jaxvit.data.depth import Depth, hint
+from jaxvit.data.fingerprint import ORIGINALS, warning
 from jaxvit.data.gathered import Gathered
-from jaxvit.data.image_folder import PREFIX, FolderStore
+from jaxvit.data.image_folder import PREFIX, FolderStore, open_image_files
+from jaxvit.data.label_table import TABLE_PREFIX
 from jaxvit.data.own import OwnStore
+from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.data.photo_folder import LeftOut
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
-from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.files import CHECKSUM, checked_json, checksum, local_path, replaced
+from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.shown import terminal
 
+_said: set[str] = set()
+_NO_ROWS = np.zeros(0, np.int64)
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 
 
-@dataclass(frozen=True)
-class Source:
-    """A split, or a part of one, decoded.
-
-    Attributes:
-      name: data set and split, such as 'digits: train[:1257]'.
-      images: uint8 [N, H, W, C]; a view of the mapped cache, or rows of it that are gathered when they are asked for.
-      labels: int32 [N].
-      class_names: K names; ``class_names[label]``.
-      notes: what else environment.json should tell: the order, damaged records.
-      memo: where the fingerprint is kept; None = nowhere.
-    """
-
-    name: str
-    images: np.ndarray | Gathered
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    notes: dict[str, Any] = field(default_factory=dict)
-    memo: Path | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return self.images.shape[1:]
-
-    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(images uint8 [n, H, W, C], labels int32 [n], good bool [n]: all of them) of these rows."""
-        return self.images[rows], self.labels[rows], np.ones(len(rows), bool)
-
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """See `jaxvit.data.fingerprint.fingerprint`; worked out once for a cached split."""
-        if self.memo:
-            with contextlib.suppress(OSError, ValueError):
-                return checked_json(self.memo.read_bytes())
-        found = fingerprint(self.images, self.labels, len(self.class_names))
-        if self.memo:
-            # Another user's cache cannot be written: then it is worked out anew next time.
-            with contextlib.suppress(OSError), replaced(self.memo, unique=True) as beside:
-                beside.write_text(json.dumps({**found, CHECKSUM: checksum(found)}))
-        return found
-
-
-@dataclass(frozen=True)
-class StreamedSource:
-    """A split, or a part of one, that is too large to keep: each batch is decoded when it is asked for.
-
-    Attributes:
-      rows: [N] numbers of the records.
-      damage: takes note of what cannot be decoded.
-    """
-
-    name: str
-    records: Records
-    rows: np.ndarray
-    shape: tuple[int, int, int]
-    side: int
-    class_names: tuple[str, ...]
-    damage: Damage
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """As `Source.notes`; of the damage, what has been met so far."""
-        return {"order": "stored order: decoded as it is read", **self.damage.notes}
-
-    def batch(self, rows: np.ndarray, threads: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(images uint8 [n, H, W, C], labels int32 [n], good bool [n]) of these rows.
-
-        An image that cannot be decoded and is to be skipped is black and not good.
-        """
-        images = np.zeros((len(rows), *self.shape), np.uint8)
-        labels, good = np.zeros(len(rows), np.int32), np.zeros(len(rows), bool)
-        for chunk in decode_records(self.records, self.rows[rows], self.shape, self.side, self.damage, threads):
-            images[chunk.places], labels[chunk.places], good[chunk.places] = chunk.images, chunk.labels, True
-        if not good.any() and len(np.unique(rows)) > 1:  # a folder that went away, rather than damage
-            raise RunFailedError(
-                f"{self.name}: not one image of a whole batch can be decoded, such as {self.damage.names[0]}; "
-                "is the folder still there?"
-            )
-        return images, labels, good
-
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """Of an evenly spread sample of 1,000 images: the whole would take a pass over the set."""
-        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), 1000)).astype(int))
-        images, labels, good = self.batch(rows, threads=0)
-        found = fingerprint(images[good], labels[good], len(self.class_names))
-        return {**found, "count": len(self), "sampled": int(good.sum())}
+def _warn_once(said: str) -> None:
+    """Prints a warning on stderr, once a process: a start opens a set more than once."""
+    if said not in _said:
+        _said.add(said)
+        print(terminal(said), file=sys.stderr, flush=True)
 
 
 class Dataset:
@@ -144,6 +58,8 @@ class Dataset:
       on_error: 'stop' or 'skip', for images that cannot be decoded.
       side: images are brought to [side, side] when they are decoded; 0 = as stored.
       limits: on the size of a stored image; None = the usual ones.
+      white: the value that is white in images of more than 8 bits, see `jaxvit.data.depth.Depth`.
+      cut: how splits are cut that the store does not have; None = there are only its own.
 
     Attributes:
       class_names: K names.
@@ -157,8 +73,11 @@ class Dataset:
         on_error: str = "stop",
         side: int = 0,
         limits: Limits | None = None,
+        white: int = 0,
+        cut: Cut | None = None,
     ):
         self._store, self._side, self._on_error, self._limits = store, side, on_error, limits or Limits()
+        self._white = white
         self.name, self.version = store.name, store.version
         for number in classes:
             if not isinstance(number, int) or not 0 <= number < len(store.class_names):
@@ -170,6 +89,7 @@ class Dataset:
             raise UsageError(f"config.data.classes={tuple(classes)}: a class is named twice")
         self._classes = tuple(classes)
         self.class_names = tuple(store.class_names[i] for i in classes) if classes else store.class_names
+        self._cut = cut
         self._decoded: dict[str, Decoded] = {}
         self._rows: dict[str, np.ndarray] = {}
         self._sources: dict[str, Source | StreamedSource] = {}
@@ -199,7 +119,100 @@ class Dataset:
     @property
     def split_sizes(self) -> dict[str, int]:
         """Images in each split, of the classes kept."""
-        return {split: self._size(split) for split in self._store.sizes}
+        return {split: self._size(split) for split in self._pieces}
+
+    @property
+    def stored_sizes(self) -> dict[str, int]:
+        """Images of each split as it is stored, all classes and damaged ones included."""
+        return dict(self._store.sizes)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether each image is a file of its own: a folder or a table."""
+        return isinstance(self._store, FolderStore)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the images are used as they are stored, or all have the size that the set states."""
+        return not self.has_files and None not in self._store.image_shape
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the images have no colour; of files, a sample of them."""
+        return self._store.is_grey if isinstance(self._store, FolderStore) else self._store.channels == 1
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What a folder or a table holds that is no part of the set, and images that cannot be decoded."""
+        found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
+        bad = [(decoded.skipped[0], decoded.skipped[1][:3]) for decoded in self._decoded.values() if decoded.skipped[0]]
+        return (*found, *(LeftOut("images that cannot be decoded", count, names) for count, names in bad))
+
+    def sample_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
+        if isinstance(self._store, FolderStore):
+            return self._store.sample_sizes()
+        height, width = self._store.image_shape[:2]
+        return [(height, width)] if height and width else []
+
+    def can_be_cut(self, split: str) -> bool:
+        """Whether a stored split can be cut by content: it has files, or is small enough to be kept decoded."""
+        return self.has_files or self._fits(split)
+
+    def changed(self, *, side: int, cut: Cut | None) -> Dataset:
+        """The same data set with another side and cut; its folder is not looked through again."""
+        options = {"classes": self._classes, "on_error": self._on_error, "limits": self._limits, "white": self._white}
+        return Dataset(self._store, **options, side=side, cut=cut)
+
+    @property
+    def without_training_images(self) -> tuple[str, ...]:
+        """Classes of a folder or a table that are kept, and have images, but none in `train`.
+
+        () for other sets, whose labels are not known before their images are read.
+        """
+        if not isinstance(self._store, FolderStore):
+            return ()
+        return tuple(name for name in self._store.found.without_training_images() if name in self.class_names)
+
+    @cached_property
+    def _pieces(self) -> dict[str, list[tuple[str, np.ndarray]]]:
+        """Of each split, the stored splits that it is cut from, and the numbers of its images in these, ascending.
+
+        They are numbers in the decoded split where that is kept, else of records. Empty arrays where nothing is cut:
+        then a split is what is stored under its name.
+        """
+        if not self._cut:
+            return {split: [(split, _NO_ROWS)] for split in self._store.sizes}
+        return self._cut.pieces(self._store.sizes, self.contents, self.name)
+
+    def contents(self, split: str) -> Contents:
+        """What the images of a stored split show, and their classes, without those that cannot be decoded.
+
+        Raises:
+          UsageError: the split is too large to be kept decoded, and no folder of files.
+        """
+        if isinstance(self._store, FolderStore):
+            damage = self._damage()
+            every, labels = self._store.contents(split, damage), self._store.labels(split)
+            good = np.array([content != BAD for content in every])
+            names = [
+                str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+                for root in [self._store.found.root]
+                for file, _ in self._store.found.parts[split]
+            ]
+            # Of a split that is kept, what cannot be decoded has no number.
+            rows = np.flatnonzero(good) if not self._fits(split) else np.arange(good.sum())
+            chosen = np.flatnonzero(good)
+            return Contents([every[i] for i in chosen], labels[chosen], rows, [names[i] for i in chosen])
+        if not self._fits(split):
+            raise UsageError(
+                f"config.data.cut: the {split} split of {self.name} is too large to be kept decoded, and only a set "
+                "that is kept can be cut by content; name parts of it, such as --config.data.train='train[:90%]' and "
+                "--config.data.validation='train[90%:]'"
+            )
+        decoded = self._decode(split)
+        every = [array_content(image) for image in decoded.images]
+        return Contents(every, np.asarray(decoded.labels), np.arange(len(every)), [])
 
     def count(self, split: str, key: str = "split") -> int:
         """Number of images of a split expression.
@@ -216,14 +229,17 @@ class Dataset:
 
     def is_kept(self, split: str) -> bool:
         """Whether `read` gives a `Source`: the split is small enough to be kept decoded."""
-        return all(self._fits(name) for name, _, _ in self._ranges(split))
+        return all(self._fits(stored) for name, _, _ in self._ranges(split) for stored, _ in self._pieces[name])
 
     def _ranges(self, split: str, key: str = "split") -> list[tuple[str, int, int]]:
         wanted = {part.split("[")[0].strip() for part in split.split("+")}
         # Counting may take decoding: only what is asked for.
-        sizes = {name: self._size(name) if name in wanted else size for name, size in self._store.sizes.items()}
+        sizes = {
+            name: self._size(name) if name in wanted or self._cut else self._store.sizes[name] for name in self._pieces
+        }
         ranges = resolve_split(split, sizes, owner=self.name, key=key)
-        if len(ranges) > 1 and not all(self._fits(name) for name, _, _ in ranges):
+        stored = [piece for name, _, _ in ranges for piece, _ in self._pieces[name]]
+        if len(stored) > 1 and not all(map(self._fits, stored)):
             raise UsageError(
                 f"{key}='{split}': a split of {self.name} that is too large to be kept decoded cannot be joined with "
                 "another; name one split or a part of one"
@@ -232,6 +248,8 @@ class Dataset:
 
     def _size(self, split: str) -> int:
         """Images of a split that are kept. Of one too large to be decoded beforehand, damaged ones count."""
+        if self._cut:
+            return sum(len(rows) for _, rows in self._rows_of(split))
         stored = self._store.sizes[split]
         if not stored or self._takes_all:
             return stored
@@ -244,6 +262,18 @@ class Dataset:
             )
         return stored
 
+    def _rows_of(self, split: str, start: int = 0, stop: int | None = None) -> list[tuple[str, np.ndarray]]:
+        """Of a stretch of a split: the stored splits, and the numbers of the images in these, of the classes kept."""
+        found = []
+        for stored, rows in self._pieces[split]:
+            if not self._cut:
+                rows = self._kept(stored)
+            elif self._classes:
+                rows = rows[np.isin(rows, self._kept(stored))]
+            found.append((stored, rows[max(start, 0) : None if stop is None else max(stop, 0)]))
+            start, stop = start - len(rows), None if stop is None else stop - len(rows)
+        return [(stored, rows) for stored, rows in found if len(rows)]
+
     @property
     def _takes_all(self) -> bool:
         return not self._classes and self._on_error == "stop"
@@ -251,8 +281,12 @@ class Dataset:
     def stored(self, split: str) -> tuple[Records, range, tuple[int, int, int], int, Damage]:
         """What `decode_records` takes, of the first split that an expression names: for measuring."""
         name, start, stop = self._ranges(split)[0]
-        damage = Damage(self.name, self._on_error, limits=self._limits)
-        return self._store.records(name), range(start, stop), self.image_shape, self._side, damage
+        stored, rows = self._pieces[name][0]
+        chosen = rows[start:stop] if self._cut else range(start, stop)
+        return self._store.records(stored), chosen, self.image_shape, self._side, self._damage()
+
+    def _damage(self, announced: int = 0) -> Damage:
+        return Damage(self.name, self._on_error, announced, self._limits, Depth(self._white))
 
     def read(self, split: str) -> Source | StreamedSource:
         """A split, or the part of it that an expression names; asked for again, it is the same object."""
@@ -265,11 +299,11 @@ class Dataset:
         ranges = self._ranges(split)
         parts, labels = [], []
         for name, start, stop in ranges:
-            rows = self._kept(name)[start:stop]
-            parts.append((self._decode(name).images, rows))
-            labels.append(self._relabel(self._decode(name).labels[rows]))
+            for stored, rows in self._rows_of(name, start, stop):
+                parts.append((self._decode(stored).images, rows))
+                labels.append(self._relabel(self._decode(stored).labels[rows]))
         _, start, stop = ranges[0]
-        contiguous = len(ranges) == 1 and len(self._kept(ranges[0][0])) == len(parts[0][0])
+        contiguous = len(ranges) == 1 and not self._cut and len(self._kept(ranges[0][0])) == len(parts[0][0])
         return Source(
             f"{self.name}: {split}",
             parts[0][0][start:stop] if contiguous else Gathered(parts),
@@ -281,15 +315,22 @@ class Dataset:
 
     def _memo(self, ranges: list[tuple[str, int, int]], classes: tuple[int, ...]) -> Path | None:
         """Where the fingerprint of a part is kept: by the hash of the arrays that were read, not by their place."""
-        decoded = [self._decode(name) for name, _, _ in ranges]
+        decoded = [self._decode(stored) for stored in self._stored_of(ranges)]
         folders = [d.folder for d in decoded]
         if not all(folders):
             return None
-        text = repr((ranges, classes, [d.digest for d in decoded]))
+        cut = self._cut and [
+            rows.tobytes() for name, start, stop in ranges for _, rows in self._rows_of(name, start, stop)
+        ]
+        text = repr((ranges, classes, [d.digest for d in decoded], *([cut] if cut else [])))
         return folders[0] / f"fingerprint-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
 
+    def _stored_of(self, ranges: list[tuple[str, int, int]]) -> list[str]:
+        """The stored splits that ranges lie in, one for each piece of each."""
+        return [stored for name, _, _ in ranges for stored, _ in self._pieces[name]]
+
     def _notes(self, ranges: list[tuple[str, int, int]]) -> dict[str, Any]:
-        names = list(dict.fromkeys(name for name, _, _ in ranges))
+        names = list(dict.fromkeys(self._stored_of(ranges)))
         decoded = [self._decode(name) for name in names]
         by_id = all(d.order == "id" for d in decoded)
         notes: dict[str, Any] = {
@@ -298,6 +339,8 @@ class Dataset:
         skipped = sum(d.skipped[0] for d in decoded)
         if skipped:
             notes |= {"skipped": skipped, "skipped_names": [name for d in decoded for name in d.skipped[1]]}
+        depths = {name: each.depth for name, each in zip(names, decoded, strict=True) if each.depth}
+        notes |= {"sixteen_bits": depths} if depths else {}
         warnings = [said for name in names if (said := self._warning(name))]
         return {**notes, "warning": "; ".join(warnings)} if warnings else notes
 
@@ -307,7 +350,7 @@ class Dataset:
             return ""
         if split not in self._warnings:
             whole = self._decode(split)
-            memo = self._memo([(split, 0, len(whole.labels))], ())
+            memo = self._memo([(split, 0, len(whole.labels))], ()) if not self._cut else None
             source = Source(self.name, whole.images, whole.labels, self._store.class_names, memo=memo)
             said = self._warnings[split] = warning(self.name, split, source.fingerprint)
             if said:
@@ -329,15 +372,20 @@ class Dataset:
             settings = f"{store.content(split)}-{self._side}-{self._on_error}"
             if self._on_error == "skip" and self._limits != Limits():
                 settings += f"-{self._limits}"  # others are left out
+            if self._white:
+                settings += f"-white{self._white}"
             label = "".join(c if c.isalnum() else "_" for c in store.name)[-60:]
             folder = cache_folder(store.directory) / f"{label}-{store.version}-{split}-{_digest(settings)}"
-            damage = Damage(self.name, self._on_error, limits=self._limits)
-            self._decoded[split] = decoded_split(_Lazy(store, split), folder, self.image_shape, self._side, damage)
+            self._decoded[split] = decoded_split(
+                _Lazy(store, split), folder, self.image_shape, self._side, self._damage()
+            )
             skipped, names = self._decoded[split].skipped
             if skipped:
                 shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
                 said = f"warning: {self.name} {split}: {skipped} damaged images are left out: {shown}"
-                print(terminal(said), file=sys.stderr)
+                _warn_once(said)
+            if said := hint(self._decoded[split].depth, self._white):
+                _warn_once(f"warning: {self.name} {split}: {said}")
         return self._decoded[split]
 
     def _kept(self, split: str) -> np.ndarray:
@@ -359,14 +407,15 @@ class Dataset:
 
     def _streamed(self, split: str) -> StreamedSource:
         [(name, start, stop)] = self._ranges(split)
+        stored, rows = self._pieces[name][0]
         return StreamedSource(
             f"{self.name}: {split}",
-            self._store.records(name),
-            np.arange(start, stop),
+            self._store.records(stored),
+            rows[start:stop] if self._cut else np.arange(start, stop),
             self.image_shape,
             self._side,
             self.class_names,
-            Damage(self.name, self._on_error, announced=5, limits=self._limits),
+            self._damage(announced=5),
         )
 
 
@@ -393,7 +442,31 @@ def _digest(text: str) -> str:
 
 def is_own(name: str) -> bool:
     """Whether a data set's name is that of a function of somebody's own, 'package.module:function'."""
-    return ":" in name and not name.startswith(PREFIX)
+    return ":" in name and not name.startswith((PREFIX, TABLE_PREFIX))
+
+
+def located(name: str) -> str:
+    """A data set's name that is right in whatever folder it is used: a path in it is absolute.
+
+    Example:
+      >>> located("cifar10"), located("image_folder:/data/../pets")
+      ('cifar10', 'image_folder:/pets')
+    """
+    prefix, colon, path = name.partition(":")
+    if not colon or is_own(name):
+        return name
+    return f"{prefix}:{os.path.abspath(local_path(path))}"
+
+
+_told: set[str] = set()
+
+
+def _tell_left_out(store: FolderStore) -> None:
+    """Says on stderr, once, what a folder or a table has that is not among the images."""
+    said = f"note: {store.name}: left out: {'; '.join(map(str, store.found.left_out))}"
+    if store.found.left_out and said not in _told:
+        _told.add(said)
+        print(terminal(said), file=sys.stderr, flush=True)
 
 
 def open_dataset(
@@ -404,21 +477,24 @@ def open_dataset(
     on_error: str = "stop",
     side: int = 0,
     limits: Limits | None = None,
+    white: int = 0,
+    cut: Cut | None = None,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
     Args:
-      name: TFDS name, 'image_folder:PATH', or 'package.module:function' (see `jaxvit.data.own`).
+      name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
-      classes, on_error, side, limits: see `Dataset`.
+      classes, on_error, side, limits, white, cut: see `Dataset`.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
-    if name == PREFIX:
-        raise UsageError(f"config.data.name='{name}': names no folder; write it as {PREFIX}PATH")
-    if name.startswith(PREFIX):
-        store: Any = FolderStore(Path(local_path(name.removeprefix(PREFIX))), directory, limits)
+    if name in (PREFIX, TABLE_PREFIX):
+        raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
+    if name.startswith((PREFIX, TABLE_PREFIX)):
+        store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
+        _tell_left_out(store)
     elif is_own(name):
         store = OwnStore(name, directory)
     elif {"", ".", ".."} & {*name.split("/")}:
@@ -432,4 +508,4 @@ def open_dataset(
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # says what the name lacks
             raise
-    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits)
+    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut)

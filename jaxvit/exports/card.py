@@ -1,4 +1,4 @@
-"""The model card of an exported model: what it is, how to use it, data, recipe, results, limits; all from its run."""
+"""The model card of an exported model: size, use, data, recipe, result and limits, all from its run folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxvit.config.keys import KEYS, flatten
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import flatten
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.exports.model import ExportModel
 from jaxvit.models.count import count_macs, count_params
@@ -15,14 +16,14 @@ from jaxvit.run.folder import read_environment
 from jaxvit.shown import markdown
 from jaxvit.trained.intervals import wilson
 
-FOLDER = "hub"  # its name where it is written
+FOLDER = "hub"  # name of the folder written by the hub format
 
 
 def model_card(model: ExportModel) -> str:
-    """Markdown, with the front matter that model hubs read.
+    """Returns the card as Markdown, with the YAML front matter that model hubs read.
 
     Raises:
-      UsageError: a file of the run is damaged.
+      UsageError: a file in the run folder is damaged.
     """
     loaded, config = model.loaded, model.loaded.config
     params = count_params(loaded.variables)
@@ -56,7 +57,7 @@ def model_card(model: ExportModel) -> str:
         "print(model.class_names[probabilities[0].argmax()])",
         "```",
         "",
-        "Pixels are resized, cut and normalised inside, as in its evaluation.",
+        "Resizing, cropping and normalization are part of the model, as in its evaluation.",
         "",
         f"Classes: {', '.join(map(markdown, loaded.class_names))}.",
         "",
@@ -66,7 +67,7 @@ def model_card(model: ExportModel) -> str:
         "",
         "## Recipe",
         "",
-        "What differs from the defaults of jaxvit and of the model named; `config.json` has every value.",
+        "Values that differ from the defaults of jaxvit and of the named model; `config.json` has all values.",
         "",
         "| key | value |",
         "|---|---|",
@@ -78,14 +79,14 @@ def model_card(model: ExportModel) -> str:
         "",
         "## Limits",
         "",
-        f"It knows the {classes} classes above and gives each image one of them, whatever it shows.",
+        f"It assigns one of the {classes} classes above to every image, whatever the image shows.",
         *_limits(model, data, size),
     ]
     return "\n".join(lines) + "\n"
 
 
 def public_name(data: str) -> str:
-    """A data set's name without where it lies: of a folder of images, the last part."""
+    """The name of a data set without its location: for an image folder, only the last part of its path."""
     return f"{PREFIX}{Path(data.removeprefix(PREFIX)).name}" if data.startswith(PREFIX) else data
 
 
@@ -99,7 +100,7 @@ def _stored(kind: str) -> str:
 
 def _data(model: ExportModel) -> list[str]:
     data, known = model.loaded.config.data, read_environment(model.loaded.workdir)["data"]
-    lines = ["| part | split | images | sha256, its first letters |", "|---|---|---|---|"]
+    lines = ["| part | split | images | sha256 (first digits) |", "|---|---|---|---|"]
     for part in ("train", "validation", "test"):
         if data[part]:
             facts = known.get(part, {})
@@ -123,12 +124,12 @@ def _recipe(config: Any) -> list[tuple[str, Any]]:
 def _result(model: ExportModel) -> list[str]:
     found = model.result
     if found is None:
-        return ["Not measured: the data was not there when this folder was written."]
+        return ["Not measured: the data set was not available when this folder was written."]
     low, high = wilson(found["top1"], found["count"])
-    chosen = ["The weights were chosen on these images, so that others are likely to give less."]
+    chosen = ["The weights were selected on these images, so the accuracy on new images is likely to be lower."]
     return [
-        f"Of these weights as they are stored, on {markdown(public_name(found['data']))}, {found['count']:,} images:",
-        f"top-1 {found['top1']:.2%} (95 %: {low:.2%} to {high:.2%}), top-5 {found['top5']:.2%},",
+        f"The weights as stored here reach, on {found['count']:,} images of {markdown(public_name(found['data']))}:",
+        f"top-1 {found['top1']:.2%} (95 % confidence interval {low:.2%} to {high:.2%}), top-5 {found['top5']:.2%},",
         f"loss {found['loss']:.4f}, expected calibration error {found['ece']:.2%}.",
         *(chosen if found["split"] == "validation" else ()),
     ]
@@ -136,9 +137,9 @@ def _result(model: ExportModel) -> list[str]:
 
 def _limits(model: ExportModel, data: str, size: str) -> list[str]:
     if model.result is None:
-        return ["How well it does that was not measured here. Its probabilities were not calibrated."]
+        return ["Its accuracy was not measured. Its probabilities are not calibrated."]
     return [
-        f"It was measured on {markdown(data)} alone, brought to {size} as in its training; how it does on other",
-        "images, under noise, or for groups of people or things that the data has few of, was not measured. Its",
-        "probabilities were not calibrated.",
+        f"It was measured only on {markdown(data)}, with images of {size} as in training. Accuracy on other images,",
+        "under noise, or for groups that are rare in the data was not measured. Its probabilities are not",
+        "calibrated.",
     ]

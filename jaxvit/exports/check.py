@@ -1,4 +1,4 @@
-"""Runs an exported file in a fresh process, by its loader alone, and compares what it says with the model."""
+"""Runs an exported file in a fresh process, with its loader script, and compares the output with the model's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jaxvit.exports.formats import Format
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import INSTALLED_IN
 
-LARGEST = 1e-4  # difference of probabilities
-_OTHER_BATCHES = (1, 3)  # further sizes, in the same process
-_PATIENCE = 1800  # seconds, for what a large model takes to compile on a CPU
+LARGEST = 1e-4  # allowed difference of a probability
+_OTHER_BATCHES = (1, 3)  # further batch sizes, in the same process
+_PATIENCE = 1800  # seconds; a large model takes long to compile on a CPU
 
-# To a loader that must do without jaxvit it is not installed. Everything else comes from where this process has it.
+# Loaders must work without jaxvit, so it is hidden from them. Other packages come from this Python installation.
 _DRIVER = """
 import runpy, sys
 import numpy as np
@@ -36,10 +36,10 @@ for images, out in zip(pairs[::2], pairs[1::2]):
 
 
 def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC: np.ndarray) -> float:
-    """Of the file's probabilities from the model's, in batches of several sizes. Both are computed on the CPU.
+    """The largest difference between the file's and the model's probabilities, over several batch sizes, on the CPU.
 
     Raises:
-      RunFailedError: the file does not run, or gives something else than probabilities of these images.
+      RunFailedError: the file does not run, or its output is not an array of finite probabilities.
     """
     run = model.compiled(reference=True)
     batches = [images_BHWC, *(images_BHWC[:size] for size in _OTHER_BATCHES)]
@@ -51,15 +51,15 @@ def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC
             raise RunFailedError("the model's probabilities are not finite numbers: its training has diverged")
         if said.shape != wanted.shape or said.dtype != np.float32 or not np.isfinite(said).all():
             raise RunFailedError(
-                f"--to={kind.name}: the file written gives {said.dtype} {list(said.shape)}, not finite probabilities "
-                f"float32 {list(wanted.shape)}"
+                f"--to={kind.name}: the exported file returns {said.dtype} {list(said.shape)}, not finite "
+                f"probabilities float32 {list(wanted.shape)}"
             )
         differences.append(float(np.abs(said - wanted).max()))
     return max(differences)
 
 
 def _run_it(model: ExportModel, kind: Format, path: Path, batches: list[np.ndarray]) -> list[np.ndarray]:
-    """What a file says of batches, in a process that is told of its loader alone; hub's is told where jaxvit is."""
+    """Runs a file on batches in a new process. Only the hub format can import jaxvit there."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     how, own = "alone", ""
     if kind.name == "hub":
@@ -78,10 +78,10 @@ def _run_it(model: ExportModel, kind: Format, path: Path, batches: list[np.ndarr
         try:
             done = subprocess.run(list(map(str, words)), **how_to)
         except subprocess.TimeoutExpired:
-            late = f"the file written was not done with {len(batches[0])} images after {_PATIENCE} s"
-            raise RunFailedError(f"--to={kind.name}: {late}: it was thrown away") from None
+            late = f"the exported file did not finish {len(batches[0])} images in {_PATIENCE} s"
+            raise RunFailedError(f"--to={kind.name}: {late}; it was deleted") from None
         if done.returncode:
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"code {done.returncode}"]
             errors = [line for line in said if "rror:" in line] or said[-1:]
-            raise RunFailedError(f"--to={kind.name}: the file written does not run: {errors[0][:300]}")
+            raise RunFailedError(f"--to={kind.name}: the exported file does not run: {errors[0][:300]}")
         return [np.load(out) for _, out in files]

@@ -1,4 +1,4 @@
-"""What can be exported: name, file, what writes it, what runs it."""
+"""The export formats: name, file name, module that writes it, script that runs it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LOADERS = Path(__file__).parent / "loaders"
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """An export format.
 
     Attributes:
-      name: for --to.
-      stem, suffix: of its file, or of its folder, which has no suffix.
-      module: in this package, with ``write(model, path)``.
-      needs: packages without which it can be neither written nor read.
-      remedy: how to get them.
-      below_jax: the release of jax that its converter does not know yet, such as '0.12'; '' = it knows all.
-      runs_on: what the loader needs.
+      name: value of `--to`.
+      stem, suffix: parts of the file name; a format without suffix is a folder.
+      module: module in this package with ``write(model, path)``.
+      needs: packages required to write the format and to check it.
+      remedy: command that installs them.
+      below_jax: first release of jax that the converter does not support, such as '0.12'; '' = all are supported.
+      runs_on: packages that the loader script needs.
     """
 
     name: str
@@ -39,31 +39,31 @@ class Format:
 
     @property
     def loader(self) -> Path:
-        """A script that runs such a file, and knows nothing of this package."""
+        """Path of the standalone script that runs such a file."""
         return _LOADERS / f"run_{self.name}.py"
 
     def file(self, dtype: str) -> str:
-        """Its name for weights of this kind."""
+        """File name for weights of this dtype, such as 'model-int8.onnx'."""
         return f"{self.stem}{'' if dtype == 'float32' else f'-{dtype}'}{self.suffix}"
 
     @staticmethod
     def there(package: str) -> bool:
-        """Whether a package is installed."""
+        """True if a package is installed."""
         return importlib.util.find_spec(package) is not None
 
     def check(self) -> None:
-        """Raises UsageError where a package is missing."""
+        """Raises UsageError if a required package is not installed."""
         for package in self.needs:
             if not self.there(package):
                 raise UsageError(f"--to={self.name} needs {package}, which is not installed: {self.remedy}")
 
     def check_converter(self) -> None:
-        """Raises UsageError where the installed jax is too new for what writes this format."""
+        """Raises UsageError if the converter does not support the installed version of jax."""
         installed = importlib.metadata.version("jax")
         if self.below_jax and _release(installed) >= _release(self.below_jax):
             raise UsageError(
-                f"--to={self.name}: its converter does not know jax {installed}; export it with a jax below "
-                f"{self.below_jax} (Python 3.11 has one), or take --to=stablehlo"
+                f"--to={self.name}: its converter does not support jax {installed}; use a jax below "
+                f"{self.below_jax} (Python 3.11 has one), or --to=stablehlo"
             )
 
     def write(self, model: ExportModel, path: Path) -> None:
@@ -95,15 +95,17 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def formats_named(words: str) -> list[Format]:
-    """The formats that `--to=a,b` names, each once.
+    """Parses the value of `--to`, such as 'onnx,hub'; duplicates are dropped.
 
     Raises:
-      UsageError: there is no such format, or its packages are not installed.
+      UsageError: unknown format, or a required package is not installed.
     """
     kinds = []
     for name in dict.fromkeys(words.split(",")):
         if name not in FORMATS:
-            raise UsageError(f"--to={words}: there is no format '{name}'{nearest(name, FORMATS)}; {', '.join(FORMATS)}")
+            raise UsageError(
+                f"--to={words}: there is no format '{name}'{nearest(name, FORMATS)}; formats: {', '.join(FORMATS)}"
+            )
         FORMATS[name].check()
         FORMATS[name].check_converter()
         kinds.append(FORMATS[name])
@@ -111,10 +113,10 @@ def formats_named(words: str) -> list[Format]:
 
 
 def format_of(path: Path) -> Format:
-    """The format of an exported file, by the end of its name, or of a folder, by what is in it.
+    """Detects the format of an exported file by its suffix, or of a folder by its contents.
 
     Raises:
-      UsageError: it is none, or not there.
+      UsageError: the path does not exist, or has no known format.
     """
     if not path.exists():
         raise UsageError(f"--file={path}: there is no such file")
@@ -126,4 +128,4 @@ def format_of(path: Path) -> Format:
     if (path / "saved_model.pb").exists():
         return FORMATS["savedmodel"]
     known = ", ".join(f"*{each.suffix}" if each.suffix else f"{each.stem}/" for each in FORMATS.values())
-    raise UsageError(f"--file={path}: not what jaxvit export writes: {known}")
+    raise UsageError(f"--file={path}: not a file that jaxvit export writes: {known}")

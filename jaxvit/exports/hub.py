@@ -1,6 +1,6 @@
-"""hub/: a folder to give away: model.safetensors, model.json, config.json, environment.json, README.md, the model card.
+"""The hub format: a folder to share, with model.safetensors, three JSON files and a model card.
 
-`jaxvit.load` takes such a folder as it takes a run's.
+`jaxvit.load` reads such a folder like a run folder.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ from jaxvit.run.folder import read_environment
 from jaxvit.trained.hub import FILE, SCALE, digest
 from jaxvit.trained.weights import Int8
 
-# What is given away of each split: figures of its images, and no name of a file, path, command or machine.
+# Facts about each split that are published: statistics of its images, but no file, path, command or machine name.
 PUBLISHED = ("count", "classes", "mean", "std", "sha256", "content", "sampled", "skipped")
 
 
-_FACTS = ("name", "attributes", "class_names", "image_shape", "augmentation")  # of model.json, all that is read of it
+_FACTS = (
+    "name",
+    "attributes",
+    "class_names",
+    "image_shape",
+    "augmentation",
+)  # the keys of model.json that `jaxvit.load` reads
 
 
 def published(data: dict[str, Any]) -> dict[str, Any]:
-    """The part of environment.json's `data` that anybody may see: of the three splits, numbers and hashes alone."""
+    """The publishable part of `data` in environment.json: only numbers and hashes of the three splits."""
     return {
         part: {name: value for name, value in data[part].items() if name in PUBLISHED and _is_figure(value)}
         for part in ("train", "validation", "test")
@@ -40,7 +46,7 @@ def published(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_figure(value: Any) -> bool:
-    """A number, a list of numbers, or a hash."""
+    """True for a number, a list of numbers, or a hash."""
     if isinstance(value, list):
         return all(isinstance(each, int | float) for each in value)
     return isinstance(value, int | float) or (isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16}", value)))
@@ -50,7 +56,7 @@ def write(model: ExportModel, path: Path) -> None:
     """Writes the folder.
 
     Raises:
-      UsageError: a name within the model has a dot, by which safetensors' names are joined.
+      UsageError: a module name contains a dot, the separator in the names of the tensors.
     """
     loaded = model.loaded
     path.mkdir()
@@ -58,15 +64,13 @@ def write(model: ExportModel, path: Path) -> None:
     tensors: dict[str, np.ndarray] = {}
     for names, leaf in traverse_util.flatten_dict(tree, is_leaf=lambda _, x: not isinstance(x, dict)).items():
         if any("." in name for name in names):
-            raise UsageError(
-                f"{'/'.join(names)}: a name with a dot cannot be written as safetensors; rename the module"
-            )
+            raise UsageError(f"{'/'.join(names)}: safetensors cannot store a name with a dot; rename the module")
         name = ".".join(names)
         if isinstance(leaf, Int8):
             tensors[name], tensors[name + SCALE] = leaf.values, np.asarray(leaf.scale)
         else:
             tensors[name] = np.asarray(leaf)
-    # Not np.ascontiguousarray alone, which makes a vector of a number.
+    # The reshape is needed because np.ascontiguousarray turns a scalar into a vector.
     tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     metadata = {"format": "flax", "step": str(loaded.step), "weights": loaded.weights, "dtype": model.kind}
     metadata["sha256"] = digest(tensors, loaded.step, loaded.weights)
@@ -74,7 +78,7 @@ def write(model: ExportModel, path: Path) -> None:
     facts, config = (read_json(loaded.workdir / name) for name in ("model.json", "config.json"))
     for attributes in (facts["attributes"], config["config"]["model"]):
         if "dtype" in attributes:
-            attributes["dtype"] = "float32"  # that of every exported model, whatever it was trained in
+            attributes["dtype"] = "float32"  # exported models compute in float32, whatever they were trained in
     facts = {name: facts[name] for name in _FACTS if name in facts}
     write_json(path / "model.json", facts, with_checksum=True)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}

@@ -1,4 +1,4 @@
-"""The function that an exported file holds, and what is written beside it."""
+"""The function that is exported, and the metadata stored with it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from jaxvit.trained.weights import restore, store
 
 @dataclasses.dataclass(frozen=True)
 class ExportModel:
-    """A trained model with its weights as they will be stored. It computes in float32, whatever its training did.
+    """A trained model with its weights converted for storage. It computes in float32, whatever dtype it was trained in.
 
     Attributes:
       loaded: the trained model.
-      kind: of the weights, see `jaxvit.trained.weights`.
-      stored: its parameters as `weights.store` makes them.
-      result: what the very weights stored were measured to be: split, data, count, top1, top5, loss, ece; None = they
-        were not.
+      kind: dtype of the stored weights, see `jaxvit.trained.weights`.
+      stored: the parameters as returned by `weights.store`.
+      result: evaluation of the stored weights: split, data, count, top1, top5, loss, ece; None = not evaluated.
     """
 
     loaded: Loaded
@@ -34,7 +33,7 @@ class ExportModel:
 
     @classmethod
     def of(cls, loaded: Loaded, kind: str) -> ExportModel:
-        """With the parameters of `loaded` as `kind`."""
+        """Converts the parameters of `loaded` to `kind`."""
         if getattr(loaded.model, "dtype", "float32") != "float32":
             loaded = dataclasses.replace(loaded, model=loaded.model.clone(dtype="float32"))
         return cls(loaded, kind, store(loaded.variables["params"], kind))
@@ -48,25 +47,25 @@ class ExportModel:
         return {**self.loaded.variables, "params": restore(self.stored)}
 
     def probabilities(self, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
-        """Probabilities [B, K], float32, of uint8 images [B, *image_shape]; to be traced: the weights become constants.
+        """Maps uint8 images [B, *image_shape] to float32 probabilities [B, K]. Tracing makes the weights constants.
 
         Args:
           images_BHWC: the images.
-          by: ways of some operations, see `jaxvit.ops.ways`; the others are computed as in training.
+          by: {operation: implementation}, see `jaxvit.ops.implementations`; the others are computed as in training.
         """
         return self._of_classes(self._variables(), images_BHWC, by)
 
     def _of_classes(self, variables: Any, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
-        # Outputs beyond the classes have their share in the softmax, as in training, and no name.
+        # A model may have more outputs than classes: they take part in the softmax, as in training, and are cut off.
         logits_BK = self.loaded.apply(variables, images_BHWC, by)
         return jax.nn.softmax(logits_BK, axis=-1)[:, : len(self.loaded.class_names)]
 
     def compiled(self, *, reference: bool = False) -> Callable[[Any], jax.Array]:
-        """`probabilities`, jitted, with the weights as arguments.
+        """Returns `probabilities`, jitted, with the weights as arguments.
 
         Args:
-          reference: to compare with: float32 in full and, where jax has one, on the CPU. Else it is as fast as it can
-            be, on the default device.
+          reference: compute with full float32 precision, on the CPU if jax has one, as a reference to compare with.
+            By default it runs at full speed on the default device.
         """
         device = _cpu() if reference else None
         program = jax.jit(self._of_classes, compiler_options=forward_options())
@@ -79,7 +78,7 @@ class ExportModel:
         return call
 
     def facts(self) -> dict[str, Any]:
-        """What a user of the file must know, as plain values."""
+        """Metadata for the user of the file, as plain Python values."""
         return {
             "class_names": list(self.loaded.class_names),
             "image_shape": list(self.loaded.image_shape),
@@ -93,5 +92,5 @@ class ExportModel:
 def _cpu() -> jax.Device | None:
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names others only
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return None

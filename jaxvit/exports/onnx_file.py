@@ -1,4 +1,4 @@
-"""model.onnx, written by jax2onnx; what its user must know is its metadata under 'jaxvit'."""
+"""The ONNX format: model.onnx, converted by jax2onnx, with metadata under the key 'jaxvit'."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import jax.numpy as jnp
 
 from jaxvit.exports.model import ExportModel
 from jaxvit.layers.stack import plainly
-from jaxvit.ops.ways import PLAIN
+from jaxvit.ops.implementations import PLAIN
 
-# What jax2onnx knows of each. Absorbed attention, where it applies, has fewer multiply-adds: onnxruntime computes what
-# depends on constants alone, as its products of kernels do, when it loads the file.
+# Implementations that jax2onnx can convert. Absorbed attention, where it applies, has fewer multiply-adds: its products
+# of kernels are constants, which onnxruntime folds when it loads the file.
 _WAYS = {**PLAIN, "attention": "absorbed"}
 
 
 def write(model: ExportModel, path: Path) -> None:
-    """Writes the graph for any batch size, with its weights."""
+    """Writes the graph, with weights, for any batch size."""
     import onnx
 
     from jaxvit.exports.onnx_graph import rewrite
 
-    for name in ("jax2onnx", "onnx_ir"):  # they tell of plugins for libraries that nobody uses here, and of types
+    for name in ("jax2onnx", "onnx_ir"):  # silence notes on plugins of unused libraries, and on types
         logging.getLogger(name).setLevel(logging.ERROR)
     from jax2onnx import to_onnx
 
-    # Block by block: a loop of blocks is what jax2onnx knows least of.
+    # Unroll the blocks: jax2onnx supports scan poorly.
     model = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, model=plainly(model.loaded.model)))
     shape = ("B", *model.loaded.image_shape)
-    # It puts functions of its own in the place of Flax's; these promote ranks, and print what they do.
+    # jax2onnx patches functions of Flax; its versions promote ranks and dtypes, and print to stdout.
     with (
         jax.numpy_rank_promotion("allow"),
         jax.numpy_dtype_promotion("standard"),

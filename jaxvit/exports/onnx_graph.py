@@ -1,7 +1,7 @@
-"""An ONNX graph of jax2onnx rewritten into operations that onnxruntime has or is fast at: the same function.
+"""Rewrites an ONNX graph of jax2onnx for onnxruntime, without changing the function that it computes.
 
-jax2onnx writes matrix products as sums over named axes (Einsum), and max-pooling of maps as one of four axes of pixels,
-which onnxruntime does not have. `docs/export.md` has what the sums cost.
+jax2onnx writes matrix products as Einsum, which onnxruntime runs slowly (see `docs/export.md`), and 2-D max-pooling as
+pooling over four spatial axes, which onnxruntime does not support.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from onnx import helper, numpy_helper
 
 @dataclasses.dataclass(frozen=True)
 class _Scope:
-    """What is known of a graph: values of constants, its own and those around it; how often each name is read in it and
-    in the graphs within; names that are taken.
+    """Facts about a graph.
+
+    Attributes:
+      constants: constants of this graph and of enclosing graphs.
+      reads: how often this graph and nested graphs read each name.
+      taken: names in use.
     """
 
     constants: dict[str, onnx.TensorProto]
@@ -27,7 +31,7 @@ class _Scope:
     taken: set[str]
 
     def fresh(self, name: str) -> str:
-        """That name, or one like it that nothing has."""
+        """Returns an unused name: `name`, with underscores appended if it is taken."""
         while name in self.taken:
             name += "_"
         self.taken.add(name)
@@ -35,10 +39,10 @@ class _Scope:
 
 
 def rewrite(graph: onnx.GraphProto) -> None:
-    """Rewrites matrix products and max-pooling of maps, in branches and loops too; in place.
+    """Rewrites matrix products and 2-D max-pooling in place, also in branches and loops.
 
-    What was known of the shapes between nodes, some of which are no longer there, is dropped: onnxruntime finds them
-    by itself. Constants that nothing reads any more are removed.
+    Drops the recorded shapes of intermediate values, since some of these no longer exist; onnxruntime infers them
+    again. Removes constants that are no longer read.
     """
     taken = {name for inner in _graphs(graph) for node in inner.node for name in (*node.input, *node.output)}
     _rewrite(graph, _Scope({}, collections.Counter(), taken))
@@ -65,7 +69,7 @@ def _rewrite(graph: onnx.GraphProto, around: _Scope) -> None:
 
 
 def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Bodies of a loop, branches."""
+    """The nested graphs of a node: loop bodies and branches."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
@@ -80,7 +84,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _reads(graph: onnx.GraphProto) -> collections.Counter[str]:
-    """How often each name is read by the nodes of a graph and of those within, or is an output."""
+    """How often each name is read in a graph and its nested graphs; being an output counts as a read."""
     return collections.Counter(
         name
         for each in _graphs(graph)
@@ -89,7 +93,7 @@ def _reads(graph: onnx.GraphProto) -> collections.Counter[str]:
 
 
 def _matrix_product(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]:
-    """A sum over named axes of two arrays as a MatMul between transpositions; none where it is no such product."""
+    """Converts an Einsum of two arrays to Transpose and MatMul nodes; returns [] if it is not a matrix product."""
     if node.op_type != "Einsum":
         return []
     equation = _attributes(node)["equation"].decode().replace(" ", "")
@@ -104,7 +108,7 @@ def _matrix_product(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]
     columns = [axis for axis in result if axis in right and axis not in left]
     summed = [axis for axis in left if axis in right and axis not in result]
     alone = set(left + right) - {*batch, *rows, *columns, *summed}
-    # Several rows need no batch: the matrix on the right is then the same for all of them.
+    # MatMul broadcasts the right matrix over several row axes, but only without batch axes.
     if alone or len(summed) != 1 or len(columns) != 1 or not rows or (batch and len(rows) > 1):
         return []
     made: list[onnx.NodeProto] = []
@@ -127,8 +131,9 @@ def _matrix_product(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]
 
 
 def _pooling_of_maps(nodes: Sequence[onnx.NodeProto], scope: _Scope) -> list[onnx.NodeProto]:
-    """Max-pooling of maps [B, H, W, C] for the four nodes of it that jax2onnx writes: two axes are put before the
-    others, all others are pooled, and the two are taken away. None where the nodes are something else.
+    """Converts the four nodes that jax2onnx writes for max-pooling of maps [B, H, W, C].
+
+    They add two leading axes, pool over the four others, and remove the two. Returns [] for other nodes.
     """
     if [node.op_type for node in nodes] != ["Unsqueeze", "Unsqueeze", "MaxPool", "Squeeze"]:
         return []

@@ -1,4 +1,4 @@
-"""savedmodel/: TensorFlow's own format, through jax2tf; what its user must know is its variable `facts`."""
+"""The SavedModel format of TensorFlow, converted by jax2tf; the metadata is in its variable `facts`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from jaxvit.exports.model import ExportModel
 
 
 def write(model: ExportModel, path: Path) -> None:
-    """Writes the program for any batch size, with its weights."""
+    """Writes the program, with weights, for any batch size."""
     import tensorflow as tf
     from jax.experimental import jax2tf
 
     shape = model.loaded.image_shape
     run = jax2tf.convert(
-        # TensorFlow's StableHLO is older than jax's, and cannot read its erf.
+        # TensorFlow reads an older StableHLO than jax writes, without jax's erf.
         lambda images_BHWC: model.probabilities(images_BHWC, {"gelu": "rational"}),
         polymorphic_shapes=[f"(b, {', '.join(map(str, shape))})"],
         native_serialization_platforms=("cpu", "cuda", "tpu"),

@@ -1,4 +1,4 @@
-"""model.stablehlo: a ZIP file of a program of `jax.export` and, as model.json, what its user must know."""
+"""The StableHLO format: a ZIP file with a program of `jax.export` and the metadata, model.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(model: ExportModel, path: Path) -> None:
-    """Writes the program for all platforms and any batch size, with its weights."""
+    """Writes the program, with weights, for any batch size and all platforms."""
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.loaded.image_shape), jnp.uint8)
     exported = export.export(jax.jit(model.probabilities), platforms=PLATFORMS)(images)

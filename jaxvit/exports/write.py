@@ -1,4 +1,4 @@
-"""`jaxvit.export`: a trained model as files that run without jaxvit, each checked in a fresh process."""
+"""`jaxvit.export`: writes a trained model to files that run without jaxvit, and checks each in a fresh process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from jaxvit import own_code as gate
-from jaxvit.errors import RunFailedError, UsageError, first_line
+from jaxvit.errors import RunFailedError, UsageError, find_system_error, first_line
 from jaxvit.exports.check import LARGEST, largest_difference
 from jaxvit.exports.formats import Format, formats_named
 from jaxvit.exports.model import ExportModel
-from jaxvit.files import locked_folder, make_writable
+from jaxvit.files import locked_folder, make_writable, naming, no_empty_folders
 from jaxvit.shown import terminal
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.load import Loaded, load
 from jaxvit.trained.weights import KINDS
 
-IMAGES = 32  # that a written file is compared on
+IMAGES = 32  # number of images used to compare a file with the model
 
 
 _PREFIX, _OLD = ".exporting-", "old"
@@ -42,21 +42,23 @@ def export(
     data_dir: str = "",
     own_code: bool = False,
 ) -> list[Path]:
-    """Writes a trained model as files that run without jaxvit; each is run in a fresh process and compared first.
+    """Exports a trained model to files that run without jaxvit.
+
+    Each file is run in a fresh process and compared with the model before it is moved into place.
 
     Args:
-      run: a run's folder, or what `jaxvit.load` returned.
-      to: 'stablehlo', 'onnx', 'savedmodel' or 'hub'; several as 'stablehlo,hub'.
-      dtype: of the stored weights: 'float32', 'bfloat16' or 'int8'.
-      out: folder for the files; '' = ``export`` in the run's folder.
-      checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
-      data_dir: TFDS directory; '' = the run's, else the usual one.
+      run: a run folder, or a model returned by `jaxvit.load`.
+      to: 'stablehlo', 'onnx', 'savedmodel' or 'hub'; several are joined by commas, as in 'stablehlo,hub'.
+      dtype: dtype of the stored weights: 'float32', 'bfloat16' or 'int8'.
+      out: folder for the files; '' = ``export`` in the run folder.
+      checkpoint, weights, own_code: as in `jaxvit.load`; ignored if `run` is a loaded model.
+      data_dir: TFDS directory; '' = the one used in training, else the default.
 
     Returns:
-      The paths of the files (of ``hub`` and ``savedmodel``, folders), in the order of `to`.
+      Paths of the files, or folders for 'hub' and 'savedmodel', in the order of `to`.
 
     Raises:
-      UsageError: no such run or format, or a package that the format needs is not installed.
+      UsageError: unknown run or format, or a required package is not installed.
       RunFailedError: a file cannot be written, does not run, or differs from the model.
 
     Example:
@@ -70,6 +72,7 @@ def export(
     return export_files(loaded, kinds, dtype=dtype, out=out, data_dir=data_dir)
 
 
+@no_empty_folders()
 def export_files(
     loaded: Loaded,
     kinds: Sequence[Format],
@@ -81,10 +84,10 @@ def export_files(
     devices: int = 0,
     dry_run: bool = False,
 ) -> list[Path]:
-    """Writes the files and prints what was found; see `export`.
+    """Writes the files and prints size and accuracy; see `export`.
 
-    `batch_size` and `devices` are those of the evaluation that shows what smaller weights cost (0 = the run's, all).
-    With `dry_run` the files are named and nothing is written.
+    `batch_size` and `devices` are used to evaluate the stored weights (0 = batch size of the run, all devices). With
+    `dry_run` it only prints the names of the files.
     """
     folder = Path(out) if str(out) else loaded.workdir / "export"
     targets = [folder / kind.file(dtype) for kind in kinds]
@@ -116,7 +119,7 @@ def _write_all(
     model = ExportModel.of(loaded, dtype)
     split, source, why_not = _labelled_images(loaded, data_dir)
     images = source.batch(np.arange(min(IMAGES, len(source))))[0] if source else _noise(loaded.image_shape)
-    if source and (dtype != "float32" or any(kind.name == "hub" for kind in kinds)):  # whose card has the result
+    if source and (dtype != "float32" or any(kind.name == "hub" for kind in kinds)):  # the model card states the result
         model = dataclasses.replace(model, result=evaluated(model.restored, split, source))
     if dtype != "float32":
         before = evaluated(loaded, split, source) if source else None
@@ -133,7 +136,7 @@ def _write_all(
 
 
 def _labelled_images(loaded: Loaded, data_dir: str) -> tuple[str, Any, str]:
-    """(split, images: the run's test split, else its validation split, else None; why there is none)."""
+    """Returns (split, source, reason): the test split, else the validation split, else None and the reason why."""
     try:
         return *read_split(loaded, directory=data_dir), ""
     except UsageError as error:
@@ -141,7 +144,7 @@ def _labelled_images(loaded: Loaded, data_dir: str) -> tuple[str, Any, str]:
 
 
 def _named(source: Any) -> str:
-    """Its name, within a sentence."""
+    """The name of a source, for use within a sentence."""
     return source.name.replace(": ", ", ")
 
 
@@ -154,10 +157,10 @@ def _evaluated(loaded: Loaded, split: str, source: Any, *, batch_size: int, devi
 
 
 def _cost_in_accuracy(model: ExportModel, before: dict[str, Any] | None, source: Any, why_not: str) -> str:
-    """A line: accuracy with the weights as they are stored and, in `before`, as they were."""
+    """One line that compares the accuracy of the stored weights with that of the float32 weights, `before`."""
     after = model.result
     if before is None or after is None:
-        return f"what {model.kind} weights cost in accuracy was not measured: {why_not}"
+        return f"the accuracy of {model.kind} weights was not measured: {why_not}"
     change = 100 * (after["top1"] - before["top1"])
     return (
         f"{model.kind} weights: top-1 {after['top1']:.2%} on {_named(source)}, {after['count']:,} images; float32 "
@@ -165,7 +168,7 @@ def _cost_in_accuracy(model: ExportModel, before: dict[str, Any] | None, source:
     )
 
 
-# What a folder of a format holds; one that has anything else is no export.
+# The files of formats that are folders; a folder with any other file is not replaced.
 _HOLDS = {
     "hub": {"model.safetensors", "model.json", "config.json", "environment.json", "README.md"},
     "savedmodel": {"saved_model.pb", "fingerprint.pb", "variables", "assets"},
@@ -173,21 +176,21 @@ _HOLDS = {
 
 
 def _check_place(target: Path, kind: Format, loaded: Loaded) -> None:
-    """Raises UsageError where something else has the name that a file, or the script beside it, is to get."""
+    """Raises UsageError if another file has the name of the export or of the script beside it."""
     remedy = "move it away, or name another --out=DIR"
     if target.is_symlink() or (target.exists() and target.is_dir() != (not kind.suffix)):
-        raise UsageError(f"{target} is there already and is no {kind.name}: {remedy}")
+        raise UsageError(f"{target} exists and is not a {kind.name} export: {remedy}")
     if target.is_dir() and (foreign := sorted({path.name for path in target.iterdir()} - _HOLDS[kind.name])):
-        raise UsageError(f"{target} is there already and holds {foreign[0]}, which no {kind.name} does: {remedy}")
+        raise UsageError(f"{target} exists and holds {foreign[0]}, which is not part of a {kind.name} export: {remedy}")
     if loaded.workdir.resolve().is_relative_to(target.resolve()):
-        raise UsageError(f"{target} is what is to be exported, or above it: name another --out=DIR")
+        raise UsageError(f"{target} is the exported run itself, or a folder around it: name another --out=DIR")
     script = target.parent / kind.loader.name
     if script.exists() and not script.read_bytes().startswith(b'"""Runs a model of jaxvit'):
-        raise UsageError(f"{script} is there already and is none of jaxvit's: {remedy}")
+        raise UsageError(f"{script} exists and was not written by jaxvit: {remedy}")
 
 
 def _clear(folder: Path) -> None:
-    """Takes away what an export that was killed has left; a folder that it had moved aside gets its name back."""
+    """Removes leftovers of a killed export; a folder that it had moved aside is moved back."""
     for left in folder.glob(f"{_PREFIX}*"):
         old = left / _OLD
         for was in old.iterdir() if old.is_dir() else ():
@@ -204,40 +207,42 @@ class _Written:
 
 
 def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: np.ndarray) -> _Written:
-    """Writes a file beside its place, checks it there, and only then gives it its name.
+    """Writes a temporary file, checks it, and moves it into place.
 
     Raises:
-      RunFailedError: it cannot be written, does not run, or disagrees.
+      RunFailedError: the file cannot be written, does not run, or differs from the model.
     """
     target, loader = folder / kind.file(model.kind), folder / kind.loader.name
     print(terminal(f"writing {target}"), file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_PREFIX) as name:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_PREFIX) as name, naming(target, draft=Path(name)):
         draft = Path(name) / target.name
         try:
             kind.write(model, draft)
         except (UsageError, RunFailedError, OSError):
             raise
-        except Exception as error:  # whatever another's library has to say to a model that it cannot express
+        except Exception as error:  # converters raise all kinds of errors for models that they do not support
+            if failed := find_system_error(error):  # safetensors gives the number in its text
+                raise failed from error
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"
             raise RunFailedError(
-                f"--to={kind.name}: this model cannot be written so ({reason}); try another"
+                f"--to={kind.name}: this format cannot express the model ({reason}); try another"
             ) from error
         difference = largest_difference(model, kind, draft, images_BHWC)
         if not difference < LARGEST:
             raise RunFailedError(
-                f"--to={kind.name}: the file written differs from the model by {difference:.2g}, and {LARGEST:g} is "
-                "too much: it was thrown away; try another format"
+                f"--to={kind.name}: the exported file differs from the model by {difference:.2g}, more than "
+                f"{LARGEST:g}: it was deleted; try another format"
             )
         script = Path(name) / loader.name
         shutil.copyfile(kind.loader, script)
         _sync(Path(name))
         _put(draft, target, Path(name) / _OLD)
-        os.replace(script, loader)  # of another version it runs the file too
+        os.replace(script, loader)  # replaces a script of another version, which may differ
     return _Written(target, loader, difference)
 
 
 def _put(draft: Path, target: Path, aside: Path) -> None:
-    """Gives a draft its name. A folder cannot be replaced at once: the old one steps aside, and back if that fails."""
+    """Moves a draft into place. Folders cannot be replaced atomically: the old one moves aside, and back on failure."""
     if not target.is_dir():
         os.replace(draft, target)
         return
@@ -251,7 +256,7 @@ def _put(draft: Path, target: Path, aside: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Has the disk keep what was written: a name must not outlive what it stands for."""
+    """Syncs all files in a folder to disk, so that a power cut cannot leave a name without its content."""
     for path in [p for p in folder.rglob("*") if p.is_file()]:
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,1 +1,1 @@
-"""Figures, drawn headless."""
+"""Figures, drawn with matplotlib and without a display."""

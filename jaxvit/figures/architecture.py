@@ -1,4 +1,4 @@
-"""A model as a chain of boxes, from the image to the class scores, with the number of tokens at every step."""
+"""Architecture diagram: a chain of boxes from the image to the class scores, with the number of tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from jaxvit.figures.diagram import SMALL, arrow, box, new_sheet, tint, write
-from jaxvit.figures.steps import Step, model_steps
+from jaxvit.figures.steps import Part, model_steps
 from jaxvit.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save
 
-# One colour for each thing that happens to tokens: made, mixed, learned or merged, spread, pooled, scored.
+# One colour for each operation on tokens: make, mix, learn or merge, spread, pool, classify.
 _COLOURS = {
     **dict.fromkeys(("PatchEmbed", "ConvTokenizer", "PositionEmbed", "PrefixTokens", "Conv"), SKY),
     **dict.fromkeys(("EncoderBlock", "ShiftBlock", "Attention", "Mlp"), BLUE),
@@ -21,28 +21,28 @@ _COLOURS = {
     **dict.fromkeys(("Pool", "SequencePool", "AttentionPool", ""), GREEN),
     "Classifier": PURPLE,
 }
-# Where the columns begin, in inches.
+# Left edges and widths of the columns, in inches.
 _BOX, _BOX_WIDTH, _OUTPUT, _PARAMS_END, _BARS, _BARS_WIDTH, _WIDTH = 0.2, 3.7, 4.15, 7.3, 7.6, 1.5, 9.9
 _TOP, _PITCH, _HEIGHT = 1.3, 0.47, 0.34
 
 
 def draw_architecture(model: nn.Module, input_shape: tuple[int, ...], file: Path, title: str = "") -> list[Path]:
-    """Draws a model as a chain of boxes, one below the other.
+    """Draws a model as a vertical chain of boxes.
 
-    Beside each box: the shape of its output, its parameters, and a bar as long as its output has tokens (for maps,
-    places). Equal modules that follow each other share a box. Shortcuts are not drawn.
+    Beside each box stand the shape of its output, its number of parameters, and a bar whose length is the number of
+    output tokens (for feature maps, H × W). Equal consecutive modules share a box. Residual connections are not drawn.
 
     Args:
-      model: called as `model(images, train=False)`; any module, not only this package's.
-      input_shape: (H, W, C) in pixels and channels.
-      file: written with the suffixes .png and .svg.
-      title: above the diagram; '' = the name of the model's class.
+      model: any Flax module that is called as `model(images, train=False)`.
+      input_shape: shape of one image, (H, W, C).
+      file: path to write to; the suffixes .png and .svg are added.
+      title: title of the diagram; '' = name of the model's class.
 
     Returns:
-      The files.
+      The files written.
 
     Raises:
-      ValueError: an image that does not suit the model.
+      ValueError: the model does not accept images of this shape.
     """
     steps, facts = model_steps(model, input_shape)
     below = _TOP + _PITCH * (len(steps) + 1)
@@ -58,7 +58,7 @@ def draw_architecture(model: nn.Module, input_shape: tuple[int, ...], file: Path
     write(axis, _BARS, 1.05, "tokens (places of a map)", **small)
     axis.plot((_BOX, _WIDTH - _BOX), (1.18, 1.18), color=GREY, linewidth=0.8)
 
-    image = Step("image", "image", "", tuple(input_shape))
+    image = Part("image", "image", "", tuple(input_shape))
     most = max((step.tokens for step in steps if len(step.output) > 1), default=1)
     for i, step in enumerate([image, *steps]):
         top = _TOP + i * _PITCH
@@ -67,12 +67,12 @@ def draw_architecture(model: nn.Module, input_shape: tuple[int, ...], file: Path
             centre = _BOX + _BOX_WIDTH / 2
             arrow(axis, [(centre, top - _PITCH + _HEIGHT), (centre, top)])
     if own:
-        write(axis, _BOX, below + 0.12, f"{own:,} more parameters belong to the model itself, not to a step", **small)
+        write(axis, _BOX, below + 0.12, f"{own:,} more parameters belong to the model itself, not to a box", **small)
     return save(axis.figure, file)
 
 
-def _draw_step(axis: Axes, top: float, step: Step, most: int, *, last: bool) -> None:
-    """One row; a bar of full length is `most` tokens."""
+def _draw_step(axis: Axes, top: float, step: Part, most: int, *, last: bool) -> None:
+    """Draws one row of the diagram; a bar of full length stands for `most` tokens."""
     middle = top + _HEIGHT / 2
     is_image = step.type == "image"
     colour = _COLOURS.get(step.type, GREY)
@@ -86,7 +86,7 @@ def _draw_step(axis: Axes, top: float, step: Step, most: int, *, last: bool) -> 
     if not is_image:
         times = f"{step.repeats} × " if step.repeats > 1 else ""
         write(axis, _PARAMS_END, middle, f"{times}{step.params:,}", ha="right", color=BLACK if step.params else GREY)
-    if len(step.output) > 1 and not is_image:  # an image's pixels are no tokens yet
+    if len(step.output) > 1 and not is_image:  # the pixels of the image are not tokens
         length = _BARS_WIDTH * step.tokens / most
         axis.add_patch(Rectangle((_BARS, middle - 0.1), length, 0.2, facecolor=tint(colour, 0.7)))
         write(axis, _BARS + length + 0.08, middle, f"{step.tokens:,}")
@@ -103,7 +103,7 @@ def _shape(output: tuple[int, ...], *, last: bool) -> str:
 
 
 def short(number: float) -> str:
-    """'79.8 million' for 79,836,416: three digits and a word."""
+    """A large number with three digits and a word: '79.8 million' for 79,836,416."""
     for size, word in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
         if number >= size:
             return f"{number / size:.3g}{word}"

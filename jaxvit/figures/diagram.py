@@ -1,4 +1,4 @@
-"""What the diagrams are drawn with: boxes, arrows and text on a sheet measured in inches, from the top left."""
+"""Drawing primitives of the diagrams: boxes, arrows and text on a sheet in inches, with the origin at the top left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT, SMALL = 11.0, 9.5
 
 
 def new_sheet(width: float, height: float) -> Axes:
-    """An empty figure of a size in inches with one axis over all of it: x to the right, y down, both in inches."""
+    """Creates a figure with one axis that fills it, in inches: x points right, y points down."""
     figure = new_figure(width, height, layout=None)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, width), ylim=(height, 0))
@@ -24,19 +24,19 @@ def new_sheet(width: float, height: float) -> Axes:
 
 
 def tint(colour: str, share: float = 0.22) -> tuple[float, float, float]:
-    """A colour with white: light enough for black text at the default share."""
+    """Mixes a colour with white; with the default share, black text on it is readable."""
     red, green, blue = (1 - share * (1 - part) for part in to_rgb(colour))
     return red, green, blue
 
 
 def ink(colour: str) -> tuple[float, float, float]:
-    """A colour darkened, for text: the lighter ones are hard to read on white."""
+    """Darkens a colour for text: the lighter ones are hard to read on white."""
     red, green, blue = (0.75 * part for part in to_rgb(colour))
     return red, green, blue
 
 
 def circle(axis: Axes, x: float, y: float, sign: str) -> None:
-    """A sign, such as '+', in a circle of radius 0.14 inches around (x, y)."""
+    """Draws a sign, such as '+', in a circle of radius 0.14 inches around (x, y)."""
     axis.plot((x,), (y,), "o", color=GREY, markersize=19, markerfacecolor="white")
     write(axis, x, y, sign, ha="center", size=13)
 
@@ -44,16 +44,16 @@ def circle(axis: Axes, x: float, y: float, sign: str) -> None:
 def write(
     axis: Axes, x: float, y: float, text: str, *, size: float = TEXT, width: float = 0.0, least: float = 9.0, **looks
 ) -> Text:
-    """Text whose middle line lies at y.
+    """Draws text, centred vertically at y.
 
     Args:
-      axis: of `new_sheet`.
-      x, y: inches; `ha='right'` or `'center'` among the looks says which end of the text x is.
+      axis: the sheet, from `new_sheet`.
+      x, y: position in inches; x is the left end of the text, or what `ha='right'` or `ha='center'` says.
       text: one line or several.
-      size: points.
-      width: inches that it may take, 0 = any; longer text becomes smaller, and then is cut with an ellipsis.
-      least: points below which it is cut.
-      looks: of matplotlib's text.
+      size: font size in points.
+      width: maximum width in inches, 0 = no limit; longer text is shrunk, and then cut with an ellipsis.
+      least: smallest font size in points; text that is still too long is cut.
+      looks: further properties of matplotlib's `Text`.
     """
     looks = {"va": "center", "color": BLACK, **looks}
     drawn = axis.text(x, y, text, fontsize=size, **looks)
@@ -63,7 +63,7 @@ def write(
         def length() -> float:
             return drawn.get_window_extent().width / dpi
 
-        while length() > width and size > least:  # step by step: hinting makes widths jump
+        while length() > width and size > least:  # in small steps: hinting makes widths jump
             size = max(least, size - 0.5)
             drawn.set_fontsize(size)
         while length() > width and len(text) > 1:
@@ -84,7 +84,7 @@ def box(
     size: float = TEXT,
     **looks,
 ) -> None:
-    """A rounded box with its top left corner at (x, y), in inches, and text in its middle; looks are the text's."""
+    """Draws a rounded box with its top left corner at (x, y), in inches, and centred text; `looks` style the text."""
     rounding = min(0.06, height / 4)
     shape = FancyBboxPatch(
         (x + rounding, y + rounding),
@@ -101,7 +101,7 @@ def box(
 
 
 def arrow(axis: Axes, points: Sequence[tuple[float, float]], *, colour: str = GREY, width: float = 1.4) -> None:
-    """A line through points, in inches, with a head at the last one."""
+    """Draws a line through points, in inches, with an arrow head at the last one."""
     *through, before, end = points
     if through:
         xs, ys = zip(*through, before, strict=True)
@@ -122,17 +122,18 @@ def cells(
     edge: str = GREY,
     numbers: Sequence[int] = (),
 ) -> None:
-    """A map of rows x columns square cells, each `side` inches, with its top left corner at (x, y).
+    """Draws a grid of rows × columns square cells with its top left corner at (x, y).
 
     Args:
-      axis: of `new_sheet`.
-      x, y, side: inches.
-      rows, columns: of the map.
-      faces: a colour for each cell, row by row.
+      axis: the sheet, from `new_sheet`.
+      x, y: corner in inches.
+      side: side of a cell in inches.
+      rows, columns: size of the grid.
+      faces: colour of each cell, row by row.
       edge: colour of the lines.
-      numbers: one in each cell, row by row; empty = none.
+      numbers: number in each cell, row by row; empty = no numbers.
     """
-    line = 0.4 if side > 0.09 else 0.2  # thicker ones would hide the colours of small cells
+    line = 0.4 if side > 0.09 else 0.2  # thicker lines would hide the colours of small cells
     for i, face in enumerate(faces):
         row, column = divmod(i, columns)
         corner = (x + column * side, y + row * side)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the confusion matrix, and confidence against accuracy."""
+"""Figures of an evaluation: the confusion matrix and the calibration diagram."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from jaxvit.figures.style import BLUE, GREY, VERMILION, new_figure, save
 
-NUMBERED = 30  # up to so many classes, cells have numbers
+NUMBERED = 30  # with more classes than this, cells have no numbers
 
 
 def draw_confusion(found: Mapping[str, Any], file: Path) -> list[Path]:
-    """The confusion matrix of what `jaxvit.evaluate` found: colours are shares of the true class, numbers images."""
+    """Draws the confusion matrix from a result of `jaxvit.evaluate`; colours show shares of the true class."""
     counts = np.array(found["confusion"])
     names = found["class_names"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -39,7 +39,7 @@ def draw_confusion(found: Mapping[str, Any], file: Path) -> list[Path]:
 
 
 def draw_calibration(found: Mapping[str, Any], file: Path) -> list[Path]:
-    """Accuracy in each bin of confidence, and how many images it holds, of what `jaxvit.evaluate` found."""
+    """Draws the accuracy and the number of images in each bin of confidence, from a result of `jaxvit.evaluate`."""
     bins = found["calibration"]
     figure = new_figure(6.2, 6.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -1,4 +1,4 @@
-"""figures/history: a panel for each metric, training against validation, and the learning rate."""
+"""Learning curves of a run: a panel for each metric, training and validation, and the learning rate."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def draw_history(
     """Draws the metrics of a run.
 
     Args:
-      records: lines of metrics.jsonl.
-      file: to write, PNG and SVG.
-      best_epoch: marked by a vertical line; 0 = none.
-      title: over the figure.
-      smoothing: of the labels in the training loss, said on its panel: the validation loss has none.
+      records: lines of `metrics.jsonl`.
+      file: path to write to, as PNG and SVG.
+      best_epoch: epoch to mark by a vertical line; 0 = none.
+      title: title of the figure.
+      smoothing: label smoothing of the training loss, named in its panel; the validation loss uses none.
     """
     by_split = {split: [r for r in records if r["split"] == split] for split in ("train", "steps")}
     by_split["validation"] = deciding_validations(records)
@@ -46,7 +46,7 @@ def draw_history(
         if name == "loss" and smoothing:
             label = f"loss (train: labels smoothed by {smoothing:g})"
         axis.set(title=label, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is nothing between epochs
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # epochs are whole numbers
         if best_epoch and by_split["validation"]:
             axis.axvline(best_epoch, color=BEST, linestyle="--", linewidth=1.2, label=f"best: epoch {best_epoch}")
         axis.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Pictures of what a model is fed: an augmented batch with its targets, and an image cut into patches."""
+"""Figures of a model's input: an augmented batch with its targets, and an image cut into patches."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from jaxvit.figures.style import new_figure, save
 
 GAP = (150, 190, 230)
-IN_LINE, IN_STRIP = 32, 256  # patches of the sequence in a line, and at most in all
+IN_LINE, IN_STRIP = 32, 256  # patches in a line of the sequence, and in total
 
 
 def draw_batch(
     images_BHWC: np.ndarray, targets_BK: np.ndarray, class_names: Sequence[str], path: Path, title: str = ""
 ) -> list[Path]:
-    """Images in a grid, each with its largest targets.
+    """Draws a grid of images, each with its largest targets.
 
     Args:
-      images_BHWC: 0..1.
-      targets_BK: distributions over the classes.
-      class_names: K names.
-      path: file to write, PNG and SVG.
-      title: above the grid.
+      images_BHWC: images with values in [0, 1].
+      targets_BK: target distributions over the classes.
+      class_names: names of the K classes.
+      path: path to write to, as PNG and SVG.
+      title: title of the grid.
     """
     columns = min(8, math.ceil(math.sqrt(len(images_BHWC))))
     rows = math.ceil(len(images_BHWC) / columns)
@@ -34,15 +34,15 @@ def draw_batch(
         axis.set_axis_off()
     for axis, image, target in zip(axes.ravel(), images_BHWC, targets_BK, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(_describe(target, class_names), fontsize=7)
+        axis.set_title(_describe(target, class_names), fontsize=7, parse_math=False)
     figure.suptitle(f"{title}: a training batch as the model sees it, with its targets", fontsize=9)
     return save(figure, path)
 
 
 def _describe(target_K: np.ndarray, class_names: Sequence[str]) -> str:
-    """Up to two classes, with their shares unless there is only one."""
+    """Names up to two classes, with their shares unless there is only one."""
     order = np.argsort(-target_K, kind="stable")[:2]
-    floor = 1.5 * float(np.min(target_K)) + 0.02  # smoothing gives every class a little
+    floor = 1.5 * float(np.min(target_K)) + 0.02  # label smoothing gives every class a small share
     named = [(class_names[i], float(target_K[i])) for i in order if i < len(class_names) and target_K[i] > floor]
     if len(named) == 1 and named[0][1] > 0.995:
         return named[0][0]
@@ -50,18 +50,18 @@ def _describe(target_K: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") -> list[Path]:
-    """One image, its patches as a grid, and as the sequence that a transformer reads.
+    """Draws an image, its patches as a grid, and its patches as the sequence that a transformer reads.
 
     Args:
-      image_HWC: uint8, or 0..1.
-      patch: side of a patch; rows and columns that do not fill one are left out, as a VALID cut does.
-      path: file to write, PNG and SVG.
-      name: the image's class.
+      image_HWC: uint8, or float in [0, 1].
+      patch: side of a patch in pixels; incomplete patches at the lower and right edges are left out (padding VALID).
+      path: path to write to, as PNG and SVG.
+      name: class of the image.
     """
     rows, columns = image_HWC.shape[0] // patch, image_HWC.shape[1] // patch
     cut = image_HWC[: rows * patch, : columns * patch]
     patches = cut.reshape(rows, patch, columns, patch, -1).swapaxes(1, 2).reshape(rows * columns, patch, patch, -1)
-    times = math.ceil(8 / patch)  # so that gaps can be thinner than a pixel of the image
+    times = math.ceil(8 / patch)  # so that gaps can be thinner than one image pixel
     patches = patches.repeat(times, axis=1).repeat(times, axis=2)
     high = 255 if image_HWC.dtype == np.uint8 else 1.0
     shown = {"cmap": "gray", "vmin": 0, "vmax": high, "interpolation": "nearest"}
@@ -86,14 +86,14 @@ def draw_patches(image_HWC: np.ndarray, patch: int, path: Path, name: str = "") 
 
 
 def _strip(patches_NPPD: np.ndarray, columns: int) -> np.ndarray:
-    """The first patches side by side, RGB, in lines so short that each patch can be seen: whole rows of the image."""
+    """The first patches as an RGB sequence, wrapped into lines of whole image rows so that each patch is visible."""
     patches_NPPD = patches_NPPD[:IN_STRIP]
     patch = patches_NPPD.shape[1]
     per_line = columns * max(1, IN_LINE // columns)
     lines = [_tile(patches_NPPD[None, start : start + per_line]) for start in range(0, len(patches_NPPD), per_line)]
     step = patch + max(2, patch // 2)
     white = 255 if patches_NPPD.dtype == np.uint8 else 1
-    # Few patches stay as small as many: a line has room for at least half of IN_LINE.
+    # A line has room for at least IN_LINE / 2 patches, so that a few patches are not blown up.
     width = max(lines[0].shape[1], (IN_LINE // 2) * (patch + _gap(patch)))
     canvas = np.full((len(lines) * step, width, 3), white, patches_NPPD.dtype)
     left = (width - lines[0].shape[1]) // 2
@@ -107,7 +107,7 @@ def _gap(patch: int) -> int:
 
 
 def _tile(patches_RCPQD: np.ndarray) -> np.ndarray:
-    """Patches in rows and columns, RGB, with gaps of a colour that neither black nor white pictures have."""
+    """Tiles patches into an RGB grid; the gaps are blue, which shows on black and on white images."""
     rows, columns, patch, _, channels = patches_RCPQD.shape
     gap = _gap(patch)
     step = patch + gap

@@ -1,4 +1,4 @@
-"""What a model looks at: weights laid over the images, similarities of positions, receptive fields."""
+"""Figures of what a model looks at: weights overlaid on images, position embeddings, receptive fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 
 from jaxvit.figures.style import entitle, new_figure, save
 
-HEAT = "inferno"  # rises in lightness: reads in grey and to the colour-blind
+HEAT = "inferno"  # lightness rises steadily: readable in grey and for colour-blind readers
 
 
 def draw_maps(
@@ -25,17 +25,17 @@ def draw_maps(
     title: str = "",
     scale: str = "weight, relative to the largest of the row",
 ) -> list[Path]:
-    """A row for each image: the image, and each map laid over it.
+    """Draws a row for each image: the image, then the image overlaid with each map.
 
     Args:
-      pictures_BHWC: 0..1, as the model sees them but for the normalisation.
-      maps_BKhw: K maps of each image, 0..1.
-      names: K, over the columns.
-      file: to write, PNG and SVG.
-      covered: (H, W), the part of a picture, from its upper left corner, that a map covers.
-      rows: B names of the images.
-      title: above all.
-      scale: what 0 to 1 means.
+      pictures_BHWC: images in [0, 1], as the model sees them before normalization.
+      maps_BKhw: K maps for each image, in [0, 1].
+      names: titles of the K columns.
+      file: path to write to, as PNG and SVG.
+      covered: (H, W) in pixels, the part of an image, from its upper left corner, that a map covers.
+      rows: names of the B images.
+      title: title of the figure.
+      scale: label of the colour bar, which goes from 0 to 1.
     """
     images, maps = maps_BKhw.shape[:2]
     figure = new_figure(1.45 * (maps + 1) + 0.5, 1.6 * images + 0.7)
@@ -62,7 +62,7 @@ def draw_maps(
 def _picture(axis: Any, picture_HWC: np.ndarray, *, dim: bool) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
-    if dim:  # neither colours nor lights of the picture may be taken for heat
+    if dim:  # dark grey, so that nobody reads bright or coloured pixels as heat
         axis.imshow(0.1 + 0.5 * picture_HWC.mean(axis=-1), cmap="gray", vmin=0, vmax=1)
     elif picture_HWC.shape[-1] == 1:
         axis.imshow(picture_HWC[..., 0], cmap="gray", vmin=0, vmax=1)
@@ -71,13 +71,13 @@ def _picture(axis: Any, picture_HWC: np.ndarray, *, dim: bool) -> None:
 
 
 def draw_positions(similarities_NN: np.ndarray, grid: tuple[int, int], file: Path, title: str = "") -> list[Path]:
-    """For each place of the grid, a little map of how similar its position is to every other.
+    """Draws, for each patch, a small map of the cosine similarity of its position embedding to all others.
 
     Args:
-      similarities_NN: cosines, -1..1.
-      grid: (rows, columns); N = rows × columns.
-      file: to write, PNG and SVG.
-      title: above all.
+      similarities_NN: cosine similarities, in [-1, 1].
+      grid: (rows, columns) of patches; N = rows × columns.
+      file: path to write to, as PNG and SVG.
+      title: title of the figure.
     """
     rows, columns = grid
     side = min(0.85, 10 / max(grid)) if max(grid) > 3 else 1.6
@@ -93,18 +93,18 @@ def draw_positions(similarities_NN: np.ndarray, grid: tuple[int, int], file: Pat
     for c in range(columns):
         axes[-1, c].set_xlabel(c + 1, fontsize=9)
     figure.colorbar(shown, ax=axes, shrink=0.7, label="cosine similarity")
-    figure.get_layout_engine().set(rect=(0.03, 0, 0.97, 1))  # or the numbers of the rows touch the edge
-    entitle(figure, title or "similarity of positions; rows and columns of places")
+    figure.get_layout_engine().set(rect=(0.03, 0, 0.97, 1))  # otherwise the row numbers touch the edge
+    entitle(figure, title or "similarity of position embeddings, by row and column of patches")
     return save(figure, file)
 
 
 def draw_receptive_fields(fields: Mapping[str, np.ndarray], file: Path, title: str = "") -> list[Path]:
-    """For each stage, how strongly each pixel moves the middle of its map.
+    """Draws, for each stage, how strongly each pixel influences the centre of its feature map.
 
     Args:
-      fields: name of the stage: [H, W], its largest value 1.
-      file: to write, PNG and SVG.
-      title: above all.
+      fields: {name of the stage: gradient magnitude [H, W], scaled to a maximum of 1}.
+      file: path to write to, as PNG and SVG.
+      title: title of the figure.
     """
     figure = new_figure(2.9 * len(fields) + 0.9, 3.4)
     axes = figure.subplots(1, len(fields), squeeze=False)[0]

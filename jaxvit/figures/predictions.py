@@ -1,4 +1,4 @@
-"""Images in a grid, each under what a model said of it; what is wrong is told from what is right by colour and sign."""
+"""A grid of images with their predictions; colour and sign tell right from wrong."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jaxvit.figures import style
 
 
 def caption(predicted: str, confidence: float, right: bool | None = None, truth: str = "") -> tuple[str, bool | None]:
-    """What stands over an image: the predicted class, how sure the model is of it, and where it is wrong, the true one.
+    """Caption of an image: the predicted class, its probability, and the true class if the prediction is wrong.
 
     Args:
-      predicted: the class's name.
+      predicted: name of the predicted class.
       confidence: its probability.
-      right: whether it is the true class; None = not known.
-      truth: the true class's name, where the prediction is wrong.
+      right: True if the prediction is right; None = unknown.
+      truth: name of the true class, needed if the prediction is wrong.
 
     Returns:
-      (text, `right`), as `draw_predictions` takes it.
+      (text, right), an element of `captions` in `draw_predictions`.
 
     Example:
       >>> caption("cat", 0.875, False, "dog")
@@ -34,13 +34,13 @@ def caption(predicted: str, confidence: float, right: bool | None = None, truth:
 def draw_predictions(
     images: Sequence[np.ndarray], captions: Sequence[tuple[str, bool | None]], file: Path, title: str = ""
 ) -> list[Path]:
-    """Draws the grid.
+    """Draws a grid of images with captions.
 
     Args:
-      images: uint8 [H, W, C] each, C 1 or 3.
-      captions: for each image, its text and whether that is right; None = not known. See `caption`.
-      file: to write. Its ending says the format; without one, PNG and SVG.
-      title: above the grid; '' = how many are right.
+      images: uint8 images [H, W, C], with C = 1 or 3.
+      captions: (text, right) for each image, as `caption` returns it.
+      file: path to write to. The suffix sets the format; without one, PNG and SVG are written.
+      title: title of the grid; '' = how many predictions are right.
     """
     columns = min(6, math.ceil(math.sqrt(len(images))))
     rows = math.ceil(len(images) / columns)

@@ -1,4 +1,4 @@
-"""Learning curves of several experiments, each of one seed or more, beside what was reported of them."""
+"""Learning curves of several experiments, over one or more seeds, with the accuracies reported for them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Curve = Sequence[tuple[float, float]]
 
 
 def draw_rows(curves: Mapping[str, Sequence[Curve]], documents: Mapping[str, float], file: Path) -> list[Path]:
-    """Draws validation accuracy over epochs: a thin line for each seed, a thick one for their mean.
+    """Draws validation accuracy over epochs: a thin line for each seed, a thick line for their mean.
 
     Args:
-      curves: by experiment, (epoch, accuracy as a fraction) of each of its seeds.
-      documents: by experiment, a reported test accuracy, drawn as a dotted line of its colour.
-      file: to write, PNG.
+      curves: {experiment: a curve for each seed}; a curve is a list of (epoch, accuracy as a fraction).
+      documents: {experiment: reported test accuracy}, drawn as dotted lines in the experiments' colours.
+      file: path to write to, as PNG.
     """
     figure = style.new_figure(10, 5.5)
     axis = figure.subplots()
@@ -44,7 +44,7 @@ def draw_rows(curves: Mapping[str, Sequence[Curve]], documents: Mapping[str, flo
 
 
 def _mean(seeds: Sequence[Curve]) -> Curve:
-    """Over the epochs that all have."""
+    """Mean over seeds, for the epochs that all seeds have."""
     return [(points[0][0], statistics.fmean(value for _, value in points)) for points in zip(*seeds, strict=False)]
 
 

@@ -1,6 +1,7 @@
-"""A GIF of what a shift does to small numbered maps, one for each group of channels.
+"""An animated GIF of ShiftViT's shift: small numbered maps, one for each group of channels.
 
-The last frame shows what `jaxvit.ops` computes; the frames before it slide the first one's cells there.
+The last frame is the output of `jaxvit.ops`; the frames before it slide the cells from their first to their last
+position.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from PIL import Image
 
 from jaxvit.figures.diagram import SMALL, ink, new_sheet, tint, write
 from jaxvit.figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION
-from jaxvit.files import replaced
+from jaxvit.files import make_folder, replaced
 from jaxvit.ops import mask_borders, shift_channels
 
-# In the order of the channels: name, sign, colour, and where a cell goes in rows and columns.
+# In channel order: name, sign, colour, and the direction in (rows, columns).
 GROUPS = (
     ("left", "←", BLUE, (0, -1)),
     ("right", "→", VERMILION, (0, 1)),
@@ -35,12 +36,12 @@ _HOLD_FIRST, _HOLD_LAST, _SLIDE = 1200, 2200, 70  # milliseconds
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a map while it slides.
+    """A cell of a map in one frame.
 
     Attributes:
-      number: what it holds.
-      row, column: where its top left corner is, in cells; outside of 0 … size - 1 it has left the map at least partly.
-      opacity: 0 … 1.
+      number: number in the cell.
+      row, column: position of its top left corner, in cells; outside [0, size - 1] it has partly left the map.
+      opacity: in [0, 1].
     """
 
     number: int
@@ -50,38 +51,39 @@ class Cell:
 
 
 def numbered_map(size: int) -> np.ndarray:
-    """1 … size² row by row, (size, size): what every group holds before the shift."""
+    """The numbers 1 to size², row by row, [size, size]: the map of every group before the shift."""
     return np.arange(1, size * size + 1).reshape(size, size)
 
 
 def shifted_maps(*, groups: int, pixels: int, border: bool = False, size: int = 6) -> np.ndarray:
-    """What the operation makes of the numbered map.
+    """Applies the shift to the numbered map.
 
     Args:
-      groups, pixels: of `jaxvit.ops.shift_channels`.
-      border: `jaxvit.ops.mask_borders` instead.
-      size: rows and columns.
+      groups, pixels: arguments of `jaxvit.ops.shift_channels`.
+      border: use `jaxvit.ops.mask_borders` instead.
+      size: rows and columns of the map.
 
     Returns:
-      (5, size, size), or 4 where four groups are all channels: left, right, up, down, and the rest.
+      [5, size, size]: the groups that shift left, right, up and down, and the rest. With groups=4 there is no rest:
+      [4, size, size].
 
     Raises:
       ValueError: fewer than four groups, or a negative number of pixels.
     """
     before = jnp.asarray(numbered_map(size))[None, :, :, None]
     move = mask_borders if border else shift_channels
-    # A group of one channel each; one channel of the rest stands for all of it.
+    # One channel for each group; one channel of the rest stands for all of them.
     after = move(jnp.broadcast_to(before, (1, size, size, max(groups, 1))), groups=groups, pixels=pixels)
     return np.moveaxis(np.asarray(after)[0], -1, 0)[:5]
 
 
 def cells_at(progress: float, after: np.ndarray, *, pixels: int, border: bool = False) -> list[list[Cell]]:
-    """The cells of every map at a moment, 0 … 1.
+    """The cells of each map at a point of the animation.
 
     Args:
-      progress: of the slide; from 1 on, the cells are those of `after`.
-      after: (maps, size, size) of `shifted_maps`.
-      pixels, border: as there.
+      progress: 0 = start; from 1 on, the cells are exactly `after`.
+      after: output of `shifted_maps`, [maps, size, size].
+      pixels, border: the arguments given to `shifted_maps`.
     """
     maps = []
     for (_, _, _, (down, right)), result in zip(GROUPS, after, strict=False):
@@ -90,7 +92,7 @@ def cells_at(progress: float, after: np.ndarray, *, pixels: int, border: bool = 
         for (row, column), number in np.ndenumerate(result if progress >= 1 else numbered_map(size)):
             if progress >= 1:
                 cells.append(Cell(int(number), row, column))
-            elif border:  # nothing slides: what will be zero fades where it is
+            elif border:  # nothing slides: cells that become zero fade in place
                 cells.append(Cell(int(number), row, column, 1.0 if result[row, column] else 1 - progress))
             else:
                 step = progress * min(pixels, size)
@@ -105,53 +107,53 @@ def cells_at(progress: float, after: np.ndarray, *, pixels: int, border: bool = 
 def draw_shift_animation(
     file: Path, *, groups: int = 12, pixels: int = 1, border: bool = False, size: int = 6, frames: int = 16
 ) -> Path:
-    """Writes a GIF, repeated for ever, of a map of each group of channels as it slides by some pixels.
+    """Writes a looping GIF of the shift, with one map for each group of channels.
 
-    What enters is zero and stays white; what leaves fades at the edge.
+    Cells that enter a map are zero and white; cells that leave it fade out at the edge.
 
     Args:
-      file: written with the ending .gif.
-      groups: into which the channels are cut; four of them move.
-      pixels: how far.
+      file: path to write to; the suffix .gif is added if missing.
+      groups: number of channel groups; four of them shift.
+      pixels: distance of the shift.
       border: draw `jaxvit.ops.mask_borders`, where nothing moves and a border becomes zero.
-      size: rows and columns of the maps, 3 … 8.
-      frames: pictures in all, the still ones before and after included; at least 3.
+      size: rows and columns of the maps, 3 to 8.
+      frames: number of frames, including the first and the last; at least 3.
 
     Returns:
-      The file. The same arguments and the same libraries make the same bytes.
+      The file. Its bytes depend only on the arguments and the versions of the libraries.
 
     Raises:
-      ValueError: fewer than four groups, a negative number of pixels, too few frames, or an unreadable size.
+      ValueError: fewer than four groups, negative pixels, fewer than three frames, or a size outside 3 to 8.
     """
     if not 3 <= size <= 8:
-        raise ValueError(f"size={size} of the maps does not lie between 3 and 8: their numbers could not be read")
+        raise ValueError(f"size={size}: must be 3 to 8, otherwise the numbers are unreadable")
     if frames < 3:
-        raise ValueError(f"frames={frames} leaves none for the way: at least 3")
+        raise ValueError(f"frames={frames}: at least 3 are needed")
     after = shifted_maps(groups=groups, pixels=pixels, border=border, size=size)
     moments = [i / (frames - 1) for i in range(frames)]
     pictures = []
     for moment in moments:
-        smooth = moment * moment * (3 - 2 * moment)  # starts and stops gently
+        smooth = moment * moment * (3 - 2 * moment)  # ease in and out
         axis = draw_frame(smooth, after, groups=groups, pixels=pixels, border=border)
         axis.figure.canvas.draw()
         pictures.append(Image.fromarray(np.asarray(axis.figure.canvas.buffer_rgba())[..., :3]))
-    # One palette for all frames, or colours would flicker.
+    # One palette for all frames: otherwise colours flicker.
     strip = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
     palette = strip.quantize(255, method=Image.Quantize.MAXCOVERAGE)
     pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     times = [_HOLD_FIRST, *[_SLIDE] * (frames - 2), _HOLD_LAST]
     target = file.with_name(f"{file.name.removesuffix('.gif')}.gif")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with replaced(target, unique=True) as beside:
         pictures[0].save(beside, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
     return target
 
 
 def draw_frame(progress: float, after: np.ndarray, *, groups: int, pixels: int, border: bool = False) -> Axes:
-    """One picture of the animation; arguments as `cells_at` and `draw_shift_animation`.
+    """Draws one frame; arguments as in `cells_at` and `draw_shift_animation`.
 
     Returns:
-      The axis, in inches. The texts of a map's cells have its place among the maps as their `gid`, 'map 0' …
+      The axis, in inches. The text in the cells of map i has the `gid` 'map i'.
     """
     side = _SIDE / after.shape[-1]
     width = 2 * _MARGIN + len(after) * _SIDE + (len(after) - 1) * _GAP
@@ -168,7 +170,7 @@ def draw_frame(progress: float, after: np.ndarray, *, groups: int, pixels: int, 
         write(axis, left, 0.78, label, weight="bold", color=ink(colour), width=_SIDE)
         share = f"1/{groups}" if sign else f"{groups - 4}/{groups}"
         write(axis, left, 1.08, f"{share} of the channels", size=SMALL, color=GREY)
-        # Above the cells, which it cuts off.
+        # Drawn above the cells, and clips them.
         looks = {"fill": False, "edgecolor": ink(colour), "linewidth": 1.6, "zorder": 4}
         frame = Rectangle((left, _MAPS_TOP), _SIDE, _SIDE, **looks)
         axis.add_patch(frame)
@@ -180,7 +182,7 @@ def draw_frame(progress: float, after: np.ndarray, *, groups: int, pixels: int, 
 def _draw_cell(
     axis: Axes, cell: Cell, corner: tuple[float, float], side: float, colour: str, frame: Rectangle, gid: str
 ) -> None:
-    """A cell, cut off at the frame of its map; zero has no colour."""
+    """Draws a cell, clipped to the frame of its map; cells with 0 are white."""
     x, y = corner[0] + cell.column * side, corner[1] + cell.row * side
     face = tint(colour, 0.4 * cell.opacity) if cell.number else "white"
     square = Rectangle((x, y), side, side, facecolor=face, edgecolor=tint(colour, 0.7), linewidth=0.6)

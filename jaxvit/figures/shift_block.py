@@ -1,4 +1,4 @@
-"""Inside ShiftViT's block: which channels move where, and what happens to all of them afterwards."""
+"""Diagram of ShiftViT's block: which channels shift where, and the MLP that follows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from jaxvit.figures.style import BLUE, GREEN, GREY, PURPLE, SKY, VERMILION, save
 from jaxvit.models.shiftvit import ShiftViT
 from jaxvit.ops import mask_borders, shift_channels
 
-# In the order of the channels.
+# In channel order.
 DIRECTIONS = (("left", "←", BLUE), ("right", "→", VERMILION), ("up", "↑", GREEN), ("down", "↓", PURPLE))
-_LOST = {"left": "right", "right": "left", "up": "bottom", "down": "top"}  # the border that moving away would empty
+_LOST = {
+    "left": "right",
+    "right": "left",
+    "up": "bottom",
+    "down": "top",
+}  # the border that this shift would fill with zeros
 _WORDS = {"true": "shift", "border": "zeroed borders"}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu", "relu": "relu", "tanh": "tanh"}
 _WIDTH, _MARGIN = 10.0, 0.25
@@ -24,14 +29,14 @@ _BAR, _BAR_WIDTH = 1.55, 5.9
 
 
 def shift_widths(channels: int, *, groups: str, divisions: int) -> tuple[int, int, int, int, int]:
-    """Channels that a `ShiftBlock` moves left, right, up and down, and those that stay.
+    """Number of channels that a `ShiftBlock` shifts left, right, up and down, and number that stay.
 
     Args:
-      channels: of the block.
+      channels: channels of the block.
       groups, divisions: attributes of the block.
 
     Raises:
-      ValueError: `groups` is not 'count' or 'width', or there are not enough channels for four groups.
+      ValueError: `groups` is neither 'count' nor 'width', or four groups need more channels.
     """
     if groups not in ("count", "width"):
         raise ValueError(f"groups={groups!r} is neither 'count' nor 'width'")
@@ -42,18 +47,18 @@ def shift_widths(channels: int, *, groups: str, divisions: int) -> tuple[int, in
 
 
 def draw_shift_block(model: ShiftViT, file: Path, title: str = "") -> list[Path]:
-    """Draws the shift block of a ShiftViT: the order of its parts, what a shift does, the channels of each stage.
+    """Draws the shift block of a ShiftViT: the order of its layers, the effect of the shift, the channels per stage.
 
     Args:
-      model: gives shift, groups, divisions, pixels, mlp_ratio, norm, activation, dim and depths.
-      file: written with the suffixes .png and .svg.
-      title: above the diagram; '' = 'The shift block'.
+      model: the model; its attributes define the block.
+      file: path to write to; the suffixes .png and .svg are added.
+      title: title of the diagram; '' = 'The shift block'.
 
     Returns:
-      The files.
+      The files written.
 
     Raises:
-      ValueError: groups that a stage's channels do not allow.
+      ValueError: a stage has too few channels for four groups.
     """
     shifts = model.shift != "none"
     stages = [(depth, model.dim * 2**i) for i, depth in enumerate(model.depths)]
@@ -89,7 +94,7 @@ def _claim(model: ShiftViT) -> str:
 
 
 def _draw_flow(axis: Axes, top: float, model: ShiftViT) -> None:
-    """The parts in their order; the shortcut leaves behind the shift."""
+    """Draws the layers of the block in order; the residual branch starts after the shift."""
     over = {"sample": "per image", "channels": "per place"}[model.norm]
     middle, height, shortcut = top + 0.85, 0.62, top + 0.2
     write(axis, _MARGIN, middle, "map\nh × w × C", size=SMALL + 0.5)
@@ -115,7 +120,7 @@ def _draw_flow(axis: Axes, top: float, model: ShiftViT) -> None:
 
 
 def _draw_maps(axis: Axes, top: float, model: ShiftViT) -> None:
-    """One small numbered map of each group, before and after: the operation's own result."""
+    """Draws a small numbered map for each group, before and after; the values come from `jaxvit.ops`."""
     size = 3 if model.pixels < 2 else 4
     whole, gap = 0.81, 0.22
     move = shift_channels if model.shift == "true" else mask_borders
@@ -140,7 +145,7 @@ def _draw_maps(axis: Axes, top: float, model: ShiftViT) -> None:
 
 
 def _draw_channels(axis: Axes, top: float, channels: int, model: ShiftViT) -> None:
-    """The channels of one stage as a bar, cut into groups; labels above it keep apart where groups are narrow."""
+    """Draws the channels of a stage as a bar of groups; labels of narrow groups are moved apart."""
     widths = (0, 0, 0, 0, channels)
     if model.shift != "none":
         widths = shift_widths(channels, groups=model.groups, divisions=model.divisions)

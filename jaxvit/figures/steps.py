@@ -1,7 +1,7 @@
-"""The steps of a model, read off `jaxvit.models.summarize.summarize`: what a diagram of it shows, without the drawing.
+"""The parts of a model, from `jaxvit.models.summarize.summarize`: the content of its architecture diagram.
 
-A step is a module that has a meaning of its own (a patch embedding, a block, a classifier). What only holds such
-modules is looked into; what such a module is made of is not. Equal modules that follow each other are one step.
+A part is a module with a known role (a patch embedding, a block, a classifier). Containers of such modules are
+opened; the layers inside a part are not shown. Equal consecutive modules are one part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxvit.models.shiftvit import ShiftViT
 from jaxvit.models.summarize import summarize
 
-# This package's steps, in words for a reader who does not know the classes.
+# Parts of jaxvit's models: class name, and words for a reader who does not know the classes.
 STEPS: dict[str, str] = {
     "PatchEmbed": "patch embedding",
     "ConvTokenizer": "convolutions to tokens",
@@ -32,7 +32,7 @@ STEPS: dict[str, str] = {
     "AttentionPool": "attention pool",
     "Classifier": "classifier",
 }
-# What steps are made of; a step itself only where it stands alone.
+# Layers inside parts; a layer outside all parts is a part itself.
 LAYERS: dict[str, str] = {
     "Norm": "norm",
     "LayerNorm": "norm",
@@ -53,16 +53,16 @@ _SHIFTS = {"border": "shift (border) + MLP", "none": "MLP"}
 
 
 @dataclass(frozen=True)
-class Step:
-    """A box of a diagram.
+class Part:
+    """A part of the model: one box of the diagram.
 
     Attributes:
-      type: class of the module; '' where it is a step of the model itself.
+      type: class name of the module; '' if the model's own code does it.
       kind: what it does, in words.
-      names: where it is in the model.
-      output: shape of its output, without the batch; () = not one array.
-      params: parameters of one of the modules that it stands for.
-      repeats: how many equal modules it stands for.
+      names: its name in the model, in words.
+      output: shape of its output without the batch axis; () if the output is not a single array.
+      params: number of parameters of one module.
+      repeats: number of equal modules in this part.
     """
 
     type: str
@@ -74,32 +74,32 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """Tokens, or places of a map, in its output; 0 where that is a vector."""
+        """Number of output tokens, or H × W of a feature map; 1 if the output is a vector."""
         return math.prod(self.output[:-1])
 
 
-def model_steps(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[list[Step], dict[str, Any]]:
-    """The steps of a model, first to last, and what `summarize` says of it.
+def model_steps(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[list[Part], dict[str, Any]]:
+    """The parts of a model, first to last, and the output of `summarize`.
 
     Args:
-      model: called as `model(images, train=False)`; any module.
-      input_shape: (H, W, C) in pixels and channels.
+      model: any Flax module that is called as `model(images, train=False)`.
+      input_shape: shape of one image, (H, W, C).
 
     Raises:
-      ValueError: an image that does not suit the model.
+      ValueError: the model does not accept images of this shape.
     """
     facts = summarize(model, input_shape)
     root, *rows = facts["layers"]
-    if getattr(model, "positions", "") == "none":  # the module is there and does nothing
+    if getattr(model, "positions", "") == "none":  # the module exists, but does nothing
         rows = [row for row in rows if row["type"] != "PositionEmbed"]
-    steps: list[Step] = []
+    steps: list[Part] = []
     for run in _runs(_parts(rows, "")):
         step = _step(run, rows, model)
         steps += _before(step, steps[-1], rows, run[0], model) if steps else []
         steps.append(step)
     result = tuple(root["output"])
     if not steps or steps[-1].output != result:
-        steps.append(Step("", "result", "", result))
+        steps.append(Part("", "result", "", result))
     return steps, facts
 
 
@@ -108,7 +108,7 @@ def _inside(rows: list[dict], path: str) -> list[dict]:
 
 
 def _parts(rows: list[dict], path: str) -> list[dict]:
-    """The rows below a path that are steps."""
+    """The rows below a path that are parts."""
     found = []
     depth = path.count("/") + 1 if path else 0
     for row in _inside(rows, path):
@@ -116,7 +116,7 @@ def _parts(rows: list[dict], path: str) -> list[dict]:
             continue
         inside = _inside(rows, row["path"])
         children = [r["type"] for r in inside if r["path"].count("/") == depth + 1 and r["type"] not in LAYERS]
-        # A stack of somebody's own blocks holds several of one class.
+        # A module with several children of one class is a stack of blocks, also in a user's model.
         holds_steps = any(r["type"] in STEPS for r in inside) or len(set(children)) < len(children)
         known = row["type"] in STEPS or row["type"] in LAYERS
         found += _parts(rows, row["path"]) if holds_steps and not known else [row]
@@ -124,7 +124,7 @@ def _parts(rows: list[dict], path: str) -> list[dict]:
 
 
 def _runs(rows: list[dict]) -> list[list[dict]]:
-    """Rows that follow each other and differ in their names only, together."""
+    """Groups consecutive rows that differ only in their names."""
 
     def looks(row: dict) -> tuple:
         return row["path"].rpartition("/")[0], row["type"], row["output"], row["params"]
@@ -138,17 +138,17 @@ def _runs(rows: list[dict]) -> list[list[dict]]:
     return runs
 
 
-def _step(run: list[dict], rows: list[dict], model: nn.Module) -> Step:
+def _step(run: list[dict], rows: list[dict], model: nn.Module) -> Part:
     first = run[0]
     output = list(first["output"])
-    # The model puts the tokens without a place before these outputs again.
+    # The model prepends the prefix tokens to these outputs.
     prefix = getattr(model, "prefix", 0)
     if first["type"] == "TokenFuser":
         output[0] += prefix
     if first["type"] == "PrefixTokens" and first["path"] == "register_tokens":
         output[0] += prefix - getattr(model, "registers", prefix)
     names = _names([row["path"] for row in run])
-    return Step(first["type"], _kind(first, rows, model), names, tuple(output), first["params"], len(run))
+    return Part(first["type"], _kind(first, rows, model), names, tuple(output), first["params"], len(run))
 
 
 def _kind(row: dict, rows: list[dict], model: nn.Module) -> str:
@@ -166,7 +166,7 @@ def _kind(row: dict, rows: list[dict], model: nn.Module) -> str:
 
 
 def _names(paths: list[str]) -> str:
-    """'blocks 0–3' for encoder/block_0 … encoder/block_3; 'stage 1, blocks 0–3' where the parent has a number too."""
+    """'blocks 0–3' for encoder/block_0 … encoder/block_3; 'stage 1, blocks 0–3' if the parent is numbered too."""
     parent, _, last = paths[0].rpartition("/")
     base, index = _numbered(last)
     end = _numbered(paths[-1].rpartition("/")[2])[1]
@@ -178,19 +178,19 @@ def _names(paths: list[str]) -> str:
 def _numbered(name: str) -> tuple[str, str]:
     """('token learner', '3') for token_learner_3; ('embed', '') for embed."""
     base, index = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
-    if index and not base.endswith("ss"):  # one of a list: stages_0
+    if index and not base.endswith("ss"):  # an element of a list: stages_0
         base = base.removesuffix("s")
     return base.replace("_", " "), index or ""
 
 
-def _before(step: Step, previous: Step, rows: list[dict], row: dict, model: nn.Module) -> list[Step]:
-    """What the model itself does between two modules to get a vector out of tokens or a map; it has no row."""
+def _before(step: Part, previous: Part, rows: list[dict], row: dict, model: nn.Module) -> list[Part]:
+    """The pooling that the model's own code does between two modules; `summarize` has no row for it."""
     if step.type not in ("Classifier", "Dense") or len(step.output) != 1 or len(previous.output) < 2:
-        return []  # these two keep all axes but the last: something else has done away with the others
+        return []  # a Dense layer keeps all axes but the last: only then something before it has pooled
     dense = next(r for r in [row, *_inside(rows, row["path"])] if r["type"] == "Dense")
-    came_in = dense["params"] // dense["output"][-1]  # with or without one for the bias
+    came_in = dense["params"] // dense["output"][-1]  # plus 1 if it has a bias
     flat, channels = math.prod(previous.output), previous.output[-1]
     if came_in in (channels, channels + 1):
         kind = "mean of the map" if isinstance(model, ShiftViT) else "one vector for the image"
-        return [Step("", kind, "in the model itself", (channels,))]
-    return [Step("", "side by side", "in the model itself", (flat,))] if came_in in (flat, flat + 1) else []
+        return [Part("", kind, "in the model itself", (channels,))]
+    return [Part("", "side by side", "in the model itself", (flat,))] if came_in in (flat, flat + 1) else []

@@ -1,6 +1,6 @@
-"""What all figures share: colours that colour-blind readers tell apart, readable sizes, PNG and SVG files.
+"""Shared style of all figures: colours that colour-blind readers can tell apart, readable sizes, PNG and SVG files.
 
-Figures are made without pyplot, which would choose a backend for the whole process, a notebook's too.
+Figures do not use pyplot, which would set the backend of the whole process, such as a notebook's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxvit.files import replaced
+from jaxvit.figures.scripts import legible
+from jaxvit.files import make_folder, replaced
 
-# Okabe and Ito's colours.
+# The Okabe-Ito palette.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2",
     "#D55E00",
@@ -29,12 +30,12 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 GREY = "#555555"
 FORMATS = ("png", "svg")
 _ENDINGS = (".png", ".svg", ".pdf")
-# Text stays text in an SVG; its ids, and so its bytes, are the same every time.
+# Text stays text in an SVG, and ids do not change from run to run, so that equal figures have equal bytes.
 _SETTINGS: dict[str, Any] = {"font.size": 11, "svg.fonttype": "none", "svg.hashsalt": "jaxvit"}
 
 
 def new_figure(width: float, height: float, **settings: Any) -> Figure:
-    """An empty figure of a size in inches; its parts are laid out without overlap."""
+    """Creates an empty figure, width × height in inches, with constrained layout."""
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(width, height), **{"layout": "constrained", **settings})
         FigureCanvasAgg(figure)
@@ -42,24 +43,28 @@ def new_figure(width: float, height: float, **settings: Any) -> Figure:
 
 
 def entitle(figure: Figure, text: str, fontsize: float = 12) -> None:
-    """A title over the whole figure, in as many lines as its width asks for."""
+    """Sets the title of the whole figure, wrapped to its width."""
     letters = int(figure.get_figwidth() * 72 / (0.55 * fontsize))
     figure.suptitle("\n".join(textwrap.wrap(text, letters)), fontsize=fontsize)
 
 
 def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: int = 150) -> list[Path]:
-    """Writes a figure as `file`, without an ending that it may have, in each of the formats; returns the files.
+    """Writes a figure in each format, replacing the suffix of `file` if it has one; returns the files.
 
-    Each is written beside and moved, so that what is there is always whole.
+    Each file is written atomically: a temporary file is moved into place.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     written = []
     for suffix in formats:
         stem = file.name.removesuffix(file.suffix) if file.suffix.lower() in _ENDINGS else file.name
-        asked_for = file.suffix.lower() == f".{suffix}"  # a.PNG stays that
+        asked_for = file.suffix.lower() == f".{suffix}"  # a.PNG keeps its name
         target = file if asked_for else file.with_name(f"{stem}.{suffix}")
         metadata = {"Date": None} if suffix == "svg" else None
-        with replaced(target, unique=True) as beside, matplotlib.rc_context(_SETTINGS):
+        with (
+            replaced(target, unique=True) as beside,
+            matplotlib.rc_context(_SETTINGS),
+            legible(figure, keep=suffix == "svg"),
+        ):
             figure.savefig(beside, dpi=dpi, format=suffix, metadata=metadata)
         written.append(target)
     return written

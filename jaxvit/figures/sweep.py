@@ -1,4 +1,4 @@
-"""figures/sweep: test accuracy over a sweep's first key, and against multiply-adds."""
+"""Figure of a sweep: test accuracy against the first key, and against multiply-adds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ MARKERS = "osD^vPX"
 
 
 def draw_sweep(rows: Sequence[dict[str, Any]], keys: Sequence[str], file: Path) -> list[Path]:
-    """Draws a sweep.
+    """Draws the accuracies of a sweep.
 
     Args:
-      rows: one for each finished cell: the keys' values as written, `top1` (with `top1_std` over seeds) and `macs`.
-      keys: of the grid; the first is the horizontal axis, the others tell the lines apart.
-      file: to write, PNG and SVG.
+      rows: one dict for each finished cell of the grid: the values of the keys as text, `top1`, `macs`, and `top1_std`
+        if the cell has several seeds.
+      keys: keys of the grid; the first is the horizontal axis, the others distinguish the lines.
+      file: path to write to, as PNG and SVG.
     """
     figure = new_figure(13, 5.2)
     by_value, by_cost = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""Inside TokenLearner and TokenFuser: how many places become few tokens, and how these are spread again."""
+"""Diagram of TokenLearner and TokenFuser: how a feature map becomes a few tokens, and how they are mapped back."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from jaxvit.models.summarize import summarize
 from jaxvit.models.vit import ViT
 
 _WIDTH, _MARGIN, _HEIGHT, _GAP = 10.0, 0.25, 0.62, 0.22
-_PLAIN = {"gelu_tanh": "gelu"}  # what tells it from gelu is no matter here
-_SHOWN = 3  # maps drawn, out of all
+_PLAIN = {"gelu_tanh": "gelu"}  # the approximation does not matter in a diagram
+_SHOWN = 3  # maps drawn, at most
 
 
 def draw_token_learner(model: ViT, input_shape: tuple[int, ...], file: Path, title: str = "") -> list[Path]:
-    """Draws a model's TokenLearner, and its TokenFuser if it has one, with the model's own numbers.
+    """Draws the TokenLearner of a model, and its TokenFuser if it has one, with the model's sizes.
 
     Args:
-      model: a ViT with a learner.
-      input_shape: (H, W, C) of its images in pixels and channels; gives the size of the map.
-      file: written with the suffixes .png and .svg.
-      title: above the diagram; '' = 'TokenLearner'.
+      model: a ViT with a TokenLearner.
+      input_shape: shape of one image, (H, W, C); it sets the size of the feature map.
+      file: path to write to; the suffixes .png and .svg are added.
+      title: title of the diagram; '' = 'TokenLearner'.
 
     Returns:
-      The files.
+      The files written.
 
     Raises:
-      ValueError: the model has no TokenLearner, or the image does not suit it.
+      ValueError: the model has no TokenLearner, or does not accept images of this shape.
     """
     if getattr(model, "learner", "none") == "none":
         raise ValueError(f"this {type(model).__name__} has no TokenLearner to draw: set learner and learner_at")
@@ -57,7 +57,7 @@ def draw_token_learner(model: ViT, input_shape: tuple[int, ...], file: Path, tit
 
 
 def scoring_steps(model: ViT) -> list[str]:
-    """What turns the C channels of a place into its scores for the S tokens, a text for each box."""
+    """Text of each box between the C channels of a position and its scores for the S tokens."""
     channels, learned = model.dim, model.learner_tokens
     active = _PLAIN.get(model.learner_activation, model.learner_activation)
     if model.learner == "v11_mlp":
@@ -74,7 +74,7 @@ def scoring_steps(model: ViT) -> list[str]:
 
 
 def _draw_learner(axis: Axes, top: float, model: ViT, grid: tuple[int, int]) -> None:
-    """Two ways from the map: above, the scores that say where to look; below, the values that are summed up."""
+    """Draws both branches: the attention maps above, the values that they weight below."""
     places, learned, channels = math.prod(grid), model.learner_tokens, model.dim
     upper, lower = top + 0.6, top + 2.6
     size = f"{grid[0]} × {grid[1]}"
@@ -91,7 +91,7 @@ def _draw_learner(axis: Axes, top: float, model: ViT, grid: tuple[int, int]) -> 
         _draw_map(axis, 8.67 + 0.13 * i, upper - 0.45 + 0.1 * i, 0.75, grid, COLOURS[i], spot=i)
     write(axis, _WIDTH - _MARGIN, upper + 0.75, f"{_count(learned, 'map')} of {size}", size=SMALL + 0.5, ha="right")
 
-    # The values go below, from the map as it came.
+    # The value branch: from the feature map, below.
     start = _MARGIN + 0.45
     turn = [(start, upper + 0.98), (start, lower)]
     if model.learner == "v11_conv":
@@ -101,7 +101,7 @@ def _draw_learner(axis: Axes, top: float, model: ViT, grid: tuple[int, int]) -> 
         write(axis, 4.2, lower - 0.14, f"{places:,} values", size=SMALL, color=GREY, ha="center")
     else:
         arrow(axis, [*turn, (5.0, lower)])
-        note = f"the {places:,} places as they came" + (", not normalised" if model.learner_norm else "")
+        note = f"the {places:,} places of the map" + (", without norm" if model.learner_norm else "")
         write(axis, 2.9, lower - 0.14, note, size=SMALL, color=GREY, ha="center")
     kind = "sum" if model.learner_reduce == "sum" else "mean"
     text = f"weighted {kind}\nover {places:,} places"
@@ -121,7 +121,7 @@ def _draw_learner(axis: Axes, top: float, model: ViT, grid: tuple[int, int]) -> 
 
 
 def _draw_fuser(axis: Axes, top: float, model: ViT, places: int) -> None:
-    """Above, how much each place takes of each token; below, the tokens; where they meet, the map grows by them."""
+    """Draws both branches: the mixing weights of the positions above, the tokens below, and the residual connection."""
     learned, channels, hidden = model.learner_tokens, model.dim, model.learner_hidden
     active = _PLAIN.get(model.learner_activation, model.learner_activation)
     upper, lower, meet = top + 0.7, top + 1.95, 7.0
@@ -150,7 +150,7 @@ def _draw_fuser(axis: Axes, top: float, model: ViT, places: int) -> None:
     )
     arrow(axis, [(meet + 0.9, lower), (meet + 1.2, lower)])
     circle(axis, meet + 1.34, lower, "+")
-    # The map that the tokens came from is what they are added to.
+    # Residual connection: the mixed tokens are added to the map before TokenLearner.
     over = upper - 0.5
     arrow(axis, [(1.5, upper), (1.5, over), (meet + 1.34, over), (meet + 1.34, lower - 0.14)])
     arrow(axis, [(meet + 1.48, lower), (meet + 1.78, lower)])
@@ -158,7 +158,7 @@ def _draw_fuser(axis: Axes, top: float, model: ViT, places: int) -> None:
 
 
 def _chain(axis: Axes, x: float, y: float, end: float, texts: list[str], colours: list[str]) -> float:
-    """Boxes between x and end with an arrow before each, as wide as their texts ask for; returns where they end."""
+    """Draws boxes between x and `end`, an arrow before each, as wide as their texts; returns their right end."""
     lengths = [max(len(line) for line in text.split("\n")) + 3 for text in texts]
     share = (end - x - _GAP * len(texts)) / sum(lengths)
     for text, colour, length in zip(texts, colours, lengths, strict=True):
@@ -171,7 +171,7 @@ def _chain(axis: Axes, x: float, y: float, end: float, texts: list[str], colours
 
 
 def _draw_map(axis: Axes, x: float, y: float, side: float, grid: tuple[int, int], colour: str, spot: int = -1) -> None:
-    """A map in a square of a side; with a spot, weights around one of a few places, for the look only."""
+    """Draws a feature map within a square; with `spot`, as an attention map with a made-up peak."""
     rows, columns = grid
     place = [(0.3, 0.3), (0.65, 0.6), (0.4, 0.75)][spot] if spot >= 0 else None
     faces = []
@@ -183,7 +183,7 @@ def _draw_map(axis: Axes, x: float, y: float, side: float, grid: tuple[int, int]
 
 
 def _draw_tokens(axis: Axes, x: float, y: float, count: int) -> None:
-    """Tokens as stripes around y, the first in the colours of their maps; of many, a few and a mark."""
+    """Draws tokens as stripes centred at y, the first in the colours of their maps; at most 7 of more than 8 tokens."""
     shown = count if count <= 8 else 7
     pitch = 0.11
     for i in range(shown):

@@ -14,7 +14,7 @@ Keras writes both attention's projections (kernels of rank three) and its produc
 README counts: parameters at work, not products of activations with each other.
 
 A product counts as one of two activations if both sides depend on the input; a convolution counts its whole window at
-every place, padding included. What is counted is the plain way of each operation (`jaxvit.ops.ways`).
+every place, padding included. The plain implementation of each operation is counted (`jaxvit.ops.implementations`).
 """
 
 import math
@@ -26,7 +26,7 @@ import numpy as np
 from flax import linen as nn
 from jax.extend import core
 
-from jaxvit.ops.ways import use
+from jaxvit.ops.implementations import use
 
 CONVENTIONS = ("all", "keras_profiler", "cct")
 

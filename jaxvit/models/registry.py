@@ -10,7 +10,7 @@ from jaxvit import own_code
 from jaxvit.models import cct, shiftvit, vit
 
 
-class Row(NamedTuple):
+class NamedModel(NamedTuple):
     """What a name stands for."""
 
     model: type[nn.Module]
@@ -18,24 +18,27 @@ class Row(NamedTuple):
     attributes: dict[str, Any]
 
 
-def _rows(model: type[nn.Module], sizes: dict[str, dict]) -> dict[str, Row]:
+def _named_models(model: type[nn.Module], sizes: dict[str, dict]) -> dict[str, NamedModel]:
     return {
-        name: Row(model, size["input"], {k: v for k, v in size.items() if k != "input"}) for name, size in sizes.items()
+        name: NamedModel(model, size["input"], {k: v for k, v in size.items() if k != "input"})
+        for name, size in sizes.items()
     }
 
 
-MODELS: dict[str, Row] = {
-    **_rows(vit.ViT, vit.SIZES),
-    **_rows(shiftvit.ShiftViT, shiftvit.SIZES),
-    **_rows(cct.CCT, cct.SIZES),
+MODELS: dict[str, NamedModel] = {
+    **_named_models(vit.ViT, vit.SIZES),
+    **_named_models(shiftvit.ShiftViT, shiftvit.SIZES),
+    **_named_models(cct.CCT, cct.SIZES),
 }
 
 # Not published models: each family with sizes for small images, to be set by configuration.
-FAMILIES: dict[str, Row] = {
-    "vit": Row(vit.ViT, (32, 32, 3), {}),
-    "token_learner_vit": Row(vit.ViT, (32, 32, 3), {"learner": "v11_mlp", "learner_at": (3,), "learner_tokens": 8}),
-    "shiftvit": Row(shiftvit.ShiftViT, (32, 32, 3), {}),
-    "cct": Row(cct.CCT, (32, 32, 3), {}),
+FAMILIES: dict[str, NamedModel] = {
+    "vit": NamedModel(vit.ViT, (32, 32, 3), {}),
+    "token_learner_vit": NamedModel(
+        vit.ViT, (32, 32, 3), {"learner": "v11_mlp", "learner_at": (3,), "learner_tokens": 8}
+    ),
+    "shiftvit": NamedModel(shiftvit.ShiftViT, (32, 32, 3), {}),
+    "cct": NamedModel(cct.CCT, (32, 32, 3), {}),
 }
 
 # Attributes that were added to a family after the first config hashes were recorded. Each has a default with which the
@@ -56,9 +59,9 @@ def _unknown(kind: str, name: str, known, where: str = "") -> ValueError:
     return ValueError(f"no {kind} {name!r}{where}{hint}")
 
 
-def _row(name: str) -> Row:
+def _lookup(name: str) -> NamedModel:
     if ":" in name:
-        return Row(_load_class(name), (32, 32, 3), {})
+        return NamedModel(_load_class(name), (32, 32, 3), {})
     if name in MODELS:
         return MODELS[name]
     if name in FAMILIES:
@@ -84,12 +87,12 @@ def resolve_class(name: str) -> type[nn.Module]:
     Raises:
       ValueError: there is none; the sentence suggests the nearest name.
     """
-    return _row(name).model
+    return _lookup(name).model
 
 
 def input_shape(name: str) -> tuple[int, int, int]:
     """(H, W, C) a name was published for; (32, 32, 3) for a class of one's own. Models take other sizes too."""
-    return _row(name).input
+    return _lookup(name).input
 
 
 def _fields(model: type[nn.Module]) -> list[dataclasses.Field]:
@@ -102,10 +105,10 @@ def model_defaults(name: str) -> dict[str, Any]:
     Values are bool, int, float, str or tuple. Attributes of a class of one's own that have another kind of default, or
     none, are left out.
     """
-    row = _row(name)
+    entry = _lookup(name)
     defaults = {}
-    for field in _fields(row.model):
-        value = row.attributes.get(field.name, field.default)
+    for field in _fields(entry.model):
+        value = entry.attributes.get(field.name, field.default)
         if isinstance(value, _PLAIN):
             defaults[field.name] = value
     return defaults
@@ -113,13 +116,13 @@ def model_defaults(name: str) -> dict[str, Any]:
 
 def attributes_without_default(name: str) -> tuple[str, ...]:
     """The attributes of a class of one's own that must be given, because the class has no default for them."""
-    fields = _fields(_row(name).model)
+    fields = _fields(_lookup(name).model)
     return tuple(f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
 
 
 def why_no_key(name: str, attribute: str) -> str:
     """Why an attribute of a class of one's own is not among its `model_defaults`; '' if the class has none such."""
-    fields = {field.name: field for field in _fields(_row(name).model)}
+    fields = {field.name: field for field in _fields(_lookup(name).model)}
     if attribute not in fields or attribute in model_defaults(name):
         return ""
     return (
@@ -151,16 +154,16 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
       ValueError: an unknown name or attribute (the sentence suggests the nearest), a value of the wrong type, or
         attributes that do not go together.
     """
-    row = _row(name)
+    entry = _lookup(name)
     defaults = model_defaults(name)
-    fields = [field.name for field in _fields(row.model)]
-    attributes = dict(row.attributes)
+    fields = [field.name for field in _fields(entry.model)]
+    attributes = dict(entry.attributes)
     for key, value in overrides.items():
         if key not in fields:
             raise _unknown("attribute", key, fields, f" in model {name!r}")
         attributes[key] = _checked(name, key, value, defaults.get(key))
     try:
-        return row.model(**attributes)
+        return entry.model(**attributes)
     except TypeError as error:
         raise ValueError(f"model {name!r} cannot be built: {error}") from error
     except Exception as error:

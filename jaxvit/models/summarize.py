@@ -11,7 +11,7 @@ from jaxvit.layers import EncoderBlock, ShiftBlock
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import abstract_variables, count_macs, count_params
 from jaxvit.models.registry import create_model, input_shape
-from jaxvit.ops.ways import use
+from jaxvit.ops.implementations import use
 
 
 def summary(model: str | nn.Module, image_size: int | tuple[int, ...] = 0, **attributes: Any) -> dict[str, Any]:

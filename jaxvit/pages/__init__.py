@@ -1,1 +1,1 @@
-"""What people look at: the figures of a run on one page, runs side by side in one table."""
+"""Output for people: an HTML page with all figures of a run, and a table that compares runs."""

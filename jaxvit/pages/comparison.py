@@ -1,4 +1,4 @@
-"""Runs side by side: found in folders, summed up in a row each, written as a table, Markdown or CSV."""
+"""Compares runs: finds them in folders, summarizes each as a row, and prints a table, Markdown or CSV."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from jaxvit.training.journal import deciding_validations, read_jsonl
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The runs in a folder, which may be one itself. A run of several seeds counts once.
+    """Yields the runs in a folder, or the folder itself if it is a run. A run with several seeds is yielded once.
 
     Raises:
-      UsageError: there are none.
+      UsageError: the folder does not exist or contains no runs.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder")
@@ -33,25 +33,27 @@ def find_runs(folder: Path) -> Iterator[Path]:
             "model.json" in files or "environment.json" in files or seed_folders(Path(parent))
         ):
             found = True
-            folders.clear()  # what lies in a run belongs to it
+            folders.clear()  # subfolders of a run belong to it
             yield Path(parent)
     if not found:
         raise UsageError(f"{folder}: there are no runs here; train one with `jaxvit train`")
 
 
 def with_checkpoints(run: Path) -> Path:
-    """The run itself, or of several seeds the first."""
+    """The folder with checkpoints: the run itself, or its first seed."""
     seeds = seed_folders(run)
     return seeds[0] if seeds and not checkpoint_folder(run).exists() else run
 
 
 def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:
-    """What a table says of a run: run, model, data, params, macs, steps, best_epoch, seeds, top1, top1_std, top5, loss,
-    validation, train_seconds, state; what is not known yet is missing. `own_code`: see `jaxvit.load`; without it the
-    multiply-adds of a model outside this package are not known.
+    """Summarizes a run as a row of the table.
+
+    Keys: run, model, data, params, macs, steps, best_epoch, seeds, top1, top1_std, top5, loss, validation,
+    train_seconds, state. Unknown values are missing: an unfinished run has no result, and without `own_code` (see
+    `jaxvit.load`) the multiply-adds of a model outside jaxvit are unknown.
 
     Raises:
-      UsageError: a file of it is damaged.
+      UsageError: a file of the run is damaged.
     """
     config = read_config(run)
     row: dict[str, Any] = {"run": str(run), "model": config.model.name, "data": config.data.name}
@@ -77,13 +79,13 @@ def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:
 
 
 def _count(facts: ModelFacts, own_code: bool) -> tuple[int | None, int | None]:
-    """(parameters, multiply-adds of an image) of a model.json; None where the model cannot be made here."""
+    """(parameters, multiply-adds of one image); (None, None) if the model cannot be created here."""
     from jaxvit.models.count import abstract_variables, count_macs, count_params
 
     try:
         model, shape = facts.create(own_code=own_code), facts.input_shape
         return count_params(abstract_variables(model, shape)), count_macs(model, shape)["all"]
-    except Exception:  # a model of one's own that is not on the path here, or attributes that do not go together
+    except Exception:  # a user's model that cannot be imported here, or invalid attributes
         return None, None
 
 

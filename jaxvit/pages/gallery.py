@@ -1,4 +1,4 @@
-"""All figures of a run, and the page that shows them."""
+"""Draws all figures of a run, and an HTML page that shows them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.figures import evaluation, maps
 from jaxvit.figures.architecture import draw_architecture
@@ -32,11 +32,11 @@ from jaxvit.trained.load import Loaded
 from jaxvit.training.journal import read_jsonl
 
 GRID = 30  # images in a grid of predictions
-FIELD_IMAGES = 16  # that a receptive field is the mean over
+FIELD_IMAGES = 16  # images over which a receptive field is averaged
 
 
-class _Subject:
-    """A run, with what several figures need worked out once."""
+class _RunFigures:
+    """A run and the results that several figures share, each computed once, when it is first needed."""
 
     def __init__(
         self, loaded: Loaded, folder: Path, split: str, examples: int, data_dir: str, batch_size: int, devices: int
@@ -58,7 +58,7 @@ class _Subject:
 
     @cached_property
     def examples(self) -> tuple[np.ndarray, list[str]]:
-        """(uint8 images, class names): the first of each class, in the order of the split, then the next of any."""
+        """(uint8 images, class names): the first image of each class, in split order, then further images."""
         _, labels, good = self.source.batch(np.arange(min(len(self.source), 1000)))
         readable = np.flatnonzero(good)
         firsts = readable[np.sort(np.unique(labels[readable], return_index=True)[1])]
@@ -70,14 +70,14 @@ class _Subject:
         return introspection.record(self.loaded, self.examples[0])
 
     def maps(self, weights_BKN: np.ndarray, names: list[str], file: str, title: str, **settings: Any) -> list[Path]:
-        """Draws weights over places, 0..1, as maps over the examples.
+        """Draws weights in [0, 1] over the tokens as maps, overlaid on the example images.
 
         Raises:
-          UsageError: the weights are not over the places that the model cuts the image into.
+          UsageError: the number of weights is not the number of tokens of the image.
         """
         grid = self.recorded.grid
         if grid is None or math.prod(grid) != weights_BKN.shape[-1]:
-            raise UsageError(f"{weights_BKN.shape[-1]} weights, and it is not known where in the image they belong")
+            raise UsageError(f"{weights_BKN.shape[-1]} weights, which do not match the model's grid of tokens")
         return maps.draw_maps(
             self.loaded.pictures(self.examples[0]),
             weights_BKN.reshape(*weights_BKN.shape[:2], *grid),
@@ -100,72 +100,72 @@ def draw_run(
     batch_size: int = 0,
     devices: int = 0,
 ) -> Path:
-    """Draws every figure that fits the model into a folder; returns the page that shows them.
+    """Draws every figure that applies to the model; returns the HTML page that shows them.
 
-    A figure that cannot be drawn, because the data is not there or scores are not finite, is left out with a line on
+    A figure that cannot be drawn, because the data set is missing or logits are not finite, is skipped with a line on
     stderr.
 
     Args:
-      loaded: the run's model.
-      folder: made when missing.
-      split: whose images, see `jaxvit.evaluate`; '' = test, or where the run has none, validation.
-      examples: images in the figures of what the model looks at.
-      data_dir: TFDS directory; '' = the run's, else the usual one.
-      batch_size: images at a time; 0 = as the run's evaluation.
-      devices: how many; 0 = all.
+      loaded: the trained model.
+      folder: folder to write to; created if missing.
+      split: split to evaluate, see `jaxvit.evaluate`; '' = test, or validation if the run has no test split.
+      examples: number of images in the figures of what the model looks at.
+      data_dir: TFDS directory; '' = the one used in training, else the default.
+      batch_size: images in a batch; 0 = as in the run's evaluation.
+      devices: number of devices; 0 = all.
 
     Raises:
       UsageError: the folder cannot be written.
     """
     make_writable(folder, "copy the run to where you may write")
-    subject = _Subject(loaded, folder, split, examples, data_dir, batch_size, devices)
+    run = _RunFigures(loaded, folder, split, examples, data_dir, batch_size, devices)
     shown: list[tuple[str, Path]] = []
     missing: dict[str, list[str]] = {}
     for name, (draw, text) in FIGURES.items():
         try:
-            files = draw(subject)
-        except (UsageError, RunFailedError) as error:  # scores that are not finite: its curves are wanted then
+            files = draw(run)
+        except (UsageError, RunFailedError) as error:  # logits not finite: the other figures are still useful
             missing.setdefault(str(error), []).append(name)
             continue
         pictures = [file for file in files if file.suffix in (".png", ".gif")]
-        for file in pictures:  # of several layers each is told apart
+        for file in pictures:  # a figure for each of several layers: name the layer
             layer = f" Here: {file.stem.removeprefix(f'{name}_')}." if len(pictures) > 1 else ""
             shown.append((text + layer, file))
     for reason, names in missing.items():
         print(terminal(f"left out: {', '.join(names)}: {reason}"), file=sys.stderr)
     index = folder / "index.html"
-    write_text(index, _page(subject.name, shown))
+    write_text(index, _page(run.name, shown))
     return index
 
 
-def _history(subject: _Subject) -> list[Path]:
-    workdir = subject.loaded.workdir
+def _history(run: _RunFigures) -> list[Path]:
+    workdir = run.loaded.workdir
     records = read_jsonl(workdir / "metrics.jsonl")
     if not records:
         return []
     best = 0
-    if subject.loaded.config.data.validation and (workdir / "result.json").exists():
+    if run.loaded.config.data.validation and (workdir / "result.json").exists():
         best = read_result(workdir)["best_epoch"]
-    smoothing = subject.loaded.config.train.label_smoothing
-    return draw_history(records, subject.folder / "history", best, subject.name, smoothing)
+    smoothing = run.loaded.config.train.label_smoothing
+    return draw_history(records, run.folder / "history", best, run.name, smoothing)
 
 
-def _predictions(subject: _Subject) -> list[Path]:
-    rows = np.arange(min(GRID, len(subject.evaluation[1])))
-    return _grid(subject, rows, "predictions", f"{subject.name}: the first images of {subject.source.name}")
+def _predictions(run: _RunFigures) -> list[Path]:
+    rows = np.arange(min(GRID, len(run.evaluation[1])))
+    return _grid(run, rows, "predictions", f"{run.name}: the first images of {run.source.name}")
 
 
-def _mistakes(subject: _Subject) -> list[Path]:
-    outcomes = subject.evaluation[1]
+def _mistakes(run: _RunFigures) -> list[Path]:
+    outcomes = run.evaluation[1]
     wrong = np.flatnonzero(outcomes.rank > 0)
     rows = wrong[np.argsort(-outcomes.confidence[wrong], kind="stable")][:GRID]
-    return _grid(subject, rows, "mistakes", f"{subject.name}: the most confident mistakes") if len(rows) else []
+    return _grid(run, rows, "mistakes", f"{run.name}: the most confident mistakes") if len(rows) else []
 
 
-def _grid(subject: _Subject, rows: np.ndarray, file: str, title: str) -> list[Path]:
-    found, outcomes = subject.evaluation
+def _grid(run: _RunFigures, rows: np.ndarray, file: str, title: str) -> list[Path]:
+    found, outcomes = run.evaluation
     names = found["class_names"]
-    images = subject.source.batch(outcomes.index[rows])[0]
+    images = run.source.batch(outcomes.index[rows])[0]
     captions = [
         caption(
             names[outcomes.predicted[row]],
@@ -175,148 +175,160 @@ def _grid(subject: _Subject, rows: np.ndarray, file: str, title: str) -> list[Pa
         )
         for row in rows
     ]
-    return draw_predictions(list(images), captions, subject.folder / file, title)
+    return draw_predictions(list(images), captions, run.folder / file, title)
 
 
-def _confusion(subject: _Subject) -> list[Path]:
-    return evaluation.draw_confusion(subject.evaluation[0], subject.folder / "confusion")
+def _confusion(run: _RunFigures) -> list[Path]:
+    return evaluation.draw_confusion(run.evaluation[0], run.folder / "confusion")
 
 
-def _calibration(subject: _Subject) -> list[Path]:
-    return evaluation.draw_calibration(subject.evaluation[0], subject.folder / "calibration")
+def _calibration(run: _RunFigures) -> list[Path]:
+    return evaluation.draw_calibration(run.evaluation[0], run.folder / "calibration")
 
 
-def _patches(subject: _Subject) -> list[Path]:
-    patch = getattr(subject.loaded.model, "patch", 0)
-    if not patch or getattr(subject.loaded.model, "tokenizer", "patch") != "patch":
+def _patches(run: _RunFigures) -> list[Path]:
+    patch = getattr(run.loaded.model, "patch", 0)
+    if not patch or getattr(run.loaded.model, "tokenizer", "patch") != "patch":
         return []
-    images, names = subject.examples
-    return draw_patches(subject.loaded.pictures(images[:1])[0], patch, subject.folder / "patches", names[0])
+    images, names = run.examples
+    return draw_patches(run.loaded.pictures(images[:1])[0], patch, run.folder / "patches", names[0])
 
 
-def _architecture(subject: _Subject) -> list[Path]:
-    loaded = subject.loaded
-    return draw_architecture(loaded.model, loaded.input_shape, subject.folder / "architecture", subject.name)
+def _architecture(run: _RunFigures) -> list[Path]:
+    loaded = run.loaded
+    return draw_architecture(loaded.model, loaded.input_shape, run.folder / "architecture", run.name)
 
 
-def _shift_block(subject: _Subject) -> list[Path]:
-    model = subject.loaded.model
+def _shift_block(run: _RunFigures) -> list[Path]:
+    model = run.loaded.model
     if not isinstance(model, ShiftViT):
         return []
-    return draw_shift_block(model, subject.folder / "shift_block", f"{subject.name}: the shift block")
+    return draw_shift_block(model, run.folder / "shift_block", f"{run.name}: the shift block")
 
 
-def _shift(subject: _Subject) -> list[Path]:
-    model = subject.loaded.model
+def _shift(run: _RunFigures) -> list[Path]:
+    model = run.loaded.model
     if not isinstance(model, ShiftViT) or model.shift == "none":
         return []
-    groups = model.divisions if model.groups == "count" else model.dim // model.divisions  # of the first stage
+    groups = model.divisions if model.groups == "count" else model.dim // model.divisions  # in the first stage
     border = model.shift == "border"
-    return [draw_shift_animation(subject.folder / "shift.gif", groups=groups, pixels=model.pixels, border=border)]
+    return [draw_shift_animation(run.folder / "shift.gif", groups=groups, pixels=model.pixels, border=border)]
 
 
-def _token_learner(subject: _Subject) -> list[Path]:
-    loaded = subject.loaded
+def _token_learner(run: _RunFigures) -> list[Path]:
+    loaded = run.loaded
     if not isinstance(loaded.model, ViT) or loaded.model.learner == "none":
         return []
-    title = f"{subject.name}: TokenLearner"
-    return draw_token_learner(loaded.model, loaded.input_shape, subject.folder / "token_learner", title)
+    title = f"{run.name}: TokenLearner"
+    return draw_token_learner(loaded.model, loaded.input_shape, run.folder / "token_learner", title)
 
 
-def _token_maps(subject: _Subject) -> list[Path]:
+def _token_maps(run: _RunFigures) -> list[Path]:
     files = []
-    for step in (step for step in _steps(subject) if step.kind == "learn"):
+    for step in (step for step in _steps(run) if step.kind == "learn"):
         tokens = step.weights.shape[1]
         weights = np.concatenate([step.weights, step.weights.sum(axis=1, keepdims=True)], axis=1)
-        weights = _relative(weights)  # the sum lies far above the others
+        weights = _relative(weights)  # the sum is far larger than the single maps
         names = [*(f"token {i + 1}" for i in range(tokens)), "sum"]
-        title = f"{subject.name}: where {step.name} looks ({step.weighting})"
-        files += subject.maps(
+        title = f"{run.name}: where {step.name} looks ({step.weighting})"
+        files += run.maps(
             weights, names, f"token_maps_{step.name}", title, scale="weight, relative to the largest of the map"
         )
     return files
 
 
-def _token_fuser(subject: _Subject) -> list[Path]:
+def _token_fuser(run: _RunFigures) -> list[Path]:
     files = []
-    for step in (step for step in _steps(subject) if step.kind == "fuse"):
+    for step in (step for step in _steps(run) if step.kind == "fuse"):
         weights = step.weights.swapaxes(1, 2)
         names = [f"token {i + 1}" for i in range(weights.shape[1])]
-        title = f"{subject.name}: how much of each token {step.name} gives to each place (0 to 1)"
-        files += subject.maps(weights, names, f"token_fuser_{step.name}", title, scale="weight")
+        title = f"{run.name}: how much of each token {step.name} adds to each position (0 to 1)"
+        files += run.maps(weights, names, f"token_fuser_{step.name}", title, scale="weight")
     return files
 
 
-def _pool_weights(subject: _Subject) -> list[Path]:
-    recorded = subject.recorded
+def _pool_weights(run: _RunFigures) -> list[Path]:
+    recorded = run.recorded
     if recorded.pool is None or recorded.grid is None or recorded.pool.shape[-1] != np.prod(recorded.grid):
         return []
-    return subject.maps(
-        _relative(recorded.pool), ["weights"], "pool_weights", f"{subject.name}: the places that the scores are made of"
+    return run.maps(
+        _relative(recorded.pool), ["weights"], "pool_weights", f"{run.name}: weights of the positions in the pooling"
     )
 
 
-def _rollout(subject: _Subject) -> list[Path]:
-    pool = getattr(subject.loaded.model, "pool", "")
-    if not any(step.kind == "attention" for step in _steps(subject)) or subject.recorded.grid is None:
+def _rollout(run: _RunFigures) -> list[Path]:
+    pool = getattr(run.loaded.model, "pool", "")
+    if not any(step.kind == "attention" for step in _steps(run)) or run.recorded.grid is None:
         return []
     try:
-        rollout = introspection.attention_rollout(subject.recorded, pool)[:, None]
-    except ValueError as error:  # a model of one's own
+        rollout = introspection.attention_rollout(run.recorded, pool)[:, None]
+    except ValueError as error:  # a user's model
         raise UsageError(f"attention rollout: {error}") from None
-    return subject.maps(_relative(rollout), ["rollout"], "attention_rollout", f"{subject.name}: attention rollout")
+    return run.maps(_relative(rollout), ["rollout"], "attention_rollout", f"{run.name}: attention rollout")
 
 
 def _relative(weights_BKN: np.ndarray) -> np.ndarray:
-    """To the largest of each map."""
+    """Scales each map to a maximum of 1."""
     return weights_BKN / np.maximum(weights_BKN.max(axis=2, keepdims=True), 1e-12)
 
 
-def _steps(subject: _Subject) -> tuple[introspection.Step, ...]:
-    return subject.recorded.steps
+def _steps(run: _RunFigures) -> tuple[introspection.Step, ...]:
+    return run.recorded.steps
 
 
-def _positions(subject: _Subject) -> list[Path]:
-    found = introspection.position_similarities(subject.loaded)
+def _positions(run: _RunFigures) -> list[Path]:
+    found = introspection.position_similarities(run.loaded)
     if found is None:
         return []
     similarities, grid = found
-    title = f"{subject.name}: similarity of each place's position with all others"
-    return maps.draw_positions(similarities, grid, subject.folder / "positions", title)
+    title = f"{run.name}: similarity of each position embedding to all others"
+    return maps.draw_positions(similarities, grid, run.folder / "positions", title)
 
 
-def _receptive_field(subject: _Subject) -> list[Path]:
-    images, _, good = subject.source.batch(np.arange(min(FIELD_IMAGES, len(subject.source))))
-    fields = introspection.receptive_fields(subject.loaded, images[good])
+def _receptive_field(run: _RunFigures) -> list[Path]:
+    images, _, good = run.source.batch(np.arange(min(FIELD_IMAGES, len(run.source))))
+    fields = introspection.receptive_fields(run.loaded, images[good])
     if not fields:
         return []
-    title = f"{subject.name}: what the middle of each stage's map sees, mean of {good.sum()} images"
-    return maps.draw_receptive_fields(fields, subject.folder / "receptive_field", title)
+    title = f"{run.name}: receptive field of the centre of each stage, mean of {good.sum()} images"
+    return maps.draw_receptive_fields(fields, run.folder / "receptive_field", title)
 
 
-Draw = Callable[[_Subject], list[Path]]
+Draw = Callable[[_RunFigures], list[Path]]
 FIGURES: dict[str, tuple[Draw, str]] = {
     "history": (_history, "Learning curves; the dashed line marks the epoch of the best weights."),
-    "predictions": (_predictions, "The first images of the split, under what the model says of them."),
-    "mistakes": (_mistakes, "The mistakes that the model is most sure of."),
+    "predictions": (_predictions, "The first images of the split, with the model's predictions."),
+    "mistakes": (_mistakes, "The most confident mistakes."),
     "confusion": (_confusion, "Confusion matrix: true classes by row, predicted by column."),
-    "calibration": (_calibration, "Is it right as often as it is sure? Bars on the dashed line would be perfect."),
-    "patches": (_patches, "An image as the model cuts it."),
-    "architecture": (_architecture, "The model, drawn from its modules; the bars show how many tokens there are."),
-    "shift_block": (_shift_block, "The shift block: which channels move where, stage by stage."),
-    "shift": (_shift, "The shift, group by group of channels."),
-    "token_learner": (_token_learner, "How tokens are learned, with this model's sizes."),
-    "token_maps": (_token_maps, "TokenLearner: where each learned token looks, and all of them together."),
-    "token_fuser": (_token_fuser, "TokenFuser: how the learned tokens are spread over the places again."),
-    "pool_weights": (_pool_weights, "Pooling: how much each place counts in the scores."),
-    "attention_rollout": (_rollout, "Attention rollout: how much of each place reaches the scores through attention."),
-    "positions": (_positions, "Positions: each little map shows how similar one place's position is to all others."),
-    "receptive_field": (_receptive_field, "Receptive field: how strongly each pixel moves the middle of each stage."),
+    "calibration": (
+        _calibration,
+        "Calibration: accuracy against confidence. Bars that end on the dashed line are perfectly calibrated.",
+    ),
+    "patches": (_patches, "An image cut into patches."),
+    "architecture": (_architecture, "Architecture of the model; the bars show the number of tokens."),
+    "shift_block": (_shift_block, "The shift block: which channels shift where, for each stage."),
+    "shift": (_shift, "The shift of each group of channels, animated."),
+    "token_learner": (_token_learner, "TokenLearner (and TokenFuser, if used) with this model's sizes."),
+    "token_maps": (_token_maps, "TokenLearner: the attention map of each learned token, and their sum."),
+    "token_fuser": (_token_fuser, "TokenFuser: how the learned tokens are mapped back to the positions."),
+    "pool_weights": (_pool_weights, "Pooling: the weight of each position."),
+    "attention_rollout": (
+        _rollout,
+        "Attention rollout: how much of each position reaches the logits through attention.",
+    ),
+    "positions": (
+        _positions,
+        "Position embeddings: each small map shows the similarity of one position to all others.",
+    ),
+    "receptive_field": (
+        _receptive_field,
+        "Receptive field: how strongly each pixel influences the centre of each stage's feature map.",
+    ),
 }
 
 
 def _page(title: str, shown: list[tuple[str, Path]]) -> str:
-    """A page without scripts; pictures link to their SVG where there is one."""
+    """An HTML page without scripts; each image links to its SVG if there is one."""
     parts = []
     for text, file in shown:
         vector = file.with_suffix(".svg")

@@ -1,4 +1,4 @@
-"""Tables and lines for people who look at a terminal, or at a file that its output went to."""
+"""Tables and lines on a terminal, or in a file that stdout is redirected to."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from jaxvit.shown import terminal
 
 
 def print_table(table: Table) -> None:
-    """Prints a table, at most as wide as the terminal is; in a file, 200 letters wide."""
+    """Prints a table, at most as wide as the terminal; 200 characters if stdout is a file."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 200  # a file has no edge to fit into
+        console.width = 200  # a file has no width to fit into
     console.print(table)
 
 
 def print_lines(values: Mapping[str, str]) -> None:
-    """Prints {name: what is said of it}, a line each, in two columns."""
+    """Prints a dict in two columns, one line for each entry."""
     width = max(map(len, values)) + 1
     for name, value in values.items():
         print(terminal(f"{name:<{width}}{value}"))

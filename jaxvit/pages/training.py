@@ -1,8 +1,9 @@
-"""What training sees of a data set: its first batch, augmented, with its targets; and an image cut into patches."""
+"""Figures of the training input: the first augmented batch with its targets, and an image cut into patches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,10 +12,10 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.augment import flip_key, geometric_transform, mirrored, training_transform
+from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored
 from jaxvit.data.batches import TrainBatches
 from jaxvit.data.colour import denormalize
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.figures.images import draw_batch, draw_patches
 from jaxvit.files import make_writable
 from jaxvit.training.state import derive_key
@@ -24,16 +25,16 @@ from jaxvit.training.step import step_keys
 def draw_training(
     config: ConfigDict, folder: Path, *, overrides: Iterable[str] = (), images: int = 16
 ) -> tuple[Path, Path]:
-    """Draws the first batch of a run as its model sees it, batch.png, and its first image in patches, patches.png.
+    """Draws the first training batch as the model sees it (batch.png) and the first image in patches (patches.png).
 
     Args:
-      config: the run's.
-      folder: made when missing.
-      overrides: keys set by hand; those of `data` and `augment` must matter in this run.
-      images: of the batch, the first ones.
+      config: config of the run.
+      folder: folder to write to; created if missing.
+      overrides: keys set on the command line; those in `data` and `augment` must have an effect in this run.
+      images: number of images drawn from the batch.
 
     Raises:
-      UsageError: as `jaxvit.train` for such a config; or the folder cannot be written.
+      UsageError: `jaxvit.train` would refuse the config, or the folder cannot be written.
     """
     keys = [key for key in overrides if key.startswith(("data.", "augment."))]
     dataset = dataset_of(config)
@@ -51,18 +52,26 @@ def draw_training(
 
 
 def first_batch(plan: Plan, source: Source | StreamedSource) -> tuple[np.ndarray, np.ndarray]:
-    """What the first step of training is fed: images [B, H, W, C], not normalised, 0..1, and targets [B, K].
+    """The input of the first training step: images [B, H, W, C] in [0, 1] before normalization, and targets [B, K].
 
     Args:
-      plan: the run's.
-      source: its training split.
+      plan: plan of the run.
+      source: training split of the run.
     """
     t, a = plan.train, plan.augment
-    batch = TrainBatches(source, t.batch_size, plan.seed, t.last_batch, a.repeats, numbered=a.alternates)[0]
+    sampling = plan.data.sampling(source.labels) if plan.data.balance == "sampling" else None
+    batch = TrainBatches(source, t.batch_size, plan.seed, t.last_batch, a.repeats, sampling, numbered=a.alternates)[0]
     host, root, step = {**batch}, derive_key(plan.seed, "step"), np.int32(0)
-    key, _ = step_keys(root, step)  # of training's first step: the very same batch
+    key, _ = step_keys(root, step)  # the key of the first step: the same batch as in training
     if a.where == "host":
-        host["image"] = geometric_transform(a)(key, batch["image"], mirrored(a, flip_key(root), step, batch))
-    transform = jax.jit(training_transform(a, len(plan.data.class_names), t.label_smoothing, flips=flip_key(root)))
-    images, targets = transform(key, step, host)
+        by_turns = mirrored(a, flip_key(root), step, batch)
+        host["image"] = augment_geometry(key, batch["image"], a, mirrored_B=by_turns)
+    transform = partial(
+        augment,
+        settings=a,
+        classes=len(plan.data.class_names),
+        label_smoothing=t.label_smoothing,
+        flips=flip_key(root),
+    )
+    images, targets = jax.jit(transform)(key, step, host)
     return denormalize(images, a.mean, a.std), np.asarray(targets)

@@ -1,1 +1,1 @@
-"""The documents' experiments: what each reports, its runs, and how these compare."""
+"""Reproduces the documents' experiments: their reported numbers, our runs, and the comparison."""

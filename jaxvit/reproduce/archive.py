@@ -1,8 +1,9 @@
-"""A folder of runs as one file, to go on with on another machine: what it takes to go on, and nothing else.
+"""Packs a folder of runs into one file, so that another machine can continue them.
 
-A tar file, not compressed, since checkpoints are. Its first member, contents.json, names each run, how far it is, and
-each of its files with size and SHA-256. Of a run there are its own files (config, metrics, environment, result, line),
-its events for TensorBoard, and of its checkpoints the newest and the best; none where it is finished and has its line.
+The archive is an uncompressed tar file; checkpoints are compressed already. Its first member, contents.json, lists each
+run, its progress, and its files with size and SHA-256. The archive has the files of a run (config, metrics,
+environment, result, line), its TensorBoard events, and its newest and best checkpoint. A finished run that has its line
+needs no checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from jaxvit.errors import UsageError, first_line, is_disk_full
+from jaxvit.errors import UsageError, first_line, is_disk_failure
 from jaxvit.files import Lock, file_hash, make_writable, read_json, replaced
 from jaxvit.reproduce.runs import LINE
 from jaxvit.training.checkpoint import best_step, saved_steps
@@ -36,13 +37,13 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Reached:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-      config_hash: of its config.
-      finished: it has its result.
-      step: of the newest checkpoint; 0 = none.
-      epochs: the same in epochs; 0 where that is not known.
+      config_hash: hash of its config.
+      finished: True if it has its result.
+      step: step of the newest checkpoint; 0 = none.
+      epochs: the same in epochs; 0 if unknown.
     """
 
     config_hash: str
@@ -55,10 +56,10 @@ class Reached:
 
 
 def reached(run: Path) -> Reached | None:
-    """How far the run in a folder is; None where there is none.
+    """Progress of the run in a folder; None if the folder has no run.
 
     Raises:
-      UsageError: its config or metrics are damaged.
+      UsageError: config or metrics are damaged.
     """
     if not (run / "config.json").exists():
         return None
@@ -72,16 +73,16 @@ def reached(run: Path) -> Reached | None:
 
 
 def folder_for(path: Path) -> Path:
-    """The folder to work in: of an archive the one beside it that has its name without .tar, else the path itself."""
+    """The folder of runs: for an archive, the folder beside it, named without .tar; else the path itself."""
     return path.with_suffix("") if path.suffix == SUFFIX else path
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """The folder of `folder_for`; what an archive holds is there within, and what is there at the end is packed again.
+    """Context that yields `folder_for(path)`; an archive is unpacked on entry and packed again on exit.
 
     Raises:
-      UsageError: as `unpack` and `pack`.
+      UsageError: see `unpack` and `pack`.
     """
     folder = folder_for(path)
     if folder == path:
@@ -98,13 +99,13 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def pack(runs: Path, file: Path) -> int:
-    """Writes the runs of a folder into an archive, in place of an older one.
+    """Packs the runs in a folder into an archive, replacing an older one.
 
     Returns:
-      How many; without any, no file is written.
+      Number of runs; if it is 0, no file is written.
 
     Raises:
-      UsageError: a run is being trained, or cannot be read; or the file cannot be written.
+      UsageError: a run is being trained or cannot be read, or the file cannot be written.
     """
     found = _runs(runs)
     if not found:
@@ -112,7 +113,7 @@ def pack(runs: Path, file: Path) -> int:
     make_writable(file.absolute().parent, "name another file")
     with contextlib.ExitStack() as stack:
         for name in found:
-            busy = f"{runs / name}: it is being trained; stop that with SIGTERM, which saves it, then pack"
+            busy = f"{runs / name}: it is being trained; stop it with SIGTERM, which saves its state, then pack"
             stack.enter_context(Lock(runs / name / ".lock", busy))
         contents = {name: _content(runs / name) for name in found}
         head = json.dumps({"jaxvit_runs": 1, "runs": contents}, indent=1).encode()
@@ -132,7 +133,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _runs(runs: Path) -> list[str]:
-    """The folders of runs, relative; a run of several seeds and those of its seeds are one each."""
+    """Relative paths of the runs; a run with several seeds and each of its seeds count separately."""
     found = []
     for folder, below, files in os.walk(runs):
         below[:] = sorted(name for name in below if name != "checkpoints" and not name.startswith("."))
@@ -142,7 +143,7 @@ def _runs(runs: Path) -> list[str]:
 
 
 def _content(run: Path) -> dict[str, Any]:
-    """{'reached': …, 'files': {file: (size, SHA-256)}} of a run."""
+    """The entry of a run in contents.json: {'reached': …, 'files': {file: (size, SHA-256)}}."""
     state = reached(run)
     assert state is not None
     own = [p for p in run.iterdir() if not p.name.startswith(".")]
@@ -157,7 +158,7 @@ def _content(run: Path) -> dict[str, Any]:
 
 
 def _needed(checkpoints: Path) -> list[int]:
-    """Steps of the newest checkpoint and the one that it names as the best; all where it is too damaged to say."""
+    """Steps of the newest and the best checkpoint; all steps if the newest is damaged and does not name the best."""
     steps = saved_steps(checkpoints)
     try:
         return sorted({best_step(checkpoints, steps[-1]), steps[-1]}) if steps else []
@@ -166,21 +167,21 @@ def _needed(checkpoints: Path) -> list[int]:
 
 
 def renew(path: Path) -> None:
-    """Packs the runs again where `path` is their archive and not their folder; what goes wrong is told, not raised."""
+    """Packs the runs again if `path` is an archive; prints errors instead of raising them."""
     folder = folder_for(path)
     if folder == path:
         return
     try:
         pack(folder, path)
     except (UsageError, OSError) as error:
-        print(f"{path} is not renewed ({first_line(error)}); {folder} has everything", file=sys.stderr, flush=True)
+        print(f"{path} was not updated ({first_line(error)}); {folder} has all runs", file=sys.stderr, flush=True)
 
 
 def archived(path: Path) -> dict[str, Reached]:
-    """The runs of an archive and how far they are; {} where `path` is a folder, or there is none yet.
+    """The runs in an archive and their progress; {} if `path` is a folder or does not exist.
 
     Raises:
-      UsageError: it is no archive of runs, or a damaged one.
+      UsageError: the file is not an archive of runs, or damaged.
     """
     if folder_for(path) == path or not path.exists():
         return {}
@@ -189,18 +190,19 @@ def archived(path: Path) -> dict[str, Reached]:
 
 
 def unpack(file: Path, runs: Path) -> list[str]:
-    """Brings the runs of an archive into a folder; of a run that is there already, the one that is further stays.
+    """Unpacks the runs of an archive into a folder. If a run exists there already, the one with more progress is kept.
 
-    Everything is checked before anything is changed.
+    Checks everything before it changes anything.
 
     Returns:
-      The names of the runs that came from the archive.
+      Names of the runs taken from the archive.
 
     Raises:
-      UsageError: it is no archive of runs, or a damaged one; or a run is there with another config, or being trained.
+      UsageError: the file is not an archive of runs, or damaged; or the folder has the same run with another config, or
+        is training it.
     """
     make_writable(runs, "name another folder with --runs")
-    for left in runs.glob(".unpacked-*"):  # by a killed process
+    for left in runs.glob(".unpacked-*"):  # left by a killed process
         shutil.rmtree(left, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         tar = stack.enter_context(_reading(file))
@@ -209,12 +211,12 @@ def unpack(file: Path, runs: Path) -> list[str]:
         for name, (there, files) in _read_contents(tar).items():
             here = reached(runs / name)
             if here and here.config_hash != there.config_hash:
-                raise UsageError(f"{file}: {name} is a run of another config than {runs / name}; move one of them away")
+                raise UsageError(f"{file}: {name} has another config than {runs / name}; move one of them away")
             if here and here >= there:
                 continue
             wanted[name] = files
             if here:
-                busy = f"{runs / name}: it is being trained; wait for that, or stop it"
+                busy = f"{runs / name}: it is being trained; wait until it ends, or stop it"
                 stack.enter_context(Lock(runs / name / ".lock", busy))
         _extract(tar, wanted, fresh)
         for name, files in wanted.items():
@@ -228,18 +230,16 @@ def _reading(file: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(file, "r:") as tar:
             yield tar
     except (tarfile.TarError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        remedy = "copy it here again, or make it anew with jaxvit reproduce --pack"
-        raise UsageError(
-            f"{file}: no archive of runs, or a damaged one ({first_line(error)[:100]}); {remedy}"
-        ) from None
+        remedy = "copy it again, or make a new one with jaxvit reproduce --pack"
+        raise UsageError(f"{file}: not an archive of runs, or damaged ({first_line(error)[:100]}); {remedy}") from None
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_failure(error):
             raise
         raise UsageError(f"{file}: cannot be unpacked ({error.strerror or first_line(error)})") from None
 
 
 def _read_contents(tar: tarfile.TarFile) -> dict[str, tuple[Reached, dict[str, tuple[int, str]]]]:
-    """Raises ValueError, KeyError or TypeError where it is not what `pack` writes."""
+    """Reads and checks contents.json. Raises ValueError, KeyError or TypeError if `pack` did not write it."""
     first = tar.next()
     if first is None or first.name != _CONTENTS or not first.isreg() or first.size > _MOST_CONTENTS:
         raise ValueError(f"it does not begin with {_CONTENTS}")
@@ -262,7 +262,7 @@ def _read_contents(tar: tarfile.TarFile) -> dict[str, tuple[Reached, dict[str, t
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a path leads into the folder that it is relative to, by plain names."""
+    """True if a relative path stays inside its folder and has only plain names."""
     parts = name.split("/")
     plain = all(part not in ("", ".", "..") and re.fullmatch(r"[^\x00-\x1f\\]{1,255}", part) for part in parts)
     return plain and not PurePosixPath(name).is_absolute() and not parts[0].startswith(".")
@@ -271,12 +271,12 @@ def _is_inside(name: str) -> bool:
 def _stream(tar: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
     stream = tar.extractfile(member) if member.isreg() and not member.issparse() else None
     if stream is None:
-        raise ValueError(f"{member.name[:50]} is no file")
+        raise ValueError(f"{member.name[:50]} is not a file")
     return stream  # type: ignore[return-value]
 
 
 def _extract(tar: tarfile.TarFile, wanted: dict[str, dict[str, tuple[int, str]]], into: Path) -> None:
-    """Writes the files of the runs that are wanted. Raises ValueError where one is not what was packed."""
+    """Extracts the files of the wanted runs. Raises ValueError if a file differs from its entry."""
     missing = {f"{name}/{part}": about for name, files in wanted.items() for part, about in files.items()}
     for member in tar:
         if member.name not in missing:
@@ -299,9 +299,9 @@ def _extract(tar: tarfile.TarFile, wanted: dict[str, dict[str, tuple[int, str]]]
 
 
 def _move(fresh: Path, run: Path, files: dict[str, tuple[int, str]]) -> None:
-    """Moves an unpacked run to its place: the newest checkpoint almost last, the result last.
+    """Moves an unpacked run into place: first its files, then its checkpoints, the result last.
 
-    So a kill in between leaves a run that is not as far as the archive's, and the next time it is unpacked again.
+    If the process is killed in between, the run has less progress than in the archive and is unpacked again next time.
     """
     run.mkdir(parents=True, exist_ok=True)
     checkpoints = fresh / "checkpoints"
@@ -312,7 +312,7 @@ def _move(fresh: Path, run: Path, files: dict[str, tuple[int, str]]) -> None:
     for step in saved_steps(checkpoints):
         target = run / "checkpoints" / str(step)
         target.parent.mkdir(exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)  # the same step of the same config, perhaps half of it
+        shutil.rmtree(target, ignore_errors=True)  # the same step of the same config, perhaps incomplete
         os.replace(checkpoints / str(step), target)
     for part in (LINE, "result.json"):
         if part in files:

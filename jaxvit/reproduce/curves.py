@@ -1,4 +1,4 @@
-"""results/metrics, the metrics of each run of a row, and results/curves, pictures that are drawn from them."""
+"""Keeps the metrics of runs in results/metrics and draws their learning curves into results/curves."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 
 from jaxvit.errors import UsageError
 from jaxvit.figures.rows import Curve, draw_rows
-from jaxvit.files import write_text
-from jaxvit.reproduce.rows import Row
+from jaxvit.files import make_folder, write_text
+from jaxvit.reproduce.rows import TableRow
 from jaxvit.reproduce.table import newest
 from jaxvit.training.journal import deciding_validations, read_jsonl
 
 
-def keep_metrics(run: Path, row: Row, line: Mapping[str, Any], results: Path) -> None:
-    """Copies a run's metrics.jsonl into results/metrics, under the name that its line has.
+def keep_metrics(run: Path, row: TableRow, line: Mapping[str, Any], results: Path) -> None:
+    """Copies a run's metrics.jsonl into results/metrics, under the name in its line.
 
-    Where the table's line is of the last weights, which a run does not measure by itself, it is added: 'test_latest'.
+    If the row reports the last weights, which training does not test, their result is appended with split
+    'test_latest'.
     """
     text = (run / "metrics.jsonl").read_text()
     if row.weights == "latest":
@@ -27,21 +28,19 @@ def keep_metrics(run: Path, row: Row, line: Mapping[str, Any], results: Path) ->
         place = {"step": last["step"], "epoch": last["epoch"], "split": "test_latest"}
         text += json.dumps({**place, **found, "count": line["n"]}) + "\n"
     folder = results / "metrics"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / line["metrics"], text)
 
 
-def draw_curves(rows: Mapping[str, Row], lines: Sequence[dict[str, str]], results: Path) -> list[str]:
-    """Draws results/curves/CONFIG_EPOCHS_epochs.png for the rows of a config file and length that were run in full.
-
-    Drawn are the runs whose lines the page shows.
+def draw_curves(rows: Mapping[str, TableRow], lines: Sequence[dict[str, str]], results: Path) -> list[str]:
+    """Draws results/curves/CONFIG_EPOCHS_epochs.png for each config file and duration, from the full runs on the page.
 
     Returns:
-      The files' names, as results/README.md has them.
+      Names of the files, relative to results/README.md.
     """
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[TableRow]] = {}
     for row in rows.values():
-        if row.epochs > 1:  # of one epoch there is no curve
+        if row.epochs > 1:  # one epoch gives no curve
             groups.setdefault(f"{row.config.partition('.')[0]}_{row.epochs}_epochs", []).append(row)
     drawn = []
     for name, members in groups.items():
@@ -54,21 +53,21 @@ def draw_curves(rows: Mapping[str, Row], lines: Sequence[dict[str, str]], result
 
 
 def _curves(runs: Sequence[dict[str, str]], results: Path) -> list[Curve]:
-    """(epoch, validation accuracy) of each run; without those whose file is damaged, which is said."""
+    """(epoch, validation accuracy) of each run; skips damaged files with a message."""
     curves = []
     for run in runs:
         try:
             curves.append(validations(results / "metrics" / run["metrics"]))
         except UsageError as error:
-            print(f"without its curve: {error}", flush=True)
+            print(f"curve left out: {error}", flush=True)
     return [curve for curve in curves if curve]
 
 
 def validations(file: Path) -> Curve:
-    """(epoch, accuracy) of each validation in a metrics.jsonl.
+    """(epoch, accuracy) of each validation in a metrics.jsonl file.
 
     Raises:
-      UsageError: it is no such file.
+      UsageError: the file has another format.
     """
     curve = [(record.get("epoch"), record.get("top1")) for record in deciding_validations(read_jsonl(file))]
     if not all(isinstance(value, int | float) for point in curve for value in point):

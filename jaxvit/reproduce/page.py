@@ -1,4 +1,4 @@
-"""Sentences on what a row's runs say, and results/README.md, which is made of them."""
+"""Describes the results of a row in sentences, and writes results/README.md."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxvit.reproduce.effort import Effort, told_effort
-from jaxvit.reproduce.rows import JUDGED, Row
+from jaxvit.reproduce.cost import TrainingCost, cost_sentence
+from jaxvit.reproduce.rows import JUDGED, TableRow
 from jaxvit.reproduce.statistics import Difference, Verdict, compare, judge
 from jaxvit.reproduce.table import form_of, is_full, newest
 
 
 def outcome(
-    row: Row, runs: Sequence[dict[str, str]], lines: Sequence[dict[str, str]], form: str = ""
+    row: TableRow, runs: Sequence[dict[str, str]], lines: Sequence[dict[str, str]], form: str = ""
 ) -> tuple[list[str], bool]:
-    """Sentences on what a row's `runs` of one form, by default the one asked for, say to its targets; are all met?
+    """Describes the runs of a row: returns (sentences, True if all targets are met).
 
-    The row that it is paired with is looked for in `lines`.
+    `runs` share one form, by default the row's own. The runs of the paired row are looked up in `lines`.
     """
     form = form or form_of(row)
     if not runs:
@@ -37,7 +37,7 @@ def outcome(
     if others:
         said.append(numbers(others))
     if any(int(run["n"]) != row.n for run in runs):
-        said.append(f"measured on {runs[0]['n']} images in place of {row.n}: another test set")
+        said.append(f"measured on {runs[0]['n']} images instead of {row.n}: another test set")
         passed = False
     if row.pair:
         found = compare(row, runs, [line for line in lines if (line["row"], line["form"]) == (row.pair.row, form)])
@@ -49,101 +49,102 @@ def outcome(
     return said, passed and is_full(form)
 
 
-def _judged(row: Row, verdict: Verdict, form: str, so_far: str) -> str:
-    """A sentence on one measure; `so_far` where seeds are to come."""
+def _judged(row: TableRow, verdict: Verdict, form: str, so_far: str) -> str:
+    """A sentence on one measure; `so_far` is added while seeds are missing."""
     said = f"{verdict.measure} {verdict.value:.2%} (95 %: {verdict.low:.2%} to {verdict.high:.2%})"
     said += " with the last step's weights" * (row.weights == "latest" and verdict.measure == "top1")
     if not is_full(form):
         return said
-    said += f" against {verdict.target:.2%}: "
+    said += f", target {verdict.target:.2%}: "
     if verdict.missing <= 1e-9:
         return f"{said}passes{so_far}"
-    below = f"{round(100 * verdict.target, 2) - round(100 * verdict.value, 2):.2f} points"  # of what is printed
+    below = f"{round(100 * verdict.target, 2) - round(100 * verdict.value, 2):.2f} points"  # as printed
     if not verdict.passed:
-        return f"{said}misses it by {below}{so_far}"
-    said += f"{below} below it, within the {100 * verdict.tolerance:.2f} that the one run of the document leaves open"
+        return f"{said}missed by {below}{so_far}"
+    said += f"{below} below, within the tolerance of {100 * verdict.tolerance:.2f} for the document's single run"
     if verdict.one_run:
         low, high = verdict.one_run
-        said += f" (one more run here would have {low:.2%} to {high:.2%})"
+        said += f" (one more run here: {low:.2%} to {high:.2%} expected)"
     return f"{said}: passes{so_far}"
 
 
 def _compared(found: Difference, form: str) -> str:
-    """A sentence on a row and the one that it is paired with."""
+    """A sentence that compares a row with its paired row."""
     pair, judged = found.pair, is_full(form)
 
     def verdict(asked: Any, met: bool | None, words: str) -> str:
-        found = "not tested, which takes two seeds or more" if met is None else "passes" if met else "misses it"
-        return f", {words}: {found}" if asked and judged else ""
+        found = "needs two seeds" if met is None else "passes" if met else "missed"
+        return f" ({words}: {found})" if asked and judged else ""
 
-    said = f"{100 * found.mean:+.2f} points to {pair.row}"
+    said = f"{100 * found.mean:+.2f} points compared with {pair.row}"
     if found.low is not None:
         said += f" (95 %: {100 * found.low:+.2f} to {100 * found.high:+.2f}, {found.seeds} seeds)"
     within = pair.equal or 0.01
     if (equal := found.equal(within)) is not None and not pair.above:
         shown = "equal" if equal else "not shown to be equal"
         said += f", {shown} within {100 * within:g} point{'s' * (within != 0.01)}"
-    said += verdict(pair.equal, found.equal(within), f"equality within {100 * within:g} asked")
+    said += verdict(pair.equal, found.equal(within), f"target: equal within {100 * within:g}")
     if pair.above:
         if found.above is not None:
             said += ", above it" if found.above else ", not shown to be above it"
-        said += verdict(True, found.above, "an interval above 0 asked")
-    fewer = f"{found.saved:.1%} fewer multiply-adds, {found.counted:.2f} times"
+        said += verdict(True, found.above, "target: interval above 0")
+    fewer = f"{found.saved:.1%} fewer multiply-adds, a factor of {found.counted:.2f}"
     said += f"; {fewer if found.saved else 'as many multiply-adds'}"
     if pair.fewer:
-        said += verdict(True, found.saves_as_asked, f"{pair.fewer[0]:.1%} to {pair.fewer[1]:.1%} asked")
+        said += verdict(True, found.saves_as_asked, f"target {pair.fewer[0]:.1%} to {pair.fewer[1]:.1%}")
     said += f"; trained {found.ratio:.2f} times as fast"
     if len(found.ratios) > 1:
         said += f" (median; {min(found.ratios):.2f} to {max(found.ratios):.2f})"
-    return said + verdict(pair.ratio, found.ratio >= pair.ratio, f"{pair.ratio:g} asked")
+    return said + verdict(pair.ratio, found.ratio >= pair.ratio, f"target {pair.ratio:g}")
 
 
 def page(
-    rows: Mapping[str, Row],
+    rows: Mapping[str, TableRow],
     lines: Sequence[dict[str, str]],
     curves: Sequence[str] = (),
     outdated: Sequence[dict[str, str]] = (),
-    efforts: Mapping[str, Effort] | None = None,
+    costs: Mapping[str, TrainingCost] | None = None,
 ) -> str:
-    """results/README.md.
+    """The text of results/README.md.
 
     Args:
       rows: all rows, by name.
-      lines: of today's recipes.
-      curves: pictures beside the page.
-      outdated: lines of `runs.sort_out` that are only named.
-      efforts: what runs took, of `effort.efforts_of`.
+      lines: lines of results.csv with current recipes.
+      curves: image files to show, relative to the page.
+      outdated: outdated lines, of which only the row names are listed.
+      costs: training costs, from `cost.costs_of`.
     """
     text = [
         "# Results",
         "",
-        "What the five documents report of accuracy, what is asked of this project for it, and what was measured.",
-        "Written by `jaxvit reproduce` from `rows.toml` and `results.csv`, where every number of the table has its",
-        "line; a row without a line says so. The notes tell also of trials whose runs are not kept.",
+        "Accuracies that the five documents report, our target for each, and what we measured. `jaxvit reproduce`",
+        "writes this page from `rows.toml` and `results.csv`. Every number in the last two columns comes from",
+        "`results.csv`; a row without a run says so. The notes also mention trials whose runs were not kept.",
         "",
-        "- Intervals are of 95 %, cut to 0 to 100 %: of one run Wilson's for its test images, of several seeds",
-        "  Student's for their mean. A row passes whose accuracy reaches what is asked; its interval may reach below.",
-        "- Where the document's number is of one run, a row also passes that is below it by no more than half of that",
-        "  number's own interval, and says so. This was settled after the first five Fashion-MNIST runs, for all rows.",
-        "- Weights are those that the document measured: of the last step where a row says so, else the best on",
-        "  validation, or the last where there is none.",
-        "- Ratios of times are of the training of the same seed, validation left out; `benchmarks/RESULTS.md` has",
-        "  steps, timed in turns.",
-        "- Where a better recipe takes more multiply-adds, images or updates than the document's, the ratios stand",
-        "  beside its accuracy.",
-        "- A run that is repeated with the same config on the same hardware renews its line. Of several sets of runs",
-        "  the one with the most seeds is shown, of equals the last.",
+        "- Intervals are 95 % confidence intervals, cut to 0 to 100 %: Wilson's over the test images for one run,",
+        "  Student's over the mean of several seeds. A row passes if its accuracy reaches the target; the interval may",
+        "  extend below.",
+        "- If the document reports a single run, a row also passes if it is below the target by at most half of that",
+        "  number's own interval, and says so. We set this rule after the first five Fashion-MNIST runs, for all rows.",
+        "- The weights are those that the document tested: the last step if the row says so, else the best on",
+        "  validation, or the last without validation.",
+        "- Speed ratios compare the training time of the same seed, without validation. `benchmarks/RESULTS.md` has",
+        "  single steps, timed in turns.",
+        "- If a better recipe costs more multiply-adds, images or updates than the document's, the ratios are given",
+        "  after its accuracy.",
+        "- A repeated run with the same config on the same hardware replaces its line. If there are several sets of",
+        "  runs, the table shows the one with the most seeds, or the last of these.",
         "",
-        "| row | config | document | asked | runs | measured |",
+        "| row | config | document | target | runs | measured |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows.values():
         runs = newest(lines, row, form_of(row))
-        said = _measured(row, runs, lines, form_of(row), rows, efforts or {})
+        said = _measured(row, runs, lines, form_of(row), rows, costs or {})
         count = f"{len(runs)} of {len(row.seeds)}" + f", n = {runs[0]['n']}" * (not row.steps) if runs else "none"
         for form in sorted({line["form"] for line in lines if line["row"] == row.name} - {form_of(row)}):
             others = newest(lines, row, form)
-            seeds, found = len(others), "; ".join(_measured(row, others, lines, form, rows, efforts or {}))
+            seeds, found = len(others), "; ".join(_measured(row, others, lines, form, rows, costs or {}))
             kind = "" if is_full(form) or row.steps else "a short form, "
             said.append(f"{kind}{form}, {seeds} run{'s' * (seeds > 1)}: {found}")
         cells = [
@@ -156,34 +157,34 @@ def page(
         ]
         text.append(f"| {' | '.join(cells)} |")
     if curves:
-        about = "Of the runs in full that have validation; `metrics/` has their numbers."
+        about = "Full runs with validation. The numbers are in `metrics/`."
         text += ["", "## Learning curves", "", about, ""]
         text += [f"![Validation accuracy over epochs: {curve}]({curve})" for curve in curves]
-    text += ["", "## Departures that a row has switched on", ""]
+    text += ["", "## Departures from papers and good practice, by row", ""]
     text += [f"- `{row.name}`: {', '.join(row.quirks)}" for row in rows.values() if row.quirks]
     notes = [f"- `{row.name}`: {row.note}" for row in rows.values() if row.note]
     if notes:
         text += ["", "## Notes", "", *notes]
     if outdated:
         names = ", ".join(f"`{name}`" for name in dict.fromkeys(line["row"] for line in outdated))
-        text += ["", f"Not shown are lines whose row or config was changed after the run: {names}."]
+        text += ["", f"Not shown: runs whose row or config has changed since: {names}."]
     if lines:
-        text += ["", "## Where", ""]
+        text += ["", "## Hardware and versions", ""]
         text += [f"- {where}" for where in sorted({f"{line['hardware']}; {line['versions']}" for line in lines})]
     return "\n".join(text) + "\n"
 
 
 def _measured(
-    row: Row,
+    row: TableRow,
     runs: Sequence[dict[str, str]],
     lines: Sequence[dict[str, str]],
     form: str,
-    rows: Mapping[str, Row],
-    efforts: Mapping[str, Effort],
+    rows: Mapping[str, TableRow],
+    costs: Mapping[str, TrainingCost],
 ) -> list[str]:
-    """The sentences of `outcome`, and after those on the accuracy what it took."""
+    """The sentences of `outcome`, with the training cost after those on accuracy."""
     said, _ = outcome(row, runs, lines, form)
-    took = told_effort(row, runs, lines, rows[row.document_row], form, efforts) if runs and row.document_row else ""
+    took = cost_sentence(row, runs, lines, rows[row.document_row], form, costs) if runs and row.document_row else ""
     judged = len(row.target)
     return [*said[:judged], *([took] if took else []), *said[judged:]]
 

@@ -1,4 +1,4 @@
-"""The folder of results as a whole: what a run adds to it, and what is taken in of another such folder."""
+"""The folder of results: adds a run to it, or merges another such folder."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import make_writable, packaged, write_text
+from jaxvit.files import make_folder, make_writable, packaged, write_text
+from jaxvit.reproduce.cost import costs_of
 from jaxvit.reproduce.curves import draw_curves, keep_metrics, validations
-from jaxvit.reproduce.effort import efforts_of
 from jaxvit.reproduce.page import page
-from jaxvit.reproduce.rows import Row, read_rows, rows_file
+from jaxvit.reproduce.rows import TableRow, read_rows, rows_file
 from jaxvit.reproduce.runs import sort_out
 from jaxvit.reproduce.table import keep, known_results, results_of, writing
 
 
 @dataclass(frozen=True)
 class Results:
-    """results.csv, its page README.md, metrics/ and curves/.
+    """A folder with results.csv, its page README.md, metrics/ and curves/.
 
     Attributes:
-      folder: that holds them.
+      folder: path of the folder.
       configs: folder of the rows' config files.
-      rows: of the rows.toml in the folder, or where it has none of the one that comes with jaxvit, by name.
+      rows: rows by name, from rows.toml in the folder or else from the one that comes with jaxvit.
     """
 
     folder: Path
     configs: Path
-    rows: Mapping[str, Row]
+    rows: Mapping[str, TableRow]
 
     @classmethod
     def read(cls, folder: Path, configs: Path | None = None) -> Results:
-        """The results in a folder; it need not be there. `configs` = None: those that come with jaxvit.
+        """Reads the rows of a folder, which need not exist. `configs` = None: the configs that come with jaxvit.
 
         Raises:
-          UsageError: its rows.toml is not such a file.
+          UsageError: its rows.toml is not valid.
         """
         return cls(folder, packaged("configs") if configs is None else configs, read_rows(rows_file(folder)))
 
@@ -49,34 +49,34 @@ class Results:
         return self.folder / "README.md"
 
     def lines(self) -> list[dict[str, str]]:
-        """The lines of recipes and seeds that the rows have today: of results.csv, and of what comes with jaxvit where
-        the rows do.
+        """The lines of results.csv with the current recipes and seeds of the rows. If the rows come with jaxvit, the
+        results that come with it are included.
 
         Raises:
-          UsageError: it is damaged, or a config cannot be read.
+          UsageError: results.csv is damaged, or a config cannot be read.
         """
         return sort_out(known_results(self.folder), self.rows, self.configs)[0]
 
     def begin(self) -> None:
-        """Makes the folder where it is missing.
+        """Creates the folder if it is missing.
 
         Raises:
-          UsageError: it cannot be written, or has a README.md of somebody else's, which the page would replace.
+          UsageError: the folder cannot be written, or has a README.md that is not our page.
         """
         ours = (self.table, self.folder / "rows.toml")
         if self.page.exists() and not any(file.exists() for file in ours):
             raise UsageError(
-                f"{self.folder} has a README.md that is no page of results; name another folder with --results"
+                f"{self.folder} has a README.md that is not a page of results; name another folder with --results"
             )
         make_writable(self.folder, "name another folder with --results")
 
-    def add(self, line: Mapping[str, Any], run: Path | None, row: Row) -> None:
-        """Adds a run's line and metrics; the curves and the page are made anew.
+    def add(self, line: Mapping[str, Any], run: Path | None, row: TableRow) -> None:
+        """Adds the line and metrics of a run, and updates the curves and the page.
 
         Args:
-          line: as `jaxvit.reproduce.runs.run_row` gives it.
-          run: the run's folder; None = there is none, of a row of steps.
-          row: that was run.
+          line: from `jaxvit.reproduce.runs.run_row`.
+          run: folder of the run; None for a row of steps.
+          row: the row that was run.
         """
         with writing(self.folder):
             if run:
@@ -85,20 +85,19 @@ class Results:
             self._write_page()
 
     def take(self, other: Path) -> int:
-        """Adds another folder's lines, with their metrics; nothing is written unless all of it can be used.
+        """Merges the lines and metrics of another folder, either all or none.
 
         Returns:
-          How many lines.
+          Number of lines.
 
         Raises:
-          UsageError: there are none, it is this folder, it has rows that this one has not, or lacks metrics of its
-            lines.
+          UsageError: the other folder is this one, has no lines, has unknown rows, or lacks metrics of its lines.
         """
         if other.resolve() == self.folder.resolve():
-            raise UsageError(f"--take={other}: this is the table itself; name the folder of another")
+            raise UsageError(f"--take={other}: this is the same folder; name another one")
         lines = results_of(other / "results.csv")
         if not lines:
-            raise UsageError(f"--take={other}: there is no results.csv with lines in it")
+            raise UsageError(f"--take={other}: it has no results.csv, or an empty one")
         metrics: dict[str, str] = {}
         for line in lines:
             if line["row"] not in self.rows:
@@ -112,9 +111,9 @@ class Results:
                 validations(file)
                 metrics[line["metrics"]] = file.read_text(encoding="utf-8", errors="replace")
         self.begin()
-        sort_out(lines, self.rows, self.configs)  # a config that cannot be read is told before anything is written
+        sort_out(lines, self.rows, self.configs)  # report an unreadable config before writing anything
         with writing(self.folder):
-            (self.folder / "metrics").mkdir(exist_ok=True)
+            make_folder(self.folder / "metrics")
             for name, text in metrics.items():
                 write_text(self.folder / "metrics" / name, text)
             for line in lines:
@@ -124,5 +123,5 @@ class Results:
 
     def _write_page(self) -> None:
         lines, outdated = sort_out(results_of(self.table), self.rows, self.configs)
-        curves, efforts = draw_curves(self.rows, lines, self.folder), efforts_of(lines, self.folder)
-        write_text(self.page, page(self.rows, lines, curves, outdated, efforts))
+        curves, costs = draw_curves(self.rows, lines, self.folder), costs_of(lines, self.folder)
+        write_text(self.page, page(self.rows, lines, curves, outdated, costs))

@@ -1,4 +1,4 @@
-"""The rows of results/rows.toml: what the documents report, what is asked for it, and whether a run has it."""
+"""The rows of results/rows.toml: what the documents report, and our targets."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 from jaxvit.errors import UsageError, nearest
 from jaxvit.files import packaged
 
-JUDGED = ("top1", "top5")  # measures that a target can be set for: more is better
+JUDGED = ("top1", "top5")  # measures that can have a target; higher is better
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Another row to compare with, seed by seed.
+    """A paired row, compared seed by seed.
 
     Attributes:
-      row: its name.
-      ratio: its training time must be at least so many times this row's; 0 = not asked.
-      document: the ratio that the document has; 0 = none.
-      above: this row's accuracy must be shown to be above that row's: the interval of the difference must be.
-      equal: the whole interval of the difference of accuracies must lie within this of 0; 0 = not asked.
-      fewer: least and greatest share of that row's multiply-adds that this row must save; () = not asked.
+      row: name of the paired row.
+      ratio: minimum of (its training time / this row's training time); 0 = no target.
+      document: the ratio that the document reports; 0 = none.
+      above: require this row's accuracy to be above the paired row's: the whole interval of the difference above 0.
+      equal: require the whole interval of the difference of accuracies within this distance of 0; 0 = no target.
+      fewer: (minimum, maximum) of the share of multiply-adds that this row saves; () = no target.
     """
 
     row: str
@@ -38,13 +38,13 @@ class Pair:
 
     @property
     def asked(self) -> bool:
-        """Whether anything is; else the comparison is only told."""
+        """True if the pair has a target; otherwise the comparison is only reported."""
         return bool(self.ratio or self.above or self.equal or self.fewer)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row; see the head of results/rows.toml for its attributes."""
+class TableRow:
+    """A row of the table of results; the head of results/rows.toml explains the attributes."""
 
     name: str
     config: str
@@ -65,16 +65,16 @@ class Row:
 
 
 def rows_file(results: Path) -> Path:
-    """The rows.toml that goes with a folder of results: its own if it has one, else the one that comes with jaxvit."""
+    """The rows.toml of a folder of results: its own if it has one, else the one that comes with jaxvit."""
     own = results / "rows.toml"
     return own if os.path.exists(own) else packaged("results") / "rows.toml"
 
 
-def read_rows(file: Path) -> dict[str, Row]:
-    """The rows by name.
+def read_rows(file: Path) -> dict[str, TableRow]:
+    """Reads the rows, by name.
 
     Raises:
-      UsageError: the file is not there, or a row is not right.
+      UsageError: the file does not exist, or a row is not valid.
     """
     try:
         found = tomllib.loads(file.read_text())
@@ -82,7 +82,7 @@ def read_rows(file: Path) -> dict[str, Row]:
         raise UsageError(f"{file}: there is no such file; put a copy of it back") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from None
-    rows: dict[str, Row] = {}
+    rows: dict[str, TableRow] = {}
     listed = found.get("row", [])
     if not isinstance(listed, list):
         raise UsageError(f"{file}: each row begins with [[row]]")
@@ -93,7 +93,7 @@ def read_rows(file: Path) -> dict[str, Row]:
         except (TypeError, ValueError) as error:
             raise UsageError(f"{file}: row '{name}': {error}") from None
         if name in rows:
-            raise UsageError(f"{file}: row '{name}' is there twice")
+            raise UsageError(f"{file}: row '{name}' is listed twice")
         rows[name] = row
     for row in rows.values():
         if row.pair and row.pair.row not in rows:
@@ -110,28 +110,28 @@ _MEASURES = {
 }
 
 
-def _row(given: Any) -> Row:
-    """Raises TypeError or ValueError, with what is wrong, where it is no row."""
+def _row(given: Any) -> TableRow:
+    """Parses a row. Raises TypeError or ValueError with a description of the mistake."""
     if not isinstance(given, dict):
-        raise TypeError("it is no table; begin it with [[row]]")
-    fields = {field.name: field for field in dataclasses.fields(Row)}
+        raise TypeError("it is not a table; begin it with [[row]]")
+    fields = {field.name: field for field in dataclasses.fields(TableRow)}
     needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     wrong = sorted(set(given) - set(fields)) + sorted(needed - set(given))
     if wrong:
-        raise ValueError(f"'{wrong[0]}' is {'not known' if wrong[0] in given else 'missing'}")
+        raise ValueError(f"'{wrong[0]}' is {'unknown' if wrong[0] in given else 'missing'}")
     texts = dict.fromkeys(("name", "config", "weights", "note", "document_row"), str)
     for name, kinds in {**texts, "minutes": (int, float)}.items():
         if not isinstance(given.get(name, ""), kinds) and name in given:
-            raise TypeError(f"{name} = {given[name]!r} is of the wrong type")
+            raise TypeError(f"{name} = {given[name]!r} has the wrong type")
     for name in ("n", "epochs", "steps", "params"):
         if type(given.get(name, 0)) is not int or given.get(name, 0) < 0:
-            raise TypeError(f"{name} = {given[name]!r} is no count")
+            raise TypeError(f"{name} = {given[name]!r} is not a count")
     for name, measures in _MEASURES.items():
         for measure, value in dict(given[name]).items():
             if measure not in measures or type(value) not in (int, float):
-                raise ValueError(f"{name}: {measure} = {value!r}; it holds {', '.join(measures)}, as numbers")
+                raise ValueError(f"{name}: {measure} = {value!r}; it takes numbers for {', '.join(measures)}")
     if "/" in given["config"]:
-        raise ValueError(f"config = '{given['config']}': must be a file's name, which lies in --configs")
+        raise ValueError(f"config = '{given['config']}': must be the name of a file in --configs")
     if given["weights"] not in ("best", "latest"):
         raise ValueError(f"weights = '{given['weights']}': must be 'best' or 'latest'")
     if not given["seeds"] or not all(type(seed) is int and seed >= 0 for seed in given["seeds"]):
@@ -139,25 +139,25 @@ def _row(given: Any) -> Row:
     pair = None
     if "pair" in given:
         pair = Pair(**{**given["pair"], "fewer": tuple(given["pair"].get("fewer", ()))})
-    row = Row(**{**given, "seeds": tuple(given["seeds"]), "quirks": tuple(given["quirks"]), "pair": pair})
+    row = TableRow(**{**given, "seeds": tuple(given["seeds"]), "quirks": tuple(given["quirks"]), "pair": pair})
     if not (row.params if row.steps else row.target):
         raise ValueError(f"has no {'params' if row.steps else 'target'}")
     if not set(row.tolerance) <= set(row.target):
-        raise ValueError("tolerance has more than target")
+        raise ValueError("tolerance has a measure without a target")
     return row
 
 
-def choose(every: Mapping[str, Row], names: Sequence[str], *, seeds: int = 0, epochs: int = 0) -> list[Row]:
-    """The rows that a command asks for.
+def choose(every: Mapping[str, TableRow], names: Sequence[str], *, seeds: int = 0, epochs: int = 0) -> list[TableRow]:
+    """Selects the rows that a command names.
 
     Args:
       every: all rows, by name.
-      names: of those that are wanted; () = all.
-      seeds: the first so many of each; 0 = all.
-      epochs: a short form of so many; 0 = each row's own.
+      names: names of rows; () = all.
+      seeds: number of seeds to run; 0 = all.
+      epochs: epochs of a short form; 0 = each row's own.
 
     Raises:
-      UsageError: there is no such row, or one that is named cannot be run so.
+      UsageError: unknown row, or a named row does not support these seeds or epochs.
     """
     for name in names:
         if name not in every:
@@ -168,15 +168,15 @@ def choose(every: Mapping[str, Row], names: Sequence[str], *, seeds: int = 0, ep
         raise UsageError(f"--seeds={seeds}: {most.name} has {len(most.seeds)}; see jaxvit reproduce --list")
     for row in rows if names else ():
         if epochs and row.steps:
-            raise UsageError(f"--epochs={epochs}: {row.name} takes steps, no epochs; leave --epochs out")
+            raise UsageError(f"--epochs={epochs}: {row.name} runs single steps; leave --epochs out")
         if epochs > row.epochs:
-            raise UsageError(f"--epochs={epochs}: {row.name} has {row.epochs}; a short form has fewer")
+            raise UsageError(f"--epochs={epochs}: {row.name} has only {row.epochs}")
     return rows
 
 
-def with_partner(row: Row, every: Mapping[str, Row]) -> list[Row]:
-    """A row, and before it the one that it must beat, equal or outrun.
+def with_partner(row: TableRow, every: Mapping[str, TableRow]) -> list[TableRow]:
+    """A row, preceded by its paired row if the pair has a target.
 
-    What is finished of it is not done again: for a ratio of times run both on the same quiet machine.
+    Finished runs are not repeated: for a ratio of times, run both on the same quiet machine.
     """
     return [every[row.pair.row], row] if row.pair and row.pair.asked else [row]

@@ -1,4 +1,4 @@
-"""A row of the documents' table as runs: its config, its training, and the line of results.csv that comes of it."""
+"""Runs a row: builds its config, trains it, and makes its line of results.csv."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.files import read_json, write_json
 from jaxvit.models.count import count_macs, count_params
-from jaxvit.reproduce.rows import Row
+from jaxvit.reproduce.rows import TableRow
 from jaxvit.reproduce.table import COLUMNS, form_of, how, is_full, is_whole, metrics_name
 from jaxvit.run.environment import source_commit
 from jaxvit.run.folder import read_config, read_environment
@@ -36,24 +36,24 @@ from jaxvit.trained.load import load
 from jaxvit.training.journal import deciding_validations, read_jsonl
 from jaxvit.training.stopping import StopRequest
 
-STEP_BATCH = 12  # images of a step on random images
-LINE = "line.json"  # in the folder of a finished run: its line of results.csv
+STEP_BATCH = 12  # batch size of steps on random images
+LINE = "line.json"  # in the folder of a finished run; its line of results.csv
 
-# Lengths of a config that a short form shortens with it; shares of the training shorten by themselves.
+# Durations that a short form scales down; durations given as a fraction of training scale by themselves.
 _LENGTHS = ("optim.warmup", "optim.length", "optim.cooldown", "augment.mix_until")
 
 
 @dataclass(frozen=True)
-class Way:
-    """How rows are run.
+class RunSettings:
+    """Settings for running rows.
 
     Attributes:
       configs: folder of config files.
       runs: folder for the runs.
-      epochs: a short form of so many; 0 = each row's own, as is that of a row that has no more.
-      dtype: of the computation; '' = the config's own.
-      together: all seeds of a row as one run, which an accelerator trains in one program; else one after the other.
-      stop: what may stop or hold a run, as `jaxvit.train` takes it.
+      epochs: epochs of a short form; 0 = each row's own. A row with fewer epochs runs in full.
+      dtype: compute dtype; '' = from the config.
+      together: train all seeds of a row in one program, for accelerators; otherwise one after the other.
+      stop: stop request, as in `jaxvit.train`.
     """
 
     configs: Path
@@ -64,25 +64,25 @@ class Way:
     stop: StopRequest | None = None
 
 
-def folder_of(row: Row, way: Way) -> Path:
-    """Where the folders of a row's seeds lie, each 'seed_K'."""
-    folder = way.runs / row.name
-    if not is_full(form_of(row, way.epochs, way.dtype)):
-        folder /= f"{way.epochs}_epochs"
-    return folder / way.dtype
+def folder_of(row: TableRow, settings: RunSettings) -> Path:
+    """The folder of a row's runs, with a subfolder 'seed_K' for each seed."""
+    folder = settings.runs / row.name
+    if not is_full(form_of(row, settings.epochs, settings.dtype)):
+        folder /= f"{settings.epochs}_epochs"
+    return folder / settings.dtype
 
 
-def config_of(row: Row, way: Way) -> ConfigDict:
-    """A row's config as it is run.
+def config_of(row: TableRow, settings: RunSettings) -> ConfigDict:
+    """The config of a row with these settings.
 
     Raises:
-      UsageError: there is no such config, or it cannot be run so.
+      UsageError: there is no such config, or the settings do not apply to it.
     """
-    config = load_config_file(str(way.configs / row.config))
-    set_dtype(config, way.dtype)
+    config = load_config_file(str(settings.configs / row.config))
+    set_dtype(config, settings.dtype)
     if row.steps:
         return config
-    epochs = min(way.epochs or row.epochs, row.epochs)
+    epochs = min(settings.epochs or row.epochs, row.epochs)
     config.train.duration = f"{epochs} epochs"
     if epochs < row.epochs:
         for key in _LENGTHS:
@@ -95,9 +95,9 @@ def config_of(row: Row, way: Way) -> ConfigDict:
 
 
 def sort_out(
-    lines: Sequence[dict[str, str]], rows: Mapping[str, Row], configs: Path
+    lines: Sequence[dict[str, str]], rows: Mapping[str, TableRow], configs: Path
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The lines of recipes and seeds that the rows have today, and those that are not: a row or config was changed.
+    """Splits lines into (current, outdated). A line is outdated if its row, recipe or seed has changed since.
 
     Raises:
       UsageError: a config cannot be read.
@@ -106,8 +106,10 @@ def sort_out(
     for name, form in dict.fromkeys((line["row"], line["form"]) for line in lines):
         epochs, dtype = how(form)
         if name in rows and form_of(rows[name], epochs, dtype) == form:
-            with contextlib.suppress(UsageError) if dtype else contextlib.nullcontext():  # its model may have none now
-                recipes[name, form] = recipe_of(config_of(rows[name], Way(configs, Path(), epochs, dtype)))
+            with (
+                contextlib.suppress(UsageError) if dtype else contextlib.nullcontext()
+            ):  # the model may no longer have a dtype
+                recipes[name, form] = recipe_of(config_of(rows[name], RunSettings(configs, Path(), epochs, dtype)))
     sorted_out: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
     for line in lines:
         known = line["recipe"] == recipes.get((line["row"], line["form"]))
@@ -115,32 +117,33 @@ def sort_out(
     return sorted_out
 
 
-def run_row(row: Row, seeds: Sequence[int], way: Way) -> Iterator[tuple[dict[str, Any], Path | None]]:
-    """Trains a row with each seed, or goes on, or takes what is finished; yields its lines of results.csv.
+def run_row(row: TableRow, seeds: Sequence[int], settings: RunSettings) -> Iterator[tuple[dict[str, Any], Path | None]]:
+    """Trains a row with each seed, resuming or reusing existing runs.
 
-    Beside each line is the run's folder; None for a row of steps, which has none.
+    Yields:
+      (line of results.csv, folder of the run); the folder is None for a row of steps.
 
     Raises:
-      UsageError, RunFailedError, StoppedError: as `jaxvit.train`; and a folder that holds a run of another config.
+      UsageError, RunFailedError, StoppedError: see `jaxvit.train`; also if a folder holds a run with another config.
     """
-    config, form = config_of(row, way), form_of(row, way.epochs, way.dtype)
+    config, form = config_of(row, settings), form_of(row, settings.epochs, settings.dtype)
     with hardware.device_errors({"--dtype=bfloat16, now": config.model.get("dtype", "not there")}):
-        yield from _lines(row, seeds, way, config, form)
+        yield from _lines(row, seeds, settings, config, form)
 
 
 def _lines(
-    row: Row, seeds: Sequence[int], way: Way, config: ConfigDict, form: str
+    row: TableRow, seeds: Sequence[int], settings: RunSettings, config: ConfigDict, form: str
 ) -> Iterator[tuple[dict[str, Any], Path | None]]:
     if row.steps:
         print(f"{row.name}: {row.config}, {form}", flush=True)
         yield _take_steps(row, config, form), None
         return
-    folder = folder_of(row, way)
-    if way.together and len(seeds) > 1:
+    folder = folder_of(row, settings)
+    if settings.together and len(seeds) > 1:
         config.seeds = tuple(seeds)
         folder /= f"seeds_{'_'.join(map(str, seeds))}"
         _refuse_another(folder, config)
-        for result in train(config, folder, stop=way.stop)["seeds"]:
+        for result in train(config, folder, stop=settings.stop)["seeds"]:
             run = folder / f"seed_{result['seed']}"
             yield _kept_line(row, form, config, result["seed"], result, run), run
         return
@@ -149,14 +152,14 @@ def _lines(
         print(f"{row.name}, seed {seed}: {row.config}", flush=True)
         run = folder / f"seed_{seed}"
         _refuse_another(run, config)
-        yield _kept_line(row, form, config, seed, train(config, run, stop=way.stop), run), run
+        yield _kept_line(row, form, config, seed, train(config, run, stop=settings.stop), run), run
 
 
 def _refuse_another(run: Path, config: ConfigDict) -> None:
-    """A longer run is another one too: of a row's runs each is as long as it says from the start.
+    """Refuses a folder with a run of another config, or one that was extended beyond the row's duration.
 
     Raises:
-      UsageError: the folder holds a run of another config.
+      UsageError: the folder holds such a run.
     """
     if not (run / "config.json").exists():
         return
@@ -164,18 +167,18 @@ def _refuse_another(run: Path, config: ConfigDict) -> None:
         f"{key}: {old!r} there, {new!r} here" for key, (old, new) in differences(read_config(run), config).items()
     ]
     if read_json(run / "config.json").get("extensions"):
-        changed.append("it was taken further than it was meant to go")
+        changed.append("it was extended after it had finished")
     if changed:
         raise UsageError(
-            f"{run}: holds a run of another config ({changed[0]}); move it away, or name another folder with --runs"
+            f"{run}: contains a run with another config ({changed[0]}); move it, or name another folder with --runs"
         )
 
 
-def _take_steps(row: Row, config: ConfigDict, form: str) -> dict[str, Any]:
-    """Takes a recipe's steps on random images, as its model, augmentation and optimizer have it; its line.
+def _take_steps(row: TableRow, config: ConfigDict, form: str) -> dict[str, Any]:
+    """Runs the row's training steps on random images; returns its line of results.csv.
 
     Raises:
-      RunFailedError: loss, gradients or parameters are not finite, nothing is learned, or the device fails.
+      RunFailedError: loss, gradients or parameters are not finite, no parameter changes, or the device fails.
     """
     of_recipe = {"recipe": recipe_of(config), "config_hash": config_hash(config)}
     config.train.batch_size = STEP_BATCH
@@ -186,13 +189,13 @@ def _take_steps(row: Row, config: ConfigDict, form: str) -> dict[str, Any]:
     params = count_params(state.variables)
     numbered = subject.plan.augment.alternates
     batches = TrainBatches(source, STEP_BATCH, subject.plan.seed, numbered=numbered)
-    step = jax.jit(assembly.train_step(), donate_argnums=0).lower(state, dict(batches[0])).compile()
+    step = jax.jit(assembly.train_step, donate_argnums=0).lower(state, dict(batches[0])).compile()
     compiled = time.monotonic()
     for i in range(row.steps):
         state, sums = step(state, dict(batches[i]))
     last = {name: float(sums[name]) for name in ("loss", "count", "gradient_norm", "update_norm", "parameter_norm")}
     if not all(math.isfinite(value) for value in last.values()):
-        raise RunFailedError(f"{row.config}: not all of step {row.steps} is finite: {last}")
+        raise RunFailedError(f"{row.config}: step {row.steps} is not finite: {last}")
     if not (last["gradient_norm"] and last["update_norm"]):
         raise RunFailedError(f"{row.config}: step {row.steps} changes no parameter: {last}")
     seconds = {"compile": compiled - started, "train": time.monotonic() - compiled}
@@ -207,7 +210,7 @@ def _take_steps(row: Row, config: ConfigDict, form: str) -> dict[str, Any]:
         "params": params,
         "multiply_adds": _multiply_adds(assembly.model, subject.plan.input_shape),
         **{f"{kind}_seconds": round(value, 3) for kind, value in seconds.items()},
-        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"]),  # the step is of one device
+        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"]),  # the step runs on one device
         "versions": _versions(importlib.metadata.version("jax"), platform.python_version()),
         "commit": source_commit(),
         "date": datetime.date.today().isoformat(),
@@ -215,7 +218,7 @@ def _take_steps(row: Row, config: ConfigDict, form: str) -> dict[str, Any]:
 
 
 def recipe_of(config: ConfigDict) -> str:
-    """The config's hash without its seed: the same for runs that may be averaged."""
+    """Hash of the config without its seed; runs with the same recipe can be averaged."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.seed, config.seeds = 0, ()
@@ -223,8 +226,9 @@ def recipe_of(config: ConfigDict) -> str:
 
 
 def _hardware(device: str, cores: str, devices: int = 1, processes: int = 1) -> str:
-    """Such as 'AMD EPYC, 2 cores' or 'NVIDIA H100, 16 cores, 8 devices, 2 processes'; cores are of one process. Runs
-    are averaged, and their times compared, where this is the same.
+    """A description such as 'AMD EPYC, 2 cores' or 'NVIDIA H100, 16 cores, 8 devices, 2 processes' (cores per process).
+
+    Only runs on equal hardware are averaged and compared in speed.
     """
     said = [device, "1 core" if cores == "1" else f"{cores} cores"]
     said += [f"{number} {what}" for number, what in ((devices, "devices"), (processes, "processes")) if number > 1]
@@ -240,12 +244,12 @@ def _multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
 
 
 def _kept_line(
-    row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path
+    row: TableRow, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
-    """A finished run's line, and kept in its folder: then it needs no checkpoint any more."""
+    """The line of a finished run. It is stored in the run folder, so that the checkpoints are no longer needed."""
     of_run = {"row": row.name, "form": form, "seed": seed, "config_hash": result["config_hash"], "weights": row.weights}
     file = folder / LINE
-    kept = read_json(file, "delete it, and the run is measured again") if file.exists() else None
+    kept = read_json(file, "delete it to measure the run again") if file.exists() else None
     mine = isinstance(kept, dict) and set(kept) == set(COLUMNS) and of_run.items() <= kept.items()
     if mine and is_whole({name: str(value) for name, value in kept.items()}):
         return kept
@@ -254,14 +258,16 @@ def _kept_line(
     return line
 
 
-def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A finished run's line; measures its last weights where the row asks for these."""
+def _line(
+    row: TableRow, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Makes the line of a finished run; tests the last weights if the row reports them."""
     measured = result["test"]
     loaded = load(folder, checkpoint=row.weights, weights="model" if row.weights == "latest" else "chosen")
     if row.weights == "latest":
         _, source = read_split(loaded, "test")
         found, _ = evaluate_source(loaded, source)
-        measured = found | found["keras"]  # the precision and recall that a run's own test has
+        measured = found | found["keras"]  # precision and recall as in training
     environment = read_environment(folder)
     records = read_jsonl(folder / "metrics.jsonl")
     validations = [record["top1"] for record in deciding_validations(records)]
@@ -286,7 +292,7 @@ def _line(row: Row, form: str, config: ConfigDict, seed: int, result: dict[str, 
 
 
 def circumstances(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Where and by what a run was trained: of all its starts, joined by ' + ' where they differ."""
+    """Hardware, versions, commit and date of a run; if its starts differ, the values are joined by ' + '."""
 
     def each(tell: Callable[[Mapping[str, Any]], str]) -> str:
         return " + ".join(dict.fromkeys(tell(start) for start in starts))

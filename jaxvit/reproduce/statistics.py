@@ -1,4 +1,4 @@
-"""How a row's runs compare with what is asked for it, and with the row that it is paired with."""
+"""Compares the runs of a row with its targets, and with its paired row."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxvit.reproduce.rows import Pair, Row
+from jaxvit.reproduce.rows import Pair, TableRow
 from jaxvit.trained.intervals import student, wilson
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one measure of a row compares with its target.
+    """One measure of a row against its target.
 
     Attributes:
       measure: 'top1' or 'top5'.
       value: mean over the runs.
-      low, high: 95 % interval: of one run, Wilson's for n images; of several, Student's for their mean, cut to 0..1.
-      one_run: where a further run would be with a probability of 95 %, as several let one say; () of one run.
-      target: what was asked.
-      tolerance: how far below that still passes.
+      low, high: 95 % interval, cut to [0, 1]: Wilson's over n images for one run, Student's for the mean of several.
+      one_run: 95 % prediction interval for one further run; () if there is only one run.
+      target: the target.
+      tolerance: how far below the target a row still passes.
     """
 
     measure: str
@@ -35,7 +35,7 @@ class Verdict:
 
     @property
     def missing(self) -> float:
-        """By how much the target is missed; 0 or less = it is not."""
+        """Target minus value; 0 or less = the target is reached."""
         return self.target - self.value
 
     @property
@@ -43,15 +43,15 @@ class Verdict:
         return self.missing <= self.tolerance + 1e-9
 
 
-def judge(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    """What `runs` (of one form, one a seed, with 'top1', 'top5' and 'n') say to the row's targets."""
+def judge(row: TableRow, runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    """Compares `runs` (one per seed, of one form, with 'top1', 'top5' and 'n') with each target of the row."""
     verdicts = []
     for measure, target in row.target.items():
         values = [float(run[measure]) for run in runs]
         mean, one_run = statistics.fmean(values), ()
         if len(values) > 1:
             low, high = student(values)
-            half = (high - mean) * math.sqrt(len(values) + 1)  # of one more run, not of the mean
+            half = (high - mean) * math.sqrt(len(values) + 1)  # for one more run instead of the mean
             one_run = max(mean - half, 0.0), min(mean + half, 1.0)
         else:
             low, high = wilson(values[0], int(runs[0]["n"]))
@@ -62,14 +62,15 @@ def judge(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[Verdict]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row against the one that it is paired with.
+    """A row compared with its paired row.
 
     Attributes:
-      pair: what is asked.
-      seeds: how many both have.
-      mean, low, high: difference of accuracies, this minus that, and its 95 % interval; None for one seed alone.
-      ratios: that row's training seconds through this row's, of each seed.
-      counted: that row's multiply-adds through this row's.
+      pair: the paired row and its targets.
+      seeds: number of common seeds.
+      mean: mean difference of accuracies, this row minus the paired row.
+      low, high: its 95 % interval; None with one seed.
+      ratios: paired row's training seconds divided by this row's, for each seed.
+      counted: paired row's multiply-adds divided by this row's.
     """
 
     pair: Pair
@@ -86,16 +87,16 @@ class Difference:
 
     @property
     def saved(self) -> float:
-        """Share of that row's multiply-adds that this row does without."""
+        """Share of the paired row's multiply-adds that this row saves."""
         return 1 - 1 / self.counted
 
     def equal(self, within: float) -> bool | None:
-        """Whether the whole interval lies within so much of 0; None where there is no interval."""
+        """True if the whole interval lies in [-within, within]; None without an interval."""
         return None if self.low is None else self.low >= -within and self.high <= within
 
     @property
     def above(self) -> bool | None:
-        """Whether the whole interval lies above 0; None where there is no interval."""
+        """True if the whole interval lies above 0; None without an interval."""
         return None if self.low is None else self.low > 0
 
     @property
@@ -110,8 +111,8 @@ class Difference:
         return fast and better and same and self.saves_as_asked
 
 
-def compare(row: Row, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Difference | None:
-    """The comparison over the seeds that both have, on the same hardware; None where there is none."""
+def compare(row: TableRow, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> Difference | None:
+    """Compares common seeds on the same hardware; None if there are none."""
     others = {(run["seed"], run["hardware"]): run for run in theirs}
     pairs = [(run, others[key]) for run in mine if (key := (run["seed"], run["hardware"])) in others]
     if not pairs or row.pair is None:

@@ -1,4 +1,4 @@
-"""What a queue of runs obeys besides signals: a time limit, others' need of a quiet machine, and when to save."""
+"""Controls a queue of runs: time limit, pauses while another process needs a quiet machine, and periodic saves."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from jaxvit.errors import STOPPED, StoppedError, UsageError
 from jaxvit.files import Lock
 from jaxvit.training.stopping import StopRequest
 
-SAVE_SECONDS = 600.0  # of work between two saves at most; some rows' epochs take a quarter of an hour
-_LOOK_SECONDS = 0.2  # between two looks at the locks; some steps take a millisecond
+SAVE_SECONDS = 600.0  # longest work between two saves; an epoch of some rows takes a quarter of an hour
+_LOOK_SECONDS = 0.2  # between two checks of the locks; some steps take only a millisecond
 _POLL_SECONDS = 0.2
 
 
 class Supervisor(StopRequest):
-    """Asks a run to stop when the time is over, to stand still while a quiet machine is asked for, and to save.
+    """A stop request that also enforces a time limit, pauses for quiet measurements, and asks for periodic saves.
 
-    A context, which also sees to it that there is one such process on the machine.
+    As a context manager it ensures that only one queue runs on a machine.
 
     Args:
-      limit: seconds from now until it asks to stop, as SIGTERM does; math.inf = never. Waiting counts too.
+      limit: seconds until it stops the run, as SIGTERM does, pauses included; math.inf = never.
 
     Attributes:
-      limit_reached: whether that is why it asks.
+      limit_reached: True if the run was stopped by the limit.
     """
 
     def __init__(self, limit: float = math.inf) -> None:
@@ -39,11 +39,11 @@ class Supervisor(StopRequest):
 
     def __enter__(self) -> Supervisor:
         try:
-            busy = "another queue is at work on this machine: one at a time; wait for it, or stop it with SIGTERM"
+            busy = "another queue is running on this machine; wait for it, or stop it with SIGTERM"
             self._locks.append(Lock(quiet.lock_file("queue"), busy))
             self._working = quiet.try_to_work()
         except OSError as error:
-            reason = f"{quiet.locks()}: no lock can be held there ({error.strerror})"
+            reason = f"{quiet.locks()}: cannot lock files there ({error.strerror})"
             raise UsageError(f"{reason}; name another folder with JAXVIT_LOCKS") from None
         super().__enter__()
         return self
@@ -62,7 +62,7 @@ class Supervisor(StopRequest):
     def must_hold(self) -> bool:
         now = time.monotonic()
         if self.check():
-            return False  # what is left to do is to save
+            return False  # the run stops, and only has to save
         if self._working is None:
             return True
         if now - self._last_look < _LOOK_SECONDS:
@@ -80,14 +80,14 @@ class Supervisor(StopRequest):
                 break
             if not told:
                 told = True
-                print(f"standing still: a quiet machine is asked for ({quiet.locks() / 'asked'})", flush=True)
+                print(f"paused: another process asked for a quiet machine ({quiet.locks() / 'asked'})", flush=True)
             time.sleep(_POLL_SECONDS)
         else:
             self._working = None
         waited = time.monotonic() - started
         self.held_seconds += waited
         if told:
-            print(f"stood still for {waited / 60:.1f} minutes", flush=True)
+            print(f"resumed after {waited / 60:.1f} minutes", flush=True)
 
     def save_is_due(self) -> bool:
         return time.monotonic() - self.held_seconds - self._last_save >= SAVE_SECONDS
@@ -96,13 +96,13 @@ class Supervisor(StopRequest):
         self._last_save = time.monotonic() - self.held_seconds
 
     def between_runs(self, left: str) -> None:
-        """To be called before a run begins: waits until it may.
+        """Call before each run: waits while paused.
 
         Args:
-          left: what is still to be done, for the error.
+          left: description of the remaining runs, for the error message.
 
         Raises:
-          StoppedError: asked to stop.
+          StoppedError: a stop was requested.
         """
         self.answer = "stopping before the next run"
         if self.must_hold():

@@ -1,4 +1,4 @@
-"""results/results.csv, one line for each run of a row, and what these say: results/README.md."""
+"""Reads and writes results/results.csv, which has one line for each run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError
-from jaxvit.files import Lock, locked_folder, write_csv
-from jaxvit.reproduce.rows import Row, rows_file
+from jaxvit.files import Lock, check_regular, locked_folder, write_csv
+from jaxvit.reproduce.rows import TableRow, rows_file
 
 COLUMNS = (
     *("row", "form", "recipe", "config_hash", "seed", "n", "top1", "top5", "loss", "precision", "recall"),
@@ -28,8 +28,8 @@ FULL = "full"
 _ON_RANDOM = " on random images"
 
 
-def form_of(row: Row, epochs: int = 0, dtype: str = "") -> str:
-    """How a row is run: in full, or in so many epochs (0 = its own); in a dtype ('' = its config's)."""
+def form_of(row: TableRow, epochs: int = 0, dtype: str = "") -> str:
+    """Describes how a row is run: 'full' or a number of epochs (0 = full), and the dtype ('' = from the config)."""
     length = f"{epochs} of {row.epochs} epochs" if 0 < epochs < row.epochs else FULL
     if row.steps:
         length = f"{row.steps} step{'s' * (row.steps > 1)}{_ON_RANDOM}"
@@ -37,33 +37,34 @@ def form_of(row: Row, epochs: int = 0, dtype: str = "") -> str:
 
 
 def how(form: str) -> tuple[int, str]:
-    """The epochs (0 = the row's own) and the dtype ('' = its config's) that `form_of` made a form of."""
+    """Inverse of `form_of`: (epochs, dtype)."""
     length, _, dtype = form.partition(", ")
     short = re.fullmatch(r"(\d+) of \d+ epochs", length)
     return int(short[1]) if short else 0, dtype
 
 
 def metrics_name(line: Mapping[str, Any]) -> str:
-    """The file in results/metrics of a run: each run that has a line of its own has one of its own."""
+    """Name of a run's file in results/metrics; each line of results.csv has its own."""
     form = "" if line["form"] == FULL else f"_{line['form'].replace(' ', '_').replace(',', '')}"
     key = hashlib.sha256(f"{line['config_hash']} {line['hardware']}".encode()).hexdigest()[:6]
     return f"{line['row']}{form}_seed_{line['seed']}_{key}.jsonl"
 
 
 def is_full(form: str) -> bool:
-    """Whether a run of this form can pass."""
+    """True if the form is a full run; only full runs can pass."""
     return form.partition(",")[0] == FULL
 
 
 def results_of(file: Path) -> list[dict[str, str]]:
-    """The lines of results.csv; [] if there is none.
+    """Reads the lines of results.csv; [] if the file does not exist.
 
     Raises:
-      UsageError: it is not that file.
+      UsageError: the file is damaged or has other columns.
     """
     if not file.exists():
         return []
     try:
+        check_regular(file)
         with file.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
             if tuple(reader.fieldnames or ()) != COLUMNS:
@@ -77,10 +78,10 @@ def results_of(file: Path) -> list[dict[str, str]]:
 
 
 def known_results(results: Path) -> list[dict[str, str]]:
-    """The lines of a folder of results; where its rows are those that come with jaxvit, what came with them as well.
+    """Reads the lines of a folder of results; if its rows come with jaxvit, also the results that come with jaxvit.
 
     Raises:
-      UsageError: a results.csv is not one.
+      UsageError: a results.csv is damaged.
     """
     folders = [rows_file(results).parent]
     if folders[0].resolve() != results.resolve():
@@ -89,7 +90,7 @@ def known_results(results: Path) -> list[dict[str, str]]:
 
 
 def is_whole(line: dict[str, str]) -> bool:
-    """Whether its numbers can be those of a run, and its metrics a file beside it; steps have no accuracy."""
+    """True if the values of a line are plausible. Rows of steps have no accuracy and no metrics file."""
     of_steps = line["form"].partition(",")[0].endswith(_ON_RANDOM)
     try:
         counts = [int(line[name]) for name in ("seed", "n", "params", "multiply_adds")]
@@ -109,22 +110,22 @@ def is_whole(line: dict[str, str]) -> bool:
 
 
 def writing(results: Path) -> Lock:
-    """Within, no other process writes into this folder: each reads what the one before it has left."""
+    """Lock on the folder: one process writes at a time, and reads what the last one wrote."""
     return locked_folder(results)
 
 
 def keep(line: Mapping[str, Any], file: Path) -> None:
-    """Adds a line to results.csv, in place of an older one of the same run on the same hardware; within `writing`."""
+    """Adds a line to results.csv, replacing the line of the same run on the same hardware. Hold `writing` around it."""
     same = ("row", "form", "seed", "hardware", "config_hash")
     lines = [old for old in results_of(file) if any(str(line[name]) != old[name] for name in same)]
     lines.append({name: str(line[name]) for name in COLUMNS})
     write_csv(file, COLUMNS, lines)
 
 
-def newest(lines: Sequence[dict[str, str]], row: Row, form: str = FULL) -> list[dict[str, str]]:
-    """A row's lines of one form, recipe, data and hardware: one for each of its seeds, in their order.
+def newest(lines: Sequence[dict[str, str]], row: TableRow, form: str = FULL) -> list[dict[str, str]]:
+    """A row's lines with one form, recipe, data and hardware, sorted by seed.
 
-    These are the ones with the most seeds, of several the last.
+    If there are several such sets, returns the one with the most seeds, or the last of these.
     """
     alike: dict[tuple[str, ...], dict[int, dict[str, str]]] = {}
     for line in lines:

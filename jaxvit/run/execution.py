@@ -16,19 +16,27 @@ from typing import Any
 import jax
 
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.sources import Dataset, Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.data.sources import Dataset
 from jaxvit.devices import processes
 from jaxvit.devices.sharding import make_mesh, shard_state
-from jaxvit.errors import DamagedCheckpointError, StoppedError, UsageError, first_line
+from jaxvit.errors import (
+    DamagedCheckpointError,
+    StoppedError,
+    UsageError,
+    describe_system_error,
+    find_system_error,
+    first_line,
+)
 from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
 from jaxvit.run.folder import RunDirectory, checkpoint_folder
 from jaxvit.run.messages import print_result, print_start
-from jaxvit.run.program import StartOptions, make_job
+from jaxvit.run.program import StartOptions, make_program
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
-from jaxvit.training.loop import Course, Job, Position, evaluate, fit
+from jaxvit.training.loop import Position, Program, RunTracker, evaluate, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import SAVES_THE_STEP, StopRequest
@@ -52,26 +60,26 @@ def execute(
     stop.answer = SAVES_THE_STEP
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     sources = read_sources(plan, dataset)
-    processes.everywhere(lambda: run.check_data(describe(sources), plan.data.class_names))
+    processes.on_all(lambda: run.check_data(describe(sources), plan.data.class_names))
     folder = checkpoint_folder(run.path)
     with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
-        state, position = processes.everywhere(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))
+        state, position = processes.on_all(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))
         print_start(plan, assembly, position)
-        job = make_job(plan, assembly, sources, state, mesh, position, options, run.path)
-        with contextlib.closing(processes.everywhere(lambda: begin(run, plan, position, sources, whole))) as journal:
+        program = make_program(plan, assembly, sources, state, mesh, position, options, run.path)
+        with contextlib.closing(processes.on_all(lambda: begin(run, plan, position, sources, whole))) as journal:
             progress = Progress(plan.train.steps, plan.train.steps_per_epoch, position.step)
-            with progress, contextlib.closing(job.profiler) if job.profiler else contextlib.nullcontext():
+            with progress, contextlib.closing(program.profiler) if program.profiler else contextlib.nullcontext():
                 hooks = Hooks(plan.train.hooks, seed=plan.seed, workdir=run.path)
                 books = {"checkpoints": checkpoints, "journal": journal, "progress": progress, "hooks": hooks}
-                course = Course(job, position, **books)
-                state = fit(job, state, [course], stop=stop)
-            return _finish(run, plan, job, state, position, sources, checkpoints, journal, stop, options)
+                tracker = RunTracker(program, position, **books)
+                state = fit(program, state, [tracker], stop=stop)
+            return _finish(run, plan, program, state, position, sources, checkpoints, journal, stop, options)
 
 
 def read_sources(plan: Plan, dataset: Dataset) -> Sources:
     """The splits that a plan uses, {'train': …, 'validation': …, 'test': …}."""
     splits = {part: split for part in ("train", "validation", "test") if (split := getattr(plan.data, part))}
-    return processes.everywhere(lambda: {part: dataset.read(split) for part, split in splits.items()})
+    return processes.on_all(lambda: {part: dataset.read(split) for part, split in splits.items()})
 
 
 def begin(
@@ -109,7 +117,7 @@ def start(
     options: StartOptions,
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from: fresh, or the newest checkpoint's."""
-    steps = processes.told(checkpoints.steps)
+    steps = processes.broadcast_from_first(checkpoints.steps)
     shardings = shard_state(mesh, assembly.abstract_state)
     if not steps:
         # Born where it will live: no device ever holds a full copy.
@@ -174,7 +182,7 @@ def _restore_newest(
 def _finish(
     run: RunDirectory,
     plan: Plan,
-    job: Job,
+    program: Program,
     state: TrainState,
     position: Position,
     sources: dict[str, Source | StreamedSource],
@@ -197,12 +205,12 @@ def _finish(
             yield batch
 
     test = {}
-    if job.test:
+    if program.test:
         started = time.monotonic() - stop.held_seconds
-        (totals,) = evaluate(job.eval_step, state.chosen_variables, unless_stopped(job.test()), job.place)
+        (totals,) = evaluate(program.eval_step, state.chosen_variables, unless_stopped(program.test()), program.place)
         test = totals.means()
         position.seconds["eval"] += time.monotonic() - stop.held_seconds - started
-        journal.write(position.step, position.step / job.steps_per_epoch, "test", test)
+        journal.write(position.step, position.step / program.steps_per_epoch, "test", test)
     journal.flush()
     result = {
         "test": test,
@@ -219,27 +227,31 @@ def _finish(
         **({"extensions": run.extensions} if run.extensions else {}),
     }
     # All wait for the one that draws and writes: one that has left counts as lost after a while.
-    processes.first(lambda: _draw(run, plan, position))
+    not_drawn = processes.on_first(lambda: _draw(run, plan, position))
     _stop_if_asked(stop)
-    processes.first(lambda: run.write_result(result))
+    processes.on_first(lambda: run.write_result(result))
+    if not_drawn:  # said now: on a full disk, that the result is not there says enough
+        print(not_drawn, file=sys.stderr, flush=True)
     print_result(result, run.path)
     return result
 
 
-def _draw(run: RunDirectory, plan: Plan, position: Position) -> None:
-    """Draws the run's metrics. A figure is not worth a result: what goes wrong is told, and that is all."""
+def _draw(run: RunDirectory, plan: Plan, position: Position) -> str:
+    """Draws the run's metrics. A figure is not worth a result: returns what went wrong; '' = nothing."""
     try:
         records = read_jsonl(run.path / "metrics.jsonl")
         if not records:
-            return
+            return ""
         from jaxvit.figures.history import draw_history  # matplotlib is not for the way to the first step
 
         best = position.best_epoch if plan.data.validation else 0
         title = f"{plan.model.name} on {plan.data.name}"
         draw_history(records, run.path / "figures" / "history.png", best, title, plan.train.label_smoothing)
+        return ""
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
-        print(f"warning: figures/history.png is not drawn ({reason})", file=sys.stderr, flush=True)
+        failed = find_system_error(error)
+        reason = describe_system_error(failed) if failed else f"{type(error).__name__}: {first_line(error)[:200]}"
+        return f"warning: figures/history.png is not drawn ({reason})"
 
 
 def _restore_best(

@@ -15,9 +15,11 @@ Each JSON file has a checksum of its own content, which is compared whenever it 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,11 @@ from ml_collections import ConfigDict
 
 from jaxvit._version import __version__
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.keys import EXTENDABLE, KEYS, check_value, complete, flatten, from_plain, to_plain
+from jaxvit.config.key_table import EXTENDABLE, KEYS
+from jaxvit.config.keys import check_value, complete, flatten, from_plain, to_plain
 from jaxvit.config.plan_types import Plan
-from jaxvit.errors import UsageError, first_line, is_disk_full
-from jaxvit.files import Lock, is_number, read_json, refuse_backslash, require, write_json
+from jaxvit.errors import UsageError, first_line, is_disk_failure
+from jaxvit.files import Lock, is_number, make_folder, naming, read_json, refuse_backslash, require, write_json
 from jaxvit.run.environment import describe_environment
 
 
@@ -72,10 +75,16 @@ class RunDirectory:
             raise UsageError(f"--workdir={self.path}: this folder holds a sweep; name a new one for the run")
         busy = f"--workdir={self.path}: another process is at work in this run; wait or stop it"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            return Lock(self.path / ".lock", busy)
+            while True:
+                make_folder(self.path)
+                with naming(self.path):
+                    lock = Lock(self.path / ".lock", busy)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.stat(self.path / ".lock"), os.fstat(lock.fileno())):
+                        return lock
+                lock.close()  # of a process that was refused, and has removed it meanwhile
         except OSError as error:
-            if is_disk_full(error):
+            if is_disk_failure(error):
                 raise
             reason = "it is a file" if self.path.is_file() else error.strerror
             raise UsageError(f"--workdir={self.path}: cannot be written ({reason}); name another folder") from None
@@ -182,8 +191,12 @@ class RunDirectory:
             write_json(self.path / name, value, with_checksum=True)
 
     def close(self) -> None:
-        """Lets other processes open the folder; a second call does nothing."""
+        """Lets other processes open the folder, and leaves none that holds nothing; a second call does nothing."""
         if self._lock:
+            with contextlib.suppress(OSError):
+                own = self.path / ".lock"
+                if all(path == own or (path.is_dir() and not any(path.iterdir())) for path in self.path.iterdir()):
+                    own.unlink()  # it was refused before it began
             self._lock.close()
 
 
@@ -288,12 +301,16 @@ def checkpoint_folder(path: Path) -> Path:
 
 
 def seed_folders(path: Path) -> list[Path]:
-    """The folders of single seeds in that of a run of several, by their number."""
-    found = [p for p in path.glob("seed_*") if p.is_dir() and p.name.removeprefix("seed_").isdecimal()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("seed_")))
+    """The folders of single seeds, or folds, in that of a run of several, by their number."""
+    found = [p for p in path.glob("[sf][eo][el]d_*") if p.is_dir() and _OF_SEVERAL.fullmatch(p.name)]
+    return sorted(found, key=lambda p: (p.name.partition("_")[0], int(p.name.partition("_")[2])))
+
+
+_OF_SEVERAL = re.compile(r"(seed|fold)_\d+", re.ASCII)
 
 
 def refuse_seeds(path: Path) -> None:
-    """Raises UsageError where `path` is the folder of a run of several seeds, and that of one is wanted."""
+    """Raises UsageError where `path` is the folder of a run of several seeds or folds, and that of one is wanted."""
     if seeds := seed_folders(path):
-        raise UsageError(f"{path} holds a run for each of {len(seeds)} seeds; name one, such as {seeds[0]}")
+        kind = seeds[0].name.partition("_")[0]
+        raise UsageError(f"{path} holds a run for each of {len(seeds)} {kind}s; name one, such as {seeds[0]}")

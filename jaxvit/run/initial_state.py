@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.augment import evaluation_transform
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.augment import preprocess
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import processes
 from jaxvit.errors import UsageError, first_line
 from jaxvit.models.initial_sites import Stem, start_attention, start_positions, start_stem, stem_input, survey
@@ -81,7 +81,7 @@ class InitialValues:
     def measure(self, source: Source | StreamedSource) -> np.ndarray | None:
         """Filters (P, P) for the stem, where they are asked for, from images of the training split.
 
-        A function of the images and the config alone, whatever the seed. Process 0 measures and tells the others.
+        A function of the images and the config alone, whatever the seed. Process 0 measures and broadcasts the result.
         """
         stem = self._sites.stem
         if not self._init.stem or stem is None:
@@ -91,16 +91,15 @@ class InitialValues:
             moments_PP = self._moments(stem, source)
             return base64.b64encode(whitening_filters(moments_PP, self._init.stem_eps).tobytes()).decode()
 
-        told = base64.b64decode(processes.told(work))
-        return np.frombuffer(told, np.float32).reshape(stem.values, stem.values)
+        values = base64.b64decode(processes.broadcast_from_first(work))
+        return np.frombuffer(values, np.float32).reshape(stem.values, stem.values)
 
     def _moments(self, stem: Stem, source: Source | StreamedSource) -> np.ndarray:
         """Mean of x xᵀ (P, P) over the patches x that the stem takes, where it takes them, of evenly spread images.
 
         The images are as in evaluation: of the model's size, normalised, not augmented.
         """
-        prepare = evaluation_transform(self._plan.augment)
-        look = jax.jit(lambda images: stem_input(self._model, stem, prepare(images)))
+        look = jax.jit(lambda images: stem_input(self._model, stem, preprocess(images, self._plan.augment)))
         count = min(self._init.stem_images, len(source))
         rows = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))
         total, patches = np.zeros((stem.values, stem.values)), 0

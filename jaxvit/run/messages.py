@@ -50,7 +50,8 @@ def print_result(result: dict[str, Any], path: Path, remark: str = "") -> None:
     if "std" in test:
         print(
             f"test accuracy {test['top1']:.2%} ± {test['std']['top1']:.2%} (mean ± standard deviation of {test['n']} "
-            f"seeds, {test['count']:,} images), top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
+            f"{'folds' if 'folds' in result else 'seeds'}, {test['count']:,} images), top-5 {test['top5']:.2%}, "
+            f"loss {test['loss']:.4f}"
         )
     elif test:
         right = round(test["top1"] * test["count"])
@@ -58,18 +59,25 @@ def print_result(result: dict[str, Any], path: Path, remark: str = "") -> None:
             f"test accuracy {test['top1']:.2%} ({right:,} of {test['count']:,} images), "
             f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
         )
+    if "macro_f1" in test:
+        by_class = [
+            f"{words} {test[name]:.2%}" + (f" ± {test['std'][name]:.2%}" if "std" in test else "")
+            for name, words in (("macro_f1", "macro F1"), ("balanced_accuracy", "balanced accuracy"))
+        ]
+        print(f"all classes alike: {', '.join(by_class)}")
     seconds = result["seconds"]
     early = ", stopped early" if result["stopped_early"] else ""
-    if "seeds" in result:
-        chosen = _chosen_of_each(result["seeds"])
+    several = result.get("seeds") or result.get("folds")
+    if several:
+        chosen = _chosen_of_each(several)
     elif result["weights_of"] == "best":
         chosen = f"weights of epoch {result['best_epoch']}, the best on validation"
     elif result["validation"]:
         chosen = f"last weights, since those of epoch {result['best_epoch']}, the best on validation, are damaged"
     else:
         chosen = "last weights"
-    if "seeds" in result:
-        steps = [one["steps"] for one in result["seeds"]]
+    if several:
+        steps = [one["steps"] for one in several]
         fewest = f"{min(steps):,} to " if min(steps) < max(steps) else ""
         print(f"{chosen}; {fewest}{max(steps):,} steps each; {seconds['train']:.1f} s of training in all")
     else:
@@ -84,5 +92,6 @@ def _chosen_of_each(seeds: Sequence[dict[str, Any]]) -> str:
         damaged = ", since the best on validation are damaged" if seeds[0]["validation"] else ""
         return f"last weights{damaged}"
     phrase = f"weights of epochs {', '.join(str(one['best_epoch']) for one in best)}, the best on validation"
-    others = ", ".join(str(one["seed"]) for one in seeds if one["weights_of"] != "best")
-    return f"{phrase}; of seeds {others} the last, since the best are damaged" if others else phrase
+    kind = "seed" if "seed" in seeds[0] else "fold"
+    others = ", ".join(str(one[kind]) for one in seeds if one["weights_of"] != "best")
+    return f"{phrase}; of {kind}s {others} the last, since the best are damaged" if others else phrase

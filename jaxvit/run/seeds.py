@@ -29,10 +29,10 @@ from jaxvit.run.assembly import Assembly
 from jaxvit.run.execution import Sources, begin, describe, execute, read_sources, refuse_fewer_steps, start
 from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
 from jaxvit.run.messages import print_result
-from jaxvit.run.program import StartOptions, make_job
+from jaxvit.run.program import StartOptions, make_program
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.hooks import Hooks
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
@@ -57,7 +57,7 @@ def train_seeds(
     """
     together = _shall_be_together(plan, options)
     sources = read_sources(plan, dataset)
-    run.note_extension(processes.everywhere(lambda: _check(run, plan, sources)))
+    run.note_extension(processes.on_all(lambda: _check(run, plan, sources)))
     if together:
         try:
             while _train_hindmost(run, plan, assembly, sources, options, stop):
@@ -71,9 +71,9 @@ def train_seeds(
         print(f"seed {seed} ({i + 1} of {len(plan.seeds)})", flush=True)
         config = config_of_seed(run.config, seed)
         folder = run.path / f"seed_{seed}"
-        finished = processes.told(lambda config=config, folder=folder: finished_result(folder, config))
+        finished = processes.broadcast_from_first(lambda config=config, folder=folder: finished_result(folder, config))
         if finished is None:
-            with _opened(folder, config) as single:
+            with open_run(folder, config) as single:
                 own = _plan_of_seed(plan, seed)
                 parts = dataclasses.replace(assembly, plan=own)
                 try:
@@ -82,7 +82,7 @@ def train_seeds(
                     raise RunFailedError(f"seed {seed}: {error}") from error
         results[seed] = finished
     result = combine(results, run)
-    processes.first(lambda: run.write_result(result))
+    processes.on_first(lambda: run.write_result(result))
     print_result(result, run.path)
     return result
 
@@ -107,9 +107,10 @@ def _shall_be_together(plan: Plan, options: StartOptions) -> bool:
     return plan.seeds_run == "together" or (not hindrance and jax.default_backend() != "cpu")
 
 
-def _opened(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:
-    opened = processes.first(lambda: RunDirectory(folder, config))
-    return contextlib.closing(processes.everywhere(lambda: opened or RunDirectory(folder, config, writes=False)))
+def open_run(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:
+    """The folder of one run of several, open until the block ends; process 0 alone writes."""
+    opened = processes.on_first(lambda: RunDirectory(folder, config))
+    return contextlib.closing(processes.on_all(lambda: opened or RunDirectory(folder, config, writes=False)))
 
 
 def _plan_of_seed(plan: Plan, seed: int) -> Plan:
@@ -179,15 +180,15 @@ def _train_hindmost(
             flush=True,
         )
         compiling = Position(step=step)
-        job = make_job(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
+        program = make_program(plan, assembly, sources, state, mesh, compiling, options, run.path, seeds)
         progress = stack.enter_context(Progress(plan.train.steps, plan.train.steps_per_epoch, step))
-        courses = []
+        trackers = []
         for lane in lanes:
             lane.position.seconds["compile"] += compiling.seconds["compile"] / len(lanes)
             journal = begin(lane.run, lane.plan, lane.position, sources, whole=run)
-            courses.append(
-                Course(
-                    job,
+            trackers.append(
+                RunTracker(
+                    program,
                     lane.position,
                     checkpoints=lane.checkpoints,
                     journal=stack.enter_context(contextlib.closing(journal)),
@@ -196,7 +197,7 @@ def _train_hindmost(
                     label=f"seed {lane.seed}: ",
                 )
             )
-        fit(job, state, courses, stop=stop, until=until)
+        fit(program, state, trackers, stop=stop, until=until)
         return until < plan.train.steps
 
 
@@ -227,11 +228,13 @@ def _stack(states: list[Any], layout: Any) -> TrainState:
     return jax.jit(lambda *s: jax.tree.map(lambda *x: jnp.stack(x), *s), out_shardings=layout)(*states)
 
 
-def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, Any]:
+def combine(results: dict[int, dict[str, Any]], run: RunDirectory, of: str = "seed") -> dict[str, Any]:
     """The result of several seeds: means, sample standard deviations (of n - 1) under `std`, and each seed's own.
 
-    `weights_of` is 'mixed' where the best weights of some are damaged.
+    `weights_of` is 'mixed' where the best weights of some are damaged. `of` is 'seed' or 'fold': the result of folds
+    counts the test images of all of them, and leaves to each which images it had.
     """
+    folds = of == "fold"
     each = list(results.values())
     tests = [result["test"] for result in each]
     test: dict[str, Any] = {}
@@ -239,15 +242,16 @@ def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, 
         names = [name for name in tests[0] if name != "count"]
         test = {name: statistics.fmean(t[name] for t in tests) for name in names}
         spread = {name: statistics.stdev(t[name] for t in tests) if len(tests) > 1 else 0.0 for name in names}
-        test |= {"count": tests[0]["count"], "std": spread, "n": len(tests)}
+        count = sum(t["count"] for t in tests) if folds else tests[0]["count"]
+        test |= {"count": count, "std": spread, "n": len(tests)}
     validations = [result["validation"] for result in each]
     weights_of = {result["weights_of"] for result in each}
     return {
         "test": test,
         "validation": {name: statistics.fmean(v[name] for v in validations) for name in validations[0]},
-        "seeds": [
-            {"seed": seed, **{key: value for key, value in result.items() if key != "data"}}
-            for seed, result in results.items()
+        f"{of}s": [
+            {of: number, **{key: value for key, value in result.items() if folds or key != "data"}}
+            for number, result in results.items()
         ],
         "weights": each[0]["weights"],
         "weights_of": weights_of.pop() if len(weights_of) == 1 else "mixed",
@@ -257,6 +261,6 @@ def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, 
         "stopped_early": any(result["stopped_early"] for result in each),
         "seconds": {name: round(sum(r["seconds"][name] for r in each), 3) for name in each[0]["seconds"]},
         "config_hash": run.config_hash,
-        "data": each[0]["data"],
+        **({} if folds else {"data": each[0]["data"]}),
         **({"extensions": run.extensions} if run.extensions else {}),
     }

@@ -26,8 +26,18 @@ from jaxvit.config.keys import from_plain, to_plain
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.devices import hardware
-from jaxvit.errors import RunFailedError, StoppedError, UsageError
-from jaxvit.files import Lock, read_json, refuse_backslash, require, write_csv, write_json
+from jaxvit.errors import RunFailedError, StoppedError, UsageError, is_disk_failure
+from jaxvit.files import (
+    Lock,
+    check_regular,
+    make_folder,
+    naming,
+    read_json,
+    refuse_backslash,
+    require,
+    write_csv,
+    write_json,
+)
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.folder import finished_result
@@ -211,6 +221,7 @@ def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any]]:
 def _read_rows(file: Path) -> list[dict[str, str]]:
     """What an earlier start's table says, as written; [] if there is none that can be used."""
     try:
+        check_regular(file)
         with file.open(newline="") as stream:
             rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(stream)]
     except (OSError, ValueError, csv.Error):
@@ -272,9 +283,12 @@ def open_sweep(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterat
             what = what or f"it goes over {', '.join(sorted(swept))}"
             raise UsageError(f"--workdir={workdir}: this folder holds another sweep ({what}); name a new one")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process is at work in this sweep")
+        make_folder(workdir)
+        with naming(workdir):
+            lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process is at work in this sweep")
     except OSError as error:
+        if is_disk_failure(error):
+            raise
         reason = "it is a file" if workdir.is_file() else error.strerror
         raise UsageError(f"--workdir={workdir}: cannot be written ({reason}); name another folder") from None
     with lock:

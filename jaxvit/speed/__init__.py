@@ -1,1 +1,1 @@
-"""Measuring speed and memory: of models, of exported files, of the input."""
+"""Benchmarks of speed and memory: models, exported files, and the input pipeline."""

@@ -1,4 +1,4 @@
-"""How fast exported files are, beside the model that they were made of: `jaxvit benchmark --file=…`."""
+"""Measures exported files, and the original model for comparison: `jaxvit benchmark --file=…`."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from jaxvit.trained.load import load
 
 BATCHES = (1, 32)
 ORIGINAL = "jitted original"
-_MOST_PIXELS = 2**24  # of an image, all channels
+_MOST_PIXELS = 2**24  # values in one image, over all channels
 
 
 def measure_files(
     files: Sequence[Path], workdir: str, effort: Effort, *, own_code: bool = False
 ) -> list[dict[str, Any]]:
-    """Latencies of exported files, each batch waited for, all turn by turn in this process.
+    """Measures the latency of exported files, waiting for each batch. Files take turns in this process.
 
     Args:
-      files: what `jaxvit export` has written.
-      workdir: the run that they were made of, to be timed beside them; '' = none.
-      effort: how long.
-      own_code: as `jaxvit.load`.
+      files: files written by `jaxvit export`.
+      workdir: the run they were exported from, timed for comparison; '' = none.
+      effort: how long to measure.
+      own_code: as in `jaxvit.load`.
 
     Returns:
-      One for each, the original first: file, format, batches {batch: ms}, ratios {batch: ms through those of the
-      original, if there is one}, spread {batch: median, quartiles, count}.
+      A dict for each file, the original model first: file, format, batches {batch: ms}, spread {batch: median,
+      quartiles, count}; and with `workdir`, ratios {batch: ms divided by the original's ms}.
 
     Raises:
-      UsageError: a file is not there, or is none of these; what runs it is not installed.
-      RunFailedError: it does not run.
+      UsageError: a file does not exist or has no known format, or the package that runs it is not installed.
+      RunFailedError: a file does not run.
     """
     runs: dict[str, tuple[str, Callable[[np.ndarray], Any]]] = {}
     shape: tuple[int, ...] | None = None
@@ -60,7 +60,9 @@ def measure_files(
             if len(its_shape) != 3 or not 0 < math.prod(its_shape) <= _MOST_PIXELS:
                 raise ValueError(f"image_shape {its_shape}")
         if shape and its_shape != shape:
-            raise UsageError(f"{path} takes images of {list(its_shape)}, and what came before it takes {list(shape)}")
+            raise UsageError(
+                f"{path} takes images of {list(its_shape)}, the file before it {list(shape)}: measure them separately"
+            )
         shape = its_shape
         runs[str(path)] = (kind.name, call)
     rng = np.random.default_rng(0)
@@ -89,7 +91,7 @@ def measure_files(
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns whatever a file brings about in another's library into one line."""
+    """Turns any error that a library raises for a file into a one-line message."""
     try:
         yield
     except UsageError:
@@ -102,13 +104,13 @@ def _explained(path: Path) -> Iterator[None]:
 def _repeated(call: Callable[[np.ndarray], Any], images: np.ndarray) -> Callable[[int], None]:
     def run(count: int) -> None:
         for _ in range(count):
-            jax.block_until_ready(call(images))  # of numpy's arrays, which others return, a no-op
+            jax.block_until_ready(call(images))  # no-op for NumPy arrays, which other runtimes return
 
     return run
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
+    """The results as a Markdown table."""
     lines = [
         "| file | format | " + " | ".join(f"batch {b}, ms (quartiles)" for b in BATCHES) + " | against the original |"
     ]
@@ -121,7 +123,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def page(found: Sequence[dict[str, Any]], circumstances: Mapping[str, Any]) -> str:
-    """The table, and below it the machine, versions and date that it was measured with."""
+    """The table with machine, versions and date below it."""
     about = circumstances["machine"]
     where = f"{about['processor']}, {about['cores']} cores, {about['memory']}; {about['system']}"
     of = ", ".join(f"{name} {version}" for name, version in circumstances["versions"].items())

@@ -1,10 +1,11 @@
-"""How fast the input is, stage by stage: what `jaxvit data benchmark` measures."""
+"""Measures each stage of the input pipeline: `jaxvit data benchmark`."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,31 +13,38 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.config.plan import dataset_of, resolve
-from jaxvit.data.augment import flip_key, training_transform
 from jaxvit.data.batches import TrainBatches, TrainOrder
 from jaxvit.data.decoding import decode_records
 from jaxvit.data.feed import ResidentFeed, StreamFeed
-from jaxvit.data.sources import Dataset, Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.data.sources import Dataset
 from jaxvit.run.assembly import assemble
 
-SECONDS = 2.0  # of each measurement, after a warm-up
+SECONDS = 2.0  # duration of each measurement, after a warm-up
 
 
 def measure_input(config: ConfigDict, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Measures how fast each stage of a config's input is, and its share of a training step.
+    """Measures the speed of each stage of a config's input pipeline, and its share of a training step.
 
     Args:
-      config: of a run.
-      overrides: keys set by hand; each must matter in this run.
+      config: config of a run.
+      overrides: keys set on the command line; each must have an effect in this run.
 
     Returns:
-      Rounded to four digits: data, batch, device, cpus; first_batch_s, from nothing to the first batch;
-      decode_images_per_s, by this process; stream_images_per_s, of the streamed feed onto the device;
-      resident_images_per_s, gathered and augmented on the device, where the data fits there and the device augments;
-      input_ms, of the device's part of a batch; step_ms, of a training step with it; input_share_of_step.
+      A dict, with numbers rounded to four digits:
+
+      data, batch, device, cpus: the setting.
+      first_batch_s: time until the first batch is ready, from the start.
+      decode_images_per_s: decoding in this process.
+      stream_images_per_s: the streamed feed, including the transfer to the device.
+      resident_images_per_s: gathering and augmenting on the device; only if the data fits there and the device
+        augments.
+      input_ms: the device's part of the input, for a batch.
+      step_ms: a training step that includes it.
+      input_share_of_step: input_ms / step_ms.
 
     Raises:
-      UsageError: as `jaxvit.train` for such a config.
+      UsageError: `jaxvit.train` would refuse the config.
     """
     started = time.perf_counter()
     dataset = dataset_of(config)
@@ -60,10 +68,10 @@ def measure_input(config: ConfigDict, overrides: Iterable[str] = ()) -> dict[str
     host = assembly.host_transform()
     if host:
         batch = jax.device_put(host(0, {name: np.asarray(values) for name, values in batch.items()}))
-    step = jax.jit(assembly.train_step())
+    step = jax.jit(assembly.train_step)
     state = jax.jit(assembly.create_state)()
     found["step_ms"] = 1e3 * seconds_each(lambda: step(state, batch))
-    transform = training_transform(a, assembly.classes, t.label_smoothing, flips=flip_key(key))
+    transform = partial(assembly.augment, root=key)
     if a.where == "device" and isinstance(source, Source):
         seconds = resident_seconds(source, batch_size, transform)
         found |= {"resident_images_per_s": batch_size / seconds, "input_ms": 1e3 * seconds}
@@ -75,7 +83,7 @@ def measure_input(config: ConfigDict, overrides: Iterable[str] = ()) -> dict[str
 
 
 def seconds_each(once: Callable[[], Any], seconds: float = SECONDS) -> float:
-    """Median duration of a call, after one that does not count; waits for what the call returns."""
+    """Median duration of a call in seconds, after one warm-up call; waits for the returned arrays."""
     jax.block_until_ready(once())
     times, end = [], time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:
@@ -86,7 +94,7 @@ def seconds_each(once: Callable[[], Any], seconds: float = SECONDS) -> float:
 
 
 def decoding_speed(dataset: Dataset, split: str, images: int = 4096) -> float:
-    """Images a second that this process reads and decodes in a bare loop, its threads included."""
+    """Images per second that this process, with its threads, reads and decodes."""
     records, rows, shape, side, damage = dataset.stored(split)
     rows = rows[:images]
     started = time.perf_counter()
@@ -96,7 +104,7 @@ def decoding_speed(dataset: Dataset, split: str, images: int = 4096) -> float:
 
 
 def stream_speed(source: Source | StreamedSource, batch_size: int, batches: int = 40) -> float:
-    """Images a second of the streamed feed, onto the device, with nothing to train."""
+    """Images per second that the streamed feed puts on the device, without training."""
     order = TrainOrder(len(source), batch_size, 0)
     feed = StreamFeed(source, order, batch_size, 1, batches + 5, put_call=lambda call: jax.device_put(dict(call)))
     for step in range(5):
@@ -108,7 +116,7 @@ def stream_speed(source: Source | StreamedSource, batch_size: int, batches: int 
 
 
 def resident_seconds(source: Source, batch_size: int, transform: Callable[..., Any], steps: int = 10) -> float:
-    """Seconds a step of gathering and augmenting a batch that lies on the device; `steps` of them in one call."""
+    """Seconds per step to gather and augment a batch of resident data; one call runs `steps` steps."""
     order = TrainOrder(len(source), batch_size, 0)
     feed = ResidentFeed(
         source,
@@ -117,14 +125,14 @@ def resident_seconds(source: Source, batch_size: int, transform: Callable[..., A
         steps,
         put_split=lambda arrays: jax.device_put(dict(arrays)),
         put_call=lambda call: jax.device_put(dict(call)),
-        numbered=True,  # costs nothing where no transform looks at it
+        numbered=True,  # free if no transform uses the numbers
     )
 
     @jax.jit
     def run(data: Any, call: Any) -> jax.Array:
         def one(i: jax.Array, total: jax.Array) -> jax.Array:
             images, targets = transform(jax.random.fold_in(jax.random.key(0), i), i, feed.pick(data, call, i))
-            return total + images.sum() + targets.sum()  # so that nothing can be left out
+            return total + images.sum() + targets.sum()  # so that XLA cannot remove any work
 
         return jax.lax.fori_loop(0, steps, one, jax.numpy.float32(0))
 

@@ -1,4 +1,4 @@
-"""What is measured of a model, with the circumstances: in this process, or of several in a process of its own each."""
+"""Measures one model in this process, or several models in a process each, and records machine, versions and date."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def measure_one(
     origin: str = "config",
     trace: Path | None = None,
 ) -> dict[str, Any]:
-    """Measures one model, in this process.
+    """Measures one model in this process.
 
     Args:
-      config: what a run would have.
-      effort: how long.
-      overrides: {key: value} set by hand in the config.
+      config: config of a run.
+      effort: how long to measure.
+      overrides: {key: value} of the config keys set on the command line.
       synthetic, origin: see `jaxvit.speed.subject.make_subject`.
-      trace: folder for a profile of some steps; None = none.
+      trace: folder for a profile of some steps; None = no profile.
 
     Returns:
-      What `jaxvit.speed.steps.measure` does; and overrides, machine, versions, date.
+      The result of `jaxvit.speed.steps.measure`, with overrides, machine, versions and date.
 
     Raises:
-      UsageError: as of `make_subject`.
-      RunFailedError: the device has no memory for it, or fails.
+      UsageError: see `make_subject`.
+      RunFailedError: the device runs out of memory, or fails.
     """
     batch, model, overrides = config.train.batch_size, config.model, dict(overrides or {})
     subject = make_subject(config, overrides=overrides, synthetic=synthetic, origin=origin)
@@ -66,7 +66,7 @@ def measure_one(
 
 
 def circumstances(*packages: str) -> dict[str, Any]:
-    """The machine, the versions of this package and of those of `packages` that are there, and the date."""
+    """The machine, the versions of jaxvit and of the installed ones among `packages`, and the date."""
     versions = {"jaxvit": __version__}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -77,18 +77,18 @@ def circumstances(*packages: str) -> dict[str, Any]:
 def measure_each(
     models: Iterable[str], words: Sequence[str] = (), *, trace: Path | None = None
 ) -> Iterator[tuple[str, dict[str, Any] | RunFailedError]]:
-    """Measures models one after the other, each by `jaxvit benchmark` in a process of its own.
+    """Measures models one after the other, each with `jaxvit benchmark` in a new process.
 
     Args:
-      models: names.
-      words: of that command line, beside the model: its flags, and overrides of the config.
-      trace: folder for a profile of each, in a folder of its own; None = none.
+      models: names of the models.
+      words: further arguments of the command: flags and config overrides.
+      trace: folder for profiles, with a subfolder for each model; None = no profiles.
 
     Yields:
-      (model, what `measure_one` returns), or (model, why it could not be measured).
+      (model, result of `measure_one`), or (model, the error) if it could not be measured.
 
     Raises:
-      UsageError: what was asked for does not suit a model.
+      UsageError: a flag or override does not apply to a model.
     """
     for model in models:
         own = [f"--trace={trace / model.replace(':', '.')}"] if trace else []

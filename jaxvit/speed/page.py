@@ -1,4 +1,4 @@
-"""The pages that `jaxvit benchmark` writes of what it has measured: for a terminal, as Markdown, as CSV."""
+"""The output of `jaxvit benchmark`: lines on a terminal, a Markdown page, and CSV."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from jaxvit.speed.steps import Effort
 
 
 def images_of(facts: dict[str, Any]) -> str:
-    """Data set and shape of an image, of `jaxvit.speed.steps.facts_of`."""
+    """Data set and image shape, from the dict of `jaxvit.speed.steps.facts_of`."""
     return f"{facts['data']}, {'×'.join(map(str, facts['input_shape']))}"
 
 
 def device_of(facts: dict[str, Any]) -> str:
-    """The device, with how many there are, of the same."""
+    """Number and kind of devices, from the same dict."""
     return facts["device"] if facts["devices"] == 1 else f"{facts['devices']} × {facts['device']}"
 
 
 def in_ms(value: float) -> str:
-    """Milliseconds, with their unit."""
+    """Formats milliseconds, with the unit."""
     return f"{value:,.4g} ms" if value < 1e4 else f"{value:,.0f} ms"
 
 
@@ -32,7 +32,7 @@ def _share(value: float) -> str:
 
 
 def show(found: dict[str, Any]) -> None:
-    """The figures of one model, for people."""
+    """Prints the results of one model."""
 
     def quartiles(name: str) -> str:
         s = found["spread"][name]
@@ -51,23 +51,23 @@ def show(found: dict[str, Any]) -> None:
                 f"inference, {size}": f"{in_ms(ms)} {quartiles(f'infer_{size}')}"
                 for size, ms in found["infer_ms_per_batch"].items()
             },
-            "one, waited for": f"{in_ms(found['infer_latency_ms'])} {quartiles('infer_latency')}",
+            "latency of 1": f"{in_ms(found['infer_latency_ms'])} {quartiles('infer_latency')}",
             "compiling": f"{found['compile_s']:.3g} s, {found['compile_cached_s']:.3g} s from the cache; "
             f"{found['trace_s']:.3g} s of it tracing",
             "arithmetic": f"{found['tflops']:.4g} TFLOP/s in training, {_share(found['peak_share'])} of the "
-            f"{found['peak_tflops']:.4g} of large products in {found['dtype']}",
+            f"{found['peak_tflops']:.4g} of large matrix products in {found['dtype']}",
             "memory": f"{found['memory_mb']:,.4g} MB {memory}; {found['process_mb']:,.4g} MB for the process",
             "waiting for input": f"{_share(found['input_share'])}; "
-            f"{in_ms(found['input_device_ms'])} of the step gathers and augments",
-            "training loop": f"{_share(found['loop_overhead'])} beside the step",
+            f"{in_ms(found['input_device_ms'])} per step to gather and augment",
+            "training loop": f"{_share(found['loop_overhead'])} of the time, besides the steps",
         }
     )
 
 
 def show_plan(facts: dict[str, Any], effort: Effort) -> None:
-    """What would be measured, of `jaxvit.speed.steps.facts_of`, for people."""
+    """Prints what would be measured, from the dict of `jaxvit.speed.steps.facts_of`."""
     sizes = sorted({1, facts["batch"]})
-    of = {"document": "its document's", "defaults": "the defaults", "config": "the config's"}[facts["workload"]]
+    of = {"document": "as in its document", "defaults": "the defaults", "config": "from the config"}[facts["workload"]]
     print_lines(
         {
             "model": f"{facts['model']}, {facts['params']:,} parameters, {facts['macs']:,} multiply-adds an image",
@@ -76,13 +76,13 @@ def show_plan(facts: dict[str, Any], effort: Effort) -> None:
             "dtype": facts["dtype"],
             "device": device_of(facts),
             "inference": f"batches of {' and '.join(map(str, sizes))}",
-            "effort": f"{effort.rounds} rounds of {effort.seconds:g} s for everything timed",
+            "effort": f"{effort.rounds} rounds, {effort.seconds:g} s for each measurement",
         }
     )
 
 
 def in_short(found: dict[str, Any]) -> str:
-    """One line of what was measured of a model."""
+    """The result of one model in one line."""
     return f"{found['model']}: {in_ms(found['train_ms_per_step'])} a step, {found['images_per_s']:,.4g} images/s"
 
 
@@ -93,11 +93,11 @@ _COLUMNS = (
     "training step, ms",
     "images/s",
     "inference of 1, ms",
-    "of a batch, ms",
+    "inference of a batch, ms",
     "compiling, s",
     "from the cache, s",
     "TFLOP/s",
-    "of the peak",
+    "share of the peak",
     "memory, MB",
     "waiting for input",
     "training loop",
@@ -105,7 +105,7 @@ _COLUMNS = (
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
-    """A page with what was measured, on what, and with which versions: one row for each model."""
+    """A page with a row for each model, and the hardware, versions and date."""
 
     def cell(one: dict[str, Any], name: str) -> str:
         s = one["spread"][name]
@@ -120,12 +120,12 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
         "versions": all_of(", ".join(f"{k} {v}" for k, v in one["versions"].items()) for one in found),
         "date": all_of(one["date"] for one in found),
         "images": all_of(f"{images_of(one)}, feed {one['feed']}" for one in found),
-        "rounds": f"{found[0]['rounds']}, each {found[0]['seconds']:g} s for everything timed",
+        "rounds": f"{found[0]['rounds']}, {found[0]['seconds']:g} s for each measurement",
     }
     lines = [
         "# Speed",
         "",
-        "Medians (quartiles), by `jaxvit benchmark`; docs/performance.md says what each figure means.",
+        "Medians (quartiles), measured by `jaxvit benchmark`; docs/performance.md explains each figure.",
         "",
         "| | |",
         "|---|---|",
@@ -156,7 +156,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 
 
 def write_tables(found: Sequence[dict[str, Any]], folder: Path) -> None:
-    """benchmark.md, and benchmark.csv with all figures that are numbers or words."""
+    """Writes benchmark.md, and benchmark.csv with every number and string of the results."""
     write_text(folder / "benchmark.md", markdown(found))
     rows = []
     for one in found:

@@ -1,8 +1,8 @@
-"""What `jaxvit benchmark` measures of one model: its training step, its inference, and what they cost beside.
+"""Measures one model for `jaxvit benchmark`: training step, inference, compile time, memory and overheads.
 
-The training step is the very program that `jaxvit train` runs, with its donated state, on one batch that lies on the
-devices; `fed` is the same step with batches from the run's own feed, and `loop` the whole training loop around it. All
-are timed turn by turn, several steps between two waits.
+The training step is the compiled program of `jaxvit train`, with a donated state. `train` runs it on one batch that is
+already on the devices, `fed` on batches from the run's feed, and `loop` inside the whole training loop. The
+measurements take turns, and block only after several steps.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jaxvit.data.augment import evaluation_transform
+from jaxvit.data.augment import preprocess
 from jaxvit.devices import hardware, runtime
 from jaxvit.devices.sharding import make_mesh, place_batch, replicated, shard_state, split_batch
 from jaxvit.errors import UsageError
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_macs, count_params
-from jaxvit.run.program import StartOptions, make_feed, make_job, make_train_program
+from jaxvit.run.program import StartOptions, jit_train_step, make_feed, make_program
 from jaxvit.speed.subject import STEPS, Subject
 from jaxvit.speed.timing import Runner, spread, stopwatch, time_in_turns
 from jaxvit.training.journal import Journal, JsonLines
-from jaxvit.training.loop import Course, Position, fit
+from jaxvit.training.loop import Position, RunTracker, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.stopping import StopRequest
 
@@ -42,10 +42,10 @@ TRACED_STEPS = 10
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: `rounds` turns for everything that is timed, each of `seconds`.
+    """How long to measure: each measurement runs for `seconds` in each of the `rounds`.
 
     Raises:
-      UsageError: no round, or no time.
+      UsageError: `rounds` is below 1, or `seconds` is not positive.
     """
 
     rounds: int = 5
@@ -59,7 +59,7 @@ class Effort:
 
 
 class _Unsaved:
-    """Checkpoints of a run that keeps none."""
+    """Stands in for `Checkpoints` in a run that saves nothing."""
 
     def save(self, *_: Any) -> None: ...
 
@@ -69,20 +69,20 @@ class _Unsaved:
 
 
 class Bench:
-    """A run, ready to train, whose parts can be timed.
+    """A run that is ready to train, with methods that run its parts for timing.
 
-    Making it compiles the training step two times: into an empty cache of programs, and again through that cache. To be
-    made within `runtime.fresh_program_cache`.
+    The constructor compiles the training step twice, with an empty and then with a filled compilation cache. Call it
+    inside `runtime.fresh_program_cache`.
 
     Args:
-      subject: what is measured.
-      folder: for metrics and such, which nobody wants to keep.
+      subject: the model to measure, with config and data.
+      folder: temporary folder for metrics.
 
     Attributes:
-      compile_cold, compile_cached: seconds of tracing and compiling the training step, without and with the cache.
+      compile_cold, compile_cached: seconds to trace and compile the training step, without and with the cache.
       trace: seconds of tracing alone.
-      program_bytes: what the compiled training step needs on a device: arguments, results, temporaries. 0 = unknown.
-      steps_per_call: steps of one call of the device; `train` and `fed` count calls.
+      program_bytes: memory of the compiled training step on a device: arguments, outputs, temporaries. 0 = unknown.
+      steps_per_call: training steps in one call of the program; `train` and `fed` count calls.
     """
 
     def __init__(self, subject: Subject, folder: Path):
@@ -98,7 +98,7 @@ class Bench:
         self.trace, self.compile_cold, program = self._compile()
         self.program_bytes = _program_bytes(program)
         _, self.compile_cached, _ = self._compile()
-        self._job = make_job(
+        self._program = make_program(
             plan,
             assembly,
             {"train": self._source},
@@ -113,10 +113,10 @@ class Bench:
         self._progress = Progress(STEPS, STEPS, console=Console(file=io.StringIO()))
 
     def _compile(self) -> tuple[float, float, Any]:
-        """(seconds of tracing, of that and compiling, the program), from nothing that this process remembers."""
+        """Compiles with cleared in-memory caches; returns (seconds to trace, seconds to trace and compile, program)."""
         jax.clear_caches()
         t = self._subject.plan.train
-        made = make_train_program(self._subject.assembly, self._feed, self._state, self._mesh, t.steps_per_call)
+        made = jit_train_step(self._subject.assembly, self._feed, self._state, self._mesh, t.steps_per_call)
         began = time.perf_counter()
         lowered = made.lower(self._state, self._feed, self._call)
         traced = time.perf_counter()
@@ -124,52 +124,52 @@ class Bench:
         return traced - began, time.perf_counter() - began, program
 
     def _take(self, steps: int) -> int:
-        """The first of so many steps that follow those taken before."""
+        """Reserves the next `steps` steps of the feed; returns the first."""
         start = self._next if self._next + steps <= STEPS else 0
         self._next = start + steps
         return start
 
     def train(self, calls: int) -> None:
-        """So many calls of the training step on one batch."""
+        """Calls the training step `calls` times on one batch."""
         for _ in range(calls):
-            self._state, sums = self._job.train_step(self._state, self._call, self.steps_per_call)
+            self._state, sums = self._program.train_step(self._state, self._call, self.steps_per_call)
         jax.block_until_ready((self._state, sums))
 
     def _drain(self) -> None:
-        """Takes the batches that threads may have made while other things were timed: they would look free."""
+        """Discards batches that were prefetched during other measurements: they would seem to cost nothing."""
         for _ in range(-(-self._feed.ahead // self.steps_per_call)):
             self._feed(self._take(self.steps_per_call), self.steps_per_call)
 
     def fed(self, calls: int) -> float:
-        """Seconds of the same on batches from the feed."""
+        """Like `train`, with batches from the feed; returns seconds."""
         self._drain()
         began = time.perf_counter()
         for _ in range(calls):
             call = self._feed(self._take(self.steps_per_call), self.steps_per_call)
-            self._state, sums = self._job.train_step(self._state, call, self.steps_per_call)
+            self._state, sums = self._program.train_step(self._state, call, self.steps_per_call)
         jax.block_until_ready((self._state, sums))
         return time.perf_counter() - began
 
     def loop(self, calls: int) -> float:
-        """Seconds of so many calls in the training loop; metrics are written, nothing is evaluated or saved."""
+        """Runs the training loop, with metrics but without evaluation and checkpoints; returns seconds."""
         self._drain()
         steps = calls * self.steps_per_call
         start = self._take(steps)
-        job = dataclasses.replace(
-            self._job, steps=start + steps, steps_per_epoch=2 * STEPS, checkpoint_every=2 * STEPS, validation=None
+        program = dataclasses.replace(
+            self._program, steps=start + steps, steps_per_epoch=2 * STEPS, checkpoint_every=2 * STEPS, validation=None
         )
         position, unsaved = Position(step=start), _Unsaved()
-        course = Course(job, position, checkpoints=unsaved, journal=self._journal, progress=self._progress)  # type: ignore[arg-type]
-        self._state = fit(job, self._state, [course], stop=StopRequest())
+        tracker = RunTracker(program, position, checkpoints=unsaved, journal=self._journal, progress=self._progress)  # type: ignore[arg-type]
+        self._state = fit(program, self._state, [tracker], stop=StopRequest())
         return position.seconds["train"]
 
     def input_on_device(self) -> Callable[[int], None]:
-        """What the devices do with the input inside the step, by itself: gathering, augmenting, targets."""
-        prepare, _ = self._subject.assembly.loss(mesh=self._mesh)
+        """Runs only the input part of the step on the devices: gather, augmentation, targets."""
+        assembly = self._subject.assembly
 
         @jax.jit
         def run(step: jax.Array, data: Any, call: Any) -> Any:
-            examples = prepare(step, self._feed.pick(data, call, 0))
+            examples = assembly.prepare(step, self._feed.pick(data, call, 0), mesh=self._mesh)
             return examples["image"], examples["target"]
 
         def repeated(count: int) -> None:
@@ -180,16 +180,15 @@ class Bench:
         return repeated
 
     def inference(self, batch: int) -> Callable[[int], None]:
-        """Logits of so many images as they are stored, on all devices if these divide the batch, else on one."""
+        """Computes the logits of `batch` images, on all devices if their number divides the batch, else on one."""
         plan, assembly = self._subject.plan, self._subject.assembly
         mesh = self._mesh if batch % plan.train.devices == 0 else make_mesh(1)
-        # Variables of its own: the state's are given away at the next step.
+        # A separate copy of the variables: the next training step donates the state's.
         variables = jax.device_put(self._variables(), replicated(mesh))
         images, _, _ = self._source.batch(np.arange(batch) % len(self._source))
         placed = place_batch(mesh, {"image": images})["image"]
-        prepare = evaluation_transform(plan.augment)
         run = jax.jit(
-            lambda variables, x: assembly.apply(variables, prepare(x), train=False),
+            lambda variables, x: assembly.apply(variables, preprocess(x, plan.augment), train=False),
             out_shardings=split_batch(mesh),
             compiler_options=runtime.forward_options(),
         )
@@ -207,9 +206,9 @@ class Bench:
         return make(assembly.init_key())
 
     def products(self, seconds: float) -> tuple[Callable[[int], None], float]:
-        """Large matrix products in the dtype used, one on each device at once; and their floating-point operations.
+        """Large matrix products in the model's dtype, one on each device at once, and their number of operations.
 
-        The matrices are doubled until a product takes so many seconds, a twentieth at most, or they have 8,192 rows.
+        The size doubles until a product takes `seconds` (at most 0.05), or has 8,192 rows.
         """
         devices, size, rng = self._subject.plan.train.devices, 256, np.random.default_rng(0)
         multiply = jax.jit(jnp.matmul, out_shardings=split_batch(self._mesh))
@@ -229,7 +228,7 @@ class Bench:
                 return repeated, 2.0 * devices * size**3
 
     def trace_to(self, folder: Path, calls: int = TRACED_STEPS) -> None:
-        """Writes a profile of so many calls, with batches from the feed."""
+        """Writes a profile of `calls` calls, with batches from the feed."""
         profiler = hardware.Profiler((1, calls), folder)
         with contextlib.closing(profiler):
             profiler.before(0, calls)
@@ -249,13 +248,13 @@ def _program_bytes(program: Any) -> int:
 
 
 def _device_peak_bytes() -> int:
-    """The most that was in use on a device, as its allocator counts; 0 where it does not, as on CPUs."""
+    """Peak memory of a device as counted by its allocator; 0 if it does not count, as on CPUs."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return max(each.get("peak_bytes_in_use", 0) for each in stats)
 
 
 def _process_peak_bytes() -> int:
-    """The most memory that this process has had; 0 where the system does not say."""
+    """Peak memory of this process; 0 if the system does not report it."""
     try:
         import resource
     except ImportError:
@@ -264,7 +263,7 @@ def _process_peak_bytes() -> int:
 
 
 def facts_of(subject: Subject) -> dict[str, Any]:
-    """What is known of a subject without running it: model, sizes, data, device."""
+    """Facts about a subject that need no run: model, sizes, data, device."""
     plan, assembly = subject.plan, subject.assembly
     t = plan.train
     return {
@@ -291,31 +290,34 @@ def measure(subject: Subject, effort: Effort, trace: Path | None = None) -> dict
     """Measures a model.
 
     Args:
-      subject: what.
-      effort: how long.
-      trace: folder for a profile of some steps, written after all else; None = none.
+      subject: the model, with config and data.
+      effort: how long to measure.
+      trace: folder for a profile of some steps, written last; None = no profile.
 
     Returns:
-      `facts_of` the subject; and
+      The dict of `facts_of(subject)`, and:
 
-      train_ms_per_step: on one batch that lies on the devices.
-      infer_ms_per_batch: {batch: ms}, several batches between two waits; infer_latency_ms: one image, waited for.
-      images_per_s: of training; infer_images_per_s: of inference at the larger batch.
-      compile_s, compile_cached_s: tracing and compiling the step, into an empty cache and through it; trace_s: of that
-        tracing alone.
-      tflops, infer_tflops: achieved. Counted as 2 operations for each multiply-add of `jaxvit.models.count` ('all'),
-        times 3 for training; recomputation (`remat`) and augmentation count nothing.
-      peak_tflops: of large matrix products in the same dtype; peak_share = tflops / peak_tflops.
-      memory_mb: 10^6 bytes; of what, memory_of says: the most in use on a 'device' by its allocator's count, or what
-        the compiled 'program' of the step needs, where the device does not count. program_mb: the latter, always.
-        process_mb: the most that the process has had, of all, measuring included.
-      input_share: part of a step's time that is waiting for the feed. input_device_ms:
-        gathering and augmenting inside the step, timed by itself.
-      loop_overhead: what the training loop adds to a step with its feed, as part of it; loop_ms_per_step: with it.
-      spread: {name: median, quartiles and number of what was timed}, in ms.
+      train_ms_per_step: training step on one batch that is already on the devices.
+      infer_ms_per_batch: {batch: ms}; blocks only after several batches.
+      infer_latency_ms: one image, blocking each time.
+      images_per_s, infer_images_per_s: throughput of training, and of inference at the larger batch.
+      compile_s, compile_cached_s: tracing and compiling the step, with an empty and with a filled cache.
+      trace_s: tracing alone.
+      tflops, infer_tflops: achieved. An image counts 2 operations per multiply-add of `jaxvit.models.count` ('all'),
+        times 3 in training; recomputation (`remat`) and augmentation are not counted.
+      peak_tflops: large matrix products in the same dtype; peak_share = tflops / peak_tflops.
+      memory_mb: peak memory in 10^6 bytes. memory_of tells its source: 'device' = counter of the device's allocator,
+        'program' = size of the compiled step, for devices without a counter.
+      program_mb: size of the compiled step.
+      process_mb: peak memory of the whole process, including the measurement.
+      input_share: fraction of a step spent waiting for the feed.
+      input_device_ms: gather and augmentation, which are part of the step, timed alone.
+      loop_overhead: fraction of the loop's time that is not a step or its feed.
+      loop_ms_per_step: a step in the training loop.
+      spread: {name: median, quartiles and count}, in ms.
 
     Raises:
-      RunFailedError, jax.errors.JaxRuntimeError: it cannot be run here.
+      RunFailedError, jax.errors.JaxRuntimeError: the model cannot run here.
     """
     batch = subject.plan.train.batch_size
     facts = facts_of(subject)
@@ -325,7 +327,7 @@ def measure(subject: Subject, effort: Effort, trace: Path | None = None) -> dict
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxvit-benchmark-"))
         bench = stack.enter_context(contextlib.closing(Bench(subject, Path(folder))))
         bench.train(2)
-        device_peak = _device_peak_bytes()  # before anything but training had a share in it
+        device_peak = _device_peak_bytes()  # read before other measurements add to it
         things: dict[str, Runner] = {
             "train": stopwatch(bench.train),
             "fed": bench.fed,

@@ -1,4 +1,4 @@
-"""A plan, its parts and its images, without a course: what `benchmark` measures and `reproduce` takes steps of."""
+"""The subject of a benchmark: a plan, its assembled parts and its images. `reproduce` takes single steps with it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.shown import terminal
 from jaxvit.speed.workloads import DOCUMENTS, workload_of
 
-STEPS = 1_000_000  # of the run that is measured: as good as endless
-# Keys that shape a run and not its step; a benchmark has a course of its own.
+STEPS = 1_000_000  # length of the measured run: never reached
+# Keys that affect a run but not its training step: a benchmark ignores them.
 IDLE_KEYS = (
     *("seeds", "train.seeds", "train.duration", "train.patience", "train.monitor", "train.hooks"),
     *("data.validation", "data.test", "eval.batch_size", "checkpoint.every", "log.writers"),
@@ -35,12 +35,12 @@ IDLE_KEYS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured.
+    """The subject of a benchmark.
 
     Attributes:
-      plan, assembly: of a run that would train it.
-      dataset: its images.
-      origin: where batch and optimizer come from: 'document', 'defaults' or 'config'.
+      plan, assembly: plan and parts of a run that trains the model.
+      dataset: the images.
+      origin: source of batch size and optimizer: 'document', 'defaults' or 'config'.
     """
 
     plan: Plan
@@ -50,19 +50,19 @@ class Subject:
 
     @property
     def synthetic(self) -> bool:
-        """Whether its images are random."""
+        """True if the images are random."""
         return self.plan.data.name == SYNTHETIC
 
     @property
     def dtype(self) -> str:
-        """In which the model computes; a model of one's own that does not say is taken for float32."""
+        """The model's compute dtype; 'float32' for a user's model without a `dtype` field."""
         return str(dict(self.plan.model.attributes).get("dtype", "float32"))
 
 
 def document_config(model: str) -> ConfigDict:
-    """The config of a model's document: its batch and optimizer, at a constant rate, on synthetic images.
+    """The config of a model's document: batch size and optimizer, at a constant learning rate, on synthetic images.
 
-    A model without a document has the config's default batch and optimizer.
+    A model without a document gets the default batch size and optimizer.
 
     Raises:
       UsageError: there is no such model.
@@ -83,26 +83,26 @@ def document_config(model: str) -> ConfigDict:
 def configure(
     model: str, config: str, tokens: Sequence[str], *, batch: int = 0, dtype: str = ""
 ) -> tuple[ConfigDict, dict[str, Any], str, list[str]]:
-    """What the words of a command ask for.
+    """Builds the config from the arguments of a command.
 
     Args:
-      model: its name; '' = `config` says it.
-      config: of `--config`, where no model is named.
-      tokens: overrides of the config, and other words.
-      batch: of `--batch`; 0 = the document's, or the config's.
-      dtype: of `--dtype`; '' = the model's own.
+      model: name of the model; '' = use `config`.
+      config: value of `--config`, used if `model` is ''.
+      tokens: config overrides and other arguments.
+      batch: value of `--batch`; 0 = from the document or the config.
+      dtype: value of `--dtype`; '' = the model's default.
 
     Returns:
-      (config, {key: value} set by hand, `origin` as `Subject` has it, words that are no overrides).
+      (config, {key: value} set on the command line, `origin` as in `Subject`, arguments that are not overrides).
 
     Raises:
-      UsageError: no such model, config or key; two words that say the same thing.
+      UsageError: unknown model, config or key, or two arguments set the same key.
     """
     words = list(tokens)
     keys = {key for key, _, _ in split_overrides(words)[0]}
     for flag, given, key in (("--batch", batch, "train.batch_size"), ("--dtype", dtype, "model.dtype")):
         if given and key in keys:
-            raise UsageError(f"{flag} and --config.{key} say the same thing; give one of them")
+            raise UsageError(f"{flag} and --config.{key} set the same key; give only one of them")
     if batch:
         words.append(f"--config.train.batch_size={batch}")
     if model:
@@ -118,27 +118,27 @@ def configure(
 def make_subject(
     config: ConfigDict, *, overrides: Iterable[str] = (), synthetic: bool = False, origin: str = "config"
 ) -> Subject:
-    """Puts together what is to be measured.
+    """Assembles the subject of a benchmark.
 
     Args:
-      config: what a run would have; its course (length, validation, test, seeds) does not count. It is changed.
-      overrides: keys set by hand; each must have an effect on a step.
-      synthetic: take random images even if the config's data set is there. Where it is not there they are taken
-        anyhow, with a line on stderr, unless the set was named by hand.
+      config: config of a run, modified in place; its duration, validation, test and seeds are ignored.
+      overrides: keys set on the command line; each must affect the training step.
+      synthetic: use random images even if the data set exists. If it does not exist, random images are used anyway,
+        with a line on stderr, unless the command line names the data set.
       origin: see `Subject`.
 
     Raises:
-      UsageError: as of `jaxvit train`; or an override that has no effect here.
+      UsageError: `jaxvit train` would refuse the config, or an override has no effect in a benchmark.
     """
     overrides = tuple(overrides)
     for key in overrides:
         if key in IDLE_KEYS:
-            raise UsageError(f"--config.{key}: nothing reads this key in a benchmark, which has no such course")
+            raise UsageError(f"--config.{key}: this key has no effect in a benchmark")
     dataset = None if synthetic or config.data.name == SYNTHETIC else _dataset(config, overrides)
     if dataset is None:
         idle = [key for key in overrides if key.startswith("data.") and key != "data.feed"]
         if idle:
-            raise UsageError(f"--config.{idle[0]}: nothing reads this key here: the images are synthetic")
+            raise UsageError(f"--config.{idle[0]}: this key has no effect here: the images are synthetic")
         dataset = _synthetic(config)
         config.data.name, config.data.train, config.data.classes, config.data.side = SYNTHETIC, "train", (), 0
     config.data.validation = config.data.test = config.train.patience = ""
@@ -152,18 +152,18 @@ def make_subject(
 
 
 def _dataset(config: ConfigDict, overrides: tuple[str, ...]) -> Dataset | None:
-    """The config's data set; None, with a line on stderr, if it is not there and nobody has asked for it by hand."""
+    """The config's data set; None, with a line on stderr, if it is missing and the command line does not name it."""
     try:
         return dataset_of(config)
     except UsageError as error:
         if any(key.startswith("data.") for key in overrides):
             raise
-        print(terminal(f"synthetic images in place of {config.data.name}: {error}"), file=sys.stderr, flush=True)
+        print(terminal(f"using synthetic images instead of {config.data.name}: {error}"), file=sys.stderr, flush=True)
         return None
 
 
 def _synthetic(config: ConfigDict) -> Dataset:
-    """Random images of the size of the config's own data set where that is known, else of the model's."""
+    """Random images, of the size of the config's data set if known, else of the model's input size."""
     name = config.model.name
     try:
         workload = workload_of(name)

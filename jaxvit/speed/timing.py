@@ -1,4 +1,4 @@
-"""Timing several things turn by turn, so that a machine that slows down slows all of them; medians and quartiles."""
+"""Times several functions in turns, so that a slow phase of the machine affects all of them; medians and quartiles."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# count -> seconds: does something so many times one after the other, waits once, at the end, and says how long it took.
+# count -> seconds: calls a function `count` times, blocks once at the end, and returns the duration.
 Runner = Callable[[int], float]
 
-GROUPS = 4  # at least so many waits in a round, where things are quick enough
-MOST = 1000  # of a thing between two waits
-SETTLE = 2  # of a turn, which do not count: what a thing works in may have gone to others meanwhile, memory above all
+GROUPS = 4  # a turn has at least this many groups of calls, if calls are fast enough
+MOST = 1000  # calls in a group, at most
+SETTLE = 2  # calls at the start of a turn that are not timed: caches and memory were used by others meanwhile
 
 
 def stopwatch(run: Callable[[int], Any]) -> Runner:
-    """A Runner of what does something so many times and waits for it."""
+    """Turns a function that makes `count` calls and blocks into a `Runner`."""
 
     def timed(count: int) -> float:
         began = time.perf_counter()
@@ -27,15 +27,15 @@ def stopwatch(run: Callable[[int], Any]) -> Runner:
 
 
 def time_in_turns(things: Mapping[str, Runner], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Times things in rounds; the first one changes from round to round.
+    """Times functions in rounds; each round starts with another one.
 
     Args:
-      things: by name. Each is run two times for warming up, and as often at the start of a turn, which does not count.
-      rounds: how often each has its turn.
-      seconds: of a turn, which is at least one group.
+      things: {name: runner}. Each is called twice to warm up, and twice untimed at the start of every turn.
+      rounds: number of turns for each.
+      seconds: duration of a turn; a turn has at least one group of calls.
 
     Returns:
-      For each thing, the seconds of one, as the mean of each group that was waited for.
+      {name: seconds per call, a mean for each group}.
     """
     sizes: dict[str, int] = {}
     for name, run in things.items():
@@ -56,11 +56,11 @@ def time_in_turns(things: Mapping[str, Runner], rounds: int, seconds: float) -> 
 
 
 def spread(times: Sequence[float], scale: float = 1.0) -> dict[str, float]:
-    """Median, first and third quartile, and how many there were.
+    """Median, first and third quartile, and count.
 
     Args:
-      times: in any unit.
-      scale: what they are multiplied by: 1e3 makes milliseconds of seconds. Results are rounded to four decimals.
+      times: durations in any unit.
+      scale: factor for the results, such as 1e3 for milliseconds; they are rounded to four decimals.
     """
     low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [*times] * 3
     found = {"median": middle, "q1": low, "q3": high}

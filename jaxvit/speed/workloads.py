@@ -1,6 +1,6 @@
-"""How the documents' models are trained there: input, classes, batch, optimizer. What speed is measured on.
+"""The workloads that are benchmarked: input, classes, batch size and optimizer of each document's model.
 
-`jaxvit benchmark` and the comparison with other frameworks in `benchmarks/` both take it from here.
+`jaxvit benchmark` and the comparison with other frameworks in `benchmarks/` share them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Workload:
-    """A model and how it is trained.
+    """A model and its training settings.
 
     Attributes:
-      model: a model's name.
-      batch: images of a training step.
-      input: (H, W, C) of an image.
-      classes: K.
-      optimizer: 'adam' or 'adamw'. The first decays nothing, the second all weights, by lr · weight_decay · w.
-      learning_rate, weight_decay, epsilon: of the optimizer; the rate is constant.
-      label_smoothing: of the softmax cross-entropy.
+      model: name of the model.
+      batch: batch size of a training step.
+      input: shape of an image, (H, W, C).
+      classes: number of classes.
+      optimizer: 'adam', without weight decay, or 'adamw', which decays all weights by lr · weight_decay · w.
+      learning_rate, weight_decay, epsilon: settings of the optimizer; the learning rate is constant.
+      label_smoothing: label smoothing of the softmax cross-entropy.
     """
 
     model: str
@@ -58,17 +58,17 @@ DOCUMENTS: dict[str, Workload] = {
 
 
 def workload_of(model: str) -> Workload:
-    """A model's workload: its document's, or for a model without one its own input and the config's default batch.
+    """The workload of a model: its document's, or else the model's input size and the default batch size.
 
     Args:
-      model: a registered name, a family, or 'package.module:Class'.
+      model: registered name, family, or 'package.module:Class'.
 
     Raises:
-      ValueError: there is no such model.
+      ValueError: unknown model.
     """
     if model in DOCUMENTS:
         return DOCUMENTS[model]
-    from jaxvit.config.keys import KEYS
+    from jaxvit.config.key_table import KEYS
     from jaxvit.models.registry import input_shape, model_defaults
 
     classes = model_defaults(model).get("num_classes", 0) or 10

@@ -9,8 +9,9 @@ from typing import Any
 from jaxvit import own_code as gate
 from jaxvit.config.plan import dataset_of
 from jaxvit.data import image_folder
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, Source, StreamedSource, open_dataset
+from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
@@ -118,8 +119,8 @@ def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
     side, shape = config.data.side, loaded.image_shape
     if name.startswith(image_folder.PREFIX) and shape[0] == shape[1]:
         side = shape[0]  # files of any size are brought to the model's
-    options = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits}
-    return open_dataset(name, data_dir(config.data.dir), **options)
+    how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
+    return open_dataset(name, data_dir(config.data.dir), **how)
 
 
 def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import flax.linen as nn
 
 from jaxvit import own_code as gate
-from jaxvit.config.keys import RENAMED
+from jaxvit.config.key_table import RENAMED
 from jaxvit.data.geometry import INTERPOLATIONS
-from jaxvit.data.settings import EVALUATION_SIZES, Augmentation
+from jaxvit.data.settings import EVALUATION_SIZES, Augmentation, Preprocessing
 from jaxvit.errors import UsageError, first_line, nearest
 from jaxvit.files import read_json, require
 from jaxvit.models.registry import FAMILIES, MODELS, create_model
@@ -30,7 +30,7 @@ class ModelFacts:
       attributes: (attribute, value) of the model.
       class_names: K names.
       image_shape: [H, W, C] of the images that it was trained on.
-      augmentation: of its training.
+      preprocessing: how evaluation turns such an image into the model's input.
     """
 
     file: Path
@@ -38,12 +38,12 @@ class ModelFacts:
     attributes: tuple[tuple[str, Any], ...]
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
-    augmentation: Augmentation
+    preprocessing: Preprocessing
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """[H, W, C] of what the model sees."""
-        return self.augmentation.output_shape(self.image_shape)
+        return self.preprocessing.output_shape(self.image_shape)
 
     def create(self, *, own_code: bool) -> nn.Module:
         """The model.
@@ -87,11 +87,11 @@ def read_model(path: Path) -> ModelFacts:
     attributes = tuple((key.removeprefix("model."), _tuples(value)) for key, value in given.items())
     for key, value in attributes:
         require(_is_plain(value), file, f"'attributes.{key}' is no plain value", REMEDY)
-    augmentation = _augmentation(file, found.get("augmentation"), shape[-1])
-    return ModelFacts(file, found["name"], attributes, tuple(names), tuple(shape), augmentation)
+    preprocessing = _preprocessing(file, found.get("augmentation"), shape[-1])
+    return ModelFacts(file, found["name"], attributes, tuple(names), tuple(shape), preprocessing)
 
 
-def _augmentation(file: Path, given: Any, channels: int) -> Augmentation:
+def _preprocessing(file: Path, given: Any, channels: int) -> Preprocessing:
     require(isinstance(given, dict), file, "it has no 'augmentation'", REMEDY)
     defaults = {field.name: field.default for field in dataclasses.fields(Augmentation)}
     for key, value in given.items():
@@ -102,8 +102,7 @@ def _augmentation(file: Path, given: Any, channels: int) -> Augmentation:
         else:
             right = type(value) is wanted or (wanted is float and type(value) is int)
         require(right, file, f"'augmentation.{key}' is {value!r:.40}", REMEDY)
-    found = Augmentation(**{key: _tuples(value) for key, value in given.items()})
-    # Those that an evaluation goes by.
+    found = Augmentation(**{key: _tuples(value) for key, value in given.items()}).preprocessing
     for key, right in {
         "mean": len(found.mean) in (1, channels),
         "std": len(found.std) in (1, channels) and all(found.std),

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from jaxvit.data.sources import Source, StreamedSource
+from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import device_errors, memory_of_device
 from jaxvit.devices.runtime import forward_options
 from jaxvit.devices.sharding import make_mesh, place_batch, replicate

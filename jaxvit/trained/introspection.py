@@ -21,12 +21,12 @@ from flax.traverse_util import flatten_dict
 from jaxvit.errors import RunFailedError
 from jaxvit.layers import PositionEmbed, ShiftStage, TokenLearner
 from jaxvit.layers.stack import plainly
-from jaxvit.ops import ways
+from jaxvit.ops import implementations
 from jaxvit.trained.load import Loaded
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One thing that an encoder does with its tokens, and the weights of it.
 
     Attributes:
@@ -57,7 +57,7 @@ class Recorded:
     grid: tuple[int, int] | None
     covered: tuple[int, int]
     prefix: int
-    steps: tuple[Step, ...]
+    steps: tuple[RecordedStep, ...]
     pool: np.ndarray | None
 
 
@@ -83,7 +83,7 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
 
     def run(variables: Any, images: Any) -> Any:
         x = loaded.preprocess(images)
-        with ways.use(loaded.ways), nn.intercept_methods(watch):
+        with implementations.use(loaded.implementations), nn.intercept_methods(watch):
             return model.apply(variables, x, train=False, mutable=["intermediates"])[1]
 
     sown = jax.device_get(jax.jit(run)(loaded.variables, images_BHWC)).get("intermediates", {})
@@ -91,11 +91,11 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
     for path, (weights, *_) in sorted(flatten_dict(sown).items(), key=lambda item: _order(item[0])):
         *parents, layer, name = path
         if layer == "attention" and parents and parents[-1].startswith("block_"):
-            steps.append(Step("attention", parents[-1], weights))
+            steps.append(RecordedStep("attention", parents[-1], weights))
         elif name == "token_maps" and layer.startswith("token_learner_"):
-            steps.append(Step("learn", layer, weights, learners["/".join((*parents, layer))]))
+            steps.append(RecordedStep("learn", layer, weights, learners["/".join((*parents, layer))]))
         elif name == "mix" and layer.startswith("token_fuser_"):
-            steps.append(Step("fuse", layer, weights))
+            steps.append(RecordedStep("fuse", layer, weights))
         elif name == "pool_weights":
             pool = weights
         elif name == "attention" and "attention_pool" in parents:

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvit.data.augment import evaluation_transform
+from jaxvit.data.augment import preprocess
 from jaxvit.data.colour import denormalize
 from jaxvit.data.decoding import Limits
-from jaxvit.data.settings import Augmentation
+from jaxvit.data.settings import Preprocessing
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
 from jaxvit.files import local_path
-from jaxvit.ops import ways
+from jaxvit.ops import implementations
 from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
 from jaxvit.trained import hub
 from jaxvit.trained.facts import REMEDY, ModelFacts, read_model
@@ -46,7 +46,7 @@ class Loaded:
       input_shape: [H, W, C] of what the model sees.
       step: how many steps it had been trained for.
       weights: 'model' or 'ema'.
-      augmentation: of its training; `preprocess` does the part of it that evaluation has too.
+      preprocessing: settings of `preprocess`, which are those of the run's evaluation.
       own_code: whether code may be run that the run's files name; see `load`.
     """
 
@@ -59,13 +59,13 @@ class Loaded:
     input_shape: tuple[int, ...]
     step: int
     weights: str
-    augmentation: Augmentation
+    preprocessing: Preprocessing
     own_code: bool = False
 
     @property
-    def ways(self) -> str:
-        """In which of the `jaxvit.ops.ways` it was trained, and is computed here."""
-        return self.config.train.get("ways", "fast")
+    def implementations(self) -> str:
+        """The `jaxvit.ops.implementations` it was trained with and runs with: "fast" or "plain"."""
+        return self.config.train.get("implementations", "fast")
 
     @property
     def evaluation_batch(self) -> int:
@@ -112,11 +112,11 @@ class Loaded:
         Raises:
           UsageError: they have another shape or type.
         """
-        return evaluation_transform(self.augmentation)(jnp.asarray(self._checked(images_BHWC)))
+        return preprocess(jnp.asarray(self._checked(images_BHWC)), self.preprocessing)
 
     def pictures(self, images_BHWC: Any) -> np.ndarray:
         """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""
-        return denormalize(self.preprocess(images_BHWC), self.augmentation.mean, self.augmentation.std)
+        return denormalize(self.preprocess(images_BHWC), self.preprocessing.mean, self.preprocessing.std)
 
     def apply(self, variables: Any, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
         """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program.
@@ -124,9 +124,9 @@ class Loaded:
         Args:
           variables: of the model.
           images_BHWC: uint8 [B, *image_shape].
-          by: ways of some operations, see `jaxvit.ops.ways`; the others are computed as in training.
+          by: {operation: implementation}, see `jaxvit.ops.implementations`; the others are computed as in training.
         """
-        with ways.use(self.ways), ways.use(by or {}):
+        with implementations.use(self.implementations), implementations.use(by or {}):
             return self.model.apply(variables, self.preprocess(images_BHWC), train=False)
 
     @cached_property
@@ -172,8 +172,9 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
     if not exported and not checkpoint_folder(path).exists():
         refuse_seeds(path)
     config = read_config(path)
-    if (way := config.train.ways) not in ("fast", "plain"):
-        raise UsageError(f"{path / 'config.json'}: config.train.ways='{way}' is neither 'fast' nor 'plain'; {REMEDY}")
+    if (chosen := config.train.implementations) not in ("fast", "plain"):
+        where = f"{path / 'config.json'}: config.train.implementations='{chosen}'"
+        raise UsageError(f"{where} is neither 'fast' nor 'plain'; {REMEDY}")
     steps = [] if exported else saved_steps(checkpoint_folder(path))
     if not (exported or steps):
         raise UsageError(f"{path} holds no checkpoint yet; train it first")
@@ -190,7 +191,7 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
         input_shape=facts.input_shape,
         step=step,
         weights=chosen,
-        augmentation=facts.augmentation,
+        preprocessing=facts.preprocessing,
         own_code=own_code,
     )
     _check_that_it_fits(loaded, facts)

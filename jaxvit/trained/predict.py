@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxvit.data.depth import Depth
+from jaxvit.data.image_files import class_name
 from jaxvit.trained.image_files import ImageFile, find_images, read_images
 from jaxvit.trained.inference import Predictor, softmax
 from jaxvit.trained.load import Loaded, load
@@ -88,6 +90,7 @@ def predict_files(
     top: int = 5,
     batch: int = 0,
     devices: int = 0,
+    depth: Depth | None = None,
 ) -> Iterator[tuple[np.ndarray | None, Prediction]]:
     """Yields (pixels uint8 [H, W, C] as the model is given them, what it says) for each file, in order.
 
@@ -97,7 +100,9 @@ def predict_files(
       top: classes to name, at most K.
       batch: images at a time; 0 = 64, or as few as there are.
       devices: how many; 0 = all.
+      depth: takes note of images of more than 8 bits; None = the run's own `data.white`, noted nowhere.
     """
+    depth = depth or Depth(loaded.config.data.white)
     names = iter(names)
     first = list(itertools.islice(names, batch or BATCH))
     # A few images need not wait for a large batch; powers of two, so that the compiled programs are soon known.
@@ -106,9 +111,8 @@ def predict_files(
     waiting: list[list[ImageFile]] = []
 
     def batches() -> Iterator[np.ndarray]:
-        for files in read_images(
-            itertools.chain(first, names), loaded.image_shape, predictor.batch_size, loaded.limits
-        ):
+        named = itertools.chain(first, names)
+        for files in read_images(named, loaded.image_shape, predictor.batch_size, loaded.limits, depth):
             waiting.append(files)
             pixels = [file.pixels for file in files if file.pixels is not None]
             yield np.stack(pixels) if pixels else np.empty((0, *loaded.image_shape), np.uint8)
@@ -116,7 +120,7 @@ def predict_files(
     for logits_BK in predictor.logits(batches()):
         rows = iter(softmax(logits_BK))
         for file in waiting.pop(0):
-            truth = Path(file.name).parent.name
+            truth = class_name(Path(file.name).parent.name)
             truth = truth if truth in loaded.class_names else ""
             if file.pixels is None:
                 yield None, Prediction(file.name, truth=truth, error=file.error)

@@ -71,7 +71,7 @@ class Hooks:
         Raises:
           RunFailedError: one of them failed, in one of the processes: in all of them.
         """
-        said = processes.each_says(lambda: "; ".join(filter(None, self._reasons(state, metrics))))
+        said = processes.gather_strings(lambda: "; ".join(filter(None, self._reasons(state, metrics))))
         return next(filter(None, said), "")
 
     def _reasons(self, state: TrainState, metrics: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ numbers. To add one, write such a class and name it in `open_writers`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import is_number, parse_json, read_regular, sync_folder, write_text
+from jaxvit.files import is_number, make_folder, naming, parse_json, read_regular, sync_folder, write_text
 from jaxvit.training.trackers import TRACKERS, MLflow, WeightsAndBiases
 
 _MOST_BYTES = 1 << 31  # of a metrics.jsonl that is read
@@ -50,21 +51,26 @@ class JsonLines:
             if record["step"] < resume_step or (record["step"] == resume_step and record["split"] not in again)
         ]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
         sync_folder(path.parent)  # without it, a power cut could bring the old file back, or none
 
     def write(self, record: Record) -> None:
         # JSON knows no NaN and no infinity.
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(clean) + "\n")
+        with naming(self._path):
+            self._file.write(json.dumps(clean) + "\n")
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            with contextlib.suppress(OSError):  # what could not be written just now
+                self._file.close()
 
 
 class TensorBoard:
@@ -78,7 +84,7 @@ class TensorBoard:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         own = f".{os.getpid()}.{time.monotonic_ns()}"  # two starts in one second must not share a file
         self._new_event = event_pb2.Event
         self._events = EventsWriter(str(directory / "events"), own)
@@ -88,7 +94,8 @@ class TensorBoard:
         self._add(resume_step + 1, session_log=restart)
 
     def _add(self, step: int, **content: Any) -> None:
-        self._events.write_event(self._new_event(wall_time=time.time(), step=step, **content))
+        with naming(self._file):
+            self._events.write_event(self._new_event(wall_time=time.time(), step=step, **content))
 
     def write(self, record: Record) -> None:
         from tensorboardX.summary import scalar
@@ -97,12 +104,19 @@ class TensorBoard:
             self._add(record["step"], summary=scalar(f"{record['split']}/{name}", value))
 
     def flush(self) -> None:
-        self._events.flush()
-        with self._file.open("rb") as file:
-            os.fsync(file.fileno())
+        with naming(self._file):
+            self._events.flush()
+            with self._file.open("rb") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
-        self._events.close()
+        try:
+            with naming(self._file):
+                self._events.close()
+        finally:
+            with contextlib.suppress(OSError):
+                if not self._file.stat().st_size:  # the disk took nothing
+                    self._file.unlink()
 
 
 class Journal:
@@ -122,8 +136,9 @@ class Journal:
             writer.flush()
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        with contextlib.ExitStack() as stack:  # each of them, also where one fails
+            for writer in self._writers:
+                stack.callback(writer.close)
 
 
 WRITERS = ("jsonl", "tensorboard", *TRACKERS)

@@ -19,7 +19,7 @@ from jaxvit.errors import RunFailedError, StoppedError
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal
-from jaxvit.training.metrics import MONITORS, Totals
+from jaxvit.training.metrics import COUNTS, MONITORS, Totals
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
@@ -28,7 +28,7 @@ Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Job:
+class Program:
     """What to train, as functions; lengths in steps.
 
     Attributes:
@@ -97,11 +97,11 @@ class Position:
         return cls(**{**values, "best_value": math.nan if best is None else best})
 
 
-class Course:
+class RunTracker:
     """The books of one run while it trains: totals, metrics, the best so far, what is saved.
 
     Args:
-      job: what is trained.
+      program: what is trained.
       position: where the run is; kept up to date.
       checkpoints, journal, progress: where it saves, writes and shows itself.
       hooks: what is called at the end of each epoch; None = nothing.
@@ -110,7 +110,7 @@ class Course:
 
     def __init__(
         self,
-        job: Job,
+        program: Program,
         position: Position,
         *,
         checkpoints: Checkpoints,
@@ -119,14 +119,14 @@ class Course:
         hooks: Hooks | None = None,
         label: str = "",
     ):
-        self._job, self.position, self.checkpoints = job, position, checkpoints
+        self._program, self.position, self.checkpoints = program, position, checkpoints
         self._journal, self._progress, self._label = journal, progress, label
         self._hooks = hooks
         self._epoch, self._log = Totals(position.epoch_totals), Totals(position.log_totals)
 
     @property
     def done(self) -> bool:
-        return self.position.stopped_early or self.position.step >= self._job.steps
+        return self.position.stopped_early or self.position.step >= self._program.steps
 
     def book(
         self, step: int, values: Mapping[str, Any], seconds: float, before: TrainState | None, batch: Batch
@@ -137,28 +137,28 @@ class Course:
           RunFailedError: they are not finite.
         """
         if not all(math.isfinite(value) for value in values.values()):
-            raise _not_finite(self._job, step, values, before, batch, self.checkpoints, self._label)
+            raise _not_finite(self._program, step, values, before, batch, self.checkpoints, self._label)
         self._epoch.add(values)
         self._log.add(values)
-        if step % self._job.log_every == 0:
+        if step % self._program.log_every == 0:
             self._write_steps(step)
             self._log.values.clear()
         self._progress.step(step, values, self._epoch.means(), seconds)
 
     def _write_steps(self, step: int) -> None:
-        rate = {"learning_rate": float(self._job.learning_rate(step - 1))}
-        self._journal.write(step, step / self._job.steps_per_epoch, "steps", self._log.means() | rate)
+        rate = {"learning_rate": float(self._program.learning_rate(step - 1))}
+        self._journal.write(step, step / self._program.steps_per_epoch, "steps", self._log.means() | rate)
 
     def end_epoch(self, evaluated: list[Mapping[str, float]]) -> bool:
         """Writes the epoch's metrics and keeps track of the best; returns whether this state must be saved.
 
         `evaluated` holds the validation of the weights and, where one is kept, of their average, which then decides.
         """
-        job, position = self._job, self.position
-        step, epoch = position.step, position.step / job.steps_per_epoch
+        program, position = self._program, self.position
+        step, epoch = position.step, position.step / program.steps_per_epoch
         train = self._epoch.means()
         self._journal.write(step, epoch, "train", train)
-        if step % job.steps_per_epoch == 0:  # a run that ends inside an epoch may be taken further
+        if step % program.steps_per_epoch == 0:  # a run that ends inside an epoch may be taken further
             self._epoch.values.clear()
         if not evaluated:
             position.best_step, position.best_epoch = step, math.ceil(epoch)
@@ -167,9 +167,9 @@ class Course:
             return False
         for split, means in zip(("validation", "validation_ema"), evaluated, strict=False):
             self._journal.write(step, epoch, split, means)
-        value = evaluated[-1][job.monitor]
+        value = evaluated[-1][program.monitor]
         is_best = math.isnan(position.best_value) or (
-            value != position.best_value and MONITORS[job.monitor](value, position.best_value) == value
+            value != position.best_value and MONITORS[program.monitor](value, position.best_value) == value
         )
         if is_best:
             position.best_step, position.best_epoch, position.best_value = step, math.ceil(epoch), value
@@ -177,11 +177,11 @@ class Course:
         else:
             position.epochs_waited += 1
         self._progress.epoch(step, train, evaluated[-1], "best" if is_best else "", label=self._label)
-        if job.patience_epochs and position.epochs_waited >= job.patience_epochs:
+        if program.patience_epochs and position.epochs_waited >= program.patience_epochs:
             position.stopped_early = True
             self._progress.say(
-                f"{self._label}stopped early: no better validation {job.monitor} for {position.epochs_waited} epochs; "
-                f"the best is {position.best_value:.4f} of epoch {position.best_epoch}"
+                f"{self._label}stopped early: no better validation {program.monitor} for {position.epochs_waited} "
+                f"epochs; the best is {position.best_value:.4f} of epoch {position.best_epoch}"
             )
         self._note_for_hooks(train, evaluated)
         return is_best
@@ -192,11 +192,11 @@ class Course:
             return
         position.hooks_due = {
             "step": position.step,
-            "epoch": round(position.step / self._job.steps_per_epoch, 4),
+            "epoch": round(position.step / self._program.steps_per_epoch, 4),
             "train": dict(train),
             **{name: {} for name in ("validation", "validation_ema")},
             **{name: dict(means) for name, means in zip(("validation", "validation_ema"), evaluated, strict=False)},
-            "learning_rate": float(self._job.learning_rate(position.step - 1)),
+            "learning_rate": float(self._program.learning_rate(position.step - 1)),
             "is_best": position.best_step == position.step,
             "best_epoch": position.best_epoch,
         }
@@ -218,7 +218,7 @@ class Course:
     def save(self, state: TrainState) -> None:
         """Starts to save; what has been written so far is on disk first."""
         position = self.position
-        position.last_step, position.patience_epochs = self._job.steps, self._job.patience_epochs
+        position.last_step, position.patience_epochs = self._program.steps, self._program.patience_epochs
         position.epoch_totals, position.log_totals = dict(self._epoch.values), dict(self._log.values)
         self._journal.flush()
         self.checkpoints.save(state, position.to_json(), position.step, position.best_step)
@@ -232,14 +232,14 @@ class Course:
 
 
 def fit(
-    job: Job, state: TrainState, courses: Sequence[Course], *, stop: StopRequest, until: int | None = None
+    program: Program, state: TrainState, trackers: Sequence[RunTracker], *, stop: StopRequest, until: int | None = None
 ) -> TrainState:
     """Trains to the end, to an early stop, or until it is asked to stop.
 
     Args:
-      job: what to train.
+      program: what to train.
       state: of one run, or of several that are trained together.
-      courses: the books of each, kept up to date; those that are not done are at the same step. On return the newest
+      trackers: the books of each, kept up to date; those that are not done are at the same step. On return the newest
         checkpoint of each is its part of the returned state; but of one that stopped early, while others went on, it
         is of the step where it stopped, and its part of the state has gone on.
       stop: asks to stop.
@@ -249,109 +249,109 @@ def fit(
       StoppedError: asked to stop; everything is saved.
       RunFailedError: not finite, or it cannot be saved, or a hook failed; in that case everything is saved.
     """
-    for i, course in enumerate(courses):
-        course.call_hooks(lambda i=i: job.part(state, i))
-    active = [(i, course) for i, course in enumerate(courses) if not course.done]
-    (step,) = {course.position.step for _, course in active} or {job.steps}
-    last = job.steps if until is None else min(until, job.steps)
+    for i, tracker in enumerate(trackers):
+        tracker.call_hooks(lambda i=i: program.part(state, i))
+    active = [(i, tracker) for i, tracker in enumerate(trackers) if not tracker.done]
+    (step,) = {tracker.position.step for _, tracker in active} or {program.steps}
+    last = program.steps if until is None else min(until, program.steps)
     clock = _Clock(stop)
     pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
 
     def lap(name: str) -> float:
-        return clock.lap(name, [course for _, course in active])
+        return clock.lap(name, [tracker for _, tracker in active])
 
     def settle(start: int, count: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
         """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
-        host = {name: np.reshape(value, (-1, len(courses))) for name, value in jax.device_get(sums).items()}
+        host = {name: np.reshape(value, (-1, len(trackers))) for name, value in jax.device_get(sums).items()}
         for k in range(count):
             seconds = lap("train")
-            for i, course in active:
-                course.book(start + k + 1, {name: value[k, i] for name, value in host.items()}, seconds, before, batch)
+            for i, tracker in active:
+                tracker.book(start + k + 1, {name: value[k, i] for name, value in host.items()}, seconds, before, batch)
 
     while active and step < last:
-        count = min(job.call_length(step), last - step)
-        batch = job.train_batch(step, count)
-        before = state if job.explain else None
-        if job.profiler:
-            job.profiler.before(step, count)
+        count = min(program.call_length(step), last - step)
+        batch = program.train_batch(step, count)
+        before = state if program.explain else None
+        if program.profiler:
+            program.profiler.before(step, count)
         with jax.transfer_guard("disallow"):  # a step that moves data on the sly would wait for it
-            state, sums = job.train_step(state, batch, count)
+            state, sums = program.train_step(state, batch, count)
         pending.append((step, count, sums, before, batch))
         step += count
-        if job.profiler:
-            job.profiler.after(step, sums)
-        epoch_end = step % job.steps_per_epoch == 0 or step == job.steps
-        save = step % job.checkpoint_every == 0 or step == last or stop.save_is_due()
+        if program.profiler:
+            program.profiler.after(step, sums)
+        epoch_end = step % program.steps_per_epoch == 0 or step == program.steps
+        save = step % program.checkpoint_every == 0 or step == last or stop.save_is_due()
         # Read once: a signal between two looks would save a state without the metrics of its last step.
         stopping = stop.check()
         holding = not stopping and stop.must_hold()
-        pause = epoch_end or save or stopping or holding or job.explain
+        pause = epoch_end or save or stopping or holding or program.explain
         for entry in pending if pause else pending[:-1]:
             settle(*entry)
         pending = [] if pause else pending[-1:]
         failure = None
-        for _, course in active:
-            course.position.step = step
+        for _, tracker in active:
+            tracker.position.step = step
         if holding:
             lap("train")
             stop.hold()
             stopping = stop.check()  # all steps are booked, so this look may differ from the one before
         if epoch_end:
             lap("train")
-            evaluated = _validate(job, state, len(courses), stop)
+            evaluated = _validate(program, state, len(trackers), stop)
             lap("eval")
-            for i, course in active:
-                save |= course.end_epoch(evaluated[i])
-            failure = _call_hooks(job, state, active)
+            for i, tracker in active:
+                save |= tracker.end_epoch(evaluated[i])
+            failure = _call_hooks(program, state, active)
             lap("eval")
         # All of them, even if it is the best of one only: then a resumed start finds them at the same step.
-        if save or stopping or failure or any(course.position.stopped_early for _, course in active):
+        if save or stopping or failure or any(tracker.position.stopped_early for _, tracker in active):
             lap("train")
-            for _, course in active:
-                course.checkpoints.wait()  # one whose last save failed must not fall further behind the others
-            for i, course in active:
-                course.save(job.part(state, i))
+            for _, tracker in active:
+                tracker.checkpoints.wait()  # one whose last save failed must not fall further behind the others
+            for i, tracker in active:
+                tracker.save(program.part(state, i))
             stop.note_save()
             lap("save")
         if stopping or failure:
-            for _, course in active:
-                course.checkpoints.wait()
+            for _, tracker in active:
+                tracker.checkpoints.wait()
             if failure:
                 raise failure
             raise StoppedError(
-                f"stopped at step {step} of {job.steps}; saved. The same command goes on from here", stopping
+                f"stopped at step {step} of {program.steps}; saved. The same command goes on from here", stopping
             )
-        active = [(i, course) for i, course in active if not course.done]
-    for course in courses:
-        course.close()
-        clock.lap("save", [course])
+        active = [(i, tracker) for i, tracker in active if not tracker.done]
+    for tracker in trackers:
+        tracker.close()
+        clock.lap("save", [tracker])
     return state
 
 
-def _call_hooks(job: Job, state: TrainState, active: Sequence[tuple[int, Course]]) -> RunFailedError | None:
+def _call_hooks(program: Program, state: TrainState, active: Sequence[tuple[int, RunTracker]]) -> RunFailedError | None:
     """Calls the hooks of all runs; returns the first error, for the state to be saved before it is raised."""
     failure = None
-    for i, course in active:
+    for i, tracker in active:
         try:
-            course.call_hooks(lambda i=i: job.part(state, i))
+            tracker.call_hooks(lambda i=i: program.part(state, i))
         except RunFailedError as error:
             failure = failure or error
     return failure
 
 
-def _validate(job: Job, state: TrainState, runs: int, stop: StopRequest) -> list[list[Mapping[str, float]]]:
+def _validate(program: Program, state: TrainState, runs: int, stop: StopRequest) -> list[list[Mapping[str, float]]]:
     """For each run the validation of its weights and, where one is kept, of their average; [] without a split."""
-    if job.validation is None:
+    if program.validation is None:
         return [[] for _ in range(runs)]
 
     def batches() -> Iterator[Batch]:
-        for batch in job.validation():
+        for batch in program.validation():
             if stop.must_hold():
                 stop.hold()
             yield batch
 
     variables = [state.variables, state.ema_variables] if state.ema else [state.variables]
-    totals = [evaluate(job.eval_step, v, batches(), job.place, runs) for v in variables]
+    totals = [evaluate(program.eval_step, v, batches(), program.place, runs) for v in variables]
     return [[each[i].means() for each in totals] for i in range(runs)]
 
 
@@ -366,9 +366,9 @@ def evaluate(
     totals = [Totals() for _ in range(runs)]
 
     def add(sums: Mapping[str, jax.Array]) -> None:
-        host = {name: np.ravel(value) for name, value in jax.device_get(sums).items()}
-        for i, total in enumerate(totals):
-            total.add({name: value[i] for name, value in host.items()})
+        for name, value in jax.device_get(sums).items():
+            for total, row in zip(totals, np.reshape(value, (runs, -1)), strict=True):
+                total.add({name: row if name in COUNTS else row[0]})
 
     previous = None
     for batch in batches:
@@ -382,7 +382,7 @@ def evaluate(
 
 
 def _not_finite(
-    job: Job,
+    program: Program,
     step: int,
     values: Mapping[str, float],
     before: TrainState | None,
@@ -393,8 +393,8 @@ def _not_finite(
     what = next(name for name, value in values.items() if not math.isfinite(value))
     saved = checkpoints.latest_step()
     kept = f"the checkpoint of step {saved} is kept" if saved is not None else "nothing was saved yet"
-    if job.explain and before is not None:
-        hint = job.explain(before, batch)
+    if program.explain and before is not None:
+        hint = program.explain(before, batch)
     else:
         hint = "try a lower optim.peak_lr or optim.clip_norm=1.0; --debug_nans names the module"
     return RunFailedError(f"{label}{what} is not finite at step {step}; {kept}; {hint}")
@@ -413,10 +413,10 @@ class _Clock:
     def _now(self) -> float:
         return time.monotonic() - self._stop.held_seconds
 
-    def lap(self, name: str, courses: Sequence[Course]) -> float:
+    def lap(self, name: str, trackers: Sequence[RunTracker]) -> float:
         """Returns the share of each."""
         now = self._now()
-        share, self._mark = (now - self._mark) / len(courses), now
-        for course in courses:
-            course.position.seconds[name] += share
+        share, self._mark = (now - self._mark) / len(trackers), now
+        for tracker in trackers:
+            tracker.position.seconds[name] += share
         return share

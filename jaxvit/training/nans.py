@@ -23,7 +23,8 @@ def explain(
     """A phrase that names the first module whose output, or else the first parameter whose gradient, is not finite.
 
     Args:
-      prepare, loss: the run's, see `jaxvit.training.step.make_loss`.
+      prepare: the run's augmentation, (step, batch) -> examples; see `jaxvit.training.step.prepare`.
+      loss: the run's loss, (params, constants, examples) -> (loss, …); see `jaxvit.training.step.loss`.
       state: before the step that went wrong.
       batch: of that step.
       accumulate: parts that the step cuts its batch into; each draws noise of its own.

@@ -40,6 +40,7 @@ class _MayClose:
             act()
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
+                error.filename = error.filename or "standard output"
                 raise
             # What the stream still holds must go somewhere too, at the latest when the process ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -50,7 +51,10 @@ class _MayClose:
 @contextlib.contextmanager
 def nobody_need_listen() -> Iterator[None]:
     """Whatever is printed within is no reason to fail."""
-    with contextlib.redirect_stdout(_MayClose(sys.stdout)):  # type: ignore[type-var]
+    with contextlib.ExitStack() as stack:
+        # Python has None for a standard output that was closed before it started.
+        stream = sys.stdout or stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(_MayClose(stream)))  # type: ignore[type-var]
         yield
 
 

@@ -1,4 +1,4 @@
-"""A config's identity: recorded hashes stay what they are, and a key or attribute that is absent means its default."""
+"""Config hashes: recorded hashes do not change, and a missing key or attribute means its default."""
 
 import dataclasses
 import json
@@ -12,7 +12,8 @@ from tiny import tiny_config
 import jaxvit
 from jaxvit.config import keys, load_config_file
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.keys import KEYS, Key, base_config, complete, flatten
+from jaxvit.config.key_table import KEYS, Key
+from jaxvit.config.keys import base_config, complete, flatten
 from jaxvit.config.overrides import parse_overrides
 from jaxvit.data.settings import Augmentation
 from jaxvit.errors import UsageError
@@ -26,7 +27,7 @@ RECORDED = json.loads((HERE / "recorded_hashes.json").read_text())
 
 @pytest.fixture(params=["plain", "with a key and an attribute added"])
 def perhaps_grown(request, monkeypatch):
-    """The package as it is, and as it would be with one key and one attribute more."""
+    """The package as is, and with one additional key and attribute."""
     if request.param != "plain":
         monkeypatch.setitem(KEYS, "train.dummy", Key(7, "nothing", added=True))
         monkeypatch.setattr(registry, "ADDED_ATTRIBUTES", registry.ADDED_ATTRIBUTES | {"dummy"})
@@ -126,7 +127,7 @@ def test_a_renamed_key_changes_no_hash(monkeypatch):
 def test_a_renamed_key_keeps_its_value_and_says_its_new_name(monkeypatch):
     monkeypatch.setitem(keys.RENAMED, "train.length", "train.duration")
     monkeypatch.setitem(keys.RENAMED, "model.layers", "model.depth")
-    monkeypatch.setitem(keys.REMOVED, "train.magic", "set config.train.ways in its place")
+    monkeypatch.setitem(keys.REMOVED, "train.magic", "set config.train.implementations in its place")
     old = base_config()
     with old.unlocked():
         old.train.length, old.model.layers = "9 epochs", 5
@@ -136,7 +137,7 @@ def test_a_renamed_key_keeps_its_value_and_says_its_new_name(monkeypatch):
     assert "length" not in read.train and "layers" not in read.model
     with pytest.raises(UsageError, match=r"this key is called config.train.duration now"):
         parse_overrides(base_config(), ["--config.train.length=9 epochs"])
-    with pytest.raises(UsageError, match=r"this key is gone; set config.train.ways in its place"):
+    with pytest.raises(UsageError, match=r"this key is gone; set config.train.implementations in its place"):
         parse_overrides(base_config(), ["--config.train.magic=1"])
     with pytest.raises(UsageError, match=r"config.model.layers: this key is called config.model.depth now"):
         base_config("vit", layers=3)

@@ -32,6 +32,7 @@ from jaxvit.files import checked_json
         ("train[16079:]", [("train", 16079, 24000)]),
         ("train[10%:-10%] + test", [("train", 2400, 21600), ("test", 0, 10)]),
         ("test[:10]", [("test", 0, 10)]),
+        ("test[14%:37%]", [("test", 1, 4)]),  # to the nearest image
     ],
 )
 def test_split_expressions(expression, ranges):

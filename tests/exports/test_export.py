@@ -1,4 +1,4 @@
-"""A trained model as files that run without the package."""
+"""Export of a trained model to files that run without jaxvit."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_every_family(tmp_path, name, kind):
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 def test_onnx_has_what_onnxruntime_is_fast_at(tmp_path):
-    """In a model with pooling, a table drawn once, and attention whose heads are as wide as the tokens."""
+    """For a model with pooling, fixed positions, and heads as wide as the tokens."""
     import onnx
 
     config = tiny_config(train__duration="1 steps", data__validation="")
@@ -96,7 +96,7 @@ def test_onnx_has_what_onnxruntime_is_fast_at(tmp_path):
 
 
 def test_the_loader_stands_alone(run, tmp_path, capsys):
-    """As its first lines say to use it, from another folder, in a process that is told nothing of this project."""
+    """Used as its first lines say, from another folder, in a process without jaxvit."""
     assert verb.main([f"--workdir={run}", f"--out={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     script = (tmp_path / "run_stablehlo.py").read_text()
@@ -125,7 +125,7 @@ def test_the_program_is_for_every_platform(run, tmp_path):
 
 
 def test_smaller_weights_make_smaller_files(tmp_path):
-    """Where the weights are most of the file."""
+    """For a model whose file consists mostly of weights."""
     with jax.numpy_dtype_promotion("standard"):
         config = tiny_config(train__duration="1 steps", data__validation="", data__test="")
         config.model.dim, config.model.heads = 128, 4
@@ -145,7 +145,7 @@ def test_without_the_data_it_is_compared_on_noise(run, tmp_path, capsys, monkeyp
     assert verb.main([f"--workdir={run}", f"--out={tmp_path}", "--dtype=int8"]) == 0
     out = capsys.readouterr().out
     assert "with int8 weights on 32 images of noise" in out
-    assert "what int8 weights cost in accuracy was not measured: the data is not here" in out
+    assert "the accuracy of int8 weights was not measured: the data is not here" in out
 
 
 def test_a_file_that_disagrees_is_thrown_away(run, tmp_path, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_file_that_disagrees_is_thrown_away(run, tmp_path, monkeypatch):
 
 def test_a_file_that_does_not_run_is_thrown_away(run, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxvit.exports.stablehlo.write", lambda model, path: Path(path).write_text("no program"))
-    with pytest.raises(RunFailedError, match=r"the file written does not run: .*zip"):
+    with pytest.raises(RunFailedError, match=r"the exported file does not run: .*zip"):
         verb.main([f"--workdir={run}", f"--out={tmp_path}"])
     assert not list(tmp_path.iterdir())
 
@@ -181,11 +181,11 @@ def test_again_replaces_what_is_there(run, tmp_path):
 
 
 def test_what_is_not_an_export_is_left_alone(run, tmp_path):
-    """A run whose folder has a format's name, a folder of somebody's, a script of somebody's."""
+    """A run folder with the name of a format, a user's folder, a user's script."""
     shutil.copytree(run, tmp_path / "hub")
     with pytest.raises(UsageError, match=r"holds .*, which no hub does"):
         verb.main([f"--workdir={tmp_path / 'hub'}", "--to=hub", f"--out={tmp_path}"])
-    with pytest.raises(UsageError, match="is none of jaxvit's"):
+    with pytest.raises(UsageError, match="was not written by jaxvit"):
         (tmp_path / "run_stablehlo.py").write_text("mine")
         verb.main([f"--workdir={run}", f"--out={tmp_path}"])
     assert (tmp_path / "hub" / "result.json").exists() and (tmp_path / "run_stablehlo.py").read_text() == "mine"
@@ -200,7 +200,7 @@ def test_one_export_at_a_time(run, tmp_path):
 
 def test_a_file_that_does_not_end_is_thrown_away(run, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "_PATIENCE", 0.01)
-    with pytest.raises(RunFailedError, match=r"was not done with 25 images after 0.01 s"):
+    with pytest.raises(RunFailedError, match=r"did not finish 25 images in 0.01 s"):
         verb.main([f"--workdir={run}", f"--out={tmp_path}"])
     assert not list(tmp_path.iterdir())
 
@@ -326,10 +326,10 @@ def test_files_are_timed_beside_the_original(run, tmp_path, capsys):
     ("words", "says"),
     [
         (["--file=/no/such.onnx"], "/no/such.onnx: there is no such file"),
-        (["--file={here}/notes.txt"], "notes.txt: not what jaxvit export writes"),
+        (["--file={here}/notes.txt"], "notes.txt: not a file that jaxvit export writes"),
         (["--workdir=runs"], "--workdir and --own_code are for --file"),
-        (["--file={here}/model.stablehlo", "--batch=0"], "--batch says nothing of exported files"),
-        (["--file={here}/model.stablehlo", "--model=vit"], "--model says nothing of exported files"),
+        (["--file={here}/model.stablehlo", "--batch=0"], "--batch does not apply to exported files"),
+        (["--file={here}/model.stablehlo", "--model=vit"], "--model does not apply to exported files"),
         (["--file={here}/model.stablehlo", "--rounds=0"], "--rounds=0: must be 1 or more"),
         (["--file={here}/model.stablehlo", "--config.seed=1"], "unknown argument"),
     ],
@@ -421,7 +421,7 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch):
 
 def test_a_model_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     words = own_run(tmp_path, monkeypatch, fixed=True)
-    with pytest.raises(RunFailedError, match=r"this model cannot be written so .Inconclusive"):
+    with pytest.raises(RunFailedError, match=r"this format cannot express the model .Inconclusive"):
         verb.main(words)
     assert not list((tmp_path / "out").iterdir())
 
@@ -467,12 +467,12 @@ def test_something_else_in_its_place_is_refused(run, tmp_path):
     (tmp_path / "hub").write_text("a file")
     (tmp_path / "model.stablehlo").mkdir()
     for kind in ("hub", "stablehlo"):
-        with pytest.raises(UsageError, match=f"is there already and is no {kind}"):
+        with pytest.raises(UsageError, match=f"exists and is not a {kind}"):
             verb.main([f"--workdir={run}", f"--to={kind}", f"--out={tmp_path}"])
 
 
 def test_the_card_tells_the_very_weights(run, tmp_path):
-    """Others than those of the run's result; and of a hub folder, again."""
+    """The card describes the exported weights, not the run's result; also for a hub folder exported again."""
     assert (
         verb.main([f"--workdir={run}", "--to=hub", "--checkpoint=latest", "--weights=model", f"--out={tmp_path}"]) == 0
     )
@@ -492,7 +492,7 @@ def test_a_card_without_data_says_so(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(write, "read_split", gone)
     verb.main([f"--workdir={run}", "--to=hub", f"--out={tmp_path}"])
-    assert "Not measured: the data was not there" in (tmp_path / "hub" / "README.md").read_text()
+    assert "Not measured: the data set was not available" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_a_folder_to_give_away_does_not_say_where_the_images_lay():
@@ -502,6 +502,6 @@ def test_a_folder_to_give_away_does_not_say_where_the_images_lay():
 
 def test_a_jax_that_the_converter_does_not_know_is_one_line(monkeypatch):
     monkeypatch.setattr("jaxvit.exports.formats.importlib.metadata.version", lambda _: "0.12.0.1")
-    with pytest.raises(UsageError, match=r"--to=onnx: its converter does not know jax 0\.12\.0\.1; .*--to=stablehlo"):
+    with pytest.raises(UsageError, match=r"its converter does not support jax 0\.12\.0\.1; .*--to=stablehlo"):
         FORMATS["onnx"].check_converter()
     FORMATS["stablehlo"].check_converter()

@@ -1,4 +1,4 @@
-"""What every family promises, on small models: gradients, determinism, dtypes, sizes, noise, quirk flags."""
+"""Properties of every family, on small models: gradients, determinism, dtypes, sizes, noise, quirk flags."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxvit.models import create_model, list_models, model_defaults
-from jaxvit.ops import image_to_patches, ways
+from jaxvit.ops import image_to_patches, implementations
 
 SMALL = {"num_classes": 3, "dim": 8, "depth": 2, "heads": 2, "patch": 2}
 MODELS = {
@@ -73,7 +73,7 @@ def no_gradient(which, path):
 
 @pytest.mark.parametrize("which", MODELS)
 def test_every_parameter_gets_a_gradient(draw, which):
-    """Random numbers everywhere, so that no branch that starts at zero hides what is behind it."""
+    """All parameters are random, so that no zero-initialized branch hides another gradient."""
     model, x = small(which), images(which)
     variables = draw(model, x, train=False, scale=0.5)
 
@@ -117,7 +117,7 @@ def test_bfloat16_computes_and_float32_stays(draw, which):
     assert jax.eval_shape(run, variables, x).dtype == jnp.float32
     features = partial(model.apply, train=False, method="features")
     assert jax.eval_shape(features, variables, x).dtype == jnp.bfloat16
-    with ways.use("plain"):  # the other way multiplies kernels by each other, in float32
+    with implementations.use("plain"):  # the other way multiplies kernels by each other, in float32
         program = jax.make_jaxpr(run)(variables, x)
     factors = [{str(atom.aval.dtype) for atom in eqn.invars} for eqn in products(program)]
     assert factors.count({"float32"}) == 1 and factors.count({"bfloat16"}) == len(factors) - 1  # the classifier's
@@ -133,7 +133,7 @@ def test_bfloat16_is_close_to_float32(draw):
 
 
 @pytest.mark.parametrize("which", ["vit", "learner", "shiftvit", "cct"])
-def test_ways_to_run_change_no_output(draw, which):
+def test_implementations_to_run_change_no_output(draw, which):
     x = images(which)
     overrides = {"depth": 3} if which == "vit" else {}
     variables = draw(small(which, **overrides), x, train=False)

@@ -1,4 +1,4 @@
-"""A queue of runs: its file, its order, its limit, and that it goes on elsewhere as if it had never stopped."""
+"""Queues of runs: file, order, limit, and resuming on another machine without a difference."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _as_the_verb_runs(monkeypatch):
-    """Without its low priority, which these tests would keep for good."""
+    """Runs the queue without lowering the priority, which would last for the whole test process."""
     monkeypatch.setattr(verb, "lower_priority", lambda: None)
     with jax.numpy_dtype_promotion("standard"):
         yield
@@ -63,24 +63,24 @@ def test_rows_of_one_step_take_turns_seed_by_seed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "there is nothing in it"),
+        ("", "it is empty"),
         ("[[run]\n", "cannot be read"),
-        ("[run]\nrow = 'cct'\n", r"tables that begin with \[\[run\]\]"),
-        ("seeds = [1]\n[[run]]\nrow = 'cct'\n", r"tables that begin with \[\[run\]\]"),
+        ("[run]\nrow = 'cct'\n", r"must contain only \[\[run\]\] tables"),
+        ("seeds = [1]\n[[run]]\nrow = 'cct'\n", r"must contain only \[\[run\]\] tables"),
         ("[[run]]\nrow = 'cctt'\n", r"number 1: there is no row 'cctt' \(did you mean 'cct'\?\)"),
         ("[[run]]\nseeds = [1]\n", "row is missing"),
         ("[[run]]\nrow = []\n", "row is missing"),
-        ("[[run]]\nrow = 'cct'\nseed = [1]\n", r"'seed' is not known \(did you mean 'seeds'\?\)"),
+        ("[[run]]\nrow = 'cct'\nseed = [1]\n", r"unknown key 'seed' \(did you mean 'seeds'\?\)"),
         ("[[run]]\nrow = 'cct'\nseeds = [7]\n", r"seeds = \[7\]: cct has 0, 1, 2, 3, 4"),
         ("[[run]]\nrow = 'cct'\nseeds = 1\n", "seeds = 1: must be a list"),
         ("[[run]]\nrow = 'cct'\nseeds = []\n", r"seeds = \[\]: must be a list"),
         ("[[run]]\nrow = 'cct'\nseeds = [true]\n", r"seeds = \[True\]: must be a list"),
         ("[[run]]\nrow = 'cct'\nepochs = 0\n", "epochs = 0: must be"),
         ("[[run]]\nrow = 'cct'\nepochs = '2'\n", "epochs = '2': must be"),
-        ("[[run]]\nrow = 'cct'\nepochs = 30\n", "epochs = 30: cct has 30; a short form has fewer"),
+        ("[[run]]\nrow = 'cct'\nepochs = 30\n", "epochs = 30: must be below the 30 epochs of cct"),
         ("[[run]]\nrow = 'imagenet_cct_14'\nseeds = [0]\n", "imagenet_cct_14 takes steps"),
-        ("[[run]]\nrow = 'cct'\nseeds = [1, 1]\n", "number 1: cct, seed 1 is there twice"),
-        ("[[run]]\nrow = 'cct'\n[[run]]\nrow = 'cct'\nseeds = [2]\n", "number 2: cct, seed 2 is there twice"),
+        ("[[run]]\nrow = 'cct'\nseeds = [1, 1]\n", "number 1: cct, seed 1 is listed twice"),
+        ("[[run]]\nrow = 'cct'\n[[run]]\nrow = 'cct'\nseeds = [2]\n", "number 2: cct, seed 2 is listed twice"),
     ],
 )
 def test_a_file_that_is_no_queue_is_one_line(tmp_path, text, says):
@@ -102,14 +102,14 @@ def test_limits_are_times():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["cct", "--limit=2 hours"], "--limit=2 hours: it is for --queue"),
-        (["cct", "--queue=x"], "cct: the queue's file says what is run"),
-        (["--all", "--queue=x"], "--all: the queue's file says"),
-        (["--together", "--queue=x"], "--together: the queue's file says"),
-        (["--queue=x", "--take=y"], "--queue: --take adds a whole table"),
-        (["--queue=x", "--pack=y.tar"], "--queue: --pack writes an archive"),
-        (["--pack=y.zip"], "--pack=y.zip: name a file that ends in .tar"),
-        (["--pack=y.tar", "--runs=/no/such"], "--runs=/no/such: there is no run in it"),
+        (["cct", "--limit=2 hours"], "--limit=2 hours: it needs --queue"),
+        (["cct", "--queue=x"], "cct: it does not go with --queue"),
+        (["--all", "--queue=x"], "--all: it does not go with --queue"),
+        (["--together", "--queue=x"], "--together: it does not go with --queue"),
+        (["--queue=x", "--take=y"], "--queue: it does not go with --take"),
+        (["--queue=x", "--pack=y.tar"], "--queue: it does not go with --pack"),
+        (["--pack=y.zip"], "--pack=y.zip: the name must end in .tar"),
+        (["--pack=y.tar", "--runs=/no/such"], "--runs=/no/such: it contains no runs"),
         (["--queue=/no/such"], "--queue=/no/such: there is no such file"),
     ],
 )
@@ -120,7 +120,7 @@ def test_mistakes_are_one_line(words, says):
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    """machine(): the words for a new machine with the rows, configs and queue, and its folder."""
+    """machine(): arguments and folder of a new machine with rows, configs and queue."""
 
     def new(*, target=0.01, runs="runs.tar", queue='[[run]]\nrow = ["tiny", "small"]\nseeds = [0]\n'):
         folder = tmp_path_factory.mktemp("machine")
@@ -140,7 +140,7 @@ def machine(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def worked_off(machine):
-    """The words and the folder of a machine that has worked off its queue."""
+    """Arguments and folder of a machine that has finished its queue."""
     words, folder = machine()
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         lowered = []
@@ -150,7 +150,7 @@ def worked_off(machine):
 
 
 def told(folder):
-    """What does not depend on when and where: of each line the accuracy and loss, and each run's metrics."""
+    """Accuracy and loss of each line, and the metrics of each run: all that is independent of time and machine."""
     lines = results_of(folder / "results.csv")
     return [
         {name: line[name] for name in ("row", "seed", "form", "recipe", "top1", "loss", "validation", "epochs")}
@@ -177,7 +177,7 @@ def test_a_queue_is_worked_off_once(worked_off, capsys, monkeypatch):
 
 
 class Clock(SimpleNamespace):
-    """A clock on which every look takes a second."""
+    """A clock that advances one second at each reading."""
 
     def monotonic(self):
         self.now += 1.0
@@ -217,44 +217,42 @@ def test_a_run_that_cannot_be_done_does_not_end_the_queue(machine, capsys):
     assert verb.main(words) == 1
     said = capsys.readouterr().out
     assert "tiny, seed 0: not run: " in said and "small, seed 0: 1 of 2 seeds: top1 " in said
-    assert said.splitlines()[-2].startswith("1 of 2 runs are finished; 1 left, of about 1 minutes")
+    assert said.splitlines()[-2].startswith("1 of 2 runs are finished; 1 left, about 1 minutes")
     queue_of(folder, '[[run]]\nrow = "tiny"\n')
     with pytest.raises(UsageError, match="mnist"):
         verb.main(words)
 
 
 def test_a_queue_stands_still_for_a_timing_and_ends_between_runs(machine, monkeypatch, capsys):
-    """The timing begins while the first run trains, nothing is computed until it ends; that run uses up the limit."""
+    """A benchmark starts during the first run: nothing is computed until it ends, and this run uses up the limit."""
     words, folder = machine(runs="runs")
     events, asking = [], []
-    book = loop.Course.book
+    book = loop.RunTracker.book
 
-    def booked(course, step, *rest):
+    def booked(tracker, step, *rest):
         events.append(f"step {step}")
         if step == 3:
             asking.append(quiet.asked(patience=0.0))
             asking[0].__enter__()
-        book(course, step, *rest)
+        book(tracker, step, *rest)
 
     def sleep(seconds):
         events.append("waits")
         if events.count("waits") == 3:
             asking[0].__exit__(None, None, None)
 
-    monkeypatch.setattr(loop.Course, "book", booked)
+    monkeypatch.setattr(loop.RunTracker, "book", booked)
     monkeypatch.setattr("jaxvit.reproduce.supervisor._LOOK_SECONDS", 0.0)
     clock = SimpleNamespace(sleep=sleep, monotonic=lambda: 1e6 * (folder / "results.csv").exists())
     monkeypatch.setattr("jaxvit.reproduce.supervisor.time", clock)
-    left = (
-        "the limit of 5 days is reached: stopped between two runs; 1 of 2 runs are finished; 1 left, of about 1 minutes"
-    )
+    left = "the limit of 5 days is reached: stopped between two runs; 1 of 2 runs are finished; 1 left, about 1 minutes"
     with pytest.raises(StoppedError, match=left):
         verb.main([*words, "--limit=5 days"])
     first = events.index("waits")
     assert events[first : first + 3] == ["waits"] * 3 and 3 <= first <= 5
     assert [event for event in events if event != "waits"] == [f"step {i}" for i in range(1, 9)]
     said = capsys.readouterr().out
-    assert "standing still: a quiet machine is asked for" in said and "tiny, seed 0: 1 of 2 seeds: top1 " in said
+    assert "paused: another process asked for a quiet machine" in said and "tiny, seed 0: 1 of 2 seeds: top1 " in said
 
 
 AT_THE_USUAL_PRIORITY = (
@@ -265,10 +263,10 @@ AT_THE_USUAL_PRIORITY = (
 
 @pytest.mark.slow
 def test_killed_and_stopped_by_signals_it_goes_on(machine):
-    """kill -9 loses no more than to the last checkpoint, SIGTERM nothing.
+    """kill -9 loses only the work after the last checkpoint, SIGTERM nothing.
 
-    Every start is a process of its own, the untouched one too: this one may have started jax with other flags of XLA,
-    and so round otherwise.
+    Every start is a new process, also the uninterrupted one: this process may run jax with other XLA flags, and round
+    differently.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 

@@ -164,15 +164,15 @@ def test_a_recipe_takes_its_step_and_is_counted(project, tmp_path, capsys):
         (["--seeds=-1"], "--seeds=-1: must be 1 or more"),
         (["--seeds=0"], "--seeds=0: must be 1 or more"),
         (["tiny", "--epochs=0"], "--epochs=0: must be 1 or more"),
-        ([], "name rows, or give --all"),
-        (["cct", "--epochs=31"], "--epochs=31: cct has 30; a short form has fewer"),
-        (["--take=/no"], "--take=/no: there is no results.csv"),
-        (["cct", "--take=/no"], "cct: --take adds a whole table and runs nothing"),
-        (["--take=/no", "--dry_run"], "--dry_run: --take adds a whole table and runs nothing"),
-        ([f"--take={ROOT}/tests/../results"], "results: this is the table itself"),
+        ([], "name rows, or use --all"),
+        (["cct", "--epochs=31"], "--epochs=31: cct has only 30"),
+        (["--take=/no"], "--take=/no: it has no results.csv"),
+        (["cct", "--take=/no"], "cct: it does not go with --take"),
+        (["--take=/no", "--dry_run"], "--dry_run: it does not go with --take"),
+        ([f"--take={ROOT}/tests/../results"], "results: this is the same folder"),
         (["cct", "shiftvit_best", "--seeds=6"], "--seeds=6: cct has 5"),
-        (["imagenet_vit_s16", "--epochs=1"], "imagenet_vit_s16 takes steps, no epochs"),
-        (["--all", "cct"], "--all names every row already"),
+        (["imagenet_vit_s16", "--epochs=1"], "imagenet_vit_s16 runs single steps"),
+        (["--all", "cct"], "--all includes every row"),
         (["--seed=1"], "did you mean '--seeds'"),
     ],
 )
@@ -293,7 +293,7 @@ def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project, tmp_
     config = tmp_path / "runs" / "tiny" / "seed_0" / "config.json"
     edit_json(config, '"extensions": []', '"extensions": [{"step": 4}]')
     (tmp_path / "rows.toml").write_text(rows)
-    with pytest.raises(UsageError, match=r"another config .it was taken further"):
+    with pytest.raises(UsageError, match=r"another config .it was extended"):
         verb.main([*project, "tiny", "--seeds=1"])
     (tmp_path / "rows.toml").write_text(rows.replace("epochs = 2", "epochs = 3"))
     next((tmp_path / "metrics").iterdir()).write_text("no\nmetrics\n")  # of a line that is not shown
@@ -334,7 +334,7 @@ def test_a_damaged_file_of_metrics_stops_nothing(project, tmp_path, capsys):
         + TINY_ROW.format(weights="best", target=0.01).replace('"tiny"', '"b"')
     )
     assert verb.main([*project, "b"]) == 0
-    assert "without its curve: " in (out := capsys.readouterr().out) and "b, n = 25, 2 of 2 seeds: top1 " in out
+    assert "curve left out: " in (out := capsys.readouterr().out) and "b, n = 25, 2 of 2 seeds: top1 " in out
 
 
 def test_one_process_at_a_time_writes(tmp_path):
@@ -372,6 +372,6 @@ def test_a_page_of_somebody_elses_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "README.md").write_text("my own")
-    with pytest.raises(UsageError, match=r"results has a README\.md that is no page of results; name another folder"):
+    with pytest.raises(UsageError, match=r"results has a README\.md that is not a page of results; name another"):
         verb.main(["imagenet_cct_14"])
     assert (tmp_path / "results" / "README.md").read_text() == "my own"

@@ -1,4 +1,4 @@
-"""The table of the documents' numbers: what it asks for, and what runs say to it."""
+"""The table of the documents' results: targets, and their comparison with runs."""
 
 import json
 import math
@@ -10,10 +10,10 @@ from tiny import TINY_ROW
 
 from jaxvit.config.files import load_config_file
 from jaxvit.errors import UsageError
-from jaxvit.reproduce.effort import Effort, efforts_of
+from jaxvit.reproduce.cost import TrainingCost, costs_of
 from jaxvit.reproduce.page import outcome, page
 from jaxvit.reproduce.rows import read_rows
-from jaxvit.reproduce.runs import Way, circumstances, config_of, recipe_of, sort_out
+from jaxvit.reproduce.runs import RunSettings, circumstances, config_of, recipe_of, sort_out
 from jaxvit.reproduce.statistics import compare, judge
 from jaxvit.reproduce.table import COLUMNS, form_of, how, metrics_name, newest, results_of
 from jaxvit.trained.intervals import student, wilson
@@ -33,7 +33,7 @@ def test_every_row_has_a_config_and_a_target(row):
 
 
 def departures(config, weights):
-    """Those of a config's tutorial from its paper or from good practice, by the names of docs/models.md."""
+    """Departures of a config from papers or good practice, by the names in docs/models.md."""
     model, augment, optim = config.model, config.augment, config.optim
     tutorial = model.name.startswith("tutorial_")
     fashion, cct = "fashion" in model.name, model.name == "tutorial_cct"
@@ -76,7 +76,7 @@ def test_a_rows_departures_are_its_configs(row):
     "row", [row for row in ROWS.values() if not row.steps and row.epochs > 2], ids=lambda r: r.name
 )
 def test_a_short_form_can_be_run_and_keeps_its_schedules_shape(row):
-    whole, short = (config_of(row, Way(ROOT / "configs", Path("runs"), epochs=epochs)) for epochs in (0, 2))
+    whole, short = (config_of(row, RunSettings(ROOT / "configs", Path("runs"), epochs=epochs)) for epochs in (0, 2))
     images = range(60000 * len(whole.data.classes or range(10)) // 10 if whole.data.name == "fashion_mnist" else 50000)
     (stop,) = re.fullmatch(r"train(?:\[:(-?\d+)\])?", whole.data.train).groups()
     per_epoch = len(images[: stop and int(stop)]) // whole.train.batch_size
@@ -95,16 +95,17 @@ def test_the_page_is_made_of_the_table_and_its_runs():
     groups = dict.fromkeys(f"{row.config.partition('.')[0]}_{row.epochs}_epochs" for row in ROWS.values())
     curves = [f"curves/{name}.png" for name in groups if (ROOT / "results" / "curves" / f"{name}.png").exists()]
     lines, outdated = sort_out(results_of(ROOT / "results" / "results.csv"), ROWS, ROOT / "configs")
-    efforts = efforts_of(lines, ROOT / "results")
-    assert (ROOT / "results" / "README.md").read_text() == page(ROWS, lines, curves, outdated, efforts)
+    costs = costs_of(lines, ROOT / "results")
+    assert (ROOT / "results" / "README.md").read_text() == page(ROWS, lines, curves, outdated, costs)
 
 
 def test_every_line_is_of_todays_configs_and_has_its_metrics():
     lines, outdated = sort_out(results_of(ROOT / "results" / "results.csv"), ROWS, ROOT / "configs")
     renewed = {"fashion_vit_best", "fashion_fast_vit_best", "fashion_fast_vit_30"}  # their notes tell of the older runs
-    # These took their steps before the recipes had the authors' activation or decay; they are to be taken again.
-    changed = {"imagenet_vit_s16", "imagenet_cct_14", "imagenet_token_learner_b16"}
-    assert len(lines) >= 30 and {line["row"] for line in outdated} == renewed | changed
+    # Older lines of these ran before their recipes had the authors' activation or decay.
+    steps = {"imagenet_vit_s16", "imagenet_cct_14", "imagenet_token_learner_b16"}
+    assert len(lines) >= 30 and {line["row"] for line in outdated} == renewed | steps
+    assert steps <= {line["row"] for line in lines}
     assert all([int(line["seed"]) for line in newest(lines, ROWS[name])] == [*ROWS[name].seeds] for name in renewed)
     assert {line["metrics"] for line in lines + outdated} - {""} == {
         p.name for p in (ROOT / "results" / "metrics").iterdir()
@@ -130,7 +131,7 @@ def test_a_form_tells_how(form):
 
 
 def test_the_documents_numbers_are_there():
-    """As the documents have them; those of a mean or without a tolerance are this project's own."""
+    """The targets equal the documents' numbers; the others are our own, or means."""
     others = {row.name: {k: v for k, v in row.document.items() if k != "top1"} for row in ROWS.values()}
     assert {name: numbers for name, numbers in others.items() if numbers} == {
         "fashion_vit": {"loss": 0.4731, "precision": 0.8466, "recall": 0.8140, "validation": 0.9166},
@@ -200,21 +201,21 @@ def test_a_target_is_met_or_missed_by_so_much():
     assert not verdict.passed and verdict.missing == pytest.approx(0.00498)
     said, passed = judged(row, [line(row.name, 0, 0.56)])
     assert not passed and said[0].startswith("top1 56.00% (95 %: 55.0")
-    assert said[0].endswith("misses it by 0.50 points so far")
+    assert said[0].endswith("missed by 0.50 points so far")
     assert judged(row, [line(row.name, form="1 of 20 epochs")]) == (["not run"], False)
     (verdict,) = judge(row, [line(row.name, seed, top1) for seed, top1 in enumerate((0.9, 0.99, 0.1))])
     assert (verdict.low, verdict.high) == (0.0, 1.0)
     row = ROWS["cct"]
     said, passed = judged(row, [line(row.name, 0, 0.77)])
-    leaves = "0.61 points below it, within the 0.82 that the one run of the document leaves open"
+    leaves = "0.61 points below, within the tolerance of 0.82 for the document's single run"
     assert passed and said[0].endswith(f"{leaves}: passes so far")
     assert not judged(row, [line(row.name, 0, 0.767)])[1]
     said, passed = judged(row, [line(row.name, seed, 0.765 + seed / 100) for seed in range(2)])
     # Student's half interval of the mean is 12.7062 * .00707 / sqrt 2; of one more run, sqrt 3 times that.
-    assert passed and said[0].endswith(f"{leaves} (one more run here would have 66.00% to 88.00%): passes so far")
+    assert passed and said[0].endswith(f"{leaves} (one more run here: 66.00% to 88.00% expected): passes so far")
     assert said[2] == "top1 of each seed: 76.50, 77.50" and said[3] == "loss 1.0000, validation 50.00%"
     said, passed = judged(row, [line(row.name, 0, 0.9, n="4000")])
-    assert not passed and "measured on 4000 images in place of 10000: another test set" in said
+    assert not passed and "measured on 4000 images instead of 10000: another test set" in said
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS.values() if row.tolerance], ids=lambda row: row.name)
@@ -241,7 +242,8 @@ def test_pairs_are_compared_seed_by_seed_on_one_machine():
     elsewhere = [{**one, "hardware": "elsewhere"} for one in theirs]
     assert compare(row, mine, [*theirs, *elsewhere, *elsewhere[:1]]).ratios == found.ratios  # hardware is matched
     (_, _, said), passed = judged(row, mine + theirs)
-    assert passed and "equality within 1 asked: passes; 22.0% fewer" in said and "21.0% to 23.5% asked: passes" in said
+    assert passed and "(target: equal within 1: passes); 22.0% fewer" in said
+    assert "(target 21.0% to 23.5%: passes)" in said
 
 
 def test_what_a_pair_asks_for_is_part_of_the_verdict():
@@ -252,24 +254,24 @@ def test_what_a_pair_asks_for_is_part_of_the_verdict():
     said, passed = judged(fast, both)
     assert not passed
     assert said[1] == "loss 1.0000, precision 90.00%, recall 80.00%, validation 50.00%"
-    assert said[2].endswith("; as many multiply-adds; trained 1.40 times as fast, 1.5 asked: misses it")
+    assert said[2].endswith("; as many multiply-adds; trained 1.40 times as fast (target 1.5: missed)")
     both[1]["train_seconds"] = "160.0"
     assert judged(fast, both)[1]
     true, better = ROWS["shiftvit_true"], 0.01
     runs = [line(true.name, seed, 0.78 + better + seed / 1e4) for seed in (42, 43)]
     runs += [line("shiftvit", seed, 0.78 + seed / 1e4) for seed in (42, 43)]
     said, passed = judged(true, runs)
-    assert passed and "above it, an interval above 0 asked: passes" in said[-1]
+    assert passed and "above it (target: interval above 0: passes)" in said[-1]
     said, passed = judged(true, [runs[0], runs[2]])  # one seed shows nothing
-    assert not passed and "an interval above 0 asked: not tested, which takes two seeds or more" in said[-1]
+    assert not passed and "(target: interval above 0: needs two seeds)" in said[-1]
     runs[2]["top1"] = "0.7999"
     said, passed = judged(true, runs)
-    assert not passed and "not shown to be above it, an interval above 0 asked: misses it" in said[-1]
+    assert not passed and "not shown to be above it (target: interval above 0: missed)" in said[-1]
 
 
 def test_only_runs_of_one_recipe_and_machine_are_averaged():
     row = ROWS["cct"]
-    recipe = recipe_of(config_of(row, Way(ROOT / "configs", Path())))
+    recipe = recipe_of(config_of(row, RunSettings(ROOT / "configs", Path())))
     old = [line(row.name, seed, 0.5, recipe="old") for seed in range(5)]
     new = [line(row.name, seed, 0.8, recipe=recipe) for seed in range(2)]
     one_elsewhere = [line(row.name, 0, 0.9, recipe=recipe, hardware="elsewhere")]
@@ -277,7 +279,7 @@ def test_only_runs_of_one_recipe_and_machine_are_averaged():
     gone = [line("no_such_row", 0, 0.9, recipe=recipe)]
     lines, outdated = sort_out(old + new + one_elsewhere + short + gone, ROWS, ROOT / "configs")
     assert (lines, outdated) == (new + one_elsewhere, old + short + gone)
-    assert "whose row or config was changed after the run: `cct`." in page(ROWS, lines, (), old)
+    assert "whose row or config has changed since: `cct`." in page(ROWS, lines, (), old)
     one_more = line(row.name, 99, recipe=recipe)  # a seed that the row does not have
     assert sort_out([one_more], ROWS, ROOT / "configs") == ([], [one_more])
     found = newest([*lines, one_more], row)
@@ -291,7 +293,7 @@ def test_short_forms_are_compared_too_and_pass_nothing():
     theirs = [line("mini_vit", seed, 0.3 + seed / 100, form=form) for seed in range(2)]
     text = page(ROWS, mine + theirs)
     assert "not run<br>a short form, 2 of 20 epochs, 2 runs: top1 30.50%" in text
-    assert "20.0% fewer multiply-adds, 1.25 times; trained 1.00 times as fast" in text and ": passes" not in text
+    assert "20.0% fewer multiply-adds, a factor of 1.25; trained 1.00 times as fast" in text and ": passes" not in text
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_short_forms_are_compared_too_and_pass_nothing():
     [
         ("[[row]]\nname = 'a'\n", "row 'a': 'config' is missing"),
         ("[[row]\n", "cannot be read"),
-        ("[[row]]\nname = 'a'\ncolour = 1\n", "row 'a': 'colour' is not known"),
+        ("[[row]]\nname = 'a'\ncolour = 1\n", "row 'a': 'colour' is unknown"),
         ("[row]\nname = 'a'\n", r"begins with \[\[row\]\]"),
         (
             BEST.replace("target = { top1 = 0.5 }", "target = {}"),
@@ -315,13 +317,13 @@ def test_short_forms_are_compared_too_and_pass_nothing():
         ),
         (BEST.replace('"best"', '"bests"'), "weights = 'bests': must be"),
         (BEST.replace("[0, 1]", "[]"), "seeds = .*must be a list"),
-        (BEST.replace("n = 25", "n = '25'"), "n = '25' is no count"),
-        ("row = [1]\n", "row '.': it is no table"),
-        (BEST.replace('"tiny_row.py"', '"../evil.py"'), "config = '../evil.py': must be a file's name"),
+        (BEST.replace("n = 25", "n = '25'"), "n = '25' is not a count"),
+        ("row = [1]\n", "row '.': it is not a table"),
+        (BEST.replace('"tiny_row.py"', '"../evil.py"'), "config = '../evil.py': must be the name of a file"),
         (BEST + "steps = 1\n", "has no params"),
         (BEST + "pair = { rov = 'x' }\n", "row 'tiny': .*rov"),
         (BEST + "document_row = 'none'\n", "row 'tiny': document_row: there is no row 'none'"),
-        (BEST + "document_row = 1\n", "document_row = 1 is of the wrong type"),
+        (BEST + "document_row = 1\n", "document_row = 1 has the wrong type"),
     ],
 )
 def test_rows_that_are_not_right(tmp_path, text, says):
@@ -343,7 +345,7 @@ def test_a_line_says_how_many_devices_a_run_had():
 
 
 def test_what_a_better_recipe_takes_is_told_beside_its_accuracy(tmp_path):
-    """The document's 4 epochs of 100 images in 5 steps, and 150 images in 15 steps at 1.5 times the multiply-adds."""
+    """4 epochs of 100 images in 5 steps, against 150 images in 15 steps at 1.5 times the multiply-adds."""
     (tmp_path / "metrics").mkdir()
 
     def run(row, seed, epochs, images, steps, multiply_adds, **more):
@@ -356,23 +358,23 @@ def test_what_a_better_recipe_takes_is_told_beside_its_accuracy(tmp_path):
 
     lines = [run("cct", seed, 4, 100, 5, 1000) for seed in (0, 1)]
     lines += [run("cct_best", 0, 4, 150, 15, 1500), run("cct_best", 1, 4, 250, 15, 1500)]
-    efforts = efforts_of(lines, tmp_path)
-    assert efforts["cct_best_0.jsonl"] == Effort(1500, 600, 60)
+    costs = costs_of(lines, tmp_path)
+    assert costs["cct_best_0.jsonl"] == TrainingCost(1500, 600, 60)
 
     def shown(lines, name="cct_best"):
-        (cells,) = [text for text in page(ROWS, lines, efforts=efforts).splitlines() if text.startswith(f"| `{name}`")]
+        (cells,) = [text for text in page(ROWS, lines, costs=costs).splitlines() if text.startswith(f"| `{name}`")]
         return cells.split(" | ")[-1].removesuffix(" |").split("<br>")
 
     top1, took, each = shown(lines)
     assert top1.startswith("top1 85.00%") and each.startswith("top1 of each seed")
-    ratios = "1.50 times the multiply-adds an image, 2.00 times the images and 3.00 times the updates"
-    assert took == f"it takes {ratios} of cct: 3.00 times its multiply-adds in all"
+    ratios = "1.50 times the multiply-adds per image, 2.00 times the images, 3.00 times the updates"
+    assert took == f"cost relative to cct: {ratios}; 3.00 times the multiply-adds in total"
     assert not any("times the images" in said for said in shown(lines, "cct"))
-    assert "are not compared with cct, which was not run so" in shown(lines[2:])[1]
+    assert "are not compared with cct, which has no such run" in shown(lines[2:])[1]
     as_much = [{**one, "metrics": "cct_0.jsonl"} for one in lines[2:]]
     assert [said[:5] for said in shown(lines[:2] + as_much)] == ["top1 ", "top1 "]
     (tmp_path / "metrics" / "cct_best_0.jsonl").write_text("no metrics\n")
-    assert list(efforts_of(lines, tmp_path)) == ["cct_0.jsonl", "cct_1.jsonl", "cct_best_1.jsonl"]
+    assert list(costs_of(lines, tmp_path)) == ["cct_0.jsonl", "cct_1.jsonl", "cct_best_1.jsonl"]
 
 
 def test_better_recipes_name_their_documents_row_and_the_kept_runs_tell_what_they_took():
@@ -380,10 +382,10 @@ def test_better_recipes_name_their_documents_row_and_the_kept_runs_tell_what_the
         name: name.removesuffix("_best") for name in ROWS if name.endswith("_best")
     }
     lines, _ = sort_out(results_of(ROOT / "results" / "results.csv"), ROWS, ROOT / "configs")
-    efforts = efforts_of(lines, ROOT / "results")
-    assert set(efforts) == {line["metrics"] for line in lines} - {""}
+    costs = costs_of(lines, ROOT / "results")
+    assert set(costs) == {line["metrics"] for line in lines} - {""}
     for line in lines:  # whole epochs of the config's images, in batches of its size
         config = load_config_file(str(ROOT / "configs" / ROWS[line["row"]].config))
         if line["metrics"] and config.train.last_batch == "keep":
-            found, epochs = efforts[line["metrics"]], float(line["epochs"])
+            found, epochs = costs[line["metrics"]], float(line["epochs"])
             assert found.updates == epochs * math.ceil(found.images / epochs / config.train.batch_size)

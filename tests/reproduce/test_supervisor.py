@@ -1,4 +1,4 @@
-"""What a queue obeys: a limit, others' need of a quiet machine, the time since the last save."""
+"""The supervisor of a queue: time limit, pauses for a quiet machine, periodic saves."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from jaxvit.reproduce.supervisor import SAVE_SECONDS, Supervisor
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The supervisor's own clock: a number that a test sets."""
+    """The supervisor's clock, set by the test."""
     now = SimpleNamespace(seconds=1000.0, monotonic=lambda: now.seconds)
     now.sleep = lambda seconds: setattr(now, "seconds", now.seconds + seconds)
     monkeypatch.setattr("jaxvit.reproduce.supervisor.time", now)
@@ -33,14 +33,14 @@ def test_a_limit_stops_as_sigterm_does(clock):
 
 
 def test_there_is_one_queue_on_a_machine_and_its_locks_end_with_it(tmp_path, monkeypatch):
-    with Supervisor(), pytest.raises(UsageError, match="another queue is at work on this machine"), Supervisor():
+    with Supervisor(), pytest.raises(UsageError, match="another queue is running on this machine"), Supervisor():
         pass
     with Supervisor():
         assert quiet.try_to_work() is None
     quiet.try_to_work().close()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JAXVIT_LOCKS", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match=r"no lock can be held there .*JAXVIT_LOCKS"), Supervisor():
+    with pytest.raises(UsageError, match=r"cannot lock files there .*JAXVIT_LOCKS"), Supervisor():
         pass
 
 
@@ -71,7 +71,7 @@ def test_it_stands_still_while_it_is_asked_and_this_is_no_work(clock, capsys):
         stop.hold()
         assert len(turns) == 3 and stop.held_seconds == pytest.approx(sum(turns))
         assert not stop.must_hold() and quiet.try_to_work() is None
-    assert "standing still: a quiet machine is asked for" in capsys.readouterr().out
+    assert "paused: another process asked for a quiet machine" in capsys.readouterr().out
 
 
 def test_what_stands_still_can_be_stopped(clock):

@@ -1,4 +1,4 @@
-"""What a model looks at, against loops over its layers' weights."""
+"""Introspection of a model, compared with loops over its layers' weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny import train_family
 import jaxvit
 from jaxvit.errors import RunFailedError
 from jaxvit.trained import introspection
-from jaxvit.trained.introspection import Recorded, Step, attention_rollout
+from jaxvit.trained.introspection import Recorded, RecordedStep, attention_rollout
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def rows_of_ones(rng, *shape):
 def test_rollout_is_the_product_of_half_identities():
     rng = np.random.default_rng(0)
     first, second = rows_of_ones(rng, 1, 2, 5, 5), rows_of_ones(rng, 1, 2, 5, 5)
-    steps = (Step("attention", "block_0", first), Step("attention", "block_1", second))
+    steps = (RecordedStep("attention", "block_0", first), RecordedStep("attention", "block_1", second))
     layers = [0.5 * np.eye(5) + 0.25 * w[0, 0] + 0.25 * w[0, 1] for w in (first, second)]
     product = layers[1] @ layers[0]
     np.testing.assert_allclose(product.sum(axis=1), 1)
@@ -99,7 +99,11 @@ def test_rollout_through_learned_tokens_and_back():
     """A loop over paths: from a place, through a token, to a token, to a place."""
     rng = np.random.default_rng(1)
     learn, among, mix = rng.random((1, 2, 4)), rows_of_ones(rng, 1, 1, 2, 2), rng.random((1, 4, 2))
-    steps = (Step("learn", "a", learn, "sigmoid"), Step("attention", "b", among), Step("fuse", "c", mix))
+    steps = (
+        RecordedStep("learn", "a", learn, "sigmoid"),
+        RecordedStep("attention", "b", among),
+        RecordedStep("fuse", "c", mix),
+    )
     pool = rows_of_ones(rng, 1, 1, 4)
     found = attention_rollout(Recorded((2, 2), (8, 8), 0, steps, pool), "sequence")[0]
     expected = np.zeros(4)

@@ -1,4 +1,4 @@
-"""`jaxvit.load`: what fits, what is damaged, and that a run's files are read and never run."""
+"""`jaxvit.load`: valid and damaged folders; code that a run's files name does not run."""
 
 from __future__ import annotations
 
@@ -176,9 +176,7 @@ def test_a_model_outside_the_package_is_imported_only_if_allowed(run, own, capsy
     from PIL import Image
 
     Image.new("L", (8, 8)).save(image)
-    refusal = (
-        r"linear: its model 'own_things:Linear' is code outside this package, .* runs module own_things; .*own_code"
-    )
+    refusal = r"linear: its model 'own_things:Linear' is code outside jaxvit, .* runs module own_things; .*own_code"
     calls = [
         lambda *flag: evaluate([f"--workdir={run}", "--json", *flag]),
         lambda *flag: predict([f"--workdir={run}", str(image), *flag]),

@@ -46,7 +46,7 @@ def images(tmp_path):
 
 
 def test_the_model_gets_the_very_pixels_of_the_data_set(run, tmp_path, capsys):
-    """Exported and predicted, the test images are as right as the run's own test says."""
+    """Predictions for the exported test images have the accuracy of the run's test."""
     from jaxvit.cli.data import main as data
 
     data(["export", "digits", str(tmp_path / "images"), "--split=test[:25]", "--n=25"])
@@ -217,7 +217,7 @@ def test_folders_are_walked_in_the_order_of_names(images):
         (["--workdir={run}", "x.png", "--figure=missing/x.png"], "there is no folder missing"),
         (["--workdir={run}", "x.png", "--figure=/proc/x.png"], "/proc cannot be written"),
         (["--workdir={run}", "x.png", "--figure={folder}"], "x.png: this is a folder"),
-        (["--workdir={run}", "{empty}"], "there are no images here"),
+        (["--workdir={run}", "{empty}"], "no images found"),
         (["--workdir={run}", "x.png", "--fromat=csv"], "did you mean '--format'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The loop on a toy: pure numbers in place of a model, so that every decision can be foretold."""
+"""The loop with plain numbers instead of a model, so that every decision is predictable."""
 
 import io
 import time
@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxvit.errors import RunFailedError
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import Journal, JsonLines, read_jsonl
-from jaxvit.training.loop import Course, Job, Position, evaluate, fit
+from jaxvit.training.loop import Position, Program, RunTracker, evaluate, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import create_state
 from jaxvit.training.stopping import StopRequest
@@ -22,7 +22,7 @@ from jaxvit.training.stopping import StopRequest
 ZEROS = dict.fromkeys(("loss", "top1", "top5", "confident", "confident_right"), 0.0)
 
 
-def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0, bad_step=None, epochs=None):
+def make_program(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0, bad_step=None, epochs=None):
     """Training adds 1 to the one parameter; validation reads its loss from a list, by that parameter."""
     losses = jnp.asarray([9.0, *validation_losses], jnp.float32)
 
@@ -38,7 +38,7 @@ def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0
         sums = jax.tree.map(jnp.float32, ZEROS)
         return sums | {"loss": losses[epoch] * 4, "top1": 4 - losses[epoch], "count": jnp.float32(4)}
 
-    return Job(
+    return Program(
         train_step=jax.jit(train_step),
         eval_step=jax.jit(eval_step),
         train_batch=lambda step, count: jax.device_put({"value": np.float32(step)}),
@@ -55,16 +55,16 @@ def make_job(validation_losses, *, steps_per_epoch=2, monitor="loss", patience=0
     )
 
 
-def run(job, directory, position=None, stop=None):
+def run(program, directory, position=None, stop=None):
     state = create_state(lambda key: {"params": {"w": jnp.float32(0)}}, optax.sgd(1.0), jax.random.key(0))
     position = position or Position()
     checkpoints = Checkpoints(directory / "checkpoints")
     journal = Journal([JsonLines(directory / "metrics.jsonl", position.step)])
     screen = io.StringIO()
     try:
-        with Progress(job.steps, job.steps_per_epoch, console=Console(file=screen, width=200)) as progress:
-            course = Course(job, position, checkpoints=checkpoints, journal=journal, progress=progress)
-            fit(job, state, [course], stop=stop or StopRequest())
+        with Progress(program.steps, program.steps_per_epoch, console=Console(file=screen, width=200)) as progress:
+            tracker = RunTracker(program, position, checkpoints=checkpoints, journal=journal, progress=progress)
+            fit(program, state, [tracker], stop=stop or StopRequest())
     finally:
         journal.close()
         checkpoints.close()
@@ -73,40 +73,40 @@ def run(job, directory, position=None, stop=None):
 
 
 def test_the_best_of_loss_is_the_lowest_and_the_first_of_equals(tmp_path):
-    position, kept, _, _ = run(make_job([3.0, 1.0, 2.0, 1.0]), tmp_path)
+    position, kept, _, _ = run(make_program([3.0, 1.0, 2.0, 1.0]), tmp_path)
     assert (position.best_epoch, position.best_step, position.best_value) == (2, 4, 1.0)
     assert kept == [4, 8]
 
 
 def test_the_best_of_accuracy_is_the_highest(tmp_path):
-    position, _, _, _ = run(make_job([3.0, 1.0, 2.0], monitor="top1"), tmp_path)
+    position, _, _, _ = run(make_program([3.0, 1.0, 2.0], monitor="top1"), tmp_path)
     assert (position.best_epoch, position.best_value) == (2, 0.75)
 
 
 def test_patience_counts_from_the_best(tmp_path):
-    position, kept, records, screen = run(make_job([3.0, 1.0, 2.0, 2.0, 2.0, 0.5], patience=3), tmp_path)
+    position, kept, records, screen = run(make_program([3.0, 1.0, 2.0, 2.0, 2.0, 0.5], patience=3), tmp_path)
     assert position.stopped_early and position.step == 10 and position.best_epoch == 2
     assert kept == [4, 10] and records[-1]["step"] == 10
     assert "stopped early" in screen and "of epoch 2" in screen
 
 
 def test_a_last_epoch_that_is_cut_short_is_evaluated_too(tmp_path):
-    job = make_job([3.0, 2.0, 1.0], steps_per_epoch=2)
-    job = Job(**{**job.__dict__, "steps": 5})
-    _, kept, records, _ = run(job, tmp_path)
+    program = make_program([3.0, 2.0, 1.0], steps_per_epoch=2)
+    program = Program(**{**program.__dict__, "steps": 5})
+    _, kept, records, _ = run(program, tmp_path)
     assert [r["step"] for r in records if r["split"] == "validation"] == [2, 4, 5]
     assert kept[-1] == 5
 
 
 def test_training_means_are_of_the_epochs_own_steps(tmp_path):
-    _, _, records, _ = run(make_job([3.0, 2.0]), tmp_path)
+    _, _, records, _ = run(make_program([3.0, 2.0]), tmp_path)
     assert [r["loss"] for r in records if r["split"] == "train"] == [0.5, 2.5]
     assert [r["loss"] for r in records if r["split"] == "steps"] == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_not_finite_names_the_very_step_and_saves_nothing_of_it(tmp_path):
     with pytest.raises(RunFailedError, match=r"loss is not finite at step 5; the checkpoint of step 4 is kept"):
-        run(make_job([3.0, 2.0, 1.0], bad_step=5), tmp_path)
+        run(make_program([3.0, 2.0, 1.0], bad_step=5), tmp_path)
     assert read_jsonl(tmp_path / "metrics.jsonl")[-1]["step"] == 4
 
 
@@ -117,7 +117,7 @@ def test_not_finite_wins_over_a_stop_at_the_same_step(tmp_path):
             return 75
 
     with pytest.raises(RunFailedError, match="loss is not finite at step 1; nothing was saved yet"):
-        run(make_job([3.0, 2.0], bad_step=1), tmp_path, stop=AlreadyAsked())
+        run(make_program([3.0, 2.0], bad_step=1), tmp_path, stop=AlreadyAsked())
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
@@ -141,15 +141,15 @@ def test_a_call_is_dispatched_before_the_sums_of_the_one_before_are_read(tmp_pat
         values = {**ZEROS, "count": 1.0, "steps": 1.0, "gradient_norm": 0.0, "parameter_norm": 0.0, "update_norm": 0.0}
         return state, {name: Sum(step, value) for name, value in values.items()}
 
-    job = make_job([3.0, 2.0], steps_per_epoch=4)
-    run(Job(**{**job.__dict__, "train_step": train_step}), tmp_path)
+    program = make_program([3.0, 2.0], steps_per_epoch=4)
+    run(Program(**{**program.__dict__, "train_step": train_step}), tmp_path)
     epoch = ["call 1", "call 2", 1, "call 3", 2, "call 4", 3, 4]  # the last is read before the evaluation
     assert events == epoch + [f"call {int(e[-1]) + 4}" if isinstance(e, str) else e + 4 for e in epoch]
 
 
 def test_the_last_steps_are_in_a_line_of_their_own(tmp_path):
-    job = make_job([3.0, 2.0, 1.0])
-    _, _, records, _ = run(Job(**{**job.__dict__, "log_every": 4}), tmp_path)
+    program = make_program([3.0, 2.0, 1.0])
+    _, _, records, _ = run(Program(**{**program.__dict__, "log_every": 4}), tmp_path)
     lines = [(r["step"], r["loss"], r["count"]) for r in records if r["split"] == "steps"]
     assert lines == [(4, 1.5, 4), (6, 4.5, 2)]
 
@@ -168,17 +168,17 @@ class Saved:
             raise RunFailedError("cannot save")
 
 
-def run_together(job, *, until=None, checkpoints=None):
+def run_together(program, *, until=None, checkpoints=None):
     """Two lanes of the toy; the second starts with a parameter that is 2 more, an epoch ahead in its losses."""
 
     def train_step(state, batch, count):
-        return jax.vmap(lambda s: job.train_step(s, batch, count))(state)
+        return jax.vmap(lambda s: program.train_step(s, batch, count))(state)
 
-    both = Job(
-        **job.__dict__
+    both = Program(
+        **program.__dict__
         | {
             "train_step": jax.jit(train_step),
-            "eval_step": jax.jit(jax.vmap(job.eval_step, in_axes=(0, None))),
+            "eval_step": jax.jit(jax.vmap(program.eval_step, in_axes=(0, None))),
             "part": lambda state, i: jax.tree.map(lambda x: x[i], state),
         }
     )
@@ -188,23 +188,24 @@ def run_together(job, *, until=None, checkpoints=None):
     ]
     state = jax.tree.map(lambda *x: jnp.stack(x), *states)
     checkpoints = checkpoints or [Saved(), Saved()]
-    with Progress(job.steps, job.steps_per_epoch, console=Console(file=io.StringIO())) as progress:
-        courses = [
-            Course(both, Position(), checkpoints=saved, journal=Journal([]), progress=progress) for saved in checkpoints
+    with Progress(program.steps, program.steps_per_epoch, console=Console(file=io.StringIO())) as progress:
+        trackers = [
+            RunTracker(both, Position(), checkpoints=saved, journal=Journal([]), progress=progress)
+            for saved in checkpoints
         ]
-        fit(both, state, courses, stop=StopRequest(), until=until)
-    return [course.position for course in courses], [saved.steps for saved in checkpoints]
+        fit(both, state, trackers, stop=StopRequest(), until=until)
+    return [tracker.position for tracker in trackers], [saved.steps for saved in checkpoints]
 
 
 def test_lanes_end_at_a_step_before_the_last_and_have_saved_it():
-    positions, saved = run_together(make_job([5.0, 4.0, 3.0, 2.0]), until=3)
+    positions, saved = run_together(make_program([5.0, 4.0, 3.0, 2.0]), until=3)
     assert [p.step for p in positions] == [3, 3] and [steps[-1] for steps in saved] == [3, 3]
 
 
 def test_no_lane_saves_again_before_the_last_save_of_all_is_whole():
     checkpoints = [Saved(), Saved(fails=True)]
     with pytest.raises(RunFailedError, match="cannot save"):
-        run_together(make_job([5.0, 4.0, 3.0, 2.0]), checkpoints=checkpoints)
+        run_together(make_program([5.0, 4.0, 3.0, 2.0]), checkpoints=checkpoints)
     assert [saved.steps for saved in checkpoints] == [[2], [2]]
 
 
@@ -232,15 +233,15 @@ def test_it_stands_still_with_all_steps_booked_and_saves_when_that_is_due():
         def note_save(self):
             self.noted.append(list(saved.steps))
 
-    plain = make_job([3.0, 2.0], steps_per_epoch=3)
+    plain = make_program([3.0, 2.0], steps_per_epoch=3)
     more = {"learning_rate": lambda step: booked.append(step) or 0.1, "validation": lambda: iter([{}, {}])}
-    job = Job(**plain.__dict__ | more)
+    program = Program(**plain.__dict__ | more)
     state = create_state(lambda key: {"params": {"w": jnp.float32(0)}}, optax.sgd(1.0), jax.random.key(0))
     stop, position = Held(), Position()
-    with Progress(job.steps, job.steps_per_epoch, console=Console(file=io.StringIO())) as progress:
-        course = Course(job, position, checkpoints=saved, journal=Journal([]), progress=progress)
+    with Progress(program.steps, program.steps_per_epoch, console=Console(file=io.StringIO())) as progress:
+        tracker = RunTracker(program, position, checkpoints=saved, journal=Journal([]), progress=progress)
         started = time.monotonic()
-        fit(job, state, [course], stop=stop)
+        fit(program, state, [tracker], stop=stop)
     assert stop.at_hold == [3, 3] and booked == [0, 1, 2, 3, 4, 5]
     assert saved.steps == [3, 5, 6] and stop.noted == [[3], [3, 5], [3, 5, 6]]
     assert sum(position.seconds.values()) < time.monotonic() - started - 0.6
@@ -256,7 +257,7 @@ def test_the_seconds_of_all_lanes_are_those_that_passed(monkeypatch):
 
     monkeypatch.setattr("jaxvit.training.loop.time", SimpleNamespace(monotonic=monotonic))
     # The second lane, an epoch ahead in these losses, is past the best one at its first epoch.
-    positions, _ = run_together(make_job([5.0, 3.0, 4.0, 6.0, 7.0], patience=2, epochs=4))
+    positions, _ = run_together(make_program([5.0, 3.0, 4.0, 6.0, 7.0], patience=2, epochs=4))
     assert positions[1].stopped_early and positions[1].step < positions[0].step
     assert sum(sum(p.seconds.values()) for p in positions) == pytest.approx(readings[-1] - readings[0])
     assert positions[0].seconds["train"] > positions[1].seconds["train"] > 0

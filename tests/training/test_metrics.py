@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from jaxvit.ops.labels import one_hot
 from jaxvit.training.loss import cross_entropy
@@ -81,3 +82,26 @@ def test_ties_go_to_the_lower_class_as_in_argmax_and_nan_is_never_right():
 
 def test_empty_totals_have_no_means():
     assert Totals().means() == {}
+
+
+def test_by_class_against_scikit_learn():
+    mask = (np.arange(40) < 33).astype(np.float32)
+    labels = np.where(LABELS == 6, 0, LABELS).astype(np.int32)  # a class without images counts nowhere
+    totals = Totals()
+    for half in (slice(0, 20), slice(20, 40)):
+        loss = jnp.zeros(20)
+        arguments = map(jnp.asarray, (LOGITS[half], labels[half], loss, mask[half]))
+        totals.add(jax.device_get(classification_sums(*arguments, by_class=True)))
+    guess = LOGITS.argmax(1)[:33]
+    there = np.unique(labels[:33])
+    expected = f1_score(labels[:33], guess, average="macro", labels=there, zero_division=0.0)
+    assert totals.means()["macro_f1"] == pytest.approx(expected)
+    recalls = [np.mean(guess[labels[:33] == c] == c) for c in there]
+    assert totals.means()["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert totals.means()["top1"] == pytest.approx(np.mean(guess == labels[:33]))
+
+
+def test_without_classes_there_is_nothing_by_class():
+    totals = Totals()
+    totals.add(sums())
+    assert not {"macro_f1", "balanced_accuracy"} & set(totals.means())

@@ -1,1 +1,1 @@
-"""What runs an exported file, a script for each format. But for hub's they know nothing of this package."""
+"""Standalone scripts that run exported files, one for each format. Only the hub format's script needs jaxvit."""

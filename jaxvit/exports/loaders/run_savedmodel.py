@@ -11,7 +11,7 @@ def load(path):
     model = tf.saved_model.load(path)
     facts = json.loads(model.facts.numpy())
     images = tf.TensorSpec((None, *facts["image_shape"]), tf.uint8)
-    # model(images) does the same; as one compiled program a call costs less.
+    # model(images) gives the same result; one compiled program makes calls cheaper.
     run = tf.function(model, input_signature=[images], jit_compile=True).get_concrete_function()
     return lambda images: run(tf.constant(images)).numpy(), facts
 

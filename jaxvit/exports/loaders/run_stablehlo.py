@@ -10,10 +10,10 @@ from jax import export
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import sdy, stablehlo
 
-# jaxlib 0.10 leaves the CPU's products to a slow library unless it is told not to.
+# By default jaxlib 0.10 uses a slow library for matrix products on CPUs.
 slow = jax.__version__.startswith("0.10.") and jax.default_backend() == "cpu"
 OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""} if slow else None
-KNOWN = {"shape_assertion"}  # what a model calls outside its program; a file may be anybody's, and call anything
+KNOWN = {"shape_assertion"}  # custom calls of exported models; an untrusted file could call anything else
 
 
 def check(program):
@@ -30,13 +30,13 @@ def check(program):
         module = stablehlo.deserialize_portable_artifact(context, program.mlir_module_serialized)
         module.operation.walk(visit)
     if foreign:
-        raise ValueError(f"the program calls {foreign[0]!r}, which is no part of a model: not run")
+        raise ValueError(f"the program calls {foreign[0]!r}, which no exported model does: not run")
 
 
 def load(path):
     with zipfile.ZipFile(path) as file:
-        if any(each.compress_type for each in file.infolist()):  # a few bytes could unfold to any number
-            raise ValueError("its parts are compressed, which no model's are: not read")
+        if any(each.compress_type for each in file.infolist()):  # a small file could unpack to any size
+            raise ValueError("its parts are compressed, which no exported model's are: not read")
         program = export.deserialize(bytearray(file.read("program")))
         check(program)
         return jax.jit(program.call, compiler_options=OPTIONS), json.loads(file.read("model.json"))

@@ -1,0 +1,70 @@
+"""Chooses among the implementations of an operation. All implementations of one operation compute the same function.
+
+| operation | plain | alternative | fastest on |
+|---|---|---|---|
+| `attention` | `plain`: projects queries, keys and values | `absorbed`: multiplies the key and value kernels into the query and output kernels, where heads are at least as wide as the tokens | CPU |
+| `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: compares strided slices | CPU |
+| `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and keeps only the input for the gradient; `rational`: the same without XLA's erf, for export | all |
+| `noise` | `threefry`: jax's default generator | `hash`: hashes each element's index, fused with the operation that uses the noise | all |
+
+Without noise, all implementations agree up to rounding. `hash` draws different, equally distributed noise. So does
+`absorbed` with attention dropout, because it lays out the attention weights differently. docs/performance.md has the
+measurements.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import jax
+
+IMPLEMENTATIONS = {
+    "attention": ("plain", "absorbed"),
+    "max_pool": ("window", "slices"),
+    "gelu": ("erfc", "erf", "rational"),
+    "noise": ("threefry", "hash"),
+}
+PLAIN = {operation: names[0] for operation, names in IMPLEMENTATIONS.items()}
+_FAST = {"cpu": {operation: names[1] for operation, names in IMPLEMENTATIONS.items()}}
+_FAST_ELSEWHERE = {**PLAIN, "gelu": "erf", "noise": "hash"}
+
+# ((operation, implementation), …). A user context is part of jax's trace cache key, so a changed choice retraces.
+_chosen = jax.make_user_context(())
+
+
+@contextlib.contextmanager
+def use(implementations: str | Mapping[str, str]) -> Iterator[None]:
+    """Sets the implementations used inside the `with` block; the innermost block wins.
+
+    The choice is read at trace time: jax retraces a jitted function that is called under a different choice.
+
+    Args:
+      implementations: 'fast' = the fastest known on jax's default backend (the default); 'plain'; or
+        {operation: implementation}, which leaves the other operations as they are.
+
+    Raises:
+      ValueError: unknown operation or implementation.
+
+    Example:
+      >>> with use({"gelu": "erfc"}):
+      ...     implementation("gelu")
+      'erfc'
+    """
+    if isinstance(implementations, str):
+        if implementations not in ("fast", "plain"):
+            raise ValueError(f"implementations={implementations!r} is neither 'fast' nor 'plain'")
+        chosen = PLAIN if implementations == "plain" else {}  # an operation without a choice uses the fastest
+    else:
+        for operation, name in implementations.items():
+            if name not in IMPLEMENTATIONS.get(operation, ()):
+                raise ValueError(f"{operation!r} has no implementation {name!r}; there are {IMPLEMENTATIONS}")
+        chosen = {**dict(_chosen.value), **implementations}
+    with _chosen(tuple(sorted(chosen.items()))):
+        yield
+
+
+def implementation(operation: str) -> str:
+    """The name of the implementation that `operation` uses here."""
+    chosen = dict(_chosen.value).get(operation)
+    return chosen or _FAST.get(jax.default_backend(), _FAST_ELSEWHERE)[operation]
