@@ -26,6 +26,7 @@ from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import Dataset, located, open_dataset
 from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 
 CONFIG = "photos"  # the packaged config that `--data` stands for
 SIDES = (64, 48, 32)  # sides to resize images to, in pixels; smaller images keep their side
@@ -63,7 +64,7 @@ def data_name(text: str) -> str:
     """
     if ":" in text:
         return located(text)
-    path = os.path.abspath(os.path.expanduser(text))
+    path = os.path.abspath(local_path(text))
     if text.lower().endswith(TABLE_ENDINGS):
         return TABLE_PREFIX + path
     if os.path.isdir(path):
