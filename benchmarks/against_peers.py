@@ -46,7 +46,7 @@ PAUSE = 0.3  # seconds for the previous worker to become idle
 
 Results = dict[
     str, Any
-]  # of a model. peer -> facts at its start, and measure -> summary; or the reason why there is none
+]  # results of a model. peer -> facts at its start, and measure -> summary; or the reason why there is none
 
 
 def command(measure: str, model: str, count: int) -> str:

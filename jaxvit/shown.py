@@ -58,11 +58,16 @@ def page(text: object) -> str:
 def csv_cell(value: Any) -> Any:
     """For a CSV cell: text that a spreadsheet would read as a formula gets an apostrophe; numbers stay.
 
+    Bytes of a file name that are not UTF-8 are escaped as in `terminal`.
+
     Example:
       >>> csv_cell("=1+1"), csv_cell("-0.5"), csv_cell(-2)
       ("'=1+1", '-0.5', -2)
     """
-    if not isinstance(value, str) or not value.lstrip(" ").startswith(_FORMULA):
+    if not isinstance(value, str):
+        return value
+    value = value.encode("utf-8", "backslashreplace").decode()
+    if not value.lstrip(" ").startswith(_FORMULA):
         return value
     try:
         if math.isfinite(float(value)):

@@ -1,7 +1,8 @@
-"""Strict numerics for every test, fast compiles, and a data directory of their own."""
+"""Fixtures for all tests: strict numerics, fast compiles, and a separate data directory."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
 import os
@@ -32,13 +33,30 @@ import pytest
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run under nohup
 gc.set_threshold(100_000, 20, 50)  # tracing makes and keeps millions of objects
 
+# Files that take longest, from the longest on. With `--dist loadfile` the workers begin with them, so that none is left
+# with a long one when the others have finished.
+LONGEST = ("run/test_seeds", "run/test_reliability", "exports/test_export", "run/test_train", "run/test_sweep")
+LONGEST += ("test_readme", "reproduce/test_reproduce", "config/test_every_key", "reproduce/test_queue")
+LONGEST += ("devices/test_processes", "speed/test_benchmark", "pages/test_report", "test_trust", "test_own_code")
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # by number of tests
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"tests/{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def data_directory(tmp_path_factory):
-    """A fresh TFDS directory for the whole session: no test reads or writes the user's own."""
+    """A fresh TFDS directory for the session, so that no test touches the user's."""
     directory = tmp_path_factory.mktemp("tfds")
     before = os.environ.get("TFDS_DATA_DIR")
     os.environ["TFDS_DATA_DIR"] = str(directory)
@@ -49,9 +67,33 @@ def data_directory(tmp_path_factory):
         os.environ["TFDS_DATA_DIR"] = before
 
 
+class Curves:
+    """Turns off the drawing of learning curves, which takes half the time of a tiny run; `drawn` turns it on."""
+
+    def __init__(self, execution):
+        self._execution, self._draw = execution, execution._draw
+
+    def leave_out(self):
+        self._execution._draw = lambda *_: None
+
+    @contextlib.contextmanager
+    def drawn(self):
+        self._execution._draw = self._draw
+        yield
+        self.leave_out()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves():
+    """In-process runs draw history.png only within `with curves.drawn():`."""
+    curves = Curves(importlib.import_module("jaxvit.run.execution"))
+    curves.leave_out()
+    return curves
+
+
 @pytest.fixture
 def draw():
-    """draw(module, *args, **kwargs): variables of a module with random numbers everywhere, zeros and ones included."""
+    """draw(module, *args, **kwargs): variables of a module with random values, also instead of 0 and 1."""
 
     def fill(module, *args, scale=0.3, seed=0, **kwargs):
         shapes = jax.eval_shape(lambda key, *a: module.init(key, *a, **kwargs), jax.random.key(0), *args)

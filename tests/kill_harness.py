@@ -1,4 +1,4 @@
-"""Kills a real run at random moments, again and again, and compares what comes out with a run that nobody touched.
+"""Kills a real run repeatedly at random times, and compares the result with an uninterrupted run.
 
     python tests/kill_harness.py --kills=50
 
@@ -49,7 +49,7 @@ def train_process(workdir: Path, settings: dict[str, Any], duration: str, device
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parent),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -57,7 +57,7 @@ def train_process(workdir: Path, settings: dict[str, Any], duration: str, device
 
 
 def check_checkpoints(workdir: Path) -> None:
-    """Raises unless the newest finished checkpoint and the best that it names are whole."""
+    """Raises if the newest finished checkpoint or the best one that it names is incomplete."""
     import orbax.checkpoint as ocp
 
     folder = workdir / "checkpoints"
@@ -72,7 +72,7 @@ def check_checkpoints(workdir: Path) -> None:
 
 
 def run_harness(folder: Path, kills: int, seed: int, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Trains once untouched and once under kills; returns what happened and whether the two are equal."""
+    """Trains once uninterrupted and once with kills; returns what happened and whether the results are equal."""
     chance = random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
     duration = f"{EPOCHS_A_KILL * kills + 2} epochs"
@@ -123,7 +123,7 @@ def run_harness(folder: Path, kills: int, seed: int, say: Callable[[str], None] 
 
 
 def _wait(process: subprocess.Popen, until: Callable[[], bool], seconds: float) -> None:
-    """Until something is so, the process has ended, or the time is over."""
+    """Waits until a condition is true, the process has ended, or a timeout."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None and not until():
         time.sleep(min(0.005, max(end - time.monotonic(), 0.0)))
@@ -135,7 +135,7 @@ def _starts(workdir: Path) -> int:
 
 
 def _unfinished(workdir: Path) -> set[tuple[str, int]]:
-    """Saves that were cut off, each told by its folder's birth: a kill leaves it until the step is saved again."""
+    """Interrupted saves, identified by the creation time of the folder; it remains until the step is saved again."""
     return {(p.name, p.stat().st_ino) for p in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")}
 
 

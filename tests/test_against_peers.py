@@ -1,4 +1,4 @@
-"""The speed comparison, without the other frameworks: its workloads, its arithmetic, its worker's way to talk."""
+"""The speed comparison, without the other frameworks: workloads, arithmetic, and the protocol of workers."""
 
 import importlib
 import io

@@ -1,6 +1,7 @@
-"""The house rules that a machine can check: which package imports which, and what an import costs."""
+"""The rules of the architecture: allowed imports between packages, and the cost of an import."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -46,7 +47,7 @@ def modules():
 
 
 def imports_of(file):
-    """Dotted names of ours that a file imports, wherever in it."""
+    """Modules of jaxvit that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(file.read_text())):
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{file}: name what is imported in full"
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxvit":
@@ -70,7 +71,7 @@ def test_imports_point_one_way(package):
 
 
 def test_the_lines_are_an_order():
-    """What a package may import stands above it, and nothing but the command line may import everything."""
+    """A package imports only packages above it, and only the command line may import everything."""
     above = []
     for package, allowed in ALLOWED.items():
         assert allowed == "*" or set(allowed.split()) <= set(above), package
@@ -100,7 +101,7 @@ def test_no_file_imports_itself_by_way_of_others():
 
 def test_verbs_are_leaves():
     """Nothing imports the command line, and no verb imports another."""
-    shared = ("jaxvit.cli.command_line", "jaxvit.cli.options", "jaxvit.cli.other_libraries")
+    shared = ("jaxvit.cli.command_line", "jaxvit.cli.options", "jaxvit.cli.other_libraries", "jaxvit.cli.streams")
     for name, file in modules().items():
         for target in imports_of(file):
             if target.startswith("jaxvit.cli") and not (name == "jaxvit.__main__" or package_of(name) == "cli"):
@@ -151,6 +152,33 @@ def test_what_an_import_does_not_pull_in(statement, absent):
     assert out.strip() == "[]"
 
 
+def imported(file):
+    """Modules that a test imports, those in the programs that it starts too: 'a.b' for `from a.b import c`."""
+    text = file.read_text()
+    for names in re.findall(r"^\s*(?:from\s+([\w.]+)\s+import\b|import\s+([\w.]+))", text, re.M):
+        yield "".join(names)
+
+
+def test_no_test_imports_another():
+    """Shared code is in modules without tests, such as tests/tiny.py: so a change of one test cannot break another."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {file.stem for file in files if file.stem.startswith("test_")}
+    assert len(tests) > 50
+    for file in files:
+        wrong = {name for name in imported(file) if name.split(".")[-1] in tests}
+        assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_tests_of_operations_need_only_operations():
+    """So a fault of a layer, a model or a run does not turn them red. PIL and scipy are references for resizing."""
+    outside = {"jax", "numpy", "pytest", "PIL", "scipy", *sys.stdlib_module_names}
+    for file in (ROOT / "tests" / "ops").glob("*.py"):
+        names = [name.split(".") for name in imported(file)]
+        wrong = {".".join(name) for name in names if name[0] not in outside and name[:2] != ["jaxvit", "ops"]}
+        wrong -= {"jaxvit"} if "from jaxvit import ops\n" in file.read_text() else set()
+        assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
 # Where a newcomer looks, and what stands there: each is one step from the question.
 WALK = {
     "what does Muon train": ("jaxvit.training.muon", "muon_axes"),
@@ -160,7 +188,7 @@ WALK = {
     "what is in a checkpoint": ("jaxvit.training.checkpoint", "Checkpoints"),
     "where would a new pooling go": ("jaxvit.layers.pool", "Pool"),
     "where is a batch put together": ("jaxvit.data.batches", "gather"),
-    "where is the step": ("jaxvit.training.step", "make_train_step"),
+    "where is the step": ("jaxvit.training.step", "train_step"),
     "where is a model's name": ("jaxvit.models.registry", "MODELS"),
     "what does a verb do": ("jaxvit.cli.train", "main"),
 }
@@ -168,7 +196,7 @@ WALK = {
 
 @pytest.mark.parametrize("question", WALK)
 def test_a_newcomer_finds_it_in_one_step(question):
-    """The page's table of questions names the file and the definition, and both are there."""
+    """The table of questions names a file and a definition that exist."""
     module, name = WALK[question]
     file = modules()[module]
     defined = [

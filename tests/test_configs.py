@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 SIZES = {"cifar10": ((32, 32, 3), 10, 50_000), "cifar100": ((32, 32, 3), 100, 50_000)}
 SIZES["fashion_mnist"] = ((28, 28, 1), 10, 60_000)
 SIZES["digits"] = ((8, 8, 1), 10, 1_437)
+SIZES["image_folder:photos"] = ((64, 64, 3), 5, 400)
 SIZES["imagenet2012"] = ((256, 256, 3), 1000, 1_281_167)
 
 
@@ -42,6 +43,8 @@ def store(name):
         )
         for split, n in (("train", count), (other, 10))
     }
+    if name == "image_folder:photos":
+        splits["validation"] = splits["test"]
     return OwnStore(name, Path(), {**splits, "class_names": tuple(map(str, range(classes)))})
 
 

@@ -1,4 +1,4 @@
-"""An installed jaxvit, without a checkout: what is in the wheel, and that it works in an empty folder."""
+"""An installed jaxvit, without a checkout: content of the wheel, and use in an empty folder."""
 
 import configparser
 import os
@@ -26,7 +26,7 @@ def test_setup_names_every_package():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built of a copy: a build leaves folders behind, and takes in what an older one has left."""
+    """The wheel, built from a copy, since builds leave folders behind and include those of older builds."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """call(words, folder) of the jaxvit that the wheel makes, in an environment of its own.
+    """call(words, folder) runs the jaxvit of the wheel in a separate environment.
 
     That environment has the wheel and nothing else; it finds jax and the others in the environment of the tests, which
     a .pth file adds behind its own packages. To install them once more would take minutes and a network. The checkout
@@ -74,7 +74,7 @@ def test_the_wheel_has_all_that_the_verbs_need(wheel):
     for folder, inside in (("jaxvit", "jaxvit"), ("configs", "jaxvit/configs"), ("results", "jaxvit/results")):
         files = [file.relative_to(ROOT / folder) for file in (ROOT / folder).rglob("*.py")]
         assert files and {f"{inside}/{file}" for file in files} <= names
-    assert {"jaxvit/results/rows.toml", "jaxvit/exports/loaders/run_onnx.py"} <= names
+    assert {"jaxvit/py.typed", "jaxvit/results/rows.toml", "jaxvit/exports/loaders/run_onnx.py"} <= names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"jaxvit"}
 
 

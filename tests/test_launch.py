@@ -1,4 +1,4 @@
-"""launch.sh: what it refuses, what it forwards, and when it starts a run again."""
+"""launch.sh: errors, forwarded arguments, and restarts of stopped runs."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def environment(**more):
 
 
 def stamped_environment(folder):
-    """A folder that launch.sh takes for an environment it made itself: this very Python, and the stamp."""
+    """A folder that launch.sh accepts as its environment: this Python, and the stamp."""
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -71,7 +71,7 @@ def test_a_second_call_installs_nothing_and_forwards(tmp_path):
 
 @pytest.fixture
 def echoing(tmp_path):
-    """An environment that holds nothing yet, whose Python only says what it was called with: all of it succeeds."""
+    """A new environment whose Python only prints its arguments and always succeeds."""
     (tmp_path / "my venv" / "bin").mkdir(parents=True)
     python = tmp_path / "my venv" / "bin" / "python"
     python.write_text('#!/bin/sh\necho "called: $*"\n')
@@ -128,7 +128,7 @@ def wait_for(condition, seconds=120):
 
 
 def start(tmp_path):
-    """A long run through launch.sh, in a process group of its own, as a terminal would start it."""
+    """A long run through launch.sh, in a separate process group, as a terminal starts it."""
     config = tmp_path / "long.py"
     config.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

@@ -1,4 +1,4 @@
-"""Names of ours that docstrings, comments and pages mention lead somewhere."""
+"""Names of jaxvit in docstrings, comments and pages exist."""
 
 import importlib
 import inspect
@@ -17,7 +17,7 @@ def names_in(text):
 
 
 def leads_somewhere(name):
-    """Whether it is a module, or what a module, a class or a dataclass holds."""
+    """True if a name is a module, or an attribute of a module, class or dataclass."""
     parts, found = name.split("."), None
     for used in range(1, len(parts) + 1):
         try:

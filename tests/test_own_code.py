@@ -1,4 +1,4 @@
-"""Mistakes in code of one's own, a model's, a data set's or an augmentation's: each is one line that names it."""
+"""Mistakes in users' models, data sets and augmentations give one line that names the mistake."""
 
 import sys
 
@@ -19,7 +19,7 @@ from jaxvit.run.assembly import assemble
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """write(text, name): a file of the user's own in the working folder."""
+    """write(text, name): a user's file in the working folder."""
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
 
@@ -281,7 +281,7 @@ def test_a_data_set_that_is_none(write, tmp_path, function, says):
         ("my_code.inner:FIRST", "there is no module 'my_code.inner'"),
         (
             "my_import:FIRST",
-            "import fails: ModuleNotFoundError: No module named 'nothing_here' (my_import.py, line 2)",
+            "importing it fails: ModuleNotFoundError: No module named 'nothing_here' (my_import.py, line 2)",
         ),
         ("my_syntax:FIRST", "module 'my_syntax' exists, but importing it fails: SyntaxError: "),
         ("my_exit:FIRST", "module 'my_exit' exists, but importing it fails: SystemExit: 3"),

@@ -1,6 +1,6 @@
-"""The names that other people's code and commands rely on: each change of them is deliberate.
+"""The public names that users' code and commands rely on: every change must be deliberate.
 
-`python tests/test_public_names.py` writes public_names.txt anew; its difference then says what is changed for others.
+`python tests/test_public_names.py` updates public_names.txt; the diff shows what changes for users.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import jaxvit
 from jaxvit import config
 from jaxvit.cli.command_line import VERBS
-from jaxvit.config.keys import KEYS
+from jaxvit.config.key_table import KEYS
 
 FILE = Path(__file__).with_name("public_names.txt")
 

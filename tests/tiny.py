@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -45,17 +46,23 @@ FAMILIES = {
 
 
 def edit_json(file: Path, old: str, new: str) -> None:
-    """Changes a JSON file of a run as a person would who knows that its checksum has to go."""
+    """Changes a JSON file of a run and removes its checksum."""
     found = json.loads(file.read_text().replace(old, new))
     found.pop("checksum", None)
     file.write_text(json.dumps(found))
 
 
+def family_config(name: str, attributes: dict[str, Any] | None = None, **changes: Any) -> ConfigDict:
+    """`tiny_config` with a model of `FAMILIES`; `attributes` overrides its values."""
+    config = tiny_config(**changes)
+    family = {"fuser": "token_learner_vit"}.get(name, name)
+    config.model = base_config(family, **{**FAMILIES[name], **(attributes or {})}).model
+    return config
+
+
 def train_family(workdir: Path, name: str) -> Path:
     """A run of one step of a model of `FAMILIES`."""
-    config = tiny_config(train__duration="1 steps", data__validation="")
-    family = {"fuser": "token_learner_vit"}.get(name, name)
-    config.model = base_config(family, **FAMILIES[name]).model
+    config = family_config(name, train__duration="1 steps", data__validation="")
     with jax.numpy_dtype_promotion("standard"):
         jaxvit.train(config, workdir)
     return workdir

@@ -87,7 +87,10 @@ def main() -> int:
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16, keep weights in float32")
     parser.add_argument("--compile_mode", default="default", help="mode of torch.compile; 'reduce-overhead' suits GPUs")
     parser.add_argument(
-        "--implementations", default="fast", choices=("fast", "plain"), help="of jaxvit, see jaxvit.ops.implementations"
+        "--implementations",
+        default="fast",
+        choices=("fast", "plain"),
+        help="implementations of jaxvit's operations, see jaxvit.ops.implementations",
     )
     options = parser.parse_args()
 

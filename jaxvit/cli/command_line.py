@@ -6,8 +6,8 @@ Each verb is in the file of its name in this folder.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
+import io
 import os
 import sys
 import threading
@@ -18,10 +18,17 @@ from typing import Any, NoReturn
 from jaxvit import errors
 from jaxvit._version import __version__
 from jaxvit.cli.other_libraries import quieten_libraries
+from jaxvit.cli.streams import (
+    discard_output,
+    needs_stdout,
+    open_missing_streams,
+    print_error,
+    refuse_closed_stdout,
+)
 from jaxvit.config.overrides import ELSEWHERE
-from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
+from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages, why_refused
 from jaxvit.errors import UsageError, nearest
-from jaxvit.shown import terminal
+from jaxvit.files import no_empty_folders
 
 VERBS = {
     "train": "train a model from a config into a run folder; the same command resumes",
@@ -85,12 +92,20 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
       verb: function from the arguments to the exit code.
       argv: arguments; None = from `sys.argv`.
     """
+    closed = open_missing_streams()
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no '×' gets an escape for it, and not an error.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
-    _leave(*_carry_out(verb, list(sys.argv[1:] if argv is None else argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "stdout" in closed and needs_stdout(words):
+        verb = refuse_closed_stdout
+    _leave(*_carry_out(verb, words))
 
 
 def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int, BaseException | None]:
@@ -100,7 +115,13 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
       Exception: an unexpected error (a bug) in a single-process run; Python prints the traceback.
     """
     try:
-        return verb(words), None
+        with no_empty_folders():
+            try:
+                code = verb(words)
+            except SystemExit as left:  # from argparse, after --help
+                code = int(left.code or 0)
+            sys.stdout.flush()  # a failure here is still reported as one line
+        return code, None
     except UsageError as error:
         return _complain(error, errors.USAGE), error
     except errors.RunFailedError as error:
@@ -111,11 +132,18 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         return _complain("stopped immediately; state saved before is kept", errors.INTERRUPTED), error
     except BrokenPipeError as error:
         # The reader of stdout, such as `| head`, has exited.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:
-        if isinstance(error, OSError) and errors.is_disk_full(error):
-            return _complain(errors.disk_full(error), errors.CANNOT_GO_ON), error
+        if reason := why_refused(error):
+            return _complain(reason, errors.USAGE), UsageError(reason)
+        if failed := errors.find_system_error(error):
+            try:
+                sys.stdout.flush()
+            except OSError:  # standard output is what failed, as for `> /dev/full`
+                failed.filename = failed.filename or "standard output"
+                discard_output()
+            return _complain(errors.describe_system_error(failed), errors.CANNOT_GO_ON), error
         if not _joined():
             raise
         traceback.print_exc()
@@ -131,7 +159,7 @@ def _leave(code: int, met: BaseException | None) -> NoReturn:
         processes.leave()
     if not agreed or code not in (errors.DONE, errors.USAGE):
         # The other processes do not know about this error, so waiting for them would hang. After a failure, background
-        # threads would also delay the exit and print errors of their own.
+        # threads would also delay the exit and print errors.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
@@ -153,9 +181,7 @@ def _joined() -> Any:
 
 
 def _complain(message: object, code: int) -> int:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads stderr; the exit code remains
-        sys.stdout.flush()
-        print(f"jaxvit: {terminal(message)}", file=sys.stderr)
+    print_error(message)
     return code
 
 

@@ -16,18 +16,16 @@ import numpy as np
 from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
-from jaxvit.data.decoding import Limits
+from jaxvit.data.depth import Depth, hint
+from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
-from jaxvit.files import make_writable
+from jaxvit.files import local_path, make_writable
 from jaxvit.shown import csv_cell, terminal
 from jaxvit.trained.image_files import find_images
 from jaxvit.trained.predict import Prediction, predict_files
 
 FORMATS = ("table", "csv", "jsonl")
-
-
 PICTURES = 36  # images in a figure, by default
-
 
 _EXAMPLES = """examples:
   jaxvit predict --workdir=runs/digits images            a folder and its subfolders
@@ -49,20 +47,18 @@ def main(argv: list[str]) -> int:
     """
     parser = command_line.Parser("predict", "Classifies image files with a trained model.", _EXAMPLES)
     parser.add_argument(
-        "images", nargs="*", metavar="IMAGES", help="files, folders, patterns; - reads names from stdin"
+        "images",
+        nargs="*",
+        type=local_path,
+        metavar="IMAGES",
+        help="files, folders, patterns; - reads names from stdin",
     )
     add_run_options(parser)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to print for each image (default: 5)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="format of stdout (default: table)")
-    for name, default in (("pixels", Limits.pixels), ("bytes", Limits.bytes)):
-        parser.add_argument(
-            f"--max_{name}",
-            type=int,
-            default=default,
-            metavar="N",
-            help=f"maximum {name} of a file (default: {default:,})",
-        )
-    parser.add_argument("--figure", default="", metavar="FILE", help="draw the images with their predictions")
+    parser.add_argument(
+        "--figure", default="", type=local_path, metavar="FILE", help="draw the images with their predictions"
+    )
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help=f"number of images in the figure (default: {PICTURES})"
     )
@@ -70,24 +66,24 @@ def main(argv: list[str]) -> int:
     parser.refuse_unknown(rest)
     if not options.images:
         raise UsageError("name images: files, folders, patterns, or - for a list on stdin; see jaxvit predict --help")
-    for name in ("top", "pictures", "max_pixels", "max_bytes"):
+    for name in ("top", "pictures"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
     figure = _figure_file(options.figure)
     loaded = load_run(options)
-    limits = Limits(options.max_pixels, options.max_bytes)
-    names = find_images(options.images, sys.stdin)
+    passed_over, depth = PassedOver(), Depth(loaded.config.data.white)
+    names = find_images(options.images, sys.stdin, passed_over)
     some = list(itertools.islice(names, 2))
     if all(map(os.path.isdir, some)) and len(some) < 2:
-        raise UsageError(f"{' '.join(options.images)}: no images found")
+        besides = f"; passed over: {passed_over}" if passed_over else ""
+        raise UsageError(f"{' '.join(options.images)}: no images found{besides}")
     names = itertools.chain(some, names)
     pictures: list[tuple[np.ndarray, Prediction]] = []
     write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
     counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
+    how = {"top": options.top, "batch": options.batch_size, "devices": options.devices}
     with _Progress() as advance:
-        for image, said in predict_files(
-            loaded, names, top=options.top, batch=options.batch_size, devices=options.devices, limits=limits
-        ):
+        for image, said in predict_files(loaded, names, **how, depth=depth):
             write(said)
             advance()
             counts["failed" if said.error else "done"] += 1
@@ -104,6 +100,10 @@ def main(argv: list[str]) -> int:
         captions = [caption(*said.top[0], said.right, said.truth) for _, said in pictures]
         draw_predictions([image for image, _ in pictures], captions, figure)
     sys.stdout.flush()
+    if passed_over:
+        print(terminal(f"passed over: {passed_over}"), file=sys.stderr)
+    if said := hint(depth.notes, depth.white):
+        print(terminal(f"warning: {said}; the run was trained with 0"), file=sys.stderr)
     print(terminal(_sum_up(counts, figure if pictures else None)), file=sys.stderr)
     return errors.SOME_INPUTS_FAILED if counts["failed"] else errors.DONE
 
@@ -131,14 +131,9 @@ def _write_csv(stream: TextIO, top: int) -> Callable[[Prediction], None]:
     def write(said: Prediction) -> None:
         pairs = [value for name, probability in said.top for value in (name, f"{probability:.6g}")]
         cells = [said.file, said.truth, *pairs, *[""] * (2 * top - len(pairs)), said.error]
-        rows.writerow([_writable(csv_cell(cell)) for cell in cells])
+        rows.writerow(map(csv_cell, cells))
 
     return write
-
-
-def _writable(text: str) -> str:
-    """Escapes bytes of a file name that are not valid UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _write_jsonl(stream: TextIO, top: int) -> Callable[[Prediction], None]:

@@ -12,6 +12,7 @@ from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.devices.runtime import lower_priority
 from jaxvit.errors import RunFailedError, UsageError, first_line
+from jaxvit.files import local_path
 from jaxvit.pages.terminal import print_table
 from jaxvit.reproduce.archive import SUFFIX as ARCHIVE_SUFFIX
 from jaxvit.reproduce.archive import archived, folder_for, opened, pack, renew
@@ -25,8 +26,7 @@ from jaxvit.shown import rich, terminal
 
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, their targets and results
-  jaxvit reproduce fashion_fast_vit --seeds=1        trains or resumes it, compares, adds to results/results.csv; trains
-                                                     fashion_vit first, to compare their training times
+  jaxvit reproduce fashion_fast_vit --seeds=1        trains fashion_vit and it, compares, adds to the table
   jaxvit reproduce mini_vit mini_vit_tl4 --seeds=2   the first two of each row's seeds
   jaxvit reproduce cct --epochs=2                    a short form; marked as such, not judged
   jaxvit reproduce --all                             all rows in order; finished runs are kept
@@ -37,14 +37,12 @@ _EXAMPLES = """examples:
   jaxvit reproduce --queue=results/queue.toml --limit='2 hours' --runs=runs.tar
 
 The command judges the runs that it names, newly trained or already finished; --list and the page show all results.
-
 Rows and configs come with jaxvit, so the command works in any folder and writes its results to results/ there. If that
 folder has its own rows.toml, as in the jaxvit repository, those rows are used, and --list shows only the results in
 that folder; otherwise it also shows the results that come with jaxvit.
 
 exit codes: 0 all named rows pass; 1 a row misses a target, cannot be tested or failed; 2 a mistake in the command; 75
-and 130 stopped and saved, the same command resumes. With --queue: 0 everything has run, 1 some runs failed, 75 time is
-up
+and 130 stopped and saved, the same command resumes. With --queue: 0 all done, 1 some runs failed, 75 time is up
 """
 
 
@@ -74,26 +72,36 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--seeds", type=int, metavar="N", help="run the first N seeds of each row (default: all)")
     parser.add_argument("--together", action="store_true", help="train a row's seeds in one program, for accelerators")
     parser.add_argument("--epochs", type=int, metavar="N", help="run a short form of N epochs")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="compute dtype (noted in results)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="", help="compute dtype; marked in the table"
+        "--take",
+        default="",
+        type=local_path,
+        metavar="DIR",
+        help="merge the results in DIR into this table; run nothing",
     )
     parser.add_argument(
-        "--take", default="", metavar="DIR", help="merge the results in DIR into this table; run nothing"
+        "--queue", default="", type=local_path, metavar="FILE", help="run the rows listed in FILE, see docs/scale.md"
     )
-    parser.add_argument("--queue", default="", metavar="FILE", help="run the rows listed in FILE, see docs/scale.md")
     parser.add_argument(
         "--limit", default="", metavar="TIME", help="with --queue: stop after this time, such as '2 hours'"
     )
     parser.add_argument(
         "--runs",
         default="runs/reproduce",
+        type=local_path,
         metavar="DIR",
         help="folder of runs, or an archive DIR.tar (default: runs/reproduce)",
     )
-    parser.add_argument("--pack", default="", metavar="FILE.tar", help="pack the runs into an archive; run nothing")
-    of_results = "folder for results.csv, README.md, metrics and curves (default: results)"
-    parser.add_argument("--results", default="results", metavar="DIR", help=of_results)
-    parser.add_argument("--configs", metavar="DIR", help="folder of the rows' configs (default: those of jaxvit)")
+    parser.add_argument(
+        "--pack", default="", type=local_path, metavar="FILE.tar", help="pack the runs into an archive; run nothing"
+    )
+    parser.add_argument(
+        "--results", default="results", type=local_path, metavar="DIR", help="folder of the results (default: results)"
+    )
+    parser.add_argument(
+        "--configs", type=local_path, metavar="DIR", help="folder of the rows' configs (default: those of jaxvit)"
+    )
     parser.add_argument("--dry_run", action="store_true", help="show the rows that would run; train nothing")
     return parser
 
@@ -198,8 +206,7 @@ def _pack(runs: Path, file: Path) -> int:
     """Packs a folder of runs into an archive."""
     if file.suffix != ARCHIVE_SUFFIX:
         raise UsageError(f"--pack={file}: the name must end in {ARCHIVE_SUFFIX}")
-    count = pack(folder_for(runs), file)
-    if not count:
+    if not (count := pack(folder_for(runs), file)):
         raise UsageError(f"--runs={runs}: it contains no runs")
     print(f"{count} run{'s' * (count > 1)} packed, {file.stat().st_size / 1e6:.1f} MB; continue with --runs={file}")
     return errors.DONE

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Collection
+
+from ml_collections import ConfigDict
 
 from jaxvit.cli import command_line
-from jaxvit.config.files import packaged_configs
-from jaxvit.config.keys import KEYS
+from jaxvit.config.files import packaged_configs, split_spec
+from jaxvit.config.for_images import CONFIG, choose, data_name, default_workdir
+from jaxvit.config.key_table import KEYS
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.devices import hardware, processes
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.dry_run import print_plan
 from jaxvit.run.train import train
+from jaxvit.shown import terminal
 
 _EXAMPLES = """examples:
+  jaxvit train --data=photos                       your images, photos/CLASS/IMAGE.jpg; derives the settings
+  jaxvit train --data=labels.csv --folds=5         a table with columns file,label; cross-validation
   jaxvit train --config=digits --workdir=runs/digits
   jaxvit train --config=digits --workdir=runs/digits                     resumes, or shows the finished result
   jaxvit train --config=digits --workdir=runs/wide --config.model.dim=192 --config.optim.peak_lr=5e-4
@@ -43,7 +52,16 @@ def _parser() -> command_line.Parser:
         metavar="NAME[:VARIANT]",
         help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run; created if missing")
+    parser.add_argument(
+        "--workdir", type=local_path, metavar="DIR", help="folder of the run (with --data, default: runs/NAME)"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="a folder of photos, a table of files and labels (.csv, .jsonl) or a prepared data set; derives image "
+        "size, batch size, duration and splits, and without --config also the model",
+    )
+    parser.add_argument("--folds", type=int, default=0, metavar="K", help="cross-validation with K runs, one per fold")
     parser.add_argument(
         "--dry_run", action="store_true", help="print plan, parameters and learning-rate curve; train nothing"
     )
@@ -80,18 +98,43 @@ def _profile_steps(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def _fill_in(options: argparse.Namespace, config: ConfigDict, overrides: Collection[str]) -> tuple[ConfigDict, str]:
+    """Applies --data and --folds; returns (config, run folder)."""
+    folds = options.folds
+    if folds < 0 or folds == 1:
+        raise UsageError(f"--folds={folds}: must be 2 or more, such as --folds=5")
+    if folds and "data.folds" in overrides:
+        raise UsageError("--folds and --config.data.folds set the same key; give only one of them")
+    if not options.data:
+        if folds:
+            with config.unlocked():
+                config.data.folds = folds
+        return config, options.workdir
+    if "data.name" in overrides:
+        raise UsageError("--data and --config.data.name set the same key; give only one of them")
+    name = data_name(options.data)
+    whole = not options.config or split_spec(options.config)[0] == CONFIG
+    found = choose(config, name, given=overrides, folds=folds, whole_recipe=whole)
+    for line in found.lines:
+        print(terminal(line), flush=True)
+    for phrase in found.warnings:
+        print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
+    return found.config, options.workdir or default_workdir(name, found.config.data.folds)
+
+
 def main(argv: list[str]) -> int:
     """Runs the verb; returns the exit code."""
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
-    if not options.config:
-        raise UsageError("--config is missing, such as --config=digits")
-    config, overrides, unknown = parse_config_arguments(options.config, rest)
+    if not (options.config or options.data):
+        raise UsageError("--config or --data is missing, such as --config=digits, or --data=photos for your own photos")
+    config, overrides, unknown = parse_config_arguments(options.config or CONFIG, rest)
     parser.refuse_unknown(unknown)
     profile = _profile_steps(options.profile)
-    if not (options.workdir or options.dry_run):
+    if not (options.workdir or options.dry_run or options.data):
         raise UsageError("--workdir is missing; name the run's folder, such as --workdir=runs/digits")
-    _join(options)  # last: if one process failed before, the others would wait for it
+    config, workdir = _fill_in(options, config, overrides)
+    _join(options)  # after all that one process could find wrong alone: the others would wait for it
     if options.dry_run:
 
         def plan_it() -> tuple[Plan, Assembly]:
@@ -103,7 +146,7 @@ def main(argv: list[str]) -> int:
         return 0
     train(
         config,
-        options.workdir,
+        workdir,
         overrides=overrides,
         debug_nans=options.debug_nans,
         fall_back=options.fall_back,

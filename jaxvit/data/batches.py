@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from jaxvit.data.balance import sampled_order
 from jaxvit.data.parts import Source, StreamedSource
 
 # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; where asked for number int32 [B], in the split
@@ -39,15 +40,29 @@ class TrainOrder:
       last_batch: 'keep' pads and masks an epoch's last batch; 'drop' leaves its images out of that epoch.
       repeats: repeated augmentation (Hoffer et al., 2020): each image stands this many times in its batch. An epoch
         keeps its number of steps, so it sees one image in `repeats`.
+      sampling: (labels [N], weight of each class): images are drawn by their class's weight, see
+        `jaxvit.data.balance.sampled_order`; None = each once an epoch.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, last_batch: str = "keep", repeats: int = 1):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        last_batch: str = "keep",
+        repeats: int = 1,
+        sampling: tuple[np.ndarray, Sequence[float]] | None = None,
+    ):
+        self._sampling = sampling
         self._count, self._batch_size, self._seed, self._repeats = count, batch_size, seed, repeats
         self.steps_per_epoch = steps_per_epoch(count, batch_size, last_batch)
         self._epochs = functools.lru_cache(maxsize=2)(self._of_epoch)  # safe to use from several threads
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
-        order = epoch_order(self._seed, epoch, self._count)
+        if self._sampling:
+            order = sampled_order(*self._sampling, self._seed, epoch)
+        else:
+            order = epoch_order(self._seed, epoch, self._count)
         return np.repeat(order, self._repeats)[: self._count] if self._repeats > 1 else order
 
     def __getitem__(self, step: int) -> np.ndarray:
@@ -66,12 +81,13 @@ class TrainBatches:
         seed: int,
         last_batch: str = "keep",
         repeats: int = 1,
+        sampling: tuple[np.ndarray, Sequence[float]] | None = None,
         *,
         numbered: bool = False,
     ):
         self._source = source
         self._batch_size, self._numbered = batch_size, numbered
-        self.order = TrainOrder(len(source), batch_size, seed, last_batch, repeats)
+        self.order = TrainOrder(len(source), batch_size, seed, last_batch, repeats, sampling)
         self.steps_per_epoch = self.order.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:

@@ -19,7 +19,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +27,17 @@ import numpy as np
 
 from jaxvit.data.decoding import CHUNK, Damage, Records, decode_records
 from jaxvit.errors import UsageError, first_line
-from jaxvit.files import Lock, checked_json, file_hash, write_json
+from jaxvit.files import (
+    Lock,
+    check_regular,
+    checked_json,
+    file_hash,
+    make_folder,
+    naming,
+    read_regular,
+    user_cache,
+    write_json,
+)
 
 FORMAT = 3  # of the folders; part of their names
 
@@ -41,6 +51,7 @@ class Decoded:
       labels: int32 [N].
       order: 'id' if the images were put into the order of their ids, else 'stored'.
       skipped: how many damaged records are missing, and the names of the first.
+      depth: what was seen of images of more than 8 bits, see `jaxvit.data.depth.Depth.notes`.
       folder: where it lies; None = only in memory.
       digest: hash of both arrays, as they were written and have been read; '' = only in memory.
     """
@@ -51,12 +62,14 @@ class Decoded:
     skipped: tuple[int, tuple[str, ...]]
     folder: Path | None
     digest: str = ""
+    depth: dict[str, float] = field(default_factory=dict)
 
 
 def content_hash(files: Iterable[Path]) -> str:
     """32 hex digits over the names and bytes of files."""
     total = hashlib.blake2b(digest_size=16)
     for path in files:
+        check_regular(path)
         total.update(os.fsencode(path.name))
         with path.open("rb") as file:
             while block := file.read(1 << 22):
@@ -70,8 +83,7 @@ def cache_folder(directory: Path) -> Path:
     parent = next(p for p in (inside, *inside.parents) if p.exists())
     if os.access(parent, os.W_OK):
         return inside
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "jaxvit" / hashlib.blake2b(os.fsencode(directory.absolute()), digest_size=6).hexdigest()
+    return user_cache() / "jaxvit" / hashlib.blake2b(os.fsencode(directory.absolute()), digest_size=6).hexdigest()
 
 
 def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> Decoded:
@@ -93,7 +105,7 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
     except (ValueError, KeyError, FileNotFoundError) as error:
         damaged = f"the decoded images in {folder} cannot be used ({first_line(error)[:200]})"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         _sweep(folder.parent)
         building, lock = _place_to_build(folder.parent)
     except OSError:
@@ -104,7 +116,8 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
         try:
             if damaged:
                 print(f"warning: {damaged}; they are decoded again", file=sys.stderr, flush=True)
-            _build(records, building, shape, side, damage)
+            with naming(folder):
+                _build(records, building, shape, side, damage)
             (building / _LOCK).unlink()
             if damaged:
                 try:
@@ -156,6 +169,7 @@ def _sweep(directory: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+_MOST_META = 1 << 24  # bytes
 _ARRAYS = ("images.npy", "labels.npy")
 _verified: dict[Path, tuple[Any, str]] = {}  # by this process: (sizes and times of the arrays, their digest)
 
@@ -166,7 +180,7 @@ def _open(folder: Path) -> Decoded:
     Raises:
       ValueError, KeyError, FileNotFoundError: they are not what was written.
     """
-    meta = checked_json((folder / "meta.json").read_text())
+    meta = checked_json(read_regular(folder / "meta.json", _MOST_META))
     wanted = [meta["sha256"][name] for name in _ARRAYS]
     state = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in (os.stat(folder / name) for name in _ARRAYS)]
     digest = hashlib.sha256("".join(wanted).encode()).hexdigest()
@@ -178,7 +192,7 @@ def _open(folder: Path) -> Decoded:
     images = np.load(folder / "images.npy", mmap_mode="r")
     labels = np.load(folder / "labels.npy")
     skipped = meta["skipped"], tuple(meta["skipped_names"])
-    return Decoded(images, labels, meta["order"], skipped, folder, digest)
+    return Decoded(images, labels, meta["order"], skipped, folder, digest, meta.get("depth", {}))
 
 
 def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> None:
@@ -208,6 +222,7 @@ def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: in
         "skipped": damage.count,
         "skipped_names": list(damage.names),
         "sha256": {name: file_hash(folder / name) for name in _ARRAYS},
+        "depth": damage.depth.notes,
     }
     write_json(folder / "meta.json", meta, with_checksum=True)
 
@@ -265,6 +280,7 @@ def _in_memory(records: Records, shape: tuple[int, int, int], side: int, damage:
         "id" if ids and all(ids) else "stored",
         (damage.count, damage.names),
         None,
+        depth=damage.depth.notes,
     )
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import io
+import logging
 import os
+import re
 import sys
 import threading
 import warnings
@@ -17,12 +21,16 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from jaxvit.data.depth import Depth
+from jaxvit.data.image_kinds import HEAD, HEIC_REMEDY, kind_of, reads_heic
 from jaxvit.errors import RunFailedError, UsageError, first_line
 from jaxvit.files import check_regular
 from jaxvit.shown import terminal
 
-# `open_image` has a limit of its own, below the one that Pillow warns at.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of odd EXIF data, palettes and sizes by the file, and logs what it makes of them. What matters of that is
+# an error here, in one line; `open_image` has a limit of its own, below the one that Pillow warns at.
+warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 CHUNK = 256  # records read and decoded together
 
@@ -54,11 +62,6 @@ class Records(Protocol):
         """The records, or for each that cannot be read, why."""
 
 
-# As Pillow calls the formats of `jaxvit.data.image_folder.ENDINGS`. It knows 40 more, and for one of them, PostScript,
-# it starts another program, whatever the file is called.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-
-
 @dataclass(frozen=True)
 class Limits:
     """How large an image file may be: one of a few bytes can unfold to more than the memory holds.
@@ -73,7 +76,9 @@ class Limits:
 
 
 def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Image:
-    """A Pillow image whose pixels are not read yet, of one of `FORMATS`, to be closed.
+    """A Pillow image whose pixels are not read yet, to be closed.
+
+    It is opened as the one format that its first bytes say (`jaxvit.data.image_kinds`), whatever it is called.
 
     Args:
       source: the file's bytes, or its name.
@@ -86,18 +91,54 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     if Image.MAX_IMAGE_PIXELS is not None and most > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = most  # who allows more allows Pillow more
     if isinstance(source, Path):
-        check_regular(source)
+        length = check_regular(source).st_size
+        with source.open("rb") as file:
+            head = file.read(HEAD)
+    else:
+        head, length = source[:HEAD], len(source)
+    kind = kind_of(head, length)
+    if not kind:
+        raise UnidentifiedImageError("it is no image")
+    if kind == "HEIF":
+        if not reads_heic():
+            raise ValueError(f"it is HEIC; {HEIC_REMEDY}")
+        _register_heic()
+    elif kind == "TIFF":
+        _silence_libtiff()
     try:
-        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=(kind,))
     except Image.DecompressionBombError as error:
-        raise ValueError(f"it has more pixels than max_pixels allows, which are {most:,}") from error
+        [pixels] = re.findall(r"\((\d+) pixels\)", str(error)) or [0]
+        raise ValueError(f"it has {int(pixels):,} pixels, and max_pixels allows {most:,}") from error
     if image.width * image.height > most:
         image.close()
         raise ValueError(f"it has {image.height:,}×{image.width:,} pixels, and max_pixels allows {most:,}")
     return image
 
 
-def decode(data: bytes, channels: int, size: tuple[int, int] | None = None, limits: Limits | None = None) -> np.ndarray:
+@functools.cache
+def _register_heic() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keeps libtiff, with which Pillow reads packed TIFF files, from writing to stderr what becomes an error anyway."""
+    with contextlib.suppress(Exception):  # a build that hides the function goes on as it does
+        handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        handler.argtypes, handler.restype = (ctypes.c_void_p,), ctypes.c_void_p
+        handler(None)
+
+
+def decode(
+    data: bytes,
+    channels: int,
+    size: tuple[int, int] | None = None,
+    limits: Limits | None = None,
+    depth: Depth | None = None,
+) -> np.ndarray:
     """Pixels uint8 [H, W, channels] of a PNG, JPEG, WebP, … file, upright, transparent parts white.
 
     Args:
@@ -105,17 +146,28 @@ def decode(data: bytes, channels: int, size: tuple[int, int] | None = None, limi
       channels: 1 (grey) or 3 (RGB); the file is converted.
       size: (H, W); the image is resized until it just covers this, and the centre cut out. None = as stored.
       limits: on the size of the stored image; None = the usual ones.
+      depth: how more than 8 bits become 8, which takes note of their values; None = by their upper 8.
 
     Raises:
       Exception: whatever a decoder says to damaged bytes; ValueError: the image is larger than the limits.
     """
     with open_image(data, limits) as opened:
         image = opened
+        sixteen = any(";16" in str(tile[3]) for tile in image.tile)
         if size and min(image.size) > 2 * max(size):
             image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes a smaller picture, several times faster
-        image = _opaque(_eight_bits(upright(image))).convert("L" if channels == 1 else "RGB")
+        image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
+        image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
         pixels = np.asarray(_cover(image, *size) if size else image)
     return pixels[..., None] if channels == 1 else pixels
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    """CIE Lab, which TIFF files can hold, in sRGB: Pillow's `convert` does not."""
+    from PIL import ImageCms
+
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
 
 
 _LONG = 16  # times as many pixels as are wanted
@@ -166,20 +218,6 @@ def _opaque(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Brings 16-bit grey to 8: Pillow itself cuts values above 255 off, which makes such pictures white.
-
-    Raises:
-      ValueError: the range of the values cannot be known.
-    """
-    # Pillow has read 16-bit files in mode I as well, by version and format; in these two formats nothing else is.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of no known range; save it with 8 or 16")
-    return image
-
-
 def why_unreadable(error: Exception) -> str:
     """What is wrong with an image that cannot be decoded, in a few words."""
     if isinstance(error, UnidentifiedImageError):
@@ -196,12 +234,14 @@ class Damage:
       on_error: 'stop' or 'skip'.
       announced: so many of them are named on stderr as they are found.
       limits: larger images count as records that cannot be read.
+      depth: of images of more than 8 bits.
     """
 
     owner: str
     on_error: str = "stop"
     announced: int = 0
     limits: Limits = field(default_factory=Limits)
+    depth: Depth = field(default_factory=Depth)
     _names: dict[str, None] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -227,8 +267,10 @@ class Damage:
         """
         reason = why_unreadable(error)
         if self.on_error != "skip":
+            limit = re.search(r"\b(max_\w+) allows", reason)
+            remedy = f"raise --config.data.{limit[1]}" if limit else "repair it"
             raise RunFailedError(
-                f"{self.owner}: {name} cannot be decoded ({reason}); repair it, or leave such images out with "
+                f"{self.owner}: {name} cannot be decoded ({reason}); {remedy}, or leave such images out with "
                 "--config.data.on_error=skip"
             ) from error
         with self._lock:
@@ -269,7 +311,7 @@ def decode_records(
         if isinstance(item, Unreadable):
             return item.error
         try:
-            pixels = decode(item.image, shape[-1], (side, side) if side else None, damage.limits)
+            pixels = decode(item.image, shape[-1], (side, side) if side else None, damage.limits, damage.depth)
         except Exception as error:  # a decoder may raise anything on damaged bytes
             return error
         if pixels.shape != shape:

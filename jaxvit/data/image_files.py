@@ -12,23 +12,26 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxvit.data.image_kinds import HEAD, HEIC_REMEDY, RAW_ENDINGS, ending_of, has_image_ending, kind_of, reads_heic
+from jaxvit.data.image_kinds import HEAD, RAW_ENDINGS, ending_of, has_image_ending, kind_of, reads_heic
 
 NAMED = 3  # of what is passed over for one reason
 # Left by systems: copies of the photos, small ones in the case of @eaDir, or what was deleted.
 _SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information"))
 
-HIDDEN = "hidden"
-SYSTEM = "left by the system"
+_NO_TEXT = re.compile("[\udc80-\udcff]")  # bytes of names, as Python reads them
+
+HIDDEN = "hidden files or folders"
+SYSTEM = "folders of the system's own"
 NAMED_AS_IMAGE = "folders that are called like an image"
-NO_IMAGE = "no images"
-HEIC = f"photos as HEIC ({HEIC_REMEDY})"
-RAW = "raw files of a camera (convert them to JPEG or TIFF)"
+NO_IMAGE = "files that are no images"
+HEIC = "HEIC photos, which are read with pip install 'jaxvit[heic]'"
+RAW = "raw files of cameras, to be converted to JPEG or TIFF"
 IRREGULAR = "pipes, devices or sockets"
 BROKEN_LINK = "links that lead nowhere"
 TAKEN = "links to what is taken already"
@@ -65,9 +68,9 @@ class PassedOver:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        """'2 hidden (.a, cat/.b); 9 no images (x.txt, y.txt, z.txt, …)'."""
+        """'hidden files or folders: 2 (.a, cat/.b); files that are no images: 9 (x.txt, y.txt, z.txt, …)'."""
         return "; ".join(
-            f"{count:,} {reason} ({', '.join(self.names[reason])}{', …' if count > len(self.names[reason]) else ''})"
+            f"{reason}: {count:,} ({', '.join(self.names[reason])}{', …' if count > len(self.names[reason]) else ''})"
             for reason, count in self.counts.items()
         )
 
@@ -89,16 +92,20 @@ class Found:
     passed_over: dict[str, tuple[int, tuple[str, ...]]]
 
     def by_class(self) -> dict[str, list[Path]]:
-        """{name of the folder directly inside, '' for the folder itself: its images}, sorted by name."""
+        """{name of the folder directly inside, by `class_name`; '' for the folder itself: its images}, sorted."""
         classes: dict[str, list[Path]] = {}
         for image in self.images:
             inside = image.relative_to(self.folder).parts
-            classes.setdefault(inside[0] if len(inside) > 1 else "", []).append(image)
+            classes.setdefault(class_name(inside[0]) if len(inside) > 1 else "", []).append(image)
         return dict(sorted(classes.items()))
 
 
-def find_images(folder: Path) -> Found:
+def find_images(folder: Path, *, skip: Collection[str] = ()) -> Found:
     """The images below a folder, at any depth, by the rule that this module's head states.
+
+    Args:
+      folder: where to look.
+      skip: names of folders directly inside that are another matter: they are neither looked into nor counted.
 
     Raises:
       OSError: the folder itself cannot be listed.
@@ -109,7 +116,7 @@ def find_images(folder: Path) -> Found:
       {'cat': 120, 'dog': 98}
     """
     passed_over = PassedOver()
-    images = tuple(map(Path, walk_images(str(folder), passed_over)))
+    images = tuple(map(Path, walk_images(str(folder), passed_over, skip)))
     depth = len(folder.parts)
     filled = {image.parts[depth] for image in images if len(image.parts) > depth + 1}
     with os.scandir(folder) as entries:
@@ -120,15 +127,27 @@ def find_images(folder: Path) -> Found:
         reason: (count, tuple(os.path.relpath(name, folder) for name in passed_over.names[reason]))
         for reason, count in passed_over.counts.items()
     }
-    return Found(folder, images, tuple(sorted(name for name in inside - filled if not _reason_to_skip(name))), reasons)
+    empty = sorted(class_name(name) for name in inside - filled - {*skip} if not _reason_to_skip(name))
+    return Found(folder, images, tuple(empty), reasons)
 
 
-def walk_images(folder: str, passed_over: PassedOver) -> Iterator[str]:
+def class_name(folder: str) -> str:
+    r"""The class that a folder stands for: its name, where bytes that are no UTF-8 are written as '\xe9'.
+
+    Example:
+      >>> class_name("café"), class_name(os.fsdecode(b"caf\xe9"))
+      ('café', 'caf\\xe9')
+    """
+    return _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", folder)
+
+
+def walk_images(folder: str, passed_over: PassedOver, skip: Collection[str] = ()) -> Iterator[str]:
     """The images below a folder, one by one as they are found; see `find_images`.
 
     Args:
       folder: its path, with which the paths of the images begin.
       passed_over: takes note of what is no image.
+      skip: names directly inside that are left alone.
 
     Raises:
       OSError: the folder itself cannot be listed.
@@ -136,7 +155,9 @@ def walk_images(folder: str, passed_over: PassedOver) -> Iterator[str]:
     root = os.stat(folder)
     seen = {(root.st_dev, root.st_ino)}
     links: list[str] = []
-    yield from _walk(folder, seen, links, passed_over, entries=_listed(folder))
+    yield from _walk(
+        folder, seen, links, passed_over, entries=[entry for entry in _listed(folder) if entry.name not in skip]
+    )
     above = {(found.st_dev, found.st_ino) for found in map(os.stat, Path(folder).resolve().parents)}
     to_files: list[str] = []
     while links:  # what lies behind links to folders may hold more of them

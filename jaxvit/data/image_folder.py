@@ -1,12 +1,12 @@
 """`image_folder:PATH` and `image_table:FILE`: image files as a data set.
 
-Which files belong to it, `jaxvit.data.photo_folder` and `jaxvit.data.label_table` say. Within a split, images stand in
-an order that is fixed by their file names but looks random, so that any contiguous part, such as 'train[:90%]', holds
-all classes.
+`jaxvit.data.photo_folder` and `jaxvit.data.label_table` find the files. The order of the images in a split is fixed by
+their file names but looks random, so that any contiguous part, such as 'train[:90%]', contains all classes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -21,10 +21,12 @@ from jaxvit.data.content import file_contents
 from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image, upright_size
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
 from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
-from jaxvit.errors import UsageError, is_disk_full
-from jaxvit.files import read_regular
+from jaxvit.errors import UsageError, is_disk_failure
+from jaxvit.files import local_path, make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
+_SAMPLE = 300  # files whose sizes say what the sizes of all are like
+_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
 
 
 def open_image_files(
@@ -37,7 +39,7 @@ def open_image_files(
       UsageError: there is no such folder or table, or it cannot be used.
     """
     prefix = PREFIX if name.startswith(PREFIX) else TABLE_PREFIX
-    path = Path(name.removeprefix(prefix)).expanduser()
+    path = Path(local_path(name.removeprefix(prefix)))
     where = f"config.data.name='{prefix}{path}'"
     if prefix == PREFIX:
         found = read_photo_folder(path, where)
@@ -59,10 +61,11 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
     try:
         for pixels, class_name, name in images:
             of_class = folder / class_name.replace("/", "_")
-            of_class.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(of_class / f"{name}.png")
+            make_folder(of_class)
+            with replaced(of_class / f"{name}.png", sync=False) as beside:
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_failure(error):
             raise
         raise UsageError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
 
@@ -123,6 +126,27 @@ class FolderStore:
             total.update(os.fsencode(own) + f"\0{label} {state}\n".encode())
         return total.hexdigest()
 
+    def sample_sizes(self) -> list[tuple[int, int]]:
+        """(height, width), upright, of a few hundred readable files that are spread over the set."""
+        return [size for size, _ in self._sample]
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether no file of that sample has colour."""
+        return bool(self._sample) and all(mode in _GREY for _, mode in self._sample)
+
+    @cached_property
+    def _sample(self) -> list[tuple[tuple[int, int], str]]:
+        """((height, width), Pillow's mode) of each."""
+        files = [file for found in self._files.values() for file, _ in found]
+        found = []
+        for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _SAMPLE)).astype(int)):
+            with contextlib.suppress(Exception), open_image(files[i], self._limits) as image:
+                mode = image.mode
+                width, height = upright_size(image)
+                found.append(((height, width), mode))
+        return found
+
     def labels(self, split: str) -> np.ndarray:
         """int32 [N]: the number of each file's class."""
         return np.array([label for _, label in self._files[split]], np.int32)
@@ -130,7 +154,8 @@ class FolderStore:
     def contents(self, split: str, damage: Damage) -> list[bytes]:
         """See `jaxvit.data.content.file_contents`."""
         files = [file for file, _ in self._files[split]]
-        name = hashlib.blake2b(os.fsencode(self.found.root.absolute()) + split.encode(), digest_size=8).hexdigest()
+        own = os.fsencode(self.found.root.absolute()) + f"{split}{damage.depth.white or ''}".encode()
+        name = hashlib.blake2b(own, digest_size=8).hexdigest()
         return file_contents(files, damage, cache_folder(self.directory) / f"contents-{name}.json")
 
 

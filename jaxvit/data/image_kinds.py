@@ -6,6 +6,7 @@ as the one format that its bytes say, or not at all.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 
@@ -115,7 +116,7 @@ def _is_tga(head: bytes, length: int) -> bool:
     mapped = int.from_bytes(head[5:7], "little")
     if kind not in (1, 2, 3, 9, 10, 11) or colours != (kind in (1, 9)) or not width or not height:
         return False
-    if bits not in ((8,) if colours else (8, 16) if kind in (3, 11) else (16, 24, 32)) or head[17] >> 6:
+    if bits not in ((8,) if colours else (1, 8, 16) if kind in (3, 11) else (16, 24, 32)) or head[17] >> 6:
         return False
     if not colours:
         mapped_bytes = 0
@@ -125,10 +126,11 @@ def _is_tga(head: bytes, length: int) -> bool:
         if not mapped or head[7] not in (15, 16, 24, 32):
             return False
         mapped_bytes = mapped * -(-head[7] // 8)
-    pixels = width * height * bits // 8 if kind < 9 else 1
+    pixels = height * -(-width * bits // 8) if kind < 9 else 1
     return length >= 18 + head[0] + mapped_bytes + pixels
 
 
+@functools.cache
 def reads_heic() -> bool:
     """Whether the extra `heic` is installed."""
     return importlib.util.find_spec("pillow_heif") is not None

@@ -113,7 +113,7 @@ def mix(
         of the numbers is accepted; under `jax.vmap` XLA would have the devices agree on that at every turn.
 
     Returns:
-      (images, targets), each target still a distribution.
+      (images, targets); the targets of a distribution over the classes are still one.
     """
     batch, height, width, _ = x_BHWC.shape
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from jaxvit.data.decoding import Damage, Records, decode_records
+from jaxvit.data.depth import hint
 from jaxvit.data.fingerprint import fingerprint
 from jaxvit.data.gathered import Gathered
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.files import CHECKSUM, checked_json, checksum, replaced
+from jaxvit.files import CHECKSUM, checked_json, checksum, read_regular, replaced
+from jaxvit.shown import terminal
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Source:
         """See `jaxvit.data.fingerprint.fingerprint`; worked out once for a cached split."""
         if self.memo:
             with contextlib.suppress(OSError, ValueError):
-                return checked_json(self.memo.read_bytes())
+                return checked_json(read_regular(self.memo, 1 << 20))
         found = fingerprint(self.images, self.labels, len(self.class_names))
         if self.memo:
             # Another user's cache cannot be written: then it is worked out anew next time.
@@ -129,4 +132,6 @@ class StreamedSource:
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), 1000)).astype(int))
         images, labels, good = self.batch(rows, threads=0)
         found = fingerprint(images[good], labels[good], len(self.class_names))
+        if said := hint(self.damage.depth.notes, self.damage.depth.white):
+            print(terminal(f"warning: {self.name}: {said}"), file=sys.stderr)
         return {**found, "count": len(self), "sampled": int(good.sum())}

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxvit.config.keys import KEYS, flatten
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import flatten
 from jaxvit.data.image_folder import PREFIX
+from jaxvit.data.label_table import TABLE_PREFIX
 from jaxvit.exports.model import ExportModel
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.models.registry import model_defaults
@@ -86,7 +88,10 @@ def model_card(model: ExportModel) -> str:
 
 def public_name(data: str) -> str:
     """The name of a data set without its location: for an image folder, only the last part of its path."""
-    return f"{PREFIX}{Path(data.removeprefix(PREFIX)).name}" if data.startswith(PREFIX) else data
+    for prefix in (PREFIX, TABLE_PREFIX):
+        if data.startswith(prefix):
+            return f"{prefix}{Path(data.removeprefix(prefix)).name}"
+    return data
 
 
 def _stored(kind: str) -> str:
@@ -127,7 +132,7 @@ def _result(model: ExportModel) -> list[str]:
     low, high = wilson(found["top1"], found["count"])
     chosen = ["The weights were selected on these images, so the accuracy on new images is likely to be lower."]
     return [
-        f"Of the weights as stored here, on {found['count']:,} images of {markdown(public_name(found['data']))}:",
+        f"The weights as stored here reach, on {found['count']:,} images of {markdown(public_name(found['data']))}:",
         f"top-1 {found['top1']:.2%} (95 % confidence interval {low:.2%} to {high:.2%}), top-5 {found['top5']:.2%},",
         f"loss {found['loss']:.4f}, expected calibration error {found['ece']:.2%}.",
         *(chosen if found["split"] == "validation" else ()),

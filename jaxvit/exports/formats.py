@@ -20,7 +20,7 @@ class Format:
 
     Attributes:
       name: value of `--to`.
-      stem, suffix: of the file name; '' = no suffix, the format is a folder.
+      stem, suffix: parts of the file name; a format without suffix is a folder.
       module: module in this package with ``write(model, path)``.
       needs: packages required to write the format and to check it.
       remedy: command that installs them.

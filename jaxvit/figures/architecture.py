@@ -21,7 +21,7 @@ _COLOURS = {
     **dict.fromkeys(("Pool", "SequencePool", "AttentionPool", ""), GREEN),
     "Classifier": PURPLE,
 }
-# Where the columns begin, in inches.
+# Left edges and widths of the columns, in inches.
 _BOX, _BOX_WIDTH, _OUTPUT, _PARAMS_END, _BARS, _BARS_WIDTH, _WIDTH = 0.2, 3.7, 4.15, 7.3, 7.6, 1.5, 9.9
 _TOP, _PITCH, _HEIGHT = 1.3, 0.47, 0.34
 

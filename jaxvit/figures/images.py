@@ -34,7 +34,7 @@ def draw_batch(
         axis.set_axis_off()
     for axis, image, target in zip(axes.ravel(), images_BHWC, targets_BK, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(_describe(target, class_names), fontsize=7)
+        axis.set_title(_describe(target, class_names), fontsize=7, parse_math=False)
     figure.suptitle(f"{title}: a training batch as the model sees it, with its targets", fontsize=9)
     return save(figure, path)
 

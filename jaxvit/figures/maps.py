@@ -1,4 +1,4 @@
-"""What a model looks at: weights overlaid on images, similarities of position embeddings, receptive fields."""
+"""Figures of what a model looks at: weights overlaid on images, position embeddings, receptive fields."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The parts of a model, from `jaxvit.models.summarize.summarize`: the content of its architecture diagram.
 
-A part is a module with a meaning of its own (a patch embedding, a block, a classifier). Containers of such modules are
+A part is a module with a known role (a patch embedding, a block, a classifier). Containers of such modules are
 opened; the layers inside a part are not shown. Equal consecutive modules are one part.
 """
 
@@ -32,7 +32,7 @@ STEPS: dict[str, str] = {
     "AttentionPool": "attention pool",
     "Classifier": "classifier",
 }
-# Layers inside parts; a layer is a part of its own only outside all others.
+# Layers inside parts; a layer outside all parts is a part itself.
 LAYERS: dict[str, str] = {
     "Norm": "norm",
     "LayerNorm": "norm",

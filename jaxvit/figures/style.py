@@ -13,7 +13,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxvit.files import replaced
+from jaxvit.figures.scripts import legible
+from jaxvit.files import make_folder, replaced
 
 # The Okabe-Ito palette.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
@@ -52,14 +53,18 @@ def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: in
 
     Each file is written atomically: a temporary file is moved into place.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     written = []
     for suffix in formats:
         stem = file.name.removesuffix(file.suffix) if file.suffix.lower() in _ENDINGS else file.name
         asked_for = file.suffix.lower() == f".{suffix}"  # a.PNG keeps its name
         target = file if asked_for else file.with_name(f"{stem}.{suffix}")
         metadata = {"Date": None} if suffix == "svg" else None
-        with replaced(target, unique=True) as beside, matplotlib.rc_context(_SETTINGS):
+        with (
+            replaced(target, unique=True) as beside,
+            matplotlib.rc_context(_SETTINGS),
+            legible(figure, keep=suffix == "svg"),
+        ):
             figure.savefig(beside, dpi=dpi, format=suffix, metadata=metadata)
         written.append(target)
     return written

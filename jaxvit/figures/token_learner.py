@@ -101,7 +101,7 @@ def _draw_learner(axis: Axes, top: float, model: ViT, grid: tuple[int, int]) -> 
         write(axis, 4.2, lower - 0.14, f"{places:,} values", size=SMALL, color=GREY, ha="center")
     else:
         arrow(axis, [*turn, (5.0, lower)])
-        note = f"the {places:,} places as they came" + (", not normalised" if model.learner_norm else "")
+        note = f"the {places:,} places of the map" + (", without norm" if model.learner_norm else "")
         write(axis, 2.9, lower - 0.14, note, size=SMALL, color=GREY, ha="center")
     kind = "sum" if model.learner_reduce == "sum" else "mean"
     text = f"weighted {kind}\nover {places:,} places"

@@ -1,6 +1,17 @@
-"""Flax linen building blocks, each usable alone.
+"""Flax linen layers. Each can be used on its own.
 
-Every layer keeps float32 parameters, computes in its `dtype`, and draws its noise from the 'dropout' stream.
+Parameters are float32, the computation has the layer's `dtype`, and random numbers come from the 'dropout' stream of
+`rngs`. A layer checks its attributes when it is made: a wrong value raises a ValueError that names the layer, the
+attribute, the value and the allowed values.
+
+An array's name ends in its axes: B batch, H height, W width, N tokens, C channels, S learned tokens, K classes.
+
+The examples assume::
+
+    from functools import partial
+    import jax
+    import jax.numpy as jnp
+    from jaxvit.layers import *
 """
 
 from jaxvit.layers.attention import Attention

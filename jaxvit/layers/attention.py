@@ -1,37 +1,48 @@
 """Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762).
 
-Kernels are kept apart and per head, `query`, `key`, `value` (C, heads, head_dim) and `out` (heads, head_dim, C): the
-layout of Flax's own module and of the published ViT checkpoints.
+The kernels `query`, `key` and `value` have shape (C, heads, head_dim), and `out` has (heads, head_dim, C), as in Flax's
+own module and in the published ViT checkpoints.
 """
 
 import jax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
+from jaxvit.layers.arguments import check_layer
 from jaxvit.layers.initialisers import attention_kernel
 from jaxvit.layers.norm import Norm
+from jaxvit.ops.arguments import check_array
 from jaxvit.ops.attention import AttentionKernels, absorbing_pays, attend, attend_absorbed
 from jaxvit.ops.implementations import implementation
 
 
 class Attention(nn.Module):
-    """Attention of `q_BNC` on `kv_BNC`, or of `q_BNC` on itself.
+    """Multi-head self-attention or cross-attention: tokens (B, N, C) to tokens (B, N, C).
 
-    Where heads are at least as wide as the tokens, as in the tutorials, there is a cheaper implementation;
-    `jaxvit.ops.implementations` chooses. The softmax is float32. The weights are sown as `attention`
-    (B, M, queries, keys) when `intermediates` is mutable.
+    If the heads are at least as wide as the tokens, as in the tutorials, a cheaper implementation gives the same
+    result; `jaxvit.ops.implementations` chooses. The softmax is float32. If the collection `intermediates` is mutable,
+    the layer sows the attention weights as `attention` (B, heads, queries, keys).
 
     Attributes:
-      heads: number of heads.
-      head_dim: channels per head; 0 = C // heads. The tutorials use wider heads than that.
-      qkv_bias: biases on query, key and value (the output always has one).
+      heads: number of heads, 1 or more.
+      head_dim: channels per head; 0 = C // heads. The tutorials use wider heads.
+      qkv_bias: whether query, key and value have biases. The output always has one.
       qk_norm: normalise queries and keys per head before the product (Dehghani et al. 2023, arXiv:2302.05442).
-      dropout: rate on the attention weights.
-      norm_eps: epsilon of the norms of `qk_norm`.
-      initialiser: a name of `jaxvit.layers.initialisers`.
-      dtype: of the computation.
+      dropout: dropout rate of the attention weights, 0 to 1.
+      norm_eps: epsilon of the norms of `qk_norm`, 0 or more.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
 
     Raises:
-      ValueError: head_dim is 0 and the channels do not divide by the heads.
+      ValueError: an attribute is not allowed; or at the call, `head_dim` is 0 and `heads` does not divide C, or an
+        input is not (B, N, C).
+
+    Example:
+      >>> layer = Attention(heads=2)
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 16, 8)), train=False)
+      >>> x.shape, variables["params"]["query"]["kernel"].shape
+      ((2, 16, 8), (8, 2, 4))
     """
 
     heads: int
@@ -41,17 +52,35 @@ class Attention(nn.Module):
     dropout: float = 0.0
     norm_eps: float = 1e-6
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
         self, q_BNC: jax.Array, kv_BNC: jax.Array | None = None, *, train: bool, key: jax.Array | None = None
     ) -> jax.Array:
-        if kv_BNC is None:
-            kv_BNC = q_BNC
+        """Applies attention.
+
+        Args:
+          q_BNC: tokens that become queries (B, N, C).
+          kv_BNC: tokens that become keys and values (B, K, E); None = `q_BNC`, which is self-attention.
+          train: whether to apply dropout.
+          key: JAX random key for dropout; None = one of the 'dropout' stream.
+
+        Returns:
+          Tokens (B, N, C).
+        """
+        kv_BNC = q_BNC if kv_BNC is None else kv_BNC
+        check_array("Attention", "q_BNC", q_BNC, "B N C")
+        check_array("Attention", "kv_BNC", kv_BNC, "B K E")
         channels = q_BNC.shape[-1]
         if not self.head_dim and channels % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide {channels} channels: change heads or set head_dim")
+            raise ValueError(
+                f"Attention: heads={self.heads} does not divide {channels} channels: change heads or set head_dim"
+            )
         head_dim = self.head_dim or channels // self.heads
 
         def project(name: str, x_BNC: jax.Array) -> jax.Array:
@@ -101,5 +130,5 @@ class Attention(nn.Module):
     def _kernels(self) -> AttentionKernels:
         p = self.variables["params"]
         biases = (p["query"]["bias"], p["value"]["bias"]) if self.qkv_bias else (None, None)
-        kernels = (p[name]["kernel"] for name in ("query", "key", "value", "out"))
-        return AttentionKernels(*kernels, p["out"]["bias"], *biases)
+        query, key, value, out = (p[name]["kernel"] for name in ("query", "key", "value", "out"))
+        return AttentionKernels(query, key, value, out, p["out"]["bias"], *biases)

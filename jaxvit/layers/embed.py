@@ -1,12 +1,15 @@
-"""From images to tokens, and from tokens to tokens that know their place."""
+"""Layers that turn images into tokens, add positions, and prepend learned tokens."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
+from jaxvit.layers.arguments import check_layer
 from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.norm import Norm
+from jaxvit.ops.arguments import NOT_NEGATIVE, PAIR, check, check_array, one_of, whole
 from jaxvit.ops.patches import image_to_patches, patch_grid
 from jaxvit.ops.pool import max_pool
 from jaxvit.ops.positions import sincos_positions, sine_positions
@@ -15,18 +18,31 @@ POSITIONS = ("learned", "sincos", "sine", "none")
 
 
 class PatchEmbed(nn.Module):
-    """Projects square patches that do not overlap: images (B, H, W, C) to a grid of tokens (B, h, w, dim).
+    """Projects square patches that do not overlap: images (B, H, W, C) to tokens (B, H // patch, W // patch, dim).
 
     Attributes:
-      dim: channels of a token.
-      patch: side of a patch in pixels.
-      kind: 'conv' = a convolution whose stride is its window (kernel (patch, patch, C, dim)); 'dense' = cut, flatten,
-        then a dense layer (kernel (patch² C, dim)). The same function, two ways to keep the kernel.
-      norm: normalise the raw values of each patch first ('dense' only).
-      crop: allow a patch that does not divide the image; the rest at the bottom and right is dropped.
-      takes_patches: also take a grid of patches already cut, recognised by a last axis that is a multiple of patch²
-        ('dense' only).
-      norm_eps, initialiser, dtype: as everywhere in this package.
+      dim: channels of a token, 1 or more.
+      patch: side of a patch in pixels, 1 or more.
+      kind: 'conv' keeps the kernel as a convolution, (patch, patch, C, dim); 'dense' keeps it as a matrix,
+        (patch² C, dim). Both compute the same function.
+      norm: normalise the values of each patch before the projection ('dense' only).
+      crop: drop the pixels at the bottom and right that do not fill a patch instead of raising an error.
+      takes_patches: accept a grid of flat patches (B, h, w, patch² C) as well as images ('dense' only). The layer takes
+        an array for patches if its last axis is a multiple of patch².
+      norm_eps: epsilon of the norm, 0 or more.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
+
+    Raises:
+      ValueError: an attribute is not allowed; or at the call, the input is not a batch of images, or the patch does not
+        fit the image.
+
+    Example:
+      >>> layer = PatchEmbed(dim=8, patch=4)
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 16, 16, 3)))
+      >>> x.shape, variables["params"]["projection"]["kernel"].shape
+      ((2, 4, 4, 8), (4, 4, 3, 8))
     """
 
     dim: int
@@ -37,19 +53,21 @@ class PatchEmbed(nn.Module):
     takes_patches: bool = False
     norm_eps: float = 1e-6
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self, patch=whole(1), kind=one_of(("conv", "dense")))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        if self.kind not in ("conv", "dense"):
-            raise ValueError(f"kind={self.kind!r} of a patch embedding is neither 'conv' nor 'dense'")
-        if x_BHWC.ndim != 4:
-            raise ValueError(f"a patch embedding takes images (B, H, W, C), not shape {x_BHWC.shape}")
+        """Embeds images (B, H, W, C)."""
+        check_array("PatchEmbed", "x_BHWC", x_BHWC, "B H W C")
         named, area = scheme(self.initialiser), self.patch**2
         values = x_BHWC.shape[-1]
         cut = self.takes_patches and values >= area and values % area == 0
         if self.kind == "conv":
-            patch_grid(*x_BHWC.shape[1:3], self.patch, crop=self.crop)
+            patch_grid(x_BHWC.shape[1], x_BHWC.shape[2], self.patch, crop=self.crop)
             return nn.Conv(
                 self.dim,
                 (self.patch, self.patch),
@@ -70,20 +88,33 @@ class PatchEmbed(nn.Module):
 
 
 class ConvTokenizer(nn.Module):
-    """Convolution, relu and max-pooling, a few times: images (B, H, W, C) to a grid of tokens (B, h, w, dim).
+    """The tokenizer of CCT (Hassani et al. 2021, arXiv:2104.05704): images (B, H, W, C) to tokens (B, h, w, dim).
 
-    The tokenizer of CCT (Hassani et al. 2021, arXiv:2104.05704). Convolutions have no biases.
+    Each layer is a convolution without bias, relu, and max-pooling with window 3 and stride 2.
 
     Attributes:
-      dim: channels of a token.
-      layers: how many times.
-      width: channels of all layers but the last.
-      kernel, stride: of the convolutions; stride 0 = the authors' rule, max(1, kernel // 2 - 1).
-      pad_after_conv: pad the result of each convolution by kernel // 2 zeros on all sides, as the tutorial does, and
-        not its input, as the authors do. Same sizes at stride 1, but border tokens see no padding in the convolution.
-      same_pooling: pool as TensorFlow's SAME and not with one pixel of padding on all sides. On an even side the
-        windows lie one pixel further right and down, so weights do not transfer.
-      initialiser, dtype: as everywhere in this package.
+      dim: channels of a token, 1 or more.
+      layers: number of layers, 1 or more.
+      width: channels of all layers but the last, 1 or more.
+      kernel: side of the convolutions' windows, 1 or more.
+      stride: stride of the convolutions; 0 = max(1, kernel // 2 - 1), the authors' rule.
+      pad_after_conv: pad the result of each convolution by kernel // 2 zeros on all sides, as the tutorial does,
+        instead of its input, as the authors do. At stride 1 the sizes are the same.
+      same_pooling: pool with TensorFlow's SAME padding instead of one pixel on all sides. If the side is even, the
+        windows lie one pixel further right and down, so weights do not transfer between the two.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
+
+    Raises:
+      ValueError: an attribute is not allowed; or at the call, the input is not a batch of images, or the image is too
+        small.
+
+    Example:
+      >>> layer = ConvTokenizer(dim=8, layers=1)
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+      >>> x.shape
+      (2, 4, 4, 8)
     """
 
     dim: int
@@ -94,17 +125,23 @@ class ConvTokenizer(nn.Module):
     pad_after_conv: bool = False
     same_pooling: bool = False
     initialiser: str = "cct"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self, layers=whole(1), width=whole(1), stride=whole(0))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        if x_BHWC.ndim != 4:
-            raise ValueError(f"a tokenizer takes images (B, H, W, C), not shape {x_BHWC.shape}")
+        """Tokenizes images (B, H, W, C)."""
+        check_array("ConvTokenizer", "x_BHWC", x_BHWC, "B H W C")
         around = (self.kernel // 2, self.kernel // 2)
         stride = self.stride or max(1, self.kernel // 2 - 1)
         for i in range(self.layers):
             if self.pad_after_conv and min(x_BHWC.shape[1:3]) < self.kernel:
-                raise ValueError(f"kernel={self.kernel} does not fit a map of {x_BHWC.shape[1]}x{x_BHWC.shape[2]}")
+                raise ValueError(
+                    f"ConvTokenizer: kernel={self.kernel} does not fit a map of {x_BHWC.shape[1]}x{x_BHWC.shape[2]}"
+                )
             x_BHWC = nn.Conv(
                 self.dim if i == self.layers - 1 else self.width,
                 (self.kernel, self.kernel),
@@ -124,34 +161,51 @@ class ConvTokenizer(nn.Module):
 
 
 class PositionEmbed(nn.Module):
-    """Adds a position table to tokens.
+    """Adds a position table to tokens (B, N, C).
 
     Attributes:
-      kind: 'learned' = a trained table of the size seen at init; 'sincos' = fixed, two-dimensional, the prefix gets
-        zeros; 'sine' = fixed, one-dimensional, the prefix counted in; 'none' = nothing.
-      frozen: keep the 'learned' table at one fixed random draw: neither trained nor saved, the same in every run.
-      initialiser, dtype: as everywhere in this package.
+      kind: 'learned' (a parameter `table` (N, C)), 'sincos' (fixed, two-dimensional; leading tokens get zeros), 'sine'
+        (fixed, one-dimensional; leading tokens count as positions) or 'none' (adds nothing).
+      frozen: with 'learned', use a constant random table, equal in all runs, instead of a parameter.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: accepted as in other layers, without effect: the result has the dtype of the tokens.
+
+    Raises:
+      ValueError: an attribute is not allowed; or at the call, there are fewer tokens than grid cells.
+
+    Example:
+      >>> layer = PositionEmbed(kind="learned")
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 1 + 16, 8)), grid=(4, 4))
+      >>> x.shape, variables["params"]["table"].shape
+      ((2, 17, 8), (17, 8))
     """
 
     kind: str = "learned"
     frozen: bool = False
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self, kind=one_of(POSITIONS))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, grid: tuple[int, int]) -> jax.Array:
         """Adds the table.
 
         Args:
-          x_BNC: tokens in row order, after any number of leading tokens that have no place (the prefix).
+          x_BNC: tokens (B, prefix + rows * columns, C): leading tokens without a place in the grid, then the grid row
+          by
+            row.
           grid: (rows, columns).
         """
-        if self.kind not in POSITIONS:
-            raise ValueError(f"positions={self.kind!r} is not one of {', '.join(POSITIONS)}")
+        check("PositionEmbed", "grid", grid, PAIR)
+        check_array("PositionEmbed", "x_BNC", x_BNC, "B N C")
         _, tokens, channels = x_BNC.shape
         prefix = tokens - grid[0] * grid[1]
         if prefix < 0:
-            raise ValueError(f"{tokens} tokens do not fill a grid of {grid[0]}x{grid[1]}")
+            raise ValueError(f"PositionEmbed: {tokens} tokens do not fill a grid of {grid[0]}x{grid[1]}")
         draw = scheme(self.initialiser).positions
         if self.kind == "none":
             return x_BNC
@@ -160,7 +214,7 @@ class PositionEmbed(nn.Module):
         elif self.kind == "sine":
             table = jnp.asarray(sine_positions(tokens, channels))
         elif self.frozen:
-            # A constant, of no device: what draws it cannot be put into an ONNX file.
+            # Drawn at trace time: exported programs contain the table, because ONNX has no random generator of JAX's.
             with jax.ensure_compile_time_eval():
                 fixed = np.asarray(draw(jax.random.key(0), (tokens, channels), jnp.float32))
             table = jnp.asarray(fixed)
@@ -170,18 +224,35 @@ class PositionEmbed(nn.Module):
 
 
 class PrefixTokens(nn.Module):
-    """Puts learned tokens before the others: a class token, or registers (Darcet et al. 2023, arXiv:2309.16588).
+    """Prepends learned tokens: (B, N, C) to (B, tokens + N, C).
+
+    A class token is one; registers are several (Darcet et al. 2023, arXiv:2309.16588).
 
     Attributes:
-      tokens: how many.
-      stddev: of the normal initialiser; 0 = zeros, as ViT starts its class token.
+      tokens: number of learned tokens, 1 or more.
+      stddev: standard deviation of their initial values, 0 or more. ViT's class token starts at 0.
+
+    Raises:
+      ValueError: an attribute is not allowed.
+
+    Example:
+      >>> layer = PrefixTokens(tokens=2)
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 16, 8)))
+      >>> x.shape, variables["params"]["table"].shape
+      ((2, 18, 8), (2, 8))
     """
 
     tokens: int = 1
     stddev: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_layer(self, stddev=NOT_NEGATIVE)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x_BNC: jax.Array) -> jax.Array:
+        """Prepends the tokens to x (B, N, C)."""
+        check_array("PrefixTokens", "x_BNC", x_BNC, "B N C")
         start = nn.initializers.normal(self.stddev) if self.stddev else nn.initializers.zeros
         table = self.param("table", start, (self.tokens, x_BNC.shape[-1])).astype(x_BNC.dtype)
         prefix = jnp.broadcast_to(table[None], (x_BNC.shape[0], *table.shape))

@@ -1,13 +1,13 @@
-"""The transformer block and the encoder made of it.
+"""The transformer block, and the encoder, which is a stack of blocks (Dosovitskiy et al. 2020, arXiv:2010.11929).
 
-Paper: Dosovitskiy et al. 2020 (arXiv:2010.11929). The orders of norm and shortcut, h the value of a branch:
+A block has four orders of norm and residual connection. h is a branch, attention or MLP:
 
-| `norm_order` | attention | MLP | whose |
+| `norm_order` | attention | MLP | source |
 |---|---|---|---|
 | `pre` | x + h(norm(x)) | x + h(norm(x)) | ViT |
 | `post` | norm(x + h(x)) | norm(x + h(x)) | Vaswani et al. 2017 |
-| `post_shared` | as `post` | as `post`, with the same norm's parameters | the Fashion-MNIST tutorial |
-| `cct` | x + h(norm(x)) | x = norm(x); x + h(x) | Compact Transformers: the shortcut carries the normalised value |
+| `post_shared` | norm(x + h(x)) | norm(x + h(x)), with the same parameters | the Fashion-MNIST tutorial |
+| `cct` | x + h(norm(x)) | x = norm(x); x + h(x) | Compact Transformers |
 """
 
 from collections.abc import Callable
@@ -15,29 +15,49 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
+from jaxvit.layers.arguments import check_layer
 from jaxvit.layers.attention import Attention
 from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
-from jaxvit.layers.stack import block_keys, run_blocks
+from jaxvit.layers.stack import REMAT, block_keys, run_blocks
+from jaxvit.ops.arguments import CALLABLE, PATH_RATE, check, check_array, each, one_of, whole
 from jaxvit.ops.stochastic import drop_path, drop_path_rates, dropout
 
 NORM_ORDERS = ("pre", "post", "post_shared", "cct")
 
 
 class EncoderBlock(nn.Module):
-    """Attention and MLP, each on a residual branch.
+    """Self-attention and MLP, each on a residual branch: tokens (B, N, C) to tokens (B, N, C).
 
     Attributes:
-      heads, head_dim, qkv_bias, qk_norm, attention_dropout: of the attention.
-      mlp_dim: channels inside the MLP; 0 = four times the channels.
-      activation, activate_twice, mlp_dropout: of the MLP.
-      norm_order: see the table at the top of this file.
-      norm_eps: epsilon of the norms.
-      projection_dropout: rate after the attention's output.
-      layer_scale: initial factor of a learned scale per channel on each branch; 0 = no such scale (Touvron et al.
-        2021, arXiv:2103.17239).
-      initialiser, dtype: as everywhere in this package.
+      heads: number of attention heads, 1 or more.
+      head_dim: channels per head; 0 = C // heads.
+      mlp_dim: channels of the MLP's hidden layer; 0 = 4 * C.
+      norm_order: 'pre', 'post', 'post_shared' or 'cct'; the docstring of `jaxvit.layers.encoder` compares them.
+      norm_eps: epsilon of the norms, 0 or more.
+      activation: 'gelu' (exact), 'gelu_tanh', 'relu' or 'tanh'.
+      activate_twice: apply the activation after both dense layers of the MLP; see `Mlp`.
+      qkv_bias: whether query, key and value have biases.
+      qk_norm: normalise queries and keys per head.
+      layer_scale: initial value of a learned factor per channel on each branch (Touvron et al. 2021, arXiv:2103.17239);
+        0 = no such factor.
+      attention_dropout: dropout rate of the attention weights, 0 to 1.
+      projection_dropout: dropout rate after the attention's output, 0 to 1.
+      mlp_dropout: dropout rate after both dense layers of the MLP, 0 to 1.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
+
+    Raises:
+      ValueError: an attribute is not allowed; or at the call, `head_dim` is 0 and `heads` does not divide C.
+
+    Example:
+      >>> layer = EncoderBlock(heads=2, mlp_dim=16)
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 16, 8)), train=False)
+      >>> x.shape, sorted(variables["params"])
+      ((2, 16, 8), ['attention', 'mlp', 'norm_attention', 'norm_mlp'])
     """
 
     heads: int
@@ -54,7 +74,11 @@ class EncoderBlock(nn.Module):
     projection_dropout: float = 0.0
     mlp_dropout: float = 0.0
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self, norm_order=one_of(NORM_ORDERS))
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -66,17 +90,16 @@ class EncoderBlock(nn.Module):
         path_key: jax.Array | None = None,
         drop_path: float | jax.Array = 0.0,
     ) -> jax.Array:
-        """Runs the block.
+        """Applies the block.
 
         Args:
-          x_BNC: tokens.
-          train: whether to make noise.
-          key: for dropout; None = from the module's 'dropout' stream.
-          path_key: for drop path; None = derived from `key`.
-          drop_path: rate of dropping each branch of a sample.
+          x_BNC: tokens (B, N, C).
+          train: whether to apply dropout and drop path.
+          key: JAX random key for dropout; None = one of the 'dropout' stream.
+          path_key: JAX random key for drop path; None = derived from `key`.
+          drop_path: probability of dropping a branch for a sample, at least 0 and below 1.
         """
-        if self.norm_order not in NORM_ORDERS:
-            raise ValueError(f"norm_order={self.norm_order!r} is not one of {', '.join(NORM_ORDERS)}")
+        check_array("EncoderBlock", "x_BNC", x_BNC, "B N C")
         if train and key is None and self.has_rng("dropout"):
             key = self.make_rng("dropout")
         attention_key = projection_key = mlp_key = None
@@ -131,8 +154,10 @@ class EncoderBlock(nn.Module):
         x_BNC = norm_1(x_BNC + attention_branch(x_BNC))
         return norm_2(x_BNC + mlp_branch(x_BNC))
 
-    def _finish(self, name: str, x_BNC: jax.Array, rate: float | jax.Array, key: jax.Array | None, train: bool):
-        """LayerScale and drop path, the end of every branch."""
+    def _finish(
+        self, name: str, x_BNC: jax.Array, rate: float | jax.Array, key: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """Applies LayerScale and drop path, which end every branch."""
         if self.layer_scale:
             scale = self.param(name, nn.initializers.constant(self.layer_scale), (x_BNC.shape[-1],))
             x_BNC = x_BNC * scale.astype(x_BNC.dtype)[None, None]
@@ -140,21 +165,33 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of equal blocks, some of which may work on learned tokens.
+    """A stack of blocks with equal attributes, some of which may work on learned tokens: (B, N, C) to (B, N', C).
+
+    N' = N without a learner and with a fuser; with a learner alone, it is the prefix and the learned tokens.
 
     Attributes:
-      block: makes a block, e.g. `functools.partial(EncoderBlock, heads=4)`.
-      depth: number of blocks.
-      drop_path: rate at the last block; it rises linearly from 0 at the first.
-      learner: makes a layer that learns tokens (`TokenLearner`), None = no such layer.
-      learner_at: blocks, counted from 0, that the learner stands before.
-      fuser: makes a layer that spreads tokens (`TokenFuser`). With one, each block of `learner_at` alone works on
-        learned tokens, and what it makes of them is spread over the map and added to it. Without, the map is left for
-        good, which can happen once.
-      remat, scan: ways to run, see `jaxvit.layers.stack`.
+      block: function that makes a block, such as `partial(EncoderBlock, heads=4)`.
+      depth: number of blocks, 0 or more.
+      drop_path: drop-path rate of the last block, at least 0 and below 1; the rates rise linearly from 0.
+      learner: function that makes a TokenLearner, such as `partial(TokenLearner, tokens=8)`; None = no learner.
+      learner_at: indices of the blocks, from 0, that a learner precedes, in rising order.
+      fuser: function that makes a TokenFuser; None = no fuser. With a fuser, only the blocks of `learner_at` work on
+        learned tokens, and the fuser adds their output to the map. Without a fuser, all blocks from the learner on work
+        on learned tokens, so `learner_at` has one index at most.
+      remat: what each block keeps for the backward pass, which computes the rest again: 'none' (keep everything),
+        'full' (its input only), 'dots' (also matrix products) or 'dots_no_batch' (also those of dense layers).
+      scan: compile one block and loop over it.
 
     Raises:
-      ValueError: learner_at names a block that is not there, or several without a fuser.
+      ValueError: an attribute is not allowed, `learner_at` has an index outside the stack, or it has several without a
+        fuser.
+
+    Example:
+      >>> learner = partial(TokenLearner, tokens=3)
+      >>> layer = Encoder(partial(EncoderBlock, heads=2), depth=1, learner=learner, learner_at=(0,))
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 16, 8)), train=False)
+      >>> x.shape, sorted(variables["params"])
+      ((2, 3, 8), ['block_0', 'token_learner_0'])
     """
 
     block: Callable[..., nn.Module]
@@ -166,17 +203,25 @@ class Encoder(nn.Module):
     remat: str = "none"
     scan: bool = False
 
+    def __post_init__(self) -> None:
+        check_layer(self, block=CALLABLE, drop_path=PATH_RATE, learner_at=each(whole(0)), remat=one_of(REMAT))
+        for name in ("learner", "fuser"):
+            if getattr(self, name) is not None:
+                check("Encoder", name, getattr(self, name), CALLABLE)
+        if self.learner is not None:
+            check_learner_at(self.learner_at, self.depth, fuse=self.fuser is not None)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, train: bool, grid: tuple[int, int] | None = None) -> jax.Array:
-        """Runs the stack.
+        """Applies the blocks.
 
         Args:
-          x_BNC: tokens, a prefix without a place first.
-          train: whether to make noise.
-          grid: (rows, columns) of the others; None = there is no prefix.
+          x_BNC: tokens (B, prefix + N, C): leading tokens without a place in the grid, then the grid row by row.
+          train: whether to apply dropout and drop path.
+          grid: (rows, columns) of the grid; None = there are no leading tokens.
         """
-        places = () if self.learner is None else tuple(self.learner_at)
-        check_learner_at(places, self.depth, fuse=self.fuser is not None)
+        check_array("Encoder", "x_BNC", x_BNC, "B N C")
         prefix = 0 if grid is None else x_BNC.shape[1] - grid[0] * grid[1]
         keys = block_keys(self, self.depth, train)
         rates = drop_path_rates(self.drop_path, self.depth)
@@ -196,7 +241,9 @@ class Encoder(nn.Module):
             )
 
         done = 0
-        for i in places:
+        for i in self.learner_at:
+            if self.learner is None:
+                break
             x_BNC = run(x_BNC, done, i)
             original_BNC, done = x_BNC[:, prefix:], i
             x_BNC = self.learner(name=f"token_learner_{i}")(x_BNC, train=train, grid=grid, prefix=prefix)
@@ -208,8 +255,12 @@ class Encoder(nn.Module):
 
 
 def check_learner_at(learner_at: tuple[int, ...], depth: int, *, fuse: bool) -> None:
-    """Refuses places for token learners that a stack of `depth` blocks does not have."""
+    """Checks the indices of the blocks that a TokenLearner precedes.
+
+    Raises:
+      ValueError: an index is outside the stack, the indices do not rise, or there are several without a fuser.
+    """
     if list(learner_at) != sorted(set(learner_at)) or any(not 0 <= i < depth for i in learner_at):
-        raise ValueError(f"learner_at={learner_at} is not a rising list of blocks from 0 to {depth - 1}")
+        raise ValueError(f"learner_at={learner_at} must be a rising list of blocks from 0 to {depth - 1}")
     if len(learner_at) > 1 and not fuse:
-        raise ValueError(f"learner_at={learner_at}: tokens can be learned several times only with a fuser (fuse=True)")
+        raise ValueError(f"learner_at={learner_at} has several blocks, which needs a fuser (fuse=True)")

@@ -1,25 +1,25 @@
-"""The initialisers of each code base, by name.
+"""Initialisers by name. Each name stands for the initialisers of one code base.
 
 | name | dense, attention | patches, convolutions | positions | classifier |
 |---|---|---|---|---|
 | `vit` | Xavier uniform, MLP bias normal 1e-6 | LeCun normal | normal .02 | zeros |
-| `big_vision` | as `vit` | LeCun normal | normal 1 / √channels | zeros |
+| `big_vision` | Xavier uniform, MLP bias normal 1e-6 | LeCun normal | normal 1 / √channels | zeros |
 | `keras_3.15`, `keras` | Glorot uniform | Glorot uniform | uniform ±.05 | Glorot uniform |
-| `keras_3.14`, `keras_3d` | Glorot uniform, but see below | Glorot uniform | uniform ±.05 | Glorot uniform |
+| `keras_3.14`, `keras_3d` | Glorot uniform, attention differs | Glorot uniform | uniform ±.05 | Glorot uniform |
 | `shiftvit` | normal .02 | normal .02 | normal .02 | normal .02 |
 | `cct` | normal .02 | Kaiming normal | normal .2 | normal .02 |
 
-`vit` is google-research's vision_transformer and Scenic; `big_vision` their successor; `shiftvit` SPACH; `cct` Compact
-Transformers.
+`vit` follows google-research's vision_transformer and Scenic, `big_vision` its successor of that name, `shiftvit`
+SPACH, and `cct` Compact Transformers.
 
-The two of Keras, each under two names: Keras keeps an attention kernel as (C, heads, head_dim). Up to version 3.14 its
-fan rule takes the leading axes of such an array for the window of a convolution; with C = 128, 3 heads of 128 that
-makes the limit of the uniform draw .0189 where a 128x384 matrix has .1083, so attention starts 5.7 times smaller. From
-3.15 on `EinsumDense` tells the initialiser which axes are inputs, and the kernel is drawn as that matrix. The tutorials
-ran with older versions: theirs is `keras_3d`.
+Keras has two schemes, because it stores an attention kernel as (C, heads, head_dim). Up to version 3.14 its fan rule
+takes the leading axes for the window of a convolution. With C = 128 and 3 heads of 128 channels, the uniform limit is
+then .0189 instead of the .1083 of a 128x384 matrix, so attention starts 5.7 times smaller. From version 3.15 on,
+`EinsumDense` tells the initialiser which axes are inputs, and the kernel is drawn like that matrix. The tutorials were
+run with older versions, so their models use `keras_3d`.
 
-Deviation: SPACH and CCT call timm's truncated normal, whose bounds are the absolute values ±2. At a deviation of .02
-or .2 those are 100 and 10 deviations away, so a plain normal is the same draw.
+Departure: SPACH and CCT use timm's truncated normal, which truncates at ±2. With a standard deviation of .02 or .2 that
+is 100 or 10 standard deviations away, so a normal without truncation gives the same distribution.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jaxvit.ops.arguments import check, one_of
 
 Initializer = Callable[..., jax.Array]
 
 
 def symmetric_uniform(limit: float) -> Initializer:
-    """Uniform on [-limit, limit)."""
+    """An initialiser: uniform on [-limit, limit)."""
 
-    def draw(key, shape, dtype=jnp.float32):
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
     return draw
@@ -50,22 +53,33 @@ def _torch_bias(fan_in: int) -> Initializer:
     return symmetric_uniform(fan_in**-0.5)
 
 
-def _by_channels(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Normal, with a standard deviation of 1 / √(last axis)."""
+def _by_channels(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Normal with standard deviation 1 / √(size of the last axis)."""
     return nn.initializers.normal(shape[-1] ** -0.5)(key, shape, dtype)
 
 
 class Scheme(NamedTuple):
-    """One code base's initialisers, by what they fill."""
+    """The initialisers of one code base.
 
-    kernel: Initializer  # dense kernels
+    Attributes:
+      kernel: kernels of dense layers.
+      mlp_bias: biases of the MLP.
+      conv: kernels of the patch embedding and of convolutions.
+      patch_bias: bias of the patch embedding, as a function of its fan-in.
+      positions: position table.
+      head: kernel of the classifier's last layer.
+      tokenizer: kernels of the convolutions of CCT's tokenizer.
+      attention_3d: draw attention kernels with the shape (C, heads, head_dim) instead of (C, heads * head_dim).
+    """
+
+    kernel: Initializer
     mlp_bias: Initializer
-    conv: Initializer  # patch embedding and convolutions
-    patch_bias: Callable[[int], Initializer]  # of the patch embedding, given its fan-in
+    conv: Initializer
+    patch_bias: Callable[[int], Initializer]
     positions: Initializer
-    head: Initializer  # the classifier's kernel
-    tokenizer: Initializer  # convolutions of CCT's tokenizer
-    attention_3d: bool = False  # draw attention kernels in the shape they are kept in
+    head: Initializer
+    tokenizer: Initializer
+    attention_3d: bool = False
 
 
 _zeros, _normal = nn.initializers.zeros, nn.initializers.normal(0.02)
@@ -92,23 +106,22 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def scheme(name: str) -> Scheme:
-    """The named scheme.
+    """Returns a scheme by name, a key of `SCHEMES`.
 
     Raises:
-      ValueError: no such name.
+      ValueError: the name is unknown.
     """
-    if name not in SCHEMES:
-        raise ValueError(f"initialiser={name!r} is not one of {', '.join(SCHEMES)}")
+    check("scheme", "initialiser", name, one_of(SCHEMES))
     return SCHEMES[name]
 
 
 def attention_kernel(name: str, shape: tuple[int, ...]) -> Initializer:
-    """Initialiser for an attention kernel kept in `shape`, which Flax asks for flattened to a matrix."""
+    """The initialiser of an attention kernel of `shape`. Flax calls it with the shape flattened to a matrix."""
     named = scheme(name)
     if not named.attention_3d:
         return named.kernel
 
-    def draw(key, flat_shape, dtype=jnp.float32):
+    def draw(key: jax.Array, flat_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return named.kernel(key, shape, dtype).reshape(flat_shape)
 
     return draw

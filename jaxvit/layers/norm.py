@@ -1,31 +1,49 @@
-"""Layer normalisation (Ba et al. 2016, arXiv:1607.06450) per token, or over a whole sample."""
+"""Layer normalisation (Ba et al. 2016, arXiv:1607.06450), per token or over a whole sample."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
+
+from jaxvit.layers.arguments import check_layer
+from jaxvit.ops.arguments import one_of
+
+NORMS = ("channels", "sample")
 
 
 class Norm(nn.Module):
-    """Normalises to zero mean and unit variance, then scales and shifts each channel.
+    """Normalises to zero mean and unit variance, then scales and shifts each channel. Keeps the shape (B, …, C).
 
-    The statistics and the scaling are float32 whatever goes in. The variance is taken in two passes: the one-pass form
-    loses small variances beside large means (raw pixels, say).
+    Mean, variance and scaling are float32 for inputs of any dtype. The variance is computed in two passes, because the
+    one-pass formula loses a small variance next to a large mean, such as that of raw pixels.
 
     Attributes:
-      over: 'channels' = each token or pixel by itself (LayerNorm); 'sample' = all pixels and channels of a sample
-        together, which PyTorch calls GroupNorm(1).
-      epsilon: added to the variance. Keras's default is 1e-3, PyTorch's 1e-5, Flax's 1e-6.
-      dtype: of the result.
+      over: 'channels' normalises each token or pixel by itself (LayerNorm); 'sample' normalises all pixels and channels
+        of a sample together (GroupNorm with one group in PyTorch).
+      epsilon: added to the variance, 0 or more. Keras's default is 1e-3, PyTorch's 1e-5, Flax's 1e-6.
+      dtype: dtype of the result, 'float32', 'bfloat16' or 'float16', as a name or a type.
+
+    Raises:
+      ValueError: an attribute is not allowed.
+
+    Example:
+      >>> layer = Norm(epsilon=1e-5)
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 16, 8)))
+      >>> x.shape, sorted(variables["params"])
+      ((2, 16, 8), ['bias', 'scale'])
     """
 
     over: str = "channels"
     epsilon: float = 1e-6
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self, over=one_of(NORMS))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.over not in ("channels", "sample"):
-            raise ValueError(f"over={self.over!r} is neither 'channels' nor 'sample'")
+        """Normalises x (B, …, C)."""
         axes = (-1,) if self.over == "channels" else tuple(range(1, x.ndim))
         shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))

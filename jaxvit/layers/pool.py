@@ -1,18 +1,21 @@
-"""From many tokens to one vector, and from that vector to class scores.
+"""Layers that pool tokens to one vector per image, and the classifier.
 
-Sequence pooling: Hassani et al. 2021 (arXiv:2104.05704).
-Attention pooling: Lee et al. 2019 (arXiv:1810.00825) as the MAP head of Zhai et al. 2021 (arXiv:2106.04560).
+Sequence pooling: Hassani et al. 2021 (arXiv:2104.05704). Attention pooling: Lee et al. 2019 (arXiv:1810.00825), as in
+the MAP head of Zhai et al. 2021 (arXiv:2106.04560).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
+from jaxvit.layers.arguments import check_layer
 from jaxvit.layers.attention import Attention
 from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.activations import activation
+from jaxvit.ops.arguments import check_array, each, one_of, whole
 from jaxvit.ops.stochastic import dropout
 from jaxvit.ops.tokens import pool_tokens, token_weights
 
@@ -20,20 +23,42 @@ POOLS = ("cls", "mean", "sequence", "attention", "flatten")
 
 
 class SequencePool(nn.Module):
-    """The weighted mean of all tokens, (B, N, C) to (B, C); a dense layer scores them, a softmax makes weights of that.
+    """Sequence pooling of CCT, a weighted mean of the tokens: (B, N, C) to (B, C).
 
-    The weights are sown as `pool_weights` (B, 1, N) when `intermediates` is mutable.
+    The weights are the softmax of scores by a dense layer. If the collection `intermediates` is mutable, the layer sows
+    them as `pool_weights` (B, 1, N).
 
     Attributes:
-      initialiser, dtype: as everywhere in this package.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
+
+    Raises:
+      ValueError: an attribute is not allowed.
+
+    Example:
+      >>> layer = SequencePool()
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 16, 8)))
+      >>> x.shape
+      (2, 8)
     """
 
     initialiser: str = "cct"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, mask_BN: jax.Array | None = None) -> jax.Array:
-        """Pools; `mask_BN` is true where a token counts."""
+        """Pools tokens.
+
+        Args:
+          x_BNC: tokens (B, N, C).
+          mask_BN: true for valid tokens (B, N); None = all.
+        """
+        check_array("SequencePool", "x_BNC", x_BNC, "B N C")
         kernel_init = scheme(self.initialiser).kernel
         logits_BN1 = nn.Dense(1, kernel_init=kernel_init, dtype=self.dtype, name="score")(x_BNC)
         logits_B1N = logits_BN1.swapaxes(1, 2)
@@ -44,12 +69,25 @@ class SequencePool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens, followed by a residual MLP.
+    """Attention pooling (MAP head): one learned query attends to all tokens, then an MLP: (B, N, C) to (B, C).
 
     Attributes:
-      heads: of the attention.
-      mlp_dim: channels inside the MLP; 0 = four times the channels.
-      activation, norm_eps, initialiser, dtype: as everywhere in this package.
+      heads: number of attention heads, 1 or more.
+      mlp_dim: channels of the MLP's hidden layer; 0 = 4 * C.
+      activation: 'gelu' (exact), 'gelu_tanh', 'relu' or 'tanh'.
+      norm_eps: epsilon of the norm, 0 or more.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
+
+    Raises:
+      ValueError: an attribute is not allowed; or at the call, `heads` does not divide C.
+
+    Example:
+      >>> layer = AttentionPool(heads=2)
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 16, 8)), train=False)
+      >>> x.shape
+      (2, 8)
     """
 
     heads: int
@@ -57,10 +95,16 @@ class AttentionPool(nn.Module):
     activation: str = "gelu"
     norm_eps: float = 1e-6
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, train: bool) -> jax.Array:
+        """Pools tokens (B, N, C)."""
+        check_array("AttentionPool", "x_BNC", x_BNC, "B N C")
         batch, _, channels = x_BNC.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, channels))
         probe = jnp.broadcast_to(probe[None].astype(x_BNC.dtype), (batch, 1, channels))
@@ -79,14 +123,27 @@ class AttentionPool(nn.Module):
 
 
 class Pool(nn.Module):
-    """Tokens to one vector per sample: (B, N, C) to (B, C), or (B, N C) for 'flatten'.
+    """Pools tokens by name: (B, prefix + N, C) to (B, C), or to (B, N C) with 'flatten'.
 
     Attributes:
-      kind: 'cls' = the first token; 'mean' = the mean of the tokens after the prefix; 'sequence' =
-        `SequencePool` of the same; 'attention' = `AttentionPool` over the tokens after the prefix;
-        'flatten' = the tokens after the prefix, side by side.
-      prefix: leading tokens that have no place in the image.
-      heads, mlp_dim, activation, norm_eps, initialiser, dtype: of the attention pooling.
+      kind: 'cls' (the first token), 'mean', 'sequence' (`SequencePool`), 'attention' (`AttentionPool`) or 'flatten'
+        (all channels of all tokens). All but 'cls' leave out the leading tokens.
+      prefix: number of leading tokens, such as a class token and registers, 0 or more.
+      heads: number of heads of 'attention', 1 or more.
+      mlp_dim: channels of the hidden layer of the MLP of 'attention'; 0 = 4 * C.
+      activation: activation of that MLP, 'gelu' (exact), 'gelu_tanh', 'relu' or 'tanh'.
+      norm_eps: epsilon of the norm of 'attention', 0 or more.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
+
+    Raises:
+      ValueError: an attribute is not allowed.
+
+    Example:
+      >>> layer = Pool(kind="mean", prefix=1)
+      >>> layer.apply({}, jnp.ones((2, 1 + 16, 8)), train=False).shape
+      (2, 8)
     """
 
     kind: str = "mean"
@@ -96,10 +153,16 @@ class Pool(nn.Module):
     activation: str = "gelu"
     norm_eps: float = 1e-6
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self, kind=one_of(POOLS), prefix=whole(0))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, train: bool) -> jax.Array:
+        """Pools tokens (B, prefix + N, C)."""
+        check_array("Pool", "x_BNC", x_BNC, "B N C")
         if self.kind == "cls":
             return x_BNC[:, 0]
         if self.kind == "mean":
@@ -109,29 +172,40 @@ class Pool(nn.Module):
         if self.kind == "sequence":
             pool = SequencePool(initialiser=self.initialiser, dtype=self.dtype, name="sequence_pool")
             return pool(x_BNC[:, self.prefix :])
-        if self.kind == "attention":
-            return AttentionPool(
-                heads=self.heads,
-                mlp_dim=self.mlp_dim,
-                activation=self.activation,
-                norm_eps=self.norm_eps,
-                initialiser=self.initialiser,
-                dtype=self.dtype,
-                name="attention_pool",
-            )(x_BNC[:, self.prefix :], train=train)
-        raise ValueError(f"pool={self.kind!r} is not one of {', '.join(POOLS)}")
+        return AttentionPool(
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            initialiser=self.initialiser,
+            dtype=self.dtype,
+            name="attention_pool",
+        )(x_BNC[:, self.prefix :], train=train)
 
 
 class Classifier(nn.Module):
-    """A vector to float32 class scores (logits), through any number of hidden layers.
+    """Class scores (logits) of a vector per image, through any number of hidden layers: (B, C) to (B, K) float32.
 
     Attributes:
-      num_classes: K.
-      hidden: sizes of hidden dense layers.
-      activation: after each hidden layer; 'tanh' makes one hidden layer ViT's representation layer.
-      dropout: rate after each hidden layer.
-      input_dropout: rate on the vector that comes in.
-      initialiser, dtype: as everywhere in this package; the last layer always computes in float32.
+      num_classes: K, 1 or more.
+      hidden: sizes of the hidden dense layers, each 1 or more.
+      activation: activation after each hidden layer, 'gelu' (exact), 'gelu_tanh', 'relu' or 'tanh'. One hidden layer
+        with 'tanh' is ViT's representation layer.
+      dropout: dropout rate after each hidden layer, 0 to 1.
+      input_dropout: dropout rate before the first layer, 0 to 1.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the hidden layers, 'float32', 'bfloat16' or 'float16', as a name or a type. The last layer is
+        float32.
+
+    Raises:
+      ValueError: an attribute is not allowed.
+
+    Example:
+      >>> layer = Classifier(num_classes=10, hidden=(16,))
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 8)), train=False)
+      >>> x.shape, sorted(variables["params"])
+      ((2, 10), ['hidden_0', 'logits'])
     """
 
     num_classes: int
@@ -140,10 +214,15 @@ class Classifier(nn.Module):
     dropout: float = 0.0
     input_dropout: float = 0.0
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self, num_classes=whole(1), hidden=each(whole(1)))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BC: jax.Array, *, train: bool) -> jax.Array:
+        """Scores vectors (B, C)."""
         named = scheme(self.initialiser)
 
         def noise(x_BC: jax.Array, rate: float) -> jax.Array:

@@ -1,20 +1,23 @@
-"""Running a stack of equal blocks: one after the other, recomputed in the backward pass, or as one `lax.scan`.
+"""Applies a stack of blocks with equal attributes: one by one, with rematerialisation, or as one `lax.scan`.
 
-All three are ways to run. Parameters are always made and kept under the blocks' own names; the scan stacks them on the
-way in, and gradients come back unstacked. So a checkpoint does not know how it was trained, and since each block gets
-its key by number, neither does the noise: the three give the same numbers in training too.
+The parameters are always stored under the blocks' own names: the scan stacks them on entry, and gradients come back
+unstacked. Each block gets its random key by its index. So all three give the same numbers in training too, and a
+checkpoint of one can be used with another.
 
-Flax's own `nn.scan` keeps the parameters stacked, and `nn.remat` renames modules and traces `train`; hence this file.
+Flax's own transforms do not fit: `nn.scan` stores stacked parameters, and `nn.remat` renames modules and traces
+`train`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# Ways to recompute, and what each keeps: everything, nothing, the outputs of all matrix products, or of those without
-# batch dimensions (dense layers, but not attention's scores, which grow with the square of the tokens).
+# For each policy of rematerialisation, the values to keep besides a block's input: everything, nothing, the outputs of
+# all matrix products, or of those without batch dimensions (dense layers, but not attention logits, which grow with
+# N²).
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -24,17 +27,16 @@ REMAT = {
 
 
 def plainly(model: nn.Module) -> nn.Module:
-    """The same numbers, module by module: remat and scan hide modules from whoever wants to look into them."""
-    off: dict[str, str | bool] = {}
+    """Returns the model without `remat` and `scan`, which hide inner modules from Flax. The outputs are the same."""
     if getattr(model, "remat", None) in REMAT:
-        off["remat"] = "none"
+        model = model.clone(remat="none")
     if getattr(model, "scan", False) is True:
-        off["scan"] = False
-    return model.clone(**off) if off else model
+        model = model.clone(scan=False)
+    return model
 
 
 def block_keys(parent: nn.Module, depth: int, train: bool) -> jax.Array | None:
-    """One key per block from the module's 'dropout' stream, or None where there is no noise to make."""
+    """One key per block from the module's 'dropout' stream; None without training or without that stream."""
     if not (train and parent.has_rng("dropout")):
         return None
     return jax.random.split(parent.make_rng("dropout"), depth)
@@ -53,28 +55,28 @@ def run_blocks(
     remat: str,
     scan: bool,
 ) -> jax.Array:
-    """Runs equal blocks.
+    """Applies blocks with equal attributes.
+
+    If the collection `intermediates` is mutable, the blocks run one by one, without remat and scan, because sown values
+    need that.
 
     Args:
-      parent: the module in whose compact method this is called; the blocks become its children.
-      block: makes a block, given `name` or `parent`. A block is called as
+      parent: the module whose compact method calls this function. The blocks become its children.
+      block: function that makes a block, given `name` or `parent`. A block is called as
         `block(x, train=…, key=…, path_key=…, drop_path=…)` and keeps the shape and dtype of x.
-      names: one per block.
-      x: what the first block takes.
-      keys, path_keys: one key per block for dropout and for drop path; `path_keys` None = derived from `keys`.
+      names: name of each block.
+      x: input of the first block.
+      train: whether to apply dropout and drop path.
+      keys: dropout key of each block; None = no dropout.
+      path_keys: drop-path key of each block; None = derived from `keys`.
       rates: drop-path rate of each block.
-      remat: what is kept for the backward pass besides the blocks' inputs, a key of `REMAT`; the rest is computed
-        again.
+      remat: what to keep for the backward pass besides the blocks' inputs, a key of `REMAT`.
       scan: compile one block and loop over it.
-
-    Recorded intermediates need the blocks one by one, so `remat` and `scan` wait when they are asked for.
     """
 
-    def at(values, i):
+    def at(values: jax.Array | None, i: int) -> jax.Array | None:
         return None if values is None else values[i]
 
-    if remat not in REMAT:
-        raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
     if not names:
         return x
     if not (remat != "none" or scan) or parent.is_initializing() or parent.is_mutable_collection("intermediates"):
@@ -85,12 +87,13 @@ def run_blocks(
     template = block(parent=None)
     params = [parent.variables["params"][name] for name in names]
 
-    def run(x, params, key, path_key, rate):
-        return template.apply({"params": params}, x, train=train, key=key, path_key=path_key, drop_path=rate)
+    def run(x, params, key, path_key, rate) -> jax.Array:
+        y = template.apply({"params": params}, x, train=train, key=key, path_key=path_key, drop_path=rate)
+        return cast(jax.Array, y)
 
     if not scan or len(names) == 1:
         for i in range(len(names)):
-            # The rate is closed over: it must stay a Python number, which says "no noise" when it is 0.
+            # The closure keeps the rate a Python number, so a rate of 0 draws nothing.
             def step(x, params, key, path_key, rate=rates[i]):
                 return run(x, params, key, path_key, rate)
 

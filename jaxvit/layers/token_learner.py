@@ -1,19 +1,23 @@
-"""TokenLearner and TokenFuser: few tokens out of many, and back (Ryoo et al. 2021, arXiv:2106.11297).
+"""TokenLearner pools a map to a few tokens, and TokenFuser spreads tokens over a map (Ryoo et al. 2021,
+arXiv:2106.11297).
 
-Kinds of TokenLearner, S tokens out of N places with C channels:
+The kinds of TokenLearner compute weights of S tokens at N places with C channels as follows:
 
-- `v1`: 3x3 convolutions C -> S -> … -> S with gelu between, no biases; sigmoid. The paper's.
-- `v11_mlp`: dense C -> hidden -> S with gelu between; softmax. Version 1.1 as the authors' code has it today.
-- `v11_conv`: grouped 1x1 convolution C -> C, 1x1 convolution C -> S, softmax; what is pooled is a second grouped 1x1
-  convolution of the input. Version 1.1 as the authors described it first and the Keras tutorial has it; without biases.
+- `v1`: 3x3 convolutions C -> S -> … -> S with gelu between them and no biases, then sigmoid. This is the paper's.
+- `v11_mlp`: dense layers C -> hidden -> S with gelu between them, then softmax. This is version 1.1 in the authors'
+  code today.
+- `v11_conv`: a grouped 1x1 convolution C -> C and a 1x1 convolution C -> S, without biases, then softmax. The weights
+  pool a second grouped 1x1 convolution of the input. This is version 1.1 as the authors first described it and as the
+  Keras tutorial has it.
 
 Departures from google-research/scenic, `projects/token_learner`:
 
-- non-square maps, leading class tokens, a token mask, and video: theirs takes square maps. None for square maps.
-- `v1` takes 5 convolutions, no norm, and a mean in place of the sum: the Fashion-MNIST tutorial has all three, the
-  Keras one the mean. The mean makes tokens N times smaller.
-- `TokenFuser` gives back the rank it was given: theirs tests the rank after flattening, so a map comes back flat.
-- gelu is exact by default, theirs approximates with tanh: `activation='gelu_tanh'`.
+- Theirs takes square maps. Ours also takes other maps, leading class tokens, a mask, and video. On square maps the two
+  agree.
+- `v1` can have 5 convolutions, no norm, and a mean instead of a sum. The Fashion-MNIST tutorial has all three, the
+  Keras tutorial has the mean. The mean makes tokens N times smaller.
+- `TokenFuser` returns the rank of its input. Theirs tests the rank after flattening, so it returns a map as tokens.
+- gelu is exact by default. Theirs is the tanh approximation: `activation='gelu_tanh'`.
 """
 
 import math
@@ -21,11 +25,14 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
+from jaxvit.layers.arguments import check_layer
 from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.activations import activation
+from jaxvit.ops.arguments import check, one_of, whole
 from jaxvit.ops.stochastic import dropout
 from jaxvit.ops.tokens import fuse_tokens, pool_tokens, token_weights
 
@@ -33,20 +40,33 @@ LEARNERS = ("v1", "v11_mlp", "v11_conv")
 
 
 class TokenLearner(nn.Module):
-    """Learns S tokens from a map: (B, H, W, C) to (B, S, C).
+    """Learns to pool a map to a few tokens: (B, H, W, C) to (B, tokens, C).
 
-    The weights are sown as `token_maps` (B, S, N), N = H W, when `intermediates` is mutable.
+    If the collection `intermediates` is mutable, the layer sows the pooling weights as `token_maps` (B, tokens, H * W).
 
     Attributes:
-      tokens: S.
-      kind: 'v1', 'v11_mlp' or 'v11_conv', see above.
+      tokens: number of tokens S, 1 or more.
+      kind: 'v1', 'v11_mlp' or 'v11_conv'; the docstring of `jaxvit.layers.token_learner` compares them.
       reduce: 'sum' or 'mean' over the places.
-      convs: convolutions of 'v1', the last one included.
-      groups: of the grouped convolutions of 'v11_conv'.
-      hidden: channels inside the MLP of 'v11_mlp'.
-      norm: normalise what the weights are computed from. What is pooled is never normalised.
-      dropout: rate in the MLP of 'v11_mlp'.
-      norm_eps, activation, initialiser, dtype: as everywhere in this package.
+      convs: number of convolutions of 'v1', 1 or more.
+      groups: groups of the grouped convolutions of 'v11_conv', 1 or more; must divide C.
+      hidden: channels of the hidden layer of the MLP of 'v11_mlp', 1 or more.
+      norm: normalise the input of the weights. The pooled values are never normalised.
+      dropout: dropout rate in the MLP of 'v11_mlp', 0 to 1.
+      norm_eps: epsilon of the norm, 0 or more.
+      activation: 'gelu' (exact), 'gelu_tanh', 'relu' or 'tanh'.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
+
+    Raises:
+      ValueError: an attribute is not allowed; or at the call, the shapes do not fit, or `groups` does not divide C.
+
+    Example:
+      >>> layer = TokenLearner(tokens=3)
+      >>> x, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 8)), train=False)
+      >>> x.shape
+      (2, 3, 8)
     """
 
     tokens: int = 8
@@ -60,7 +80,11 @@ class TokenLearner(nn.Module):
     norm_eps: float = 1e-6
     activation: str = "gelu"
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self, kind=one_of(LEARNERS), reduce=one_of(("sum", "mean")), convs=whole(1), groups=whole(1))
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -75,26 +99,26 @@ class TokenLearner(nn.Module):
         """Learns tokens.
 
         Args:
-          x: a map (B, H, W, C), video (B, T, H, W, C), or tokens (B, prefix + N, C).
-          train: whether to make noise.
-          grid: (H, W) of tokens; 'v1' needs it where they do not form a square.
-          prefix: leading tokens (class token, registers) that are passed on in front of the learned ones.
-          mask: true where a place counts: (B, H, W), (B, T, H, W) or (B, N). What stands elsewhere has no influence.
+          x: maps (B, H, W, C), videos (B, T, H, W, C), or tokens (B, prefix + N, C) in row order.
+          train: whether to apply dropout.
+          grid: (H, W) of tokens; 'v1' needs it if the tokens do not form a square. Maps and videos have their own.
+          prefix: number of leading tokens, such as a class token and registers. They pass through in front of the
+            learned tokens.
+          mask: true for valid places, (B, H, W), (B, T, H, W) or (B, N); None = all. Other places have no influence.
 
         Returns:
-          (B, S, C); for video (B, T, S, C), frame by frame; for tokens (B, prefix + S, C).
+          (B, S, C) for maps, (B, T, S, C) for videos, (B, prefix + S, C) for tokens.
         """
-        if self.kind not in LEARNERS:
-            raise ValueError(f"kind={self.kind!r} of a token learner is not one of {', '.join(LEARNERS)}")
         if x.ndim not in (3, 4, 5):
-            raise ValueError(f"a token learner takes tokens, a map or video of rank 3, 4 or 5, not shape {x.shape}")
+            raise ValueError(f"TokenLearner: x must be tokens, maps or videos, of rank 3, 4 or 5, not shape {x.shape}")
+        check("TokenLearner", "prefix", prefix, whole(0))
         if prefix and x.ndim != 3:
-            raise ValueError("prefix is for tokens (B, N, C): a map has no leading tokens")
+            raise ValueError(f"TokenLearner: prefix={prefix} needs tokens (B, N, C): maps have no leading tokens")
         x = x.astype(self.dtype)
         kept, x = (x[:, :prefix], x[:, prefix:]) if prefix else (None, x)
         shape, channels = x.shape, x.shape[-1]
         if x.ndim > 3:
-            grid = shape[-3:-1]
+            grid = (shape[-3], shape[-2])
             x = x.reshape(-1, grid[0] * grid[1], channels)
         mask_BN = None if mask is None else mask.reshape(x.shape[:2])
 
@@ -119,7 +143,7 @@ class TokenLearner(nn.Module):
     def _logits(
         self, x_BNC: jax.Array, grid: tuple[int, int] | None, mask_BN: jax.Array | None, train: bool
     ) -> jax.Array:
-        """(B, N, S) scores of every place."""
+        """Scores of all places for all tokens, (B, N, S)."""
         batch, places, channels = x_BNC.shape
         if self.kind == "v11_mlp":
             return Mlp(
@@ -133,16 +157,18 @@ class TokenLearner(nn.Module):
             )(x_BNC, train=train)
         if self.kind == "v11_conv":
             if channels % self.groups:
-                raise ValueError(f"groups={self.groups} of a token learner does not divide {channels} channels")
+                raise ValueError(f"TokenLearner: groups={self.groups} does not divide {channels} channels")
             x_BNC = self._pointwise("mix", channels, self.groups)(x_BNC)
             return self._pointwise("maps", self.tokens)(x_BNC)
         if grid is None:
-            grid = (math.isqrt(places),) * 2
+            grid = (math.isqrt(places), math.isqrt(places))
         if grid[0] * grid[1] != places:
-            raise ValueError(f"{places} tokens do not fill a grid of {grid[0]}x{grid[1]}: pass grid=(rows, columns)")
+            raise ValueError(
+                f"TokenLearner: {places} tokens do not fill a grid of {grid[0]}x{grid[1]}: pass grid=(rows, columns)"
+            )
         x_BHWS = x_BNC.reshape(batch, *grid, channels)
         for i in range(self.convs):
-            if mask_BN is not None:  # a convolution sees neighbours: what does not count is as blank as the padding
+            if mask_BN is not None:  # a convolution reads neighbours, so masked places are zero, like the padding
                 x_BHWS = jnp.where(mask_BN.reshape(batch, *grid, 1), x_BHWS, jnp.zeros_like(x_BHWS))
             x_BHWS = nn.Conv(
                 self.tokens,
@@ -158,16 +184,31 @@ class TokenLearner(nn.Module):
 
 
 class TokenFuser(nn.Module):
-    """Spreads learned tokens over the map they came from; the result is to be added to that map.
+    """Spreads learned tokens (B, S, C) over the map that they were pooled from: (B, H, W, C). Add the result to the
+    map.
 
-    The mixing kernel between tokens starts at zero, as the authors': at first the result is zero everywhere.
-    The weights are sown as `mix` (B, N, S) when `intermediates` is mutable.
+    The kernel that mixes the tokens starts at zero, as in the authors' code, so at first the result is zero. If the
+    collection `intermediates` is mutable, the layer sows the weights of the tokens as `mix` (B, H * W, S).
 
     Attributes:
-      hidden: channels inside the MLP that finds the mix.
-      norm: normalise the tokens before and after they are mixed; needed after a TokenLearner that sums.
-      dropout: rate in that MLP and on the result.
-      norm_eps, activation, initialiser, dtype: as everywhere in this package.
+      hidden: channels of the hidden layer of the MLP that computes the weights, 1 or more.
+      norm: normalise the tokens before and after they are mixed. Use it after a TokenLearner with `reduce='sum'`.
+      dropout: dropout rate in that MLP and of the result, 0 to 1.
+      norm_eps: epsilon of the norms, 0 or more.
+      activation: 'gelu' (exact), 'gelu_tanh', 'relu' or 'tanh'.
+      initialiser: initial values, 'vit', 'big_vision', 'keras_3.15' (or 'keras'), 'keras_3.14' (or 'keras_3d'),
+        'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
+
+    Raises:
+      ValueError: an attribute is not allowed; or at the call, the shapes do not match.
+
+    Example:
+      >>> layer = TokenFuser()
+      >>> tokens, original = jnp.ones((2, 3, 8)), jnp.ones((2, 4, 4, 8))
+      >>> x, variables = layer.init_with_output(jax.random.key(0), tokens, original, train=False)
+      >>> x.shape
+      (2, 4, 4, 8)
     """
 
     hidden: int = 64
@@ -176,22 +217,29 @@ class TokenFuser(nn.Module):
     norm_eps: float = 1e-6
     activation: str = "gelu"
     initialiser: str = "vit"
-    dtype: str = "float32"
+    dtype: DTypeLike = "float32"
+
+    def __post_init__(self) -> None:
+        check_layer(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, tokens: jax.Array, original: jax.Array, *, train: bool) -> jax.Array:
         """Spreads tokens.
 
         Args:
-          tokens: (B, S, C), or (B, T, S, C) with video.
-          original: tokens (B, N, C), a map (B, H, W, C) or video (B, T, H, W, C).
-          train: whether to make noise.
+          tokens: (B, S, C), or (B, T, S, C) for videos.
+          original: tokens (B, N, C), maps (B, H, W, C) or videos (B, T, H, W, C).
+          train: whether to apply dropout.
 
         Returns:
           An array of the shape of `original`.
         """
-        if original.ndim not in (3, 4, 5) or tokens.ndim != (4 if original.ndim == 5 else 3):
-            raise ValueError(f"tokens {tokens.shape} do not belong to an original of shape {original.shape}")
+        fits = original.ndim in (3, 4, 5) and tokens.ndim == (4 if original.ndim == 5 else 3)
+        if not fits or (tokens.shape[0], tokens.shape[-1]) != (original.shape[0], original.shape[-1]):
+            raise ValueError(
+                f"TokenFuser: tokens of shape {tokens.shape} do not belong to an original of shape {original.shape}"
+            )
         shape, channels, learned = original.shape, original.shape[-1], tokens.shape[-2]
         places = math.prod(shape[-3:-1]) if original.ndim > 3 else shape[1]
         x_BSC = tokens.astype(self.dtype).reshape(-1, learned, channels)

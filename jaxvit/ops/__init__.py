@@ -1,6 +1,14 @@
-"""Pure functions on arrays: jax only, no Flax, no configuration.
+"""Pure functions on arrays. They depend on JAX and NumPy only.
 
-Axis letters: B batch, H W grid, N tokens, C channels, S learned tokens, M heads, K classes.
+An argument's name ends in its axes: `x_BNC` has shape (B, N, C). The letters are B batch, H height, W width, N tokens,
+C channels, S learned tokens, M heads, D channels of a head, K classes (in attention: tokens attended to).
+
+The examples assume::
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jaxvit.ops import *
 """
 
 from jaxvit.ops.activations import gelu

@@ -1,4 +1,4 @@
-"""Activations, pure functions of any floating dtype."""
+"""Activation functions for arrays of any floating dtype."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvit.ops.arguments import check, check_floating, one_of
 from jaxvit.ops.implementations import implementation
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x Φ(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415), of any floating dtype.
+    """The exact GELU, x Φ(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
-    `jaxvit.ops.implementations` chooses erf (in float32, as PyTorch and TensorFlow do) or erfc. `jax.nn.gelu` uses
-    erfc, which is exact further into the left tail, where the value is below 1e-6, and slower on CPU.
+    `jaxvit.ops.implementations` chooses the implementation. The default computes erf in float32, as PyTorch and
+    TensorFlow do. `jax.nn.gelu` uses erfc, which is more accurate in the left tail, where the result is below 1e-6 in
+    size, and is slower on CPU.
+
+    Args:
+      x: any shape, any floating dtype.
+
+    Returns:
+      An array of the same shape and dtype.
+
+    Raises:
+      ValueError: x is not of a floating dtype.
+
+    Example:
+      >>> [round(y, 3) for y in gelu(jnp.array([-1.0, 0.0, 1.0])).tolist()]
+      [-0.159, 0.0, 0.841]
     """
+    check_floating("gelu", "x", x)
     if implementation("gelu") == "erfc":
         return jax.nn.gelu(x, approximate=False)
     return _gelu_by_erf(x)
@@ -28,7 +44,7 @@ def _gelu_by_erf(x: jax.Array) -> jax.Array:
 
 @_gelu_by_erf.defjvp
 def _gelu_by_erf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """By hand, so that for the gradient one array of x's own dtype is kept, and not three of float32."""
+    """An explicit derivative: the backward pass keeps one array of x's dtype instead of three float32 arrays."""
     ((x,), (dx,)) = primals, tangents
     wide, share = _cumulative(x)
     slope = share + wide * jnp.exp(-0.5 * wide * wide) * np.asarray((2 * np.pi) ** -0.5, wide.dtype)
@@ -36,28 +52,26 @@ def _gelu_by_erf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> t
 
 
 def _cumulative(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x in at least float32, and the normal distribution's cumulative function of it."""
+    """x in float32 or wider, and the cumulative distribution function of the standard normal at x."""
     wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
     erf = _rational_erf if implementation("gelu") == "rational" else jax.lax.erf
     return wide, 0.5 * (1.0 + erf(wide * np.asarray(0.5**0.5, wide.dtype)))
 
 
-# Of Eigen's generic_fast_erf (Eigen/src/SpecialFunctions), which XLA uses too: x p(x²) / q(x²), exact to float32 within
-# ±4, where it is clamped. The highest powers first.
-_ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05)
-
-
-_ERF_P += (-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)
-
-
-_ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
-
-
-_ERF_Q += (-1.42647390514189e-02,)
+# Coefficients of Eigen's generic_fast_erf (Eigen/src/SpecialFunctions), which XLA uses too: erf(x) = x p(x²) / q(x²),
+# accurate to float32 on [-4, 4], with x clamped to that range. Highest power first.
+_ERF_P = (
+    *(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05),
+    *(-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
+)
+_ERF_Q = (
+    *(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03),
+    -1.42647390514189e-02,
+)
 
 
 def _rational_erf(x: jax.Array) -> jax.Array:
-    """erf by multiplying and adding, for programs that others read whose erf is another one."""
+    """erf as a rational polynomial, for exported programs whose runtime lacks XLA's erf."""
     x = jnp.clip(x, -4.0, 4.0)
     square = x * x
     p, q = (jnp.polyval(np.asarray(each, np.float32), square, unroll=16) for each in (_ERF_P, _ERF_Q))
@@ -73,7 +87,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The named activation: 'gelu' is the exact one (erf), 'gelu_tanh' its usual approximation."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation={name!r} is not one of {', '.join(ACTIVATIONS)}")
+    """Returns an activation by name.
+
+    Args:
+      name: 'gelu' (exact, by erf), 'gelu_tanh' (its tanh approximation), 'relu' or 'tanh'.
+
+    Raises:
+      ValueError: the name is unknown.
+    """
+    check("activation", "name", name, one_of(ACTIVATIONS))
     return ACTIVATIONS[name]

@@ -1,7 +1,8 @@
-"""Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762), in two implementations of one function.
+"""Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) in two implementations.
 
-`attend` takes projected queries, keys and values. `attend_absorbed` takes tokens and the four kernels, and multiplies
-the kernels first: cheaper where heads are at least as wide as the tokens, as in the Keras tutorials.
+`attend` takes projected queries, keys and values. `attend_absorbed` takes tokens and the four kernels and multiplies
+the kernels with each other first. That is cheaper if the heads are at least as wide as the tokens, as in the Keras
+tutorials.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
+from jaxvit.ops.arguments import RATE, check, check_array, dtype_name
 from jaxvit.ops.stochastic import dropout
 
 
@@ -23,19 +26,24 @@ def attend(
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention of N queries on K keys, each of M heads of D channels.
+    """Softmax attention with M heads of D channels, from N queries to K keys.
 
-    Not `jax.nn.dot_product_attention`: it has no dropout, shows no weights, and refuses bfloat16 where implicit
-    promotion of dtypes is off.
+    `jax.nn.dot_product_attention` is no substitute: it has no dropout, does not return the weights, and refuses
+    bfloat16 under strict dtype promotion.
 
     Args:
-      q_BNMD: queries; they are scaled by D ** -0.5 here.
-      k_BNMD, v_BNMD: keys and values (B, K, M, D).
-      dropout_rate: share of the weights that is dropped, if there is a key.
-      key: for the dropout; None = none.
+      q_BNMD: queries, not yet scaled; this function multiplies them by D ** -0.5.
+      k_BNMD: keys (B, K, M, D).
+      v_BNMD: values (B, K, M, D).
+      dropout_rate: probability of dropping an attention weight, 0 to 1. Without a `key` nothing is dropped.
+      key: JAX random key for the dropout; None turns dropout off.
 
     Returns:
-      (sums of values (B, N, M, D), weights float32 (B, M, N, K) before dropout).
+      A pair: the weighted sums of the values (B, N, M, D), and the attention weights before dropout (B, M, N, K) in
+      float32.
+
+    Raises:
+      ValueError: the shapes do not match, or the rate is out of range.
 
     Example:
       >>> q = k = v = jnp.ones((2, 5, 3, 4))
@@ -43,6 +51,15 @@ def attend(
       >>> x.shape, weights.shape
       ((2, 5, 3, 4), (2, 3, 5, 5))
     """
+    check("attend", "dropout_rate", dropout_rate, RATE)
+    for name, x in (("q_BNMD", q_BNMD), ("k_BNMD", k_BNMD), ("v_BNMD", v_BNMD)):
+        check_array("attend", name, x, "B N M D")
+    (batch, _, heads, head_dim), keys = q_BNMD.shape, k_BNMD.shape
+    if keys != v_BNMD.shape or (keys[0], *keys[2:]) != (batch, heads, head_dim):
+        raise ValueError(
+            f"attend: queries {q_BNMD.shape}, keys {keys} and values {v_BNMD.shape} must be (B, N, M, D), (B, K, M, D) "
+            "and (B, K, M, D)"
+        )
     q_BNMD = q_BNMD * jnp.asarray(q_BNMD.shape[-1] ** -0.5, q_BNMD.dtype)
     logits_BMNK = jnp.einsum("bqmd,bkmd->bmqk", q_BNMD, k_BNMD, preferred_element_type=jnp.float32)
     weights_BMNK = jax.nn.softmax(logits_BMNK, axis=-1)
@@ -53,14 +70,18 @@ def attend(
 
 
 class AttentionKernels(NamedTuple):
-    """The parameters of an attention, in Flax's layout.
+    """The parameters of an attention layer, in Flax's layout.
+
+    There is no key bias: it would add the same number to all logits of a query, and the softmax cancels that.
 
     Attributes:
-      query, key, value: (C, M, D).
-      out: (M, D, C).
+      query: kernel (C, M, D).
+      key: kernel (E, M, D), with E channels of the tokens attended to.
+      value: kernel (E, M, D).
+      out: kernel (M, D, C).
       out_bias: (C,).
-      query_bias, value_bias: (M, D); None = no biases. The key's bias adds the same to all logits of a query, and drops
-        out of the softmax.
+      query_bias: (M, D), or None for no bias.
+      value_bias: (M, D), or None for no bias.
     """
 
     query: jax.Array
@@ -77,26 +98,48 @@ def attend_absorbed(
     kv_BNC: jax.Array,
     kernels: AttentionKernels,
     *,
-    dtype: str = "float32",
+    dtype: DTypeLike = "float32",
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Projection, `attend` and output projection, with two projections for four.
+    """A whole attention layer, from tokens to tokens, with two projections instead of four.
 
-    Of the logits (x Wq)(y Wk)ᵀ = x (Wq Wkᵀ) yᵀ, and of the output (P y Wv) Wo = P y (Wv Wo), the kernels are multiplied
-    first. All heads then share their keys and values, the tokens themselves, so no array is transposed.
+    The logits are (x Wq)(y Wk)ᵀ = x (Wq Wkᵀ) yᵀ and the output is (P y Wv) Wo = P y (Wv Wo), so Wq Wkᵀ and Wv Wo are
+    computed first. The tokens themselves then serve as keys and values of all heads, and no array is transposed.
 
     Args:
-      q_BNC: tokens that ask (B, N, C).
-      kv_BNC: tokens that are asked (B, K, E).
+      q_BNC: tokens that become queries (B, N, C).
+      kv_BNC: tokens that are attended to (B, K, E).
       kernels: the parameters.
-      dtype: of the computation; logits and softmax are float32.
-      dropout_rate, key: as `attend`; the same key gives other noise than there, since the weights lie otherwise.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Logits and softmax are
+        float32.
+      dropout_rate: probability of dropping an attention weight, 0 to 1. Without a `key` nothing is dropped.
+      key: JAX random key for the dropout. The noise differs from that of `attend` with the same key, because the
+        weights have another layout.
 
     Returns:
-      (tokens (B, N, C), weights float32 (B, N * M, K) before dropout: row n * M + m is head m of query n).
+      A pair: tokens (B, N, C), and the attention weights before dropout (B, N * M, K) in float32. Row n * M + m holds
+      head m of query n.
+
+    Raises:
+      ValueError: the shapes do not match, or the dtype or rate is not allowed.
+
+    Example:
+      >>> kernels = AttentionKernels(*[jnp.ones((8, 2, 4))] * 3, jnp.ones((2, 4, 8)), jnp.zeros(8))
+      >>> x, weights = attend_absorbed(jnp.ones((1, 5, 8)), jnp.ones((1, 5, 8)), kernels)
+      >>> x.shape, weights.shape
+      ((1, 5, 8), (1, 10, 5))
     """
+    dtype = dtype_name("attend_absorbed", dtype)
+    check("attend_absorbed", "dropout_rate", dropout_rate, RATE)
+    check_array("attend_absorbed", "q_BNC", q_BNC, "B N C")
+    check_array("attend_absorbed", "kv_BNC", kv_BNC, "B K E")
     p = kernels
+    if q_BNC.shape[2] != p.query.shape[0] or kv_BNC.shape[2] != p.key.shape[0]:
+        raise ValueError(
+            f"attend_absorbed: kernels for {p.query.shape[0]} and {p.key.shape[0]} channels do not fit tokens of shape "
+            f"{q_BNC.shape} and {kv_BNC.shape}"
+        )
     batch, queries, channels = q_BNC.shape
     kind, keys = jnp.dtype(dtype), kv_BNC.shape[-1]
     q_BNC, kv_BNC = q_BNC.astype(kind), kv_BNC.astype(kind)
@@ -121,7 +164,7 @@ def attend_absorbed(
     out_bias_C = p.out_bias
     if p.value_bias is not None:
         bias_MC = jnp.einsum("md,mdc->mc", p.value_bias, p.out)
-        if noisy:  # the weights of a query do not add up to 1
+        if noisy:  # after dropout the weights of a query no longer sum to 1
             total_BNM = jnp.sum(kept_BNK, axis=-1).reshape(batch, queries, heads)
             x_BNC = x_BNC + (total_BNM @ bias_MC).astype(kind)
         else:
@@ -130,14 +173,14 @@ def attend_absorbed(
 
 
 def absorbing_pays(queries: tuple[int, ...], context: tuple[int, ...], head_dim: int) -> bool:
-    """Whether `attend_absorbed` has fewer multiply-adds a head than `attend` with its projections.
+    """Whether `attend_absorbed` needs fewer multiply-adds per head than `attend` with its projections.
 
-    Its products of kernels cost as much for one image as for many, and do not pay for a few tokens.
+    The products of kernels cost the same for any number of tokens, so a few tokens do not repay them.
 
     Args:
-      queries: shape (B, N, C); a batch that is symbolic counts as large.
-      context: shape (B, K, E).
-      head_dim: D.
+      queries: shape (B, N, C) of the tokens that become queries. A symbolic B counts as large.
+      context: shape (B, K, E) of the tokens that are attended to.
+      head_dim: channels per head.
     """
     (batch, tokens, channels), (_, keys, width) = queries, context
     if head_dim < width or not isinstance(batch, int):

@@ -1,24 +1,35 @@
-"""Cutting images into a grid of flat patches, and putting the grid back together."""
+"""Cuts images into a grid of flat patches, and puts such a grid back together."""
 
 import jax
 
+from jaxvit.ops.arguments import check, check_array, whole
+
 
 def patch_grid(height: int, width: int, patch: int, *, crop: bool = False) -> tuple[int, int]:
-    """Rows and columns of patches in an image.
+    """The number of rows and columns of patches in an image.
 
     Args:
-      height, width: image size in pixels.
-      patch: side of a square patch in pixels.
-      crop: drop the rows below and the columns right of the last whole patch instead of refusing.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      patch: side of a square patch in pixels, 1 or more.
+      crop: drop the rows below and the columns right of the last whole patch instead of raising an error.
+
+    Returns:
+      (rows, columns).
 
     Raises:
       ValueError: the patch is larger than the image, or does not divide it and `crop` is false.
+
+    Example:
+      >>> patch_grid(224, 196, 16, crop=True)
+      (14, 12)
     """
-    if patch < 1 or patch > min(height, width):
+    check("patch_grid", "patch", patch, whole(1))
+    if patch > min(height, width):
         raise ValueError(f"patch={patch} does not fit an image of {height}x{width} pixels")
     if not crop and (height % patch or width % patch):
         raise ValueError(
-            f"patch={patch} does not divide an image of {height}x{width} pixels: choose one that does, "
+            f"patch={patch} does not divide an image of {height}x{width} pixels: choose a patch that does, "
             f"or crop to {height // patch * patch}x{width // patch * patch} with crop=True"
         )
     return height // patch, width // patch
@@ -27,18 +38,24 @@ def patch_grid(height: int, width: int, patch: int, *, crop: bool = False) -> tu
 def image_to_patches(x_BHWC: jax.Array, *, patch: int, crop: bool = False) -> jax.Array:
     """Cuts images into square patches that do not overlap.
 
-    A patch is flattened by row, then column, then channel, the order of TensorFlow's `extract_patches`.
+    A patch is flattened by row, then column, then channel, like TensorFlow's `extract_patches`.
 
     Args:
-      x_BHWC: images.
-      patch: side of a patch in pixels.
-      crop: allow a patch that does not divide the image; what remains at the bottom and right is dropped.
+      x_BHWC: images (B, H, W, C).
+      patch: side of a patch in pixels, 1 or more.
+      crop: drop the pixels at the bottom and right that do not fill a patch instead of raising an error.
 
     Returns:
-      (B, H // patch, W // patch, patch * patch * C)
+      (B, H // patch, W // patch, patch * patch * C).
+
+    Raises:
+      ValueError: the array is not a batch of images, or the patch does not fit it; see `patch_grid`.
+
+    Example:
+      >>> image_to_patches(jnp.ones((1, 8, 8, 3)), patch=4).shape
+      (1, 2, 2, 48)
     """
-    if x_BHWC.ndim != 4:
-        raise ValueError(f"image_to_patches takes images (B, H, W, C), not shape {x_BHWC.shape}")
+    check_array("image_to_patches", "x_BHWC", x_BHWC, "B H W C")
     batch, height, width, channels = x_BHWC.shape
     rows, columns = patch_grid(height, width, patch, crop=crop)
     x_BHWC = x_BHWC[:, : rows * patch, : columns * patch]
@@ -47,20 +64,29 @@ def image_to_patches(x_BHWC: jax.Array, *, patch: int, crop: bool = False) -> ja
 
 
 def patches_to_image(patches_BHWC: jax.Array, *, patch: int) -> jax.Array:
-    """The inverse of `image_to_patches` (of what it did not crop).
+    """Inverts `image_to_patches`; cropped pixels are lost.
 
     Args:
-      patches_BHWC: a grid of flat patches; its last axis is a multiple of patch².
-      patch: side of a patch in pixels.
+      patches_BHWC: a grid of flat patches (B, rows, columns, patch * patch * C).
+      patch: side of a patch in pixels, 1 or more.
 
     Returns:
-      (B, rows * patch, columns * patch, channels)
+      (B, rows * patch, columns * patch, C).
+
+    Raises:
+      ValueError: the array is not such a grid.
+
+    Example:
+      >>> patches_to_image(jnp.ones((1, 2, 2, 48)), patch=4).shape
+      (1, 8, 8, 3)
     """
-    if patches_BHWC.ndim != 4:
-        raise ValueError(f"patches_to_image takes a grid of patches (B, H, W, P), not shape {patches_BHWC.shape}")
+    check_array("patches_to_image", "patches_BHWC", patches_BHWC, "B rows columns values")
+    check("patches_to_image", "patch", patch, whole(1))
     batch, rows, columns, values = patches_BHWC.shape
     channels, left = divmod(values, patch * patch)
     if left or not channels:
-        raise ValueError(f"patches of {values} values are not {patch}x{patch} pixels of whole channels")
+        raise ValueError(
+            f"patches_to_image: {values} values per patch are not {patch}x{patch} pixels of whole channels"
+        )
     x = patches_BHWC.reshape(batch, rows, columns, patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * patch, columns * patch, channels)

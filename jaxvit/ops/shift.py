@@ -1,46 +1,53 @@
-"""Moving groups of channels by a pixel: the mixing step of ShiftViT (Wang et al. 2022, arXiv:2201.10801).
+"""Moves groups of channels by a pixel: the mixing step of ShiftViT (Wang et al. 2022, arXiv:2201.10801).
 
-`shift_channels` is the paper's operation. `mask_borders` is what the Keras tutorial computes in its place: it crops a
-row or column and pads it back on the same side, so nothing moves; one border of each group becomes zero.
+`shift_channels` is the paper's operation. The Keras tutorial computes `mask_borders` instead: it crops a row or column
+and pads on the same side, so nothing moves, and one border of each group becomes zero.
 """
 
 import jax
 import jax.numpy as jnp
 
-# Per direction: the axis moved along, and the end of that axis which the content leaves empty.
+from jaxvit.ops.arguments import check, check_array, whole
+
+# For each direction: the axis of the move, and the end of that axis that is empty after it.
 _DIRECTIONS = {"left": (2, "last"), "right": (2, "first"), "up": (1, "last"), "down": (1, "first")}
 
 
-def _groups(x_BHWC: jax.Array, groups: int, pixels: int) -> tuple[list[jax.Array], jax.Array]:
-    if x_BHWC.ndim != 4:
-        raise ValueError(f"a shift takes maps (B, H, W, C), not shape {x_BHWC.shape}")
+def _groups(owner: str, x_BHWC: jax.Array, groups: int, pixels: int) -> tuple[list[jax.Array], jax.Array]:
+    """The channels to move, one array for each direction, and the other channels."""
+    check_array(owner, "x_BHWC", x_BHWC, "B H W C")
+    check(owner, "groups", groups, whole(4))
+    check(owner, "pixels", pixels, whole(0))
     channels = x_BHWC.shape[-1]
-    if groups < 4 or channels // groups < 1:
-        raise ValueError(
-            f"groups={groups} of {channels} channels: four directions need at least four groups of one channel"
-        )
-    if pixels < 0:
-        raise ValueError(f"pixels={pixels} is negative")
+    if groups > channels:
+        raise ValueError(f"{owner}: groups={groups} must not exceed the {channels} channels")
     width = channels // groups
     moved = [x_BHWC[..., i * width : (i + 1) * width] for i in range(4)]
     return moved, x_BHWC[..., 4 * width :]
 
 
 def shift_channels(x_BHWC: jax.Array, *, groups: int = 12, pixels: int = 1) -> jax.Array:
-    """Moves four groups of channels left, right, up and down; the rest stays where it is.
+    """Moves four groups of channels by some pixels: one left, one right, one up, one down. The others stay.
 
     Args:
-      x_BHWC: maps.
-      groups: C // groups channels move in each direction, so 4 / groups of all channels move.
-      pixels: how far. What enters from outside is zero; from the size of the map on, everything is.
+      x_BHWC: maps (B, H, W, C).
+      groups: number of groups, from 4 to C. C // groups channels move in each direction.
+      pixels: distance of the move, 0 or more. The pixels that become free are zero.
 
     Returns:
-      An array of the same shape. Channel order: left, right, up, down, untouched.
+      (B, H, W, C), with the channels in the order left, right, up, down, not moved.
 
     Raises:
-      ValueError: the input is no map, or there are fewer than four groups or no channel in a group.
+      ValueError: the array is not a batch of maps, or an argument is out of range.
+
+    Example:
+      >>> x = jnp.tile(jnp.arange(9.0).reshape(1, 3, 3, 1), 4)  # four equal channels
+      >>> shift_channels(x, groups=4)[0, :, :, 0]  # the first one moves left
+      Array([[1., 2., 0.],
+             [4., 5., 0.],
+             [7., 8., 0.]], dtype=float32)
     """
-    moved, rest = _groups(x_BHWC, groups, pixels)
+    moved, rest = _groups("shift_channels", x_BHWC, groups, pixels)
     out = []
     for x, (axis, empty) in zip(moved, _DIRECTIONS.values(), strict=True):
         size = x.shape[axis]
@@ -53,11 +60,25 @@ def shift_channels(x_BHWC: jax.Array, *, groups: int = 12, pixels: int = 1) -> j
 
 
 def mask_borders(x_BHWC: jax.Array, *, groups: int = 12, pixels: int = 1) -> jax.Array:
-    """Zeroes the border that `shift_channels` would leave empty, and moves nothing.
+    """Sets to zero the pixels that `shift_channels` would leave empty, and moves nothing.
 
-    Arguments, order of channels and errors as `shift_channels`.
+    Args:
+      x_BHWC: maps (B, H, W, C).
+      groups: number of groups, from 4 to C. One border of C // groups channels becomes zero for each direction.
+      pixels: width of the border, 0 or more.
+
+    Returns:
+      (B, H, W, C), with the channels in the order left, right, up, down, not masked.
+
+    Raises:
+      ValueError: the array is not a batch of maps, or an argument is out of range.
+
+    Example:
+      >>> mask_borders(jnp.ones((1, 2, 3, 4)), groups=4)[0, :, :, 0]
+      Array([[1., 1., 0.],
+             [1., 1., 0.]], dtype=float32)
     """
-    moved, rest = _groups(x_BHWC, groups, pixels)
+    moved, rest = _groups("mask_borders", x_BHWC, groups, pixels)
     out = []
     for x, (axis, empty) in zip(moved, _DIRECTIONS.values(), strict=True):
         size = x.shape[axis]

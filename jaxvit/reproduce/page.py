@@ -58,7 +58,7 @@ def _judged(row: TableRow, verdict: Verdict, form: str, so_far: str) -> str:
     said += f", target {verdict.target:.2%}: "
     if verdict.missing <= 1e-9:
         return f"{said}passes{so_far}"
-    below = f"{round(100 * verdict.target, 2) - round(100 * verdict.value, 2):.2f} points"  # of what is printed
+    below = f"{round(100 * verdict.target, 2) - round(100 * verdict.value, 2):.2f} points"  # as printed
     if not verdict.passed:
         return f"{said}missed by {below}{so_far}"
     said += f"{below} below, within the tolerance of {100 * verdict.tolerance:.2f} for the document's single run"

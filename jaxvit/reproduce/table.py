@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError
-from jaxvit.files import Lock, locked_folder, write_csv
+from jaxvit.files import Lock, check_regular, locked_folder, write_csv
 from jaxvit.reproduce.rows import TableRow, rows_file
 
 COLUMNS = (
@@ -64,6 +64,7 @@ def results_of(file: Path) -> list[dict[str, str]]:
     if not file.exists():
         return []
     try:
+        check_regular(file)
         with file.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
             if tuple(reader.fieldnames or ()) != COLUMNS:

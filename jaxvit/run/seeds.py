@@ -14,10 +14,11 @@ import dataclasses
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvit.config.plan_types import Plan
@@ -30,6 +31,7 @@ from jaxvit.run.execution import Sources, begin, describe, execute, read_sources
 from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
 from jaxvit.run.messages import print_result
 from jaxvit.run.program import StartOptions, make_program
+from jaxvit.run.result_types import Result
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.loop import Position, RunTracker, fit
@@ -47,7 +49,7 @@ def config_of_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 def train_seeds(
     run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: StartOptions, stop: StopRequest
-) -> dict[str, Any]:
+) -> Result:
     """Trains a run for each seed and returns their result, which it also writes.
 
     Args:
@@ -73,7 +75,7 @@ def train_seeds(
         folder = run.path / f"seed_{seed}"
         finished = processes.broadcast_from_first(lambda config=config, folder=folder: finished_result(folder, config))
         if finished is None:
-            with _opened(folder, config) as single:
+            with open_run(folder, config) as single:
                 own = _plan_of_seed(plan, seed)
                 parts = dataclasses.replace(assembly, plan=own)
                 try:
@@ -107,7 +109,8 @@ def _shall_be_together(plan: Plan, options: StartOptions) -> bool:
     return plan.seeds_run == "together" or (not hindrance and jax.default_backend() != "cpu")
 
 
-def _opened(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:
+def open_run(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:
+    """The folder of one run of several, open until the block ends; process 0 alone writes."""
     opened = processes.on_first(lambda: RunDirectory(folder, config))
     return contextlib.closing(processes.on_all(lambda: opened or RunDirectory(folder, config, writes=False)))
 
@@ -166,7 +169,10 @@ def _train_hindmost(
         step = min(lane.position.step for lane in lanes)
         until = min((lane.position.step for lane in lanes if lane.position.step > step), default=plan.train.steps)
         lanes = [lane for lane in lanes if lane.position.step == step]
-        state = _stack([lane.state for lane in lanes], shard_together(shard_state(mesh, assembly.abstract_state)))
+        state = _stack(
+            [lane.state for lane in lanes if lane.state is not None],
+            shard_together(shard_state(mesh, assembly.abstract_state)),
+        )
         for lane in lanes:
             lane.state = None
         seeds = [lane.seed for lane in lanes]
@@ -207,7 +213,7 @@ def _open_lane(
     seed: int,
     assembly: Assembly,
     sources: Sources,
-    mesh: Any,
+    mesh: Mesh,
     options: StartOptions,
 ) -> Lane | None:
     """The run of a seed as its folder holds it, open until `stack` closes; None if it is finished."""
@@ -223,32 +229,36 @@ def _open_lane(
     return Lane(seed, single, own, checkpoints, state, position)
 
 
-def _stack(states: list[Any], layout: Any) -> TrainState:
+def _stack(states: list[TrainState], layout: TrainState) -> TrainState:
     return jax.jit(lambda *s: jax.tree.map(lambda *x: jnp.stack(x), *s), out_shardings=layout)(*states)
 
 
-def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, Any]:
+def combine(results: dict[int, Result], run: RunDirectory, of: str = "seed") -> Result:
     """The result of several seeds: means, sample standard deviations (of n - 1) under `std`, and each seed's own.
 
-    `weights_of` is 'mixed' where the best weights of some are damaged.
+    `weights_of` is 'mixed' where the best weights of some are damaged. `of` is 'seed' or 'fold': the result of folds
+    counts the test images of all of them, and leaves to each which images it had.
     """
+    folds = of == "fold"
     each = list(results.values())
-    tests = [result["test"] for result in each]
-    test: dict[str, Any] = {}
+    tests = [cast(dict[str, float], result["test"]) for result in each]
+    test: dict[str, object] = {}
     if all(tests):
         names = [name for name in tests[0] if name != "count"]
         test = {name: statistics.fmean(t[name] for t in tests) for name in names}
         spread = {name: statistics.stdev(t[name] for t in tests) if len(tests) > 1 else 0.0 for name in names}
-        test |= {"count": tests[0]["count"], "std": spread, "n": len(tests)}
+        count = sum(t["count"] for t in tests) if folds else tests[0]["count"]
+        test |= {"count": count, "std": spread, "n": len(tests)}
     validations = [result["validation"] for result in each]
     weights_of = {result["weights_of"] for result in each}
-    return {
+    runs = [
+        {of: number, **{key: value for key, value in result.items() if folds or key != "data"}}
+        for number, result in results.items()
+    ]
+    combined = {
         "test": test,
         "validation": {name: statistics.fmean(v[name] for v in validations) for name in validations[0]},
-        "seeds": [
-            {"seed": seed, **{key: value for key, value in result.items() if key != "data"}}
-            for seed, result in results.items()
-        ],
+        f"{of}s": runs,
         "weights": each[0]["weights"],
         "weights_of": weights_of.pop() if len(weights_of) == 1 else "mixed",
         "params": each[0]["params"],
@@ -257,6 +267,7 @@ def combine(results: dict[int, dict[str, Any]], run: RunDirectory) -> dict[str, 
         "stopped_early": any(result["stopped_early"] for result in each),
         "seconds": {name: round(sum(r["seconds"][name] for r in each), 3) for name in each[0]["seconds"]},
         "config_hash": run.config_hash,
-        "data": each[0]["data"],
+        **({} if folds else {"data": each[0].get("data")}),
         **({"extensions": run.extensions} if run.extensions else {}),
     }
+    return cast(Result, combined)

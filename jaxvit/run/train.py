@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxvit.config.keys import complete, flatten
+from jaxvit.config.keys import complete, flatten, set_value
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.sources import Dataset
+from jaxvit.config.reader import ConfigReader
+from jaxvit.data.sources import Dataset, located
 from jaxvit.devices import hardware, processes, runtime
-from jaxvit.errors import RunFailedError, UsageError, disk_full, is_disk_full
-from jaxvit.files import refuse_backslash
-from jaxvit.run.assembly import Assembly, assemble
+from jaxvit.errors import RunFailedError, UsageError, describe_system_error, find_system_error
+from jaxvit.files import local_path, no_empty_folders, refuse_backslash
+from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
+from jaxvit.run.folds import train_folds
 from jaxvit.run.messages import print_finished
 from jaxvit.run.program import StartOptions
+from jaxvit.run.result_types import Result
 from jaxvit.run.seeds import train_seeds
 from jaxvit.training.progress import nobody_need_listen
 from jaxvit.training.stopping import StopRequest
+from jaxvit.training.trackers import reach_trackers
 
 
 def train(
@@ -35,7 +39,7 @@ def train(
     fall_back: bool = False,
     profile: tuple[int, int] | None = None,
     stop: StopRequest | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Trains as the config says, or goes on where the run in `workdir` stopped, and returns its result.
 
     Args:
@@ -62,12 +66,13 @@ def train(
     if not isinstance(config, ConfigDict):
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
-    config = complete(config)  # one that was kept from an earlier version lacks what came since
-    path = Path(workdir)
+    config = _with_located_data(complete(config))  # one that was kept from an earlier version lacks what came since
+    path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
-    if config.train.deterministic:
+    get = ConfigReader(config)
+    if get("train.deterministic", bool):
         runtime.be_deterministic()
     with _device_and_disk_errors(config):
         finished = processes.broadcast_from_first(lambda: finished_result(path, config))
@@ -75,19 +80,25 @@ def train(
         return print_finished(finished, path)
     options = StartOptions(debug_nans, fall_back, profile)
 
-    def prepare() -> tuple[Dataset, Plan, Assembly]:
+    def prepare(config: ConfigDict = config) -> tuple[Dataset, Plan, Assembly]:
         dataset = dataset_of(config)
         plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
         if profile and profile[0] > plan.train.steps:
             raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
-        return dataset, plan, assemble(plan, overrides)
+        assembly = assemble(plan, overrides)
+        refuse_beyond_memory(plan, assembly)
+        if processes.is_first():  # it alone writes to them
+            reach_trackers(plan.train.writers, path / f"seed_{plan.seeds[0]}" if plan.seeds else path)
+        return dataset, plan, assembly
 
     asked = contextlib.nullcontext(stop) if stop else StopRequest()
-    with asked as stop, nobody_need_listen(), _device_and_disk_errors(config):
+    with no_empty_folders(), asked as stop, nobody_need_listen(), _device_and_disk_errors(config):
         dataset, plan, assembly = processes.on_all(prepare)
         opened = processes.on_first(lambda: RunDirectory(path, config))
         run = processes.on_all(lambda: opened or RunDirectory(path, config, writes=False))
         with contextlib.closing(run):
+            if get("data.folds", int) and get("data.fold", int) < 0:
+                return train_folds(run, prepare, options, stop)
             if plan.seeds:
                 return train_seeds(run, plan, assembly, dataset, options, stop)
             result = processes.broadcast_from_first(lambda: run.result)
@@ -96,9 +107,22 @@ def train(
             return execute(run, plan, assembly, dataset, options, stop)
 
 
+def _with_located_data(config: ConfigDict) -> ConfigDict:
+    """The config with absolute paths of its data: the run's folder can then be used from any other."""
+    get = ConfigReader(config)
+    name, folder = get("data.name", str), get("data.dir", str)
+    absolute = located(name), os.path.abspath(local_path(folder)) if folder else ""
+    if absolute == (name, folder):
+        return config
+    config = config.copy_and_resolve_references()
+    for key, value in zip(("data.name", "data.dir"), absolute, strict=True):
+        set_value(config, key, value)
+    return config
+
+
 @contextlib.contextmanager
 def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
-    """Turns a failed device, a process that is gone and a full disk into one line and exit code 70."""
+    """Turns a failed device, a process that is gone and a disk that fails into one line and exit code 70."""
     now = dict(flatten(complete(config)))
     settings = {
         "a smaller config.train.batch_size, now": now["train.batch_size"],
@@ -109,19 +133,17 @@ def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
         "a larger config.train.fsdp, now": now["train.fsdp"],
         "config.data.feed=stream, now": now["data.feed"],
     }
-    with hardware.device_errors(settings), _lost_process_and_full_disk():
+    with hardware.device_errors(settings), _lost_process_and_failed_disk():
         yield
 
 
 @contextlib.contextmanager
-def _lost_process_and_full_disk() -> Iterator[None]:
+def _lost_process_and_failed_disk() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         if processes.has_lost_another(error):  # it reaches this one as an error of the device, or as another's
             raise RunFailedError(processes.LOST) from error
+        if failed := find_system_error(error):
+            raise RunFailedError(describe_system_error(failed, "; what was saved is kept")) from error
         raise
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise RunFailedError(disk_full(error, "; what was saved is kept")) from None

@@ -11,15 +11,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from jaxvit.data.decoding import Limits, decode, why_unreadable
-from jaxvit.data.image_kinds import ENDINGS as KINDS
+from jaxvit.data.depth import Depth
+from jaxvit.data.image_files import PassedOver, walk_images
 from jaxvit.files import read_regular
-
-ENDINGS = frozenset(ending for endings in KINDS.values() for ending in endings)
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,23 @@ class ImageFile:
     error: str = ""
 
 
-def find_images(words: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str]:
+def find_images(
+    words: Iterable[str], lines: Iterable[str] = (), passed_over: PassedOver | None = None
+) -> Iterator[str]:
     """The files that words name, one by one.
 
     Args:
-      words: files; folders, searched to their depths for images, in the order of names; patterns with *, ? or **,
-        should no such file exist; '-' = the lines. A folder or a pattern that holds none is named itself.
+      words: files; folders, searched to their depths for images by the rule of `jaxvit.data.image_files`; patterns with
+        *, ? or **, should no such file exist; '-' = the lines. A folder or a pattern that holds none is named itself.
       lines: more of such words, one a line; blank ones are passed over.
+      passed_over: takes note of what the folders hold besides.
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
     for word in words:
         if word == "-":
-            yield from find_images(line.rstrip("\r\n") for line in lines if line.strip())
+            yield from find_images((line.rstrip("\r\n") for line in lines if line.strip()), (), passed_over)
         elif os.path.isdir(word):
-            inside = _walk(word)
+            inside = walk_images(word, passed_over)
             yield next(inside, word)
             yield from inside
         elif glob.has_magic(word) and not os.path.exists(word):
@@ -53,16 +55,12 @@ def find_images(words: Iterable[str], lines: Iterable[str] = ()) -> Iterator[str
             yield word
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in ENDINGS:
-                yield os.path.join(parent, name)
-
-
 def read_images(
-    names: Iterable[str], shape: Sequence[int], chunk: int, limits: Limits | None = None
+    names: Iterable[str],
+    shape: Sequence[int],
+    chunk: int,
+    limits: Limits | None = None,
+    depth: Depth | None = None,
 ) -> Iterator[list[ImageFile]]:
     """Decodes files, `chunk` at a time, while the chunk before is being used.
 
@@ -71,6 +69,7 @@ def read_images(
       shape: (H, W, C) to bring them to, see `jaxvit.data.decoding.decode`.
       chunk: how many are yielded together; fewer at the end.
       limits: on the size of a file; None = the usual ones.
+      depth: see `jaxvit.data.decoding.decode`.
     """
     limits = limits or Limits()
     height, width, channels = shape
@@ -80,7 +79,7 @@ def read_images(
             data = read_regular(name, limits.bytes, "max_bytes")
             if not data:
                 return ImageFile(name, None, "it is empty")
-            return ImageFile(name, decode(data, channels, (height, width), limits))
+            return ImageFile(name, decode(data, channels, (height, width), limits, depth))
         except OSError as error:
             return ImageFile(name, None, _reason(error))
         except Exception as error:  # a decoder may raise anything on damaged bytes
@@ -101,5 +100,5 @@ def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "no file is like this pattern" if glob.has_magic(str(error.filename)) else "there is no such file"
     if isinstance(error, IsADirectoryError):
-        return f"there are no images in this folder ({', '.join(sorted(ENDINGS))})"
+        return "there are no images in this folder"
     return error.strerror or why_unreadable(error)

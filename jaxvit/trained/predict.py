@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxvit.data.decoding import Limits
+from jaxvit.data.depth import Depth
+from jaxvit.data.image_files import class_name
 from jaxvit.trained.image_files import ImageFile, find_images, read_images
 from jaxvit.trained.inference import Predictor, softmax
 from jaxvit.trained.load import Loaded, load
@@ -49,8 +50,8 @@ def predict(
     batch_size: int = 0,
     devices: int = 0,
     own_code: bool = False,
-    max_pixels: int = Limits.pixels,
-    max_bytes: int = Limits.bytes,
+    max_pixels: int = 0,
+    max_bytes: int = 0,
 ) -> list[Prediction]:
     """What a trained model says about image files.
 
@@ -61,7 +62,8 @@ def predict(
       checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
       batch_size: images at a time; 0 = 64, or as few as there are.
       devices: how many; 0 = all.
-      max_pixels, max_bytes: what a file may have; a larger one counts as one that cannot be read.
+      max_pixels, max_bytes: what a file may have, 0 = as in the run's config; a larger one counts as one that cannot
+        be read.
 
     Returns:
       A `Prediction` for each file, in order; a file that cannot be read has an `error` and no classes.
@@ -77,8 +79,8 @@ def predict(
     loaded = run if isinstance(run, Loaded) else load(run, checkpoint=checkpoint, weights=weights, own_code=own_code)
     words = [images] if isinstance(images, str | Path) else images
     names = find_images(str(word) for word in words)
-    limits = Limits(max_pixels, max_bytes)
-    return [said for _, said in predict_files(loaded, names, top=top, batch=batch_size, devices=devices, limits=limits)]
+    loaded = loaded.with_limits(max_pixels, max_bytes)
+    return [said for _, said in predict_files(loaded, names, top=top, batch=batch_size, devices=devices)]
 
 
 def predict_files(
@@ -88,18 +90,19 @@ def predict_files(
     top: int = 5,
     batch: int = 0,
     devices: int = 0,
-    limits: Limits | None = None,
+    depth: Depth | None = None,
 ) -> Iterator[tuple[np.ndarray | None, Prediction]]:
     """Yields (pixels uint8 [H, W, C] as the model is given them, what it says) for each file, in order.
 
     Args:
-      loaded: the trained model.
+      loaded: the trained model; a file beyond its `limits` counts as one that cannot be read.
       names: of the files; they are read as the results are asked for.
       top: classes to name, at most K.
       batch: images at a time; 0 = 64, or as few as there are.
       devices: how many; 0 = all.
-      limits: on the size of a file; None = the usual ones.
+      depth: takes note of images of more than 8 bits; None = the run's own `data.white`, noted nowhere.
     """
+    depth = depth or Depth(loaded.config.data.white)
     names = iter(names)
     first = list(itertools.islice(names, batch or BATCH))
     # A few images need not wait for a large batch; powers of two, so that the compiled programs are soon known.
@@ -108,7 +111,8 @@ def predict_files(
     waiting: list[list[ImageFile]] = []
 
     def batches() -> Iterator[np.ndarray]:
-        for files in read_images(itertools.chain(first, names), loaded.image_shape, predictor.batch_size, limits):
+        named = itertools.chain(first, names)
+        for files in read_images(named, loaded.image_shape, predictor.batch_size, loaded.limits, depth):
             waiting.append(files)
             pixels = [file.pixels for file in files if file.pixels is not None]
             yield np.stack(pixels) if pixels else np.empty((0, *loaded.image_shape), np.uint8)
@@ -116,7 +120,7 @@ def predict_files(
     for logits_BK in predictor.logits(batches()):
         rows = iter(softmax(logits_BK))
         for file in waiting.pop(0):
-            truth = Path(file.name).parent.name
+            truth = class_name(Path(file.name).parent.name)
             truth = truth if truth in loaded.class_names else ""
             if file.pixels is None:
                 yield None, Prediction(file.name, truth=truth, error=file.error)

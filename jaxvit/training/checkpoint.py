@@ -39,18 +39,33 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import orbax.checkpoint as ocp
+from jax.tree_util import KeyPath
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from jaxvit.devices import processes
-from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError, disk_full, first_line, is_disk_full
-from jaxvit.files import read_json, refuse_backslash, take_brackets_literally
+from jaxvit.errors import (
+    DamagedCheckpointError,
+    RunFailedError,
+    UsageError,
+    describe_system_error,
+    find_system_error,
+    first_line,
+)
+from jaxvit.files import check_regular, make_folder, read_json, refuse_backslash, take_brackets_literally
+from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.manifest import ChangedError, check_manifest, write_manifest
 from jaxvit.training.state import TrainState
+
+if TYPE_CHECKING:
+    from etils import epath  # Orbax's own paths
 
 take_brackets_literally()  # else Orbax, below a folder with brackets, leaves the arrays' index out of a checkpoint
 
@@ -105,9 +120,9 @@ class Weights(NamedTuple):
       ema: average of the parameters, a tree like `params`; {} where the run keeps none.
     """
 
-    params: dict[str, Any]
-    constants: dict[str, Any]
-    ema: dict[str, Any]
+    params: Params
+    constants: Variables
+    ema: Params
 
 
 def restore_weights(folder: Path, step: int) -> Weights:
@@ -124,10 +139,11 @@ def restore_weights(folder: Path, step: int) -> Weights:
 
     Raises:
       DamagedCheckpointError: its files are not what was written, or no checkpoint of a run.
-      UsageError: the system does not let it be read, and may do so another time.
+      RunFailedError: the disk fails, or the rights to read it are missing.
+      UsageError: the system does not let it be read for another reason, and may do so another time.
     """
     refuse_backslash(folder)
-    place = _state_folder(folder, step).absolute()
+    place = cast("epath.Path", _state_folder(folder, step).absolute())
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         try:
             check_manifest(folder / str(step), "state")
@@ -147,9 +163,8 @@ def restore_weights(folder: Path, step: int) -> Weights:
             return Weights(**{**trees, **handler.restore(place, args=arguments)})
         except Exception as error:  # whatever Orbax says to files that may be anything
             if passing := _passing_reason(error):
-                raise UsageError(
-                    f"checkpoint {folder / str(step)} cannot be read now: {passing}; remove the cause and try again"
-                ) from error
+                kind = RunFailedError if find_system_error(error) else UsageError
+                raise kind(_not_now(folder / str(step), passing)) from error
             reason = first_line(error)[:200]
             raise DamagedCheckpointError(
                 f"checkpoint {folder / str(step)} cannot be read: its files are damaged ({reason})"
@@ -186,13 +201,15 @@ def _names_the_best(folder: Path, step: int) -> bool:
 
 
 def _not_now(checkpoint: Path, reason: str) -> str:
-    return f"checkpoint {checkpoint} cannot be read now: {reason}; remove the cause and start the run again"
+    return f"checkpoint {checkpoint} cannot be read now: {reason}"
 
 
 class _NewestAndBest:
     """Orbax preservation policy: the newest two checkpoints, and those that they name as the best."""
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> list[bool]:
         del context
         kept = {info.step for info in checkpoints[-2:]}
         kept |= {(info.metrics or {}).get("best_step", -1) for info in checkpoints[-2:]}
@@ -214,7 +231,8 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run; a context that closes them at its end.
 
-    A full disk that is met inside the context, by whoever writes, leaves it as an error that says what is kept.
+    A full or failing disk that is met inside the context, by whoever writes, leaves it as an error that says what is
+    kept.
 
     Args:
       directory: made when missing. Saving is asynchronous; `wait` or `close` finishes it.
@@ -227,10 +245,12 @@ class Checkpoints:
     def __init__(self, directory: Path, *, fall_back: bool = False):
         refuse_backslash(directory)
         self._directory = directory.absolute()
+        processes.on_first(self._refuse_odd_files)
         self._saving = 0  # the step
+        self._failure: RunFailedError | None = None  # the first: what Orbax says later comes of it
         processes.on_first(lambda: self._set_unnamed_aside(fall_back))
         # Here, so that all hear of an error: in Orbax one process makes it and the others wait for that one.
-        processes.on_first(lambda: self._directory.mkdir(parents=True, exist_ok=True))
+        processes.on_first(lambda: make_folder(self._directory))
         self._handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(),
@@ -269,6 +289,15 @@ class Checkpoints:
         shutil.rmtree(f"{folder}.damaged", ignore_errors=True)
         folder.rename(f"{folder}.damaged")
 
+    def _refuse_odd_files(self) -> None:
+        """Of what lies beside the checkpoints; what is in one, `check_manifest` looks at."""
+        for path in self._directory.iterdir() if self._directory.is_dir() else ():
+            try:
+                if not path.is_dir():
+                    check_regular(path)
+            except OSError as error:
+                raise UsageError(f"{path} cannot be read ({error.strerror}); remove it") from None
+
     def _set_unnamed_aside(self, fall_back: bool) -> None:
         """Deals with checkpoints that do not say which one is best: Orbax cannot open a folder that has one."""
         steps = self.steps()
@@ -290,11 +319,11 @@ class Checkpoints:
             f"checkpoint {folder} cannot be read: {reason}; {remedy or 'use a new --workdir'}"
         )
 
-    def save(self, state: TrainState, progress: dict[str, Any], step: int, best_step: int) -> None:
+    def save(self, state: TrainState, progress: dict[str, object], step: int, best_step: int) -> None:
         """Starts to save; nothing happens when this step is saved already.
 
         Raises:
-          RunFailedError: the disk is full, or an earlier save failed. Finished checkpoints are untouched.
+          RunFailedError: the disk is full or fails, or an earlier save failed. Finished checkpoints are untouched.
         """
         if step == self.latest_step():
             return
@@ -313,11 +342,11 @@ class Checkpoints:
             return
         (written,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            if not jax.tree.leaves(handler.metadata(written / "state").tree):
+            if not jax.tree.leaves(handler.metadata(cast("epath.Path", written / "state")).tree):
                 raise OSError("what was saved cannot be opened")
         write_manifest(written)
 
-    def restore(self, step: int, like: TrainState, remedy: str = "") -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, step: int, like: TrainState, remedy: str = "") -> tuple[TrainState, dict[str, object]]:
         """The state and the progress of a step.
 
         Args:
@@ -332,7 +361,7 @@ class Checkpoints:
         """
         return processes.on_all(lambda: self._read(step, like, remedy))
 
-    def _read(self, step: int, like: TrainState, remedy: str) -> tuple[TrainState, dict[str, Any]]:
+    def _read(self, step: int, like: TrainState, remedy: str) -> tuple[TrainState, dict[str, object]]:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         folder = self._directory / str(step)
         earlier = [s for s in self.steps() if s < step]
@@ -344,7 +373,9 @@ class Checkpoints:
             check_manifest(folder, "state", "progress")
             # Not by the manager, which then waits for the other processes: one of them may have failed to read.
             handlers = self._handlers
-            arrays, progress = (place(self._directory, step) for place in (_state_folder, _progress_folder))
+            arrays, progress = (
+                cast("epath.Path", place(self._directory, step)) for place in (_state_folder, _progress_folder)
+            )
             if _shapes(handlers["state"].metadata(arrays).tree) != _shapes(abstract):
                 raise UsageError(f"checkpoint {folder} cannot be read: it is of another model; use a new --workdir")
             state = handlers["state"].restore(arrays, args=ocp.args.StandardRestore(abstract))
@@ -371,36 +402,39 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or not processes.has_lost_another(error):  # else the save would wait for the lost process
             self.close()
-        if isinstance(error, OSError) and is_disk_full(error):  # not of a save: of what is written beside it
-            raise RunFailedError(disk_full(error, f"; {self._kept()}")) from error
+        if isinstance(error, OSError) and (failed := find_system_error(error)):  # of what is written beside the saves
+            raise RunFailedError(describe_system_error(failed, f"; {self._kept()}")) from error
 
     def _kept(self) -> str:
         steps = self.steps()
         return f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
 
 
-def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _shapes(tree: object) -> dict[tuple[str, ...], tuple[int, ...]]:
     """{path: shape}; dictionaries and dataclasses, lists and tuples are one and the same."""
 
-    def names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    def names(path: KeyPath) -> tuple[str, ...]:
         return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
     return {names(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _passing_reason(error: Exception) -> str:
-    """Why the system did not let a file be read that may be whole; '' = the file itself is at fault."""
+    """Why the system did not let a file be read that may be whole, and the remedy; '' = the file itself is at fault."""
+    if failed := find_system_error(error):
+        return describe_system_error(failed)
+    remedy = "; remove the cause and start again"
     numbered = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore, under Orbax, says it
     code = int(numbered[1]) if numbered else getattr(error, "errno", None)
     if isinstance(error, MemoryError):
-        return "there is no memory left"
+        return f"there is no memory left{remedy}"
     if code is not None:
-        return "" if code in (errno.ENOENT, errno.ENOTDIR) else os.strerror(code)
+        return "" if code in (errno.ENOENT, errno.ENOTDIR) else os.strerror(code) + remedy
     passing = re.match(r"RESOURCE_EXHAUSTED|UNAVAILABLE|PERMISSION_DENIED|DEADLINE_EXCEEDED|ABORTED", str(error))
-    return first_line(error)[:200] if passing else ""
+    return first_line(error)[:200] + remedy if passing else ""
 
 
 class _SavingErrors:
@@ -412,16 +446,35 @@ class _SavingErrors:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not isinstance(error, Exception):
             return
         if processes.has_lost_another(error):
             raise RunFailedError(processes.LOST) from error
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else first_line(error)[:200]
-        directory = self._checkpoints._directory
-        for unfinished in directory.glob("*.orbax-checkpoint-tmp*") if directory.is_dir() else ():
-            shutil.rmtree(unfinished, ignore_errors=True)  # it takes up the room that is missing
-        raise RunFailedError(
-            f"cannot save into {directory}: {reason}; {self._checkpoints._kept()}. Make room and start the run again"
-        ) from error
+        of = self._checkpoints
+        _remove_unfinished(of._directory)
+        if of._failure is None:
+            failed, kept = find_system_error(error), f"; {of._kept()}"
+            if failed:
+                failed.filename = None  # a temporary one, deep in the folder that is named
+            said = (
+                describe_system_error(failed, kept)
+                if failed
+                else f"{first_line(error)[:200]}{kept}. Start the run again"
+            )
+            of._failure = RunFailedError(f"cannot save into {of._directory}: {said}")
+        raise of._failure from error
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Removes what a failed save has left: it takes up the room that may be missing.
+
+    TensorStore's threads may be writing there still, and are given a little time.
+    """
+    for pause in (0, 0.05, 0.1, 0.2, 0.4, 0.8):
+        time.sleep(pause)
+        left = list(directory.glob("*.orbax-checkpoint-tmp*")) if directory.is_dir() else []
+        if pause and not left:
+            return
+        for unfinished in left:
+            shutil.rmtree(unfinished, ignore_errors=True)

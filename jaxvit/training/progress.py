@@ -7,8 +7,8 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -25,7 +25,7 @@ class _MayClose:
     def __init__(self, stream: TextIO):
         self._stream = stream
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -35,11 +35,12 @@ class _MayClose:
     def flush(self) -> None:
         self._unless_closed(self._stream.flush)
 
-    def _unless_closed(self, act: Any) -> None:
+    def _unless_closed(self, act: Callable[[], object]) -> None:
         try:
             act()
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
+                error.filename = error.filename or "standard output"
                 raise
             # What the stream still holds must go somewhere too, at the latest when the process ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -50,7 +51,10 @@ class _MayClose:
 @contextlib.contextmanager
 def nobody_need_listen() -> Iterator[None]:
     """Whatever is printed within is no reason to fail."""
-    with contextlib.redirect_stdout(_MayClose(sys.stdout)):  # type: ignore[type-var]
+    with contextlib.ExitStack() as stack:
+        # Python has None for a standard output that was closed before it started.
+        stream = sys.stdout or stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(_MayClose(stream)))  # type: ignore[type-var]
         yield
 
 

@@ -1,4 +1,4 @@
-"""`jaxvit data`: what each action writes and says."""
+"""`jaxvit data`: output of each action."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_show_draws_the_batch_and_the_patches(tmp_path, data_directory):
 
 
 def test_show_draws_what_training_sees_within_0_and_1(tmp_path, data_directory, monkeypatch):
-    """Noise far outside of 0..1 must not turn the picture black, nor constants that leave pixels at 0..255."""
+    """Neither noise far outside [0, 1] nor pixels left in 0..255 turn the image black."""
     drawn = []
     monkeypatch.setattr(training, "draw_batch", lambda pictures, *_: drawn.append(pictures))
     monkeypatch.setattr(training, "draw_patches", lambda *_: None)
@@ -52,7 +52,7 @@ def test_show_draws_what_training_sees_within_0_and_1(tmp_path, data_directory, 
         assembly = assemble(plan)
         batch = TrainBatches(dataset_of(config).read("train"), 16, plan.seed)[0]
         host = assembly.host_transform()
-        prepared = assembly.loss()[0](np.int32(0), host(0, batch) if host else batch)["image"]
+        prepared = assembly.prepare(np.int32(0), host(0, batch) if host else batch)["image"]
         expected = np.clip(prepared * np.float32(plan.augment.std[0]) + np.float32(plan.augment.mean[0]), 0, 1)
         np.testing.assert_allclose(drawn[-1], expected, atol=1e-5)
         assert drawn[-1].max() == 1 and drawn[-1].mean() > 0.1

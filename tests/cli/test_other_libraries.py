@@ -1,4 +1,4 @@
-"""What other libraries do wrong in the background: the known is left out, everything else is shown."""
+"""Background errors of other libraries: known ones are hidden, all others are shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxvit.cli.other_libraries import quieten_libraries
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """As in a process of its own, where Python's hooks print."""
+    """Installs the filter as a real process does, with Python's printing hook."""
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
     monkeypatch.delenv("JAXVIT_VERBOSE", raising=False)
@@ -23,7 +23,7 @@ def quiet(monkeypatch):
 
 
 def give_up_a_read():
-    """TensorStore finishes what an event loop has been closed over."""
+    """Makes TensorStore finish a read after its event loop was closed."""
     import tensorstore
 
     promise, future = tensorstore.Promise.new()
@@ -41,7 +41,7 @@ def give_up_a_read():
 
 
 def throw_away(module):
-    """A coroutine of that module, which answers its end with an error of its own."""
+    """Drops a coroutine of that module, which raises when it is closed."""
 
     async def read():
         try:

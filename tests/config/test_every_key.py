@@ -1,10 +1,11 @@
-"""Every config key does in a run what its line says: one that may change the result does, one that may not does not.
+"""Every config key has the documented effect on a run: keys that can change the result do, the others do not.
 
-What is looked at is what a run is made of: the batches, what the model is given, the parameters after a few steps, the
-learning rates, the lengths, what evaluation says.
+The test compares durations, learning rates, initial parameters, the model's input, the parameters after a few steps,
+and the evaluation. Cheap comparisons come first: one difference is enough.
 """
 
 import dataclasses
+from functools import cached_property
 
 import flax.linen as nn
 import jax
@@ -13,11 +14,13 @@ import pytest
 from PIL import Image
 from tiny import tiny_config
 
-from jaxvit.config.keys import KEYS, model_config
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import model_config
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data.batches import evaluation_batches
 from jaxvit.devices.sharding import make_mesh, replicated
 from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.layers import Attention
 from jaxvit.run.assembly import assemble
 from jaxvit.run.program import make_feed
 
@@ -29,13 +32,25 @@ def _optax_mixes_dtypes():
 
 
 class Linear(nn.Module):
-    """Compiles in no time; large enough to have kernels and biases."""
+    """Compiles fast, and has kernels and biases."""
 
     num_classes: int = 10
 
     @nn.compact
     def __call__(self, images, *, train: bool):
         return nn.Dense(self.num_classes)(images.reshape(images.shape[0], -1))
+
+
+class Attends(nn.Module):
+    """Has what Muon, layer-wise rates and accumulation look for: heads, numbered layers, dropout."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, *, train: bool):
+        x = nn.Dense(8, name="embed")(images.reshape(images.shape[0], 4, -1))
+        x = nn.Dropout(0.5)(Attention(heads=2, name="block_0")(x, train=train), deterministic=not train)
+        return nn.Dense(self.num_classes, name="head")(x.mean(1))
 
 
 def darker(key, image):
@@ -47,15 +62,16 @@ def hook(state, metrics):
 
 
 def colour_digits(folder):
-    """Thirty colour pictures of 12×10, one of them damaged: for what grey digits of one size cannot show."""
+    """Thirty colour images of 12×10, one of them damaged, for keys that have no effect on grey square digits."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 9), ("test", 1)):
         for name in ("a", "b", "c"):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
-                    folder / split / name / f"{i}.png"
-                )
+                pixels = rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+                if name == "c":  # of 16 bits, grey
+                    pixels = pixels[..., 0].astype(np.uint16) * 200
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     (folder / "train" / "a" / "broken.png").write_bytes(b"no image")
     return f"image_folder:{folder}"
 
@@ -66,9 +82,11 @@ NO_CROP = {"augment__pad_crop": 0}
 CROPPED = {**NO_CROP, "augment__train": "resize_crop", "augment__size": 8, "augment__resize": 12}
 RESIZED = {**NO_CROP, "augment__train": "random_resized_crop", "augment__size": 8}
 MIXED = {"augment__mixup": 0.5, "augment__cutmix": 1.0}
-ON_MUON = {"optim__name": "muon", "model__name": "vit"}
+ATTENDS = {"model__name": f"{__name__}:Attends"}
+ON_MUON = {"optim__name": "muon", **ATTENDS}
 MIMETIC = {"model__name": "vit", "init__attention": "mimetic", "init__positions": "sincos"}
 FRACTION = {**NO_CROP, "augment__evaluation": "crop_fraction", "augment__size": 8}
+UNEVEN = {"data__balance": "loss", "data__train": "train[:55]"}  # of the first 60 digits, all classes have six
 
 # key -> (another value than that of the settings, settings under which it matters)
 OTHER = {
@@ -81,10 +99,17 @@ OTHER = {
     "data.on_error": ("stop", FOLDER),
     "data.max_pixels": (119, FOLDER),
     "data.max_bytes": (20, FOLDER),
+    "data.white": (30_000, FOLDER),
     "data.feed": ("stream", {}),
     "data.train": ("train[:59]", {}),
     "data.validation": ("train[60:89]", {}),
     "data.test": ("test[:24]", {}),
+    "data.cut": ("content", {}),
+    "data.folds": (2, {}),
+    "data.fold": (1, {"data__folds": 2}),
+    "data.balance": ("sampling", {"data__train": "train[:55]"}),
+    "data.balance_by": ("effective", UNEVEN),
+    "data.balance_beta": (0.5, UNEVEN | {"data__balance_by": "effective"}),
     "augment.mean": ((), {}),
     "augment.std": ((0.5,), {}),
     "augment.train": ("random_resized_crop", NO_CROP),
@@ -133,7 +158,7 @@ OTHER = {
     "optim.weight_decay": (0.5, {}),
     "optim.decay": ("independent", {"optim__weight_decay": 0.1}),
     "optim.decay_mask": ("all", {"optim__weight_decay": 0.9, "optim__decay": "independent"}),
-    "optim.layer_decay": (0.5, {"model__name": "vit"}),
+    "optim.layer_decay": (0.5, ATTENDS),
     "optim.b1": (0.5, {}),
     "optim.b2": (0.9, {}),
     "optim.eps": (1e-2, {}),
@@ -141,8 +166,8 @@ OTHER = {
     "optim.ema_decay": (0.5, {}),
     "optim.ema_ramp": (False, {"optim__ema_decay": 0.9}),
     "optim.clip_norm": (1e-3, {"optim__name": "sgd"}),
-    "optim.muon_on": (("*mlp*kernel",), ON_MUON),
-    "optim.muon_off": (("head/*",), ON_MUON),
+    "optim.muon_on": (("embed/kernel",), ON_MUON),
+    "optim.muon_off": (("block_0/*",), ON_MUON),
     "optim.muon_heads": ("per_head", ON_MUON),
     "optim.muon_beta": (0.5, ON_MUON),
     "optim.muon_rms": (0.1, ON_MUON),
@@ -150,7 +175,7 @@ OTHER = {
     "train.batch_size": (12, {}),
     "train.steps_per_call": (3, {}),
     "train.last_batch": ("drop", {}),
-    "train.accumulate": (2, {"model__name": "vit"}),
+    "train.accumulate": (2, ATTENDS),
     "train.fsdp": (1, {}),
     "train.deterministic": (True, {}),
     "train.implementations": ("plain", {}),
@@ -197,53 +222,85 @@ def settings_of(changes, tmp_path):
     return config
 
 
+class Run:
+    """The observed quantities of a run, each computed when first needed."""
+
+    def __init__(self, config):
+        self.dataset = dataset_of(config)
+        self.plan = resolve(config, dataset=self.dataset)
+        self.assembly = assemble(self.plan)
+        self.source = self.dataset.read(self.plan.data.train)
+
+    @cached_property
+    def numbers(self):
+        t, data = self.plan.train, self.plan.data
+        lengths = (t.steps, t.steps_per_epoch, t.patience_epochs)
+        return [*lengths, data.train_count, data.validation_count, data.test_count, t.monitor]
+
+    @cached_property
+    def rates(self):
+        return np.asarray(jax.jit(jax.vmap(self.assembly.schedule))(np.arange(self.plan.train.steps)))
+
+    @cached_property
+    def initial_state(self):
+        # Laid out as after a step: else the second step would be compiled anew.
+        make = jax.jit(self.assembly.create_state, out_shardings=replicated(make_mesh(1)))
+        return make(self.assembly.init_key(), self.assembly.measure(self.source))
+
+    @cached_property
+    def initial_parameters(self):
+        return jax.device_get(self.initial_state.params)
+
+    @cached_property
+    def batches(self):
+        """Six batches with their labels, and what the model is given of them."""
+        each = self.plan.train.steps_per_call
+        feed = make_feed(self.plan, self.assembly, self.source, make_mesh(1), each)
+
+        @jax.jit
+        def look(step, data, call, i):
+            batch = feed.pick(data, call, i)
+            examples = self.assembly.prepare(step, batch)
+            return batch, {name: x for name, x in examples.items() if name != "key"}
+
+        calls = {start: feed(start, each) for start in range(0, 6, each)}
+        return [look(step, feed.data, calls[step - step % each], step % each) for step in range(6)]
+
+    @cached_property
+    def given(self):
+        return [(batch["label"], examples) for batch, examples in jax.device_get(self.batches)]
+
+    @cached_property
+    def final_state(self):
+        state, step = self.initial_state, jax.jit(self.assembly.train_step)
+        for batch, _ in self.batches:
+            state, _ = step(state, batch)
+        return state
+
+    @cached_property
+    def final_parameters(self):
+        return jax.device_get((self.final_state.params, self.final_state.ema))
+
+    @cached_property
+    def test(self):
+        evaluate, totals = jax.jit(self.assembly.eval_step), {}
+        batches = evaluation_batches(self.dataset.read(self.plan.data.test), self.plan.train.eval_batch_size)
+        for batch in batches:
+            for name, value in evaluate(self.final_state.chosen_variables, batch).items():
+                totals[name] = totals.get(name, 0.0) + np.asarray(value, float)
+        return {name: np.round(value, 4).astype(np.float32) for name, value in totals.items()}
+
+
+PARTS = ("numbers", "rates", "initial_parameters", "given", "final_parameters", "test")
 _seen = {}
 
 
 def observe(config):
-    """What a run of a config is made of, as {name: numbers or text}; the same config is looked at once."""
+    """The run of a config; cached for equal configs."""
     text = config.to_json()
     if text not in _seen:
-        _seen[text] = look(config)
+        _seen[text] = Run(config)
     return _seen[text]
-
-
-def look(config):
-    dataset = dataset_of(config)
-    plan = resolve(config, dataset=dataset)
-    assembly = assemble(plan)
-    mesh = make_mesh(1)
-    source = dataset.read(plan.data.train)
-    t = plan.train
-    feed = make_feed(plan, assembly, source, mesh, t.steps_per_call)
-    # Laid out as after a step: else the second step would be compiled anew.
-    make = jax.jit(assembly.create_state, out_shardings=replicated(mesh))
-    state = make(assembly.init_key(), assembly.measure(source))
-
-    @jax.jit
-    def step(state, data, call, i):
-        batch = feed.pick(data, call, i)
-        return *assembly.train_step()(state, batch), batch["label"]
-
-    seen = []
-    for start in range(0, 6, t.steps_per_call):
-        call = feed(start, t.steps_per_call)
-        for i in range(t.steps_per_call):
-            state, sums, labels = step(state, feed.data, call, i)
-            seen.append(jax.device_get((sums, labels)))
-    evaluate, totals = jax.jit(assembly.eval_step()), {}
-    for batch in evaluation_batches(dataset.read(plan.data.test), t.eval_batch_size):
-        for name, value in evaluate(state.chosen_variables, batch).items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-    return {
-        "batches": seen,
-        "parameters": jax.device_get((state.params, state.ema)),
-        "rates": np.array([assembly.schedule(i) for i in range(t.steps)]),
-        "test": {name: np.float32(round(value, 4)) for name, value in totals.items()},
-        "lengths": (t.steps, t.steps_per_epoch, t.patience_epochs),
-        "splits": (plan.data.train_count, plan.data.validation_count, plan.data.test_count),
-        "monitor": t.monitor,
-    }
 
 
 def same(a, b):
@@ -270,15 +327,17 @@ def test_a_key_does_what_it_says(key, folder):
         with pytest.raises(UsageError, match=r"has only 0 images"):
             observe(changed)
         return
+    first, second = observe(base), observe(changed)
     if key == "augment.where":
         # Another place for the same numbers, but for rounding.
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-            *(observe(config)["batches"] for config in (base, changed)),
+            *(([examples for _, examples in run.given], run.final_parameters) for run in (first, second)),
         )
-        assert resolve(changed).train.feed == "stream" and resolve(base).train.feed == "resident"
+        assert second.plan.train.feed == "stream" and first.plan.train.feed == "resident"
         return
-    assert same(observe(base), observe(changed)) is not KEYS[key].changes_result, f"{key}={value!r}"
+    differs = next((part for part in PARTS if not same(getattr(first, part), getattr(second, part))), None)
+    assert (differs is not None) is KEYS[key].changes_result, f"{key}={value!r}: {differs}"
     if not KEYS[key].changes_result:  # it reaches the plan, though
-        plans = [dataclasses.asdict(resolve(config)) for config in (base, changed)]
+        plans = [dataclasses.asdict(run.plan) for run in (first, second)]
         assert plans[0] != plans[1]

@@ -1,4 +1,4 @@
-"""What a value of --config names: a config of this package, or a file."""
+"""Values of --config: a config of jaxvit, or a file."""
 
 import importlib
 
@@ -12,7 +12,7 @@ from jaxvit.files import packaged
 
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
-    """A working folder with files that must not be run: one has the name of a config of ours."""
+    """A working folder with files that must not run; one has the name of a config of jaxvit."""
     for name in ("digits.py", "mine.py", "digits"):
         (tmp_path / name).write_text("raise AssertionError('it ran')")
     monkeypatch.chdir(tmp_path)
@@ -39,14 +39,14 @@ def test_a_path_is_the_file(trap, spec):
     [
         (
             "digitz",
-            r"jaxvit has no config 'digitz' \(did you mean 'digits'\?\); there are cct, .*, \./NAME\.py",
+            r"jaxvit has no config 'digitz' \(did you mean 'digits'\?\); it has cct, .* \./NAME\.py",
         ),
-        ("mine", r"has no config 'mine'; to run the file of that name in this folder, write --config=\./mine\.py$"),
+        ("mine", r"has no config 'mine'; for the file of that name in this folder, write --config=\./mine\.py$"),
         ("mine:small", r"write --config=\./mine\.py:small$"),
         ("digits:cc", r"no variant 'cc' \(did you mean 'cct'\?\)"),
         ("__init__", r"jaxvit has no config '__init__'"),
         ("..", r"jaxvit has no config '\.\.'"),
-        ("elsewhere/digits.py:cct", r"there is no file 'elsewhere/digits\.py'; .* is --config=digits:cct$"),
+        ("elsewhere/digits.py:cct", r"there is no file 'elsewhere/digits\.py'; .* write --config=digits:cct$"),
         ("./min.py", r"there is no file '\./min\.py' \(did you mean 'mine\.py'\?\)"),
         ("~nobody_of_that_name/x.py", r"there is no file '~nobody_of_that_name/x\.py'"),
         (f"{'x' * 300}.py", "there is no file 'x"),

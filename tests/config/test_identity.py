@@ -1,4 +1,4 @@
-"""A config's identity: recorded hashes stay what they are, and a key or attribute that is absent means its default."""
+"""Config hashes: recorded hashes do not change, and a missing key or attribute means its default."""
 
 import dataclasses
 import json
@@ -12,7 +12,8 @@ from tiny import tiny_config
 import jaxvit
 from jaxvit.config import keys, load_config_file
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.keys import KEYS, Key, base_config, complete, flatten
+from jaxvit.config.key_table import KEYS, Key
+from jaxvit.config.keys import base_config, complete, flatten
 from jaxvit.config.overrides import parse_overrides
 from jaxvit.data.settings import Augmentation
 from jaxvit.errors import UsageError
@@ -26,7 +27,7 @@ RECORDED = json.loads((HERE / "recorded_hashes.json").read_text())
 
 @pytest.fixture(params=["plain", "with a key and an attribute added"])
 def perhaps_grown(request, monkeypatch):
-    """The package as it is, and as it would be with one key and one attribute more."""
+    """The package as is, and with one additional key and attribute."""
     if request.param != "plain":
         monkeypatch.setitem(KEYS, "train.dummy", Key(7, "nothing", added=True))
         monkeypatch.setattr(registry, "ADDED_ATTRIBUTES", registry.ADDED_ATTRIBUTES | {"dummy"})

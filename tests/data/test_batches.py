@@ -1,4 +1,4 @@
-"""Which image stands in which batch."""
+"""The assignment of images to batches."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from jaxvit.data.parts import Source
 
 
 def source(count):
-    """Image i holds the number i."""
+    """A source whose image i contains the number i."""
     images = np.arange(count, dtype=np.uint8)[:, None, None, None]
     return Source("numbers", images, np.arange(count, dtype=np.int32) % 3, ("a", "b", "c"))
 
@@ -18,7 +18,7 @@ def numbers(batch):
 
 
 def test_the_order_is_pinned():
-    """A change here would break the exact resume of every run ever made."""
+    """A change of the order would break the exact resume of all existing runs."""
     assert epoch_order(0, 0, 8).tolist() == [0, 1, 6, 7, 3, 4, 2, 5]
 
 

@@ -1,4 +1,4 @@
-"""Preparing the published sets from tiny stand-ins for their archives; errors without network."""
+"""Preparing data sets from tiny archives of the same format; errors without network."""
 
 import gzip
 import http.client
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 def cifar_archive(path, members, label_bytes, texts):
-    """A tar.gz with 4 images a member; returns {member: (labels, images)}."""
+    """A tar.gz with 4 images per member; returns {member: (labels, images)}."""
     made = {}
     with tarfile.open(path, "w:gz") as tar:
         for name in members:
@@ -44,7 +44,7 @@ def add(tar, name, content):
 
 @pytest.fixture
 def stock(monkeypatch):
-    """Stands in for what TFDS publishes about a set: version, addresses, checksums."""
+    """Replaces the metadata that TFDS publishes about a data set: version, URLs, checksums."""
 
     def publish(*paths):
         infos = {f"http://localhost:9/{p.name}": SimpleNamespace(checksum=file_hash(p)) for p in paths}
@@ -134,7 +134,7 @@ def test_a_name_server_that_does_not_answer(monkeypatch):
 
 
 class Body:
-    """An answer that breaks off."""
+    """An HTTP response that breaks off."""
 
     def __init__(self, content, error=None):
         self._parts, self._error = [content], error

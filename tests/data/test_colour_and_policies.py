@@ -93,7 +93,7 @@ def test_hue_against_colorsys():
 
 
 def test_jitter_above_one_cuts_the_range_off():
-    """As torchvision: evenly from 0 to 1 + strength, not a third of the images black."""
+    """Like torchvision: uniform in [0, 1 + strength], and not a third of the images black."""
     grey = np.full((256, 2, 2, 3), 50, np.uint8)
     keys = jax.random.split(jax.random.key(0), 256)
     factors = np.asarray(colour.colour_jitter(keys, grey, (2.0, 0.0, 0.0, 0.0)))[:, 0, 0, 0] / 50

@@ -1,4 +1,4 @@
-"""The same batches and the same run through both feeds, for any number of steps a call and of devices."""
+"""Both feeds give the same batches and the same run, for any number of steps per call and of devices."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_repeated_augmentation_puts_copies_side_by_side(source):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_call_that_is_asked_for_again_does_not_start_the_stream_anew(source, count, monkeypatch):
-    """A start compiles with its first step's batch and then asks for the first call."""
+    """A start compiles with the batch of its first step and then requests the first call."""
     _, feed = feeds(source, 3)
     started = []
     stream = feed._stream
@@ -101,7 +101,7 @@ def seen_by_turns(feed, **changes):
     plan = resolve(config, dataset=dataset)
     assembly, split = assemble(plan), dataset.read(plan.data.train)
     made = make_feed(plan, assembly, split, make_mesh(1), 1)
-    prepare = jax.jit(lambda data, call, step: (assembly.loss()[0](step, b := made.pick(data, call, 0)), b["number"]))
+    prepare = jax.jit(lambda data, call, step: (assembly.prepare(step, b := made.pick(data, call, 0)), b["number"]))
     originals = np.asarray(normalize(split.images[:], plan.augment.mean, plan.augment.std))
     seen = {number: [None] * 3 for number in range(len(split))}
     for step in reversed(range(plan.train.steps)):
@@ -165,9 +165,9 @@ for devices in (1, 8):
         plan = resolve(config, devices=devices, dataset=dataset)
         assembly = assemble(plan)
         made = make_feed(plan, assembly, dataset.read(plan.data.train), make_mesh(devices), 1)
-        from jaxvit.data.augment import training_transform
-        transform = training_transform(plan.augment, 10)
-        step = jax.jit(lambda data, call: transform(jax.random.key(0), 5, made.pick(data, call, 0)))
+        from jaxvit.data.augment import augment
+        step = jax.jit(lambda data, call: augment(
+            jax.random.key(0), 5, made.pick(data, call, 0), plan.augment, classes=10))
         images, targets = step(made.data, made(5, 1))
         out.append([len(images.sharding.device_set), *(np.asarray(x).round(5).tolist() for x in (images, targets))])
 print(json.dumps([o[0] for o in out]))
@@ -185,7 +185,7 @@ def test_the_same_batch_on_one_device_and_on_eight():
 
 
 def test_what_is_made_ahead_is_known(source):
-    """To time an input, what its threads made before the clock started has to be taken first."""
+    """Batches prefetched before the clock starts must be discarded when an input is timed."""
     order = TrainOrder(len(source), 8, seed=0)
     stream = StreamFeed(source, order, 8, 1, steps=40, put_call=put, threads=6)
     made = []

@@ -20,7 +20,7 @@ PILLOW = {
 
 
 def places(big, small):
-    """Every place at which `small` stands in `big`."""
+    """All positions at which `small` occurs in `big`."""
     h, w = small.shape[:2]
     spots = [(y, x) for y in range(big.shape[0] - h + 1) for x in range(big.shape[1] - w + 1)]
     return [(y, x) for y, x in spots if np.array_equal(big[y : y + h, x : x + w], small)]
@@ -132,7 +132,7 @@ def test_warp_fills():
 
 
 def test_rotation_and_zoom_stay_within_their_ranges():
-    """A picture whose value is its own x and y shows by which map it was made."""
+    """An image whose values are its coordinates reveals the map that was applied."""
     side = 33
     y, x = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5, indexing="ij")
     picture = np.broadcast_to(np.stack([x, y], -1)[None], (40, side, side, 2)).astype(np.float32)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from jaxvit.data.image_files import find_images
 from jaxvit.data.image_kinds import ENDINGS, HEAD, kind_of, reads_heic
+from jaxvit.data.sources import open_dataset
 
 
 def encoded(kind, mode="RGB", size=(5, 4), **settings):
@@ -23,7 +24,7 @@ def relative(found):
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory):
-    """Six images of two classes among everything that is none."""
+    """Six images of two classes, among all kinds of other files."""
     folder = tmp_path_factory.mktemp("photos")
     png = encoded("PNG")
     files = {
@@ -62,14 +63,29 @@ def test_images_are_told_by_content_and_the_rest_is_counted_and_named(nasty):
     assert {name: len(images) for name, images in found.by_class().items()} == {"cat": 4, "dog": 2}
     assert found.empty_folders == ("bird", "mule")
     assert {reason: count for reason, (count, _) in found.passed_over.items()} == {
-        "hidden": 4,
-        "left by the system": 2,
+        "hidden files or folders": 4,
+        "folders of the system's own": 2,
         "folders that are called like an image": 1,
-        "no images": 3,
-        "raw files of a camera (convert them to JPEG or TIFF)": 1,
+        "files that are no images": 3,
+        "raw files of cameras, to be converted to JPEG or TIFF": 1,
         "pipes, devices or sockets": 1,
     }
-    assert found.passed_over["hidden"][1] == (".git", "cat/._a.png", "cat/.hidden.png")  # the first few
+    assert found.passed_over["hidden files or folders"][1] == (
+        ".git",
+        "cat/._a.png",
+        "cat/.hidden.png",
+    )  # the first few
+
+
+def test_what_a_data_set_leaves_out_is_said_once(nasty, tmp_path, capsys):
+    for _ in range(2):
+        dataset = open_dataset(f"image_folder:{nasty}", tmp_path, side=4, on_error="skip")
+    assert dataset.class_names == ("cat", "dog") and dataset.split_sizes == {"train": 5}
+    said = capsys.readouterr().err
+    assert said.count("note: ") == 1
+    for each in ("4 hidden files or folders (.git, ", "2 class folders without an image (bird, mule)", "(dog/pipe"):
+        assert each in said
+    assert len(said.splitlines()) == 2  # the other is of the download that failed
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path):

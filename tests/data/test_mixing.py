@@ -1,4 +1,4 @@
-"""Erasing, mixup and CutMix: what they write where, and labels that stay distributions."""
+"""Erasing, mixup and CutMix: changed pixels, and labels that stay distributions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Several processes that are one run: real processes on this machine, that train, are signalled, killed and misled."""
+"""Multi-process runs: real processes on this machine that train, get signals, are killed, and get wrong arguments."""
 
 import os
 import re
@@ -35,10 +35,10 @@ def free_port():
 
 
 class Run:
-    """Processes of one run of the tiny config; `words` are added to the command of each.
+    """The processes of a run of the tiny config; `words` are added to each command.
 
     `first` is Python that the config file begins with, where `me` is the process's number: before the processes join.
-    `only` names those of them that are started.
+    `only` lists the processes to start.
     """
 
     def __init__(self, workdir, processes, settings=(), words=(), epochs=4, first="", only=()):
@@ -51,7 +51,7 @@ class Run:
             f"def get_config(): return tiny_config(**{changes!r})\n"
         )
         port = free_port()
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": ""}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent)}
         self.processes = []
         for i, output in enumerate(self.output):
             command = [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}"]
@@ -91,7 +91,7 @@ def losses(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"augment__where": "host"}], ids=["resident", "host"])
 def test_two_processes_are_stopped_and_agree_with_one(tmp_path, settings):
-    """SIGTERM to either stops both, at one step; the same commands go on; the numbers are those of one process."""
+    """SIGTERM to one stops both at the same step; the same commands resume; the results equal a single process's."""
     run = Run(tmp_path / "two", 2, settings, epochs=12)
     run.wait_for("epoch  2/12")
     run.processes[1].send_signal(signal.SIGTERM)
@@ -291,7 +291,7 @@ def test_what_is_told(tmp_path):
     file = tmp_path / "script.py"
     file.write_text(textwrap.dedent(script))
     where = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent)}
     both = [subprocess.Popen([sys.executable, file, where, str(i)], stderr=-1, env=environment) for i in (0, 1)]
     said = [process.communicate(timeout=120)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -323,7 +323,7 @@ def test_one_that_waits_in_vain_says_so_in_a_line(tmp_path, there):
     assert run.codes(60) == [2], run.said()
     assert run.output[there].read_text() == (
         "jaxvit: the processes did not find each other within 5 s; start all of them, each with its own --process_id, "
-        "and see that they reach the coordinator's port\n"
+        "and check that they can reach the coordinator's port\n"
     )
 
 
@@ -347,9 +347,9 @@ def test_a_port_in_use_is_one_line(tmp_path):
             ["--coordinator=127.0.0.1:99999", "--num_processes=2", "--process_id=0"],
             "a port is a number from 1 to 65535",
         ),
-        (["--coordinator=127.0.0.1:9", "--num_processes=2"], "which this one is, from 0"),
+        (["--coordinator=127.0.0.1:9", "--num_processes=2"], "the index of this one, from 0"),
         (["--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--workdir="], "--workdir is missing"),
-        (["--distributed"], "no cluster's environment was recognised"),
+        (["--distributed"], "found no environment of a cluster"),
     ],
 )
 def test_a_wrong_start_is_one_line(tmp_path, words, says):

@@ -1,4 +1,4 @@
-"""Determinism; the cache of compiled programs; the libraries and pages that a process takes."""
+"""Determinism, compilation cache, CPU libraries and huge pages of a process."""
 
 import os
 import subprocess
@@ -171,7 +171,7 @@ def test_the_command_is_the_same_after_it_has_started_anew():
 
 
 def test_a_program_that_calls_the_command_is_not_started_anew(tmp_path):
-    """Its own words would be lost, or done twice."""
+    """A restart would lose its arguments, or run them twice."""
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     script = "print('once')\nfrom jaxvit.cli.command_line import main\nmain()\n"
     done = subprocess.run(
@@ -194,7 +194,7 @@ def test_flags_of_the_cpu_are_left_alone_elsewhere(monkeypatch, platforms):
 
 
 def test_the_lowest_priority_is_that_of_all_threads():
-    """Also of those that were there before, and of those that come after."""
+    """Also existing threads, and threads started later."""
     script = """
 import os, threading, time
 from pathlib import Path

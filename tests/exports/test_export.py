@@ -1,4 +1,4 @@
-"""A trained model as files that run without the package."""
+"""Export of a trained model to files that run without jaxvit."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_every_family(tmp_path, name, kind):
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 def test_onnx_has_what_onnxruntime_is_fast_at(tmp_path):
-    """In a model with pooling, a table drawn once, and attention whose heads are as wide as the tokens."""
+    """For a model with pooling, fixed positions, and heads as wide as the tokens."""
     import onnx
 
     config = tiny_config(train__duration="1 steps", data__validation="")
@@ -96,7 +96,7 @@ def test_onnx_has_what_onnxruntime_is_fast_at(tmp_path):
 
 
 def test_the_loader_stands_alone(run, tmp_path, capsys):
-    """As its first lines say to use it, from another folder, in a process that is told nothing of this project."""
+    """Used as its first lines say, from another folder, in a process without jaxvit."""
     assert verb.main([f"--workdir={run}", f"--out={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     script = (tmp_path / "run_stablehlo.py").read_text()
@@ -125,7 +125,7 @@ def test_the_program_is_for_every_platform(run, tmp_path):
 
 
 def test_smaller_weights_make_smaller_files(tmp_path):
-    """Where the weights are most of the file."""
+    """For a model whose file consists mostly of weights."""
     with jax.numpy_dtype_promotion("standard"):
         config = tiny_config(train__duration="1 steps", data__validation="", data__test="")
         config.model.dim, config.model.heads = 128, 4
@@ -181,7 +181,7 @@ def test_again_replaces_what_is_there(run, tmp_path):
 
 
 def test_what_is_not_an_export_is_left_alone(run, tmp_path):
-    """A run whose folder has a format's name, a folder of somebody's, a script of somebody's."""
+    """A run folder with the name of a format, a user's folder, a user's script."""
     shutil.copytree(run, tmp_path / "hub")
     with pytest.raises(UsageError, match=r"holds .*, which no hub does"):
         verb.main([f"--workdir={tmp_path / 'hub'}", "--to=hub", f"--out={tmp_path}"])
@@ -472,7 +472,7 @@ def test_something_else_in_its_place_is_refused(run, tmp_path):
 
 
 def test_the_card_tells_the_very_weights(run, tmp_path):
-    """Others than those of the run's result; and of a hub folder, again."""
+    """The card describes the exported weights, not the run's result; also for a hub folder exported again."""
     assert (
         verb.main([f"--workdir={run}", "--to=hub", "--checkpoint=latest", "--weights=model", f"--out={tmp_path}"]) == 0
     )
@@ -497,6 +497,7 @@ def test_a_card_without_data_says_so(run, tmp_path, monkeypatch):
 
 def test_a_folder_to_give_away_does_not_say_where_the_images_lay():
     assert public_name("image_folder:/home/somebody/photos") == "image_folder:photos"
+    assert public_name("image_table:/home/somebody/labels.csv") == "image_table:labels.csv"
     assert public_name("cifar10") == "cifar10"
 
 

@@ -1,4 +1,4 @@
-"""Weights as they are stored, against arithmetic by hand."""
+"""Stored weights, compared with explicit arithmetic."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -18,7 +18,7 @@ NUMBERS = np.random.default_rng(0)
 
 
 def run(model, *arrays):
-    """What onnxruntime makes of a model, or of a graph."""
+    """Runs a model or a graph with onnxruntime."""
     if isinstance(model, onnx.GraphProto):
         model = onnx.helper.make_model(model, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
@@ -27,7 +27,7 @@ def run(model, *arrays):
 
 
 def sum_over(equation, *shapes):
-    """A graph of one sum over named axes."""
+    """A graph with a single Einsum."""
     inputs = [onnx.helper.make_tensor_value_info(f"in_{i}", 1, shape) for i, shape in enumerate(shapes)]
     node = onnx.helper.make_node("Einsum", [each.name for each in inputs], ["out"], equation=equation)
     result = onnx.helper.make_tensor_value_info("out", 1, [None] * len(equation.partition("->")[2]))
@@ -72,14 +72,14 @@ def test_sums_over_named_axes_are_matrix_products(equation, product):
 
 
 def written(function, shape):
-    """By jax2onnx, for any batch size."""
+    """Converts a function with jax2onnx, for any batch size."""
     to_onnx = pytest.importorskip("jax2onnx").to_onnx
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), implementations.use("plain"):
         return to_onnx(function, inputs=[jax.ShapeDtypeStruct(("B", *shape[1:]), np.float32)])
 
 
 def kinds(graph):
-    """Of a graph's nodes and of those of its branches and loops."""
+    """Node types of a graph, including branches and loops."""
     found = []
     for node in graph.node:
         found.append(node.op_type)
@@ -111,7 +111,7 @@ def dilated(x):
 
 
 def twice(x):
-    """One pooled map is read two times, another is pooled again."""
+    """One pooled map is read twice, another is pooled again."""
     once = max_pool(x)
     return once + max_pool(once, stride=1) + max_pool(x)
 

@@ -1,4 +1,4 @@
-"""Diagrams say what the models and operations do: their texts are read back and held against them."""
+"""Diagrams agree with the models and operations: the tests read their texts back and compare."""
 
 import functools
 import re
@@ -25,7 +25,7 @@ steps_of = functools.lru_cache(model_steps)
 
 
 def texts(files):
-    """The texts of a diagram, line by line, as its SVG has them."""
+    """The lines of text in a diagram's SVG."""
     svg = next(file for file in files if file.suffix == ".svg")
     assert {file.suffix for file in files} == {".png", ".svg"} and all(file.stat().st_size > 1000 for file in files)
     return [
@@ -50,7 +50,7 @@ def sheets(monkeypatch):
 
 
 def clashes(figure):
-    """Pairs of texts that overlap, texts beyond the edge, texts too small to read, and texts that were cut."""
+    """Overlapping texts, texts outside the figure, unreadably small texts, and texts that were cut."""
     renderer = figure.canvas.get_renderer()
     found = [(t.get_text(), t.get_window_extent(renderer), t.get_fontsize()) for t in figure.axes[0].texts]
     width, height = figure.bbox.width, figure.bbox.height
@@ -157,7 +157,7 @@ def test_the_chain_ends_with_what_the_model_gives():
 
 
 def moved_by_the_block(model, channels):
-    """Which way each channel of a block's shift went, found by sending one lit pixel through it."""
+    """The direction in which a block shifts each channel, measured with a single lit pixel."""
     block = ShiftBlock(shift="true", groups=model.groups, divisions=model.divisions, pixels=model.pixels)
     probe = np.zeros((1, 7, 7, channels), np.float32)
     probe[0, 3, 3] = 1

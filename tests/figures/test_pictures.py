@@ -1,4 +1,4 @@
-"""Pictures of images, curves and names: what they show, not only that there is a file."""
+"""Figures of images, curves and names: the tests check their content, not only that a file exists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxvit.figures.rows import draw_rows
 
 @pytest.fixture
 def figures(monkeypatch):
-    """Those that are saved, drawn but not written."""
+    """Collects the figures that are saved; they are drawn but not written."""
     saved = []
 
     def save(figure, *_, **__):
@@ -34,7 +34,7 @@ def figures(monkeypatch):
     ("shape", "patch", "lines"), [((32, 32, 3), 4, 2), ((8, 8, 1), 4, 1), ((8, 8, 1), 1, 2), ((40, 56, 3), 4, 5)]
 )
 def test_every_patch_stands_in_the_sequence_and_can_be_seen(shape, patch, lines, figures, tmp_path):
-    """Each patch has a grey of its own: the strip shows them in their order, at least a sixth of an inch wide."""
+    """Each patch has a different grey: the strip shows all in order, each at least a sixth of an inch wide."""
     rows, columns = shape[0] // patch, shape[1] // patch
     greys = np.arange(rows * columns, dtype=np.uint8).reshape(rows, columns)
     image = np.repeat(np.kron(greys, np.ones((patch, patch), np.uint8))[..., None], shape[-1], axis=-1)
@@ -81,7 +81,7 @@ def test_the_validation_shown_is_the_one_that_decides(figures, tmp_path):
 
 
 def test_dollars_in_names_are_no_mathematics(figures, tmp_path):
-    """'$x^$' as mathematics is an error."""
+    """Matplotlib's mathtext would fail on '$x^$'."""
     picture = np.zeros((8, 8, 1), np.uint8)
     draw_predictions([picture], [("$x^$ 50 %", True)], tmp_path / "grid")
     for names in (["$x^$", "b"], ["$^$", "b"]):

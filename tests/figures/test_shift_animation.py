@@ -1,4 +1,4 @@
-"""The animation of the shift ends in what the operations compute, and slides there in the right direction."""
+"""The shift animation ends with the output of the operations, and slides in the right direction."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,14 +20,14 @@ CASES = [(12, 1, False), (12, 1, True), (4, 2, False), (5, 3, True), (6, 9, Fals
 
 
 def by_the_operation(groups, pixels, border, size):
-    """Maps of the channels themselves: two for each group, of which the first is taken."""
+    """Shifted maps of two channels per group; returns the first of each group."""
     x = jnp.asarray(np.repeat(numbered_map(size)[None, :, :, None], 2 * groups, axis=3))
     out = np.asarray((mask_borders if border else shift_channels)(x, groups=groups, pixels=pixels))[0]
     return np.moveaxis(out[..., : 10 if groups > 4 else 8 : 2], -1, 0)
 
 
 def shown(axis, maps, size):
-    """The numbers that a frame shows, put where they are written."""
+    """The numbers in a frame, by position."""
     found = np.full((maps, size, size), -1)
     side = _SIDE / size
     for text in axis.texts:

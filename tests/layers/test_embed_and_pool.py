@@ -1,10 +1,10 @@
-"""From images to tokens, and from tokens to scores, against numpy."""
+"""From images to tokens, and from tokens to logits, compared with numpy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_encoder_block import mlp, norm
+from reference import mlp, norm
 
 from jaxvit.layers import AttentionPool, Classifier, ConvTokenizer, PatchEmbed, Pool, PositionEmbed, SequencePool
 from jaxvit.layers.initialisers import SCHEMES, attention_kernel
@@ -123,7 +123,7 @@ def test_pools_know_the_prefix():
     np.testing.assert_array_equal(pool("cls"), TOKENS[:, 0])
     np.testing.assert_allclose(pool("mean"), TOKENS[:, 1:].mean(1), atol=1e-6)
     np.testing.assert_array_equal(pool("flatten"), TOKENS[:, 1:].reshape(2, -1))
-    with pytest.raises(ValueError, match="pool='max'"):
+    with pytest.raises(ValueError, match="kind='max'"):
         pool("max")
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_encoder_block import mlp, norm
+from reference import mlp, norm
 
 from jaxvit.layers import Downsample, ShiftBlock, ShiftStage
 from jaxvit.ops import mask_borders, shift_channels

@@ -74,7 +74,7 @@ def test_the_more_is_recomputed_the_less_is_kept(make, shape, policies, scan):
 
 
 def test_a_way_to_recompute_that_does_not_exist():
-    with pytest.raises(ValueError, match="remat='some' is not one of none, full, dots, dots_no_batch"):
+    with pytest.raises(ValueError, match="remat='some' must be 'none', 'full', 'dots' or 'dots_no_batch'"):
         jax.eval_shape(lambda: encoder(remat="some").init(jax.random.key(0), jnp.zeros((1, 2, 8)), train=False))
 
 

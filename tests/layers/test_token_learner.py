@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from test_encoder_block import gelu, norm
+from reference import gelu, norm
 
 from jaxvit.layers import TokenFuser, TokenLearner
 

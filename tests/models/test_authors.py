@@ -1,4 +1,4 @@
-"""The published names against the authors' configurations, attribute by attribute: counts cannot see all of them."""
+"""The published sizes, compared with the authors' configurations attribute by attribute; counts cannot see them all."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def test_the_authors_names_are_all_but_the_tutorials():
 
 @pytest.mark.parametrize("name", AUTHORS)
 def test_every_attribute_is_the_authors(name):
-    """But for the departures that are listed, each of which is one."""
+    """Except for the listed departures, each of which must differ."""
     theirs, departures = AUTHORS[name], DEPARTURES.get(name, {})
     ours = {"input": input_shape(name), **model_defaults(name)}
     assert {k for k, v in departures.items() if v == theirs[k]} == set()
@@ -26,7 +26,7 @@ def test_every_attribute_is_the_authors(name):
 
 @pytest.mark.parametrize("name", [name for name in AUTHORS if name.startswith("shiftvit")])
 def test_channels_that_a_shift_moves(name):
-    """Against the assignments of SPACH's shift_feat, with its n_div of this size, at the first stage's width."""
+    """Compared with SPACH's shift_feat, with the size's n_div, at the width of the first stage."""
     model = create_model(name)
     n_div, channels = AUTHORS[name]["divisions"], AUTHORS[name]["dim"]
     g = channels // n_div

@@ -9,6 +9,7 @@ import pytest
 
 from jaxvit.models import count_macs, count_params, create_model, input_shape, list_models
 from jaxvit.models.count import abstract_variables
+from jaxvit.ops import implementations
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text().splitlines()
 
@@ -153,3 +154,10 @@ def test_ways_to_run_do_not_change_the_count():
     shape = input_shape("vit")
     plain = count_macs(create_model("vit"), shape)
     assert count_macs(create_model("vit", scan=True, remat="full"), shape) == plain
+
+
+def test_multiply_adds_are_those_of_the_plain_way():
+    model, size = create_model("tutorial_mini_vit"), (48, 48, 3)
+    with implementations.use("plain"):
+        plain = count_macs(model, size)
+    assert count_macs(model, size) == plain

@@ -1,4 +1,4 @@
-"""What every family promises, on small models: gradients, determinism, dtypes, sizes, noise, quirk flags."""
+"""Properties of every family, on small models: gradients, determinism, dtypes, sizes, noise, quirk flags."""
 
 from functools import partial
 
@@ -73,7 +73,7 @@ def no_gradient(which, path):
 
 @pytest.mark.parametrize("which", MODELS)
 def test_every_parameter_gets_a_gradient(draw, which):
-    """Random numbers everywhere, so that no branch that starts at zero hides what is behind it."""
+    """All parameters are random, so that no zero-initialized branch hides another gradient."""
     model, x = small(which), images(which)
     variables = draw(model, x, train=False, scale=0.5)
 

@@ -1,4 +1,4 @@
-"""Where a model's initial values go, in every family, and what stays as it was."""
+"""The parameters that get initial values by formula, in every family; all others are unchanged."""
 
 import jax
 import numpy as np
@@ -37,7 +37,7 @@ def test_every_family_is_surveyed(name):
 
 
 def test_what_is_no_site():
-    """A table that is not trained; the attention whose query is no token; patches cut for a dense stem."""
+    """Fixed positions, attention pooling with a learned query, patches cut for a dense stem."""
     assert survey(of_family("cct", frozen_positions=True), (8, 8, 1)).positions == ()
     assert survey(of_family("cct", positions="sine"), (8, 8, 1)).positions == ()
     sites = survey(of_family("vit", pool="attention", stem="dense", stem_norm=True), (8, 8, 3))
@@ -46,7 +46,7 @@ def test_what_is_no_site():
 
 
 class Own(nn.Module):
-    """Somebody's own model, of this package's layers and others."""
+    """A user's model with jaxvit's and other layers."""
 
     @nn.compact
     def __call__(self, images, *, train: bool):

@@ -1,4 +1,4 @@
-"""Names, overrides and refusals."""
+"""Names, overrides and errors."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from jaxvit.models import FAMILIES, create_model, input_shape, list_models, mode
 
 
 class Own(nn.Module):
-    """A model of one's own."""
+    """A user's model."""
 
     width: int
     num_classes: int = 3

@@ -54,13 +54,13 @@ def test_resizing_to_the_same_grid_is_nothing_and_a_wrong_grid_is_refused():
 
 
 def zoomed(grid, target):
-    """What vision_transformer, big_vision and Scenic call."""
+    """The resize function of vision_transformer, big_vision and Scenic."""
     factors = [new / old for new, old in zip(target, grid.shape, strict=False)]
     return scipy.ndimage.zoom(grid, (*factors, 1), order=1)
 
 
 def bilinear(grid, target):
-    """torch.nn.functional.interpolate(mode='bilinear'), align_corners left False, by its formula: a place at a time."""
+    """torch.nn.functional.interpolate(mode='bilinear', align_corners=False), one output position at a time."""
     out = np.zeros((*target, grid.shape[2]))
 
     def corners(place, new, old):
@@ -114,5 +114,5 @@ def test_the_ways_of_the_code_bases_differ():
     table = np.random.default_rng(3).normal(size=(32 * 32, 1)).astype(np.float32)
     small = np.asarray(resize_positions(table, source=(32, 32), target=(16, 16), method="big_vision"))
     assert small[-1] == table[-1] and not zoomed(table.reshape(32, 32, 1), (16, 16))[-1].any()
-    with pytest.raises(ValueError, match="no way to resize positions 'imagenet'; known: vision_transformer"):
+    with pytest.raises(ValueError, match="method='imagenet' must be 'vision_transformer'"):
         resize_positions(table, source=(32, 32), target=(16, 16), method="imagenet")

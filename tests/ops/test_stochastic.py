@@ -27,7 +27,7 @@ def test_dropout_rates():
     assert dropout(x.astype(jnp.bfloat16), 0.5, KEY).dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="rngs="):
         dropout(x, 0.1, None)
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="from 0 to 1"):
         dropout(x, 1.5, KEY)
 
 

@@ -70,7 +70,7 @@ def test_pooling_makes_no_array_of_all_products():
 def test_bad_input_is_refused(kwargs):
     with pytest.raises(ValueError):
         pool_tokens(X, LOGITS, **kwargs)
-    with pytest.raises(ValueError, match="not \\(B, N, C\\)"):
+    with pytest.raises(ValueError, match=r"must be \(B, N, C\)"):
         pool_tokens(X, LOGITS.swapaxes(1, 2), weighting="softmax")
     with pytest.raises(ValueError, match="mask"):
         token_weights(LOGITS, weighting="softmax", mask_BN=MASK[:, :3])

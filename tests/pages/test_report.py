@@ -1,4 +1,4 @@
-"""Runs side by side, and the figures of a run."""
+"""Comparison of runs, and the figures of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxvit.pages.comparison import find_runs
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run of one seed and one of two, beside each other."""
+    """A run with one seed and a run with two."""
     folder = tmp_path_factory.mktemp("runs")
     with jax.numpy_dtype_promotion("standard"):
         jaxvit.train(tiny_config(), folder / "one")
@@ -114,7 +114,7 @@ def test_the_page_shows_them_all(drawn):
 
 
 class Page(HTMLParser):
-    """Reads a page, and insists that what is opened is closed, in its order."""
+    """Parses a page, and checks that all tags are closed in order."""
 
     def __init__(self):
         super().__init__()
@@ -131,7 +131,7 @@ class Page(HTMLParser):
 
 
 def test_a_diverged_run_shows_how_it_came_to_that(runs, monkeypatch, tmp_path, capsys):
-    """Its scores are not finite: what is made of them is left out, its curves and its architecture are there."""
+    """Its logits are not finite: figures of predictions are skipped, curves and architecture are drawn."""
     from jaxvit.trained import inference
 
     shutil.copytree(runs / "one", tmp_path / "run")
@@ -147,7 +147,7 @@ def test_a_diverged_run_shows_how_it_came_to_that(runs, monkeypatch, tmp_path, c
 
 
 def test_weights_of_unknown_places_are_left_out(runs, monkeypatch, tmp_path, capsys):
-    """Such as those of a model of one's own, whose first map is not where this package's models have it."""
+    """For a user's model whose feature map is not where jaxvit's models have it."""
     from jaxvit.trained import introspection
 
     shutil.copytree(runs / "one", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A folder of runs as one file: what it holds, what wins when both are there, and what is not believed."""
+"""Archives of runs: content, merging with existing runs, and refused files."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from jaxvit.reproduce.archive import archived, folder_for, opened, pack, reached
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A finished run of two epochs, and a copy that by its files is not finished."""
+    """A finished run of two epochs, and a copy without its result."""
     folder = tmp_path_factory.mktemp("runs")
     with jax.numpy_dtype_promotion("standard"):
         jaxvit.train(tiny_config(train__duration="2 epochs"), folder / "a" / "seed_0")
@@ -63,7 +63,7 @@ def test_of_two_the_one_that_is_further_stays(runs, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == (runs / "b" / "seed_1" / "metrics.jsonl").read_bytes()
     config = read_json(run / "config.json")  # without its checksum
     (run / "config.json").write_text(json.dumps(config | {"config_hash": "0" * 16}))
-    with pytest.raises(UsageError, match=r"b/seed_1 is a run of another config than .*; move one of them away"):
+    with pytest.raises(UsageError, match=r"b/seed_1 has another config than .*; move one of them away"):
         unpack(tmp_path / "x.tar", tmp_path / "x")
 
 
@@ -89,7 +89,7 @@ def test_runs_are_opened_as_a_folder_or_as_an_archive(runs, tmp_path, capsys):
 
 
 def rewritten(source, target, change):
-    """A copy of an archive of which `change(name, bytes)` has changed members: bytes, a TarInfo, or None to drop it."""
+    """A copy of an archive with members changed by `change(name, bytes)`: new bytes, a TarInfo, or None to drop it."""
     with tarfile.open(source) as old, tarfile.open(target, "w") as new:
         for member in old:
             text = change(member.name, old.extractfile(member).read())

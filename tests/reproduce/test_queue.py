@@ -1,4 +1,4 @@
-"""A queue of runs: its file, its order, its limit, and that it goes on elsewhere as if it had never stopped."""
+"""Queues of runs: file, order, limit, and resuming on another machine without a difference."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _as_the_verb_runs(monkeypatch):
-    """Without its low priority, which these tests would keep for good."""
+    """Runs the queue without lowering the priority, which would last for the whole test process."""
     monkeypatch.setattr(verb, "lower_priority", lambda: None)
     with jax.numpy_dtype_promotion("standard"):
         yield
@@ -71,14 +71,14 @@ def test_rows_of_one_step_take_turns_seed_by_seed(tmp_path):
         ("[[run]]\nseeds = [1]\n", "row is missing"),
         ("[[run]]\nrow = []\n", "row is missing"),
         ("[[run]]\nrow = 'cct'\nseed = [1]\n", r"unknown key 'seed' \(did you mean 'seeds'\?\)"),
-        ("[[run]]\nrow = 'cct'\nseeds = [7]\n", r"seeds = \[7\]: cct has 0, 1, 2, 3, 4"),
+        ("[[run]]\nrow = 'cct'\nseeds = [7]\n", r"seeds = \[7\]: cct has the seeds 0, 1, 2, 3, 4"),
         ("[[run]]\nrow = 'cct'\nseeds = 1\n", "seeds = 1: must be a list"),
         ("[[run]]\nrow = 'cct'\nseeds = []\n", r"seeds = \[\]: must be a list"),
         ("[[run]]\nrow = 'cct'\nseeds = [true]\n", r"seeds = \[True\]: must be a list"),
         ("[[run]]\nrow = 'cct'\nepochs = 0\n", "epochs = 0: must be"),
         ("[[run]]\nrow = 'cct'\nepochs = '2'\n", "epochs = '2': must be"),
         ("[[run]]\nrow = 'cct'\nepochs = 30\n", "epochs = 30: must be below the 30 epochs of cct"),
-        ("[[run]]\nrow = 'imagenet_cct_14'\nseeds = [0]\n", "imagenet_cct_14 takes steps"),
+        ("[[run]]\nrow = 'imagenet_cct_14'\nseeds = [0]\n", "imagenet_cct_14 runs single steps"),
         ("[[run]]\nrow = 'cct'\nseeds = [1, 1]\n", "number 1: cct, seed 1 is listed twice"),
         ("[[run]]\nrow = 'cct'\n[[run]]\nrow = 'cct'\nseeds = [2]\n", "number 2: cct, seed 2 is listed twice"),
     ],
@@ -120,7 +120,7 @@ def test_mistakes_are_one_line(words, says):
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
-    """machine(): the words for a new machine with the rows, configs and queue, and its folder."""
+    """machine(): arguments and folder of a new machine with rows, configs and queue."""
 
     def new(*, target=0.01, runs="runs.tar", queue='[[run]]\nrow = ["tiny", "small"]\nseeds = [0]\n'):
         folder = tmp_path_factory.mktemp("machine")
@@ -140,7 +140,7 @@ def machine(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def worked_off(machine):
-    """The words and the folder of a machine that has worked off its queue."""
+    """Arguments and folder of a machine that has finished its queue."""
     words, folder = machine()
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         lowered = []
@@ -150,7 +150,7 @@ def worked_off(machine):
 
 
 def told(folder):
-    """What does not depend on when and where: of each line the accuracy and loss, and each run's metrics."""
+    """Accuracy and loss of each line, and the metrics of each run: all that is independent of time and machine."""
     lines = results_of(folder / "results.csv")
     return [
         {name: line[name] for name in ("row", "seed", "form", "recipe", "top1", "loss", "validation", "epochs")}
@@ -177,7 +177,7 @@ def test_a_queue_is_worked_off_once(worked_off, capsys, monkeypatch):
 
 
 class Clock(SimpleNamespace):
-    """A clock on which every look takes a second."""
+    """A clock that advances one second at each reading."""
 
     def monotonic(self):
         self.now += 1.0
@@ -224,7 +224,7 @@ def test_a_run_that_cannot_be_done_does_not_end_the_queue(machine, capsys):
 
 
 def test_a_queue_stands_still_for_a_timing_and_ends_between_runs(machine, monkeypatch, capsys):
-    """The timing begins while the first run trains, nothing is computed until it ends; that run uses up the limit."""
+    """A benchmark starts during the first run: nothing is computed until it ends, and this run uses up the limit."""
     words, folder = machine(runs="runs")
     events, asking = [], []
     book = loop.RunTracker.book
@@ -263,10 +263,10 @@ AT_THE_USUAL_PRIORITY = (
 
 @pytest.mark.slow
 def test_killed_and_stopped_by_signals_it_goes_on(machine):
-    """kill -9 loses no more than to the last checkpoint, SIGTERM nothing.
+    """kill -9 loses only the work after the last checkpoint, SIGTERM nothing.
 
-    Every start is a process of its own, the untouched one too: this one may have started jax with other flags of XLA,
-    and so round otherwise.
+    Every start is a new process, also the uninterrupted one: this process may run jax with other XLA flags, and round
+    differently.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 

@@ -1,4 +1,4 @@
-"""The table of the documents' numbers: what it asks for, and what runs say to it."""
+"""The table of the documents' results: targets, and their comparison with runs."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def test_every_row_has_a_config_and_a_target(row):
 
 
 def departures(config, weights):
-    """Those of a config's tutorial from its paper or from good practice, by the names of docs/models.md."""
+    """Departures of a config from papers or good practice, by the names in docs/models.md."""
     model, augment, optim = config.model, config.augment, config.optim
     tutorial = model.name.startswith("tutorial_")
     fashion, cct = "fashion" in model.name, model.name == "tutorial_cct"
@@ -131,7 +131,7 @@ def test_a_form_tells_how(form):
 
 
 def test_the_documents_numbers_are_there():
-    """As the documents have them; those of a mean or without a tolerance are this project's own."""
+    """The targets equal the documents' numbers; the others are our own, or means."""
     others = {row.name: {k: v for k, v in row.document.items() if k != "top1"} for row in ROWS.values()}
     assert {name: numbers for name, numbers in others.items() if numbers} == {
         "fashion_vit": {"loss": 0.4731, "precision": 0.8466, "recall": 0.8140, "validation": 0.9166},
@@ -345,7 +345,7 @@ def test_a_line_says_how_many_devices_a_run_had():
 
 
 def test_what_a_better_recipe_takes_is_told_beside_its_accuracy(tmp_path):
-    """The document's 4 epochs of 100 images in 5 steps, and 150 images in 15 steps at 1.5 times the multiply-adds."""
+    """4 epochs of 100 images in 5 steps, against 150 images in 15 steps at 1.5 times the multiply-adds."""
     (tmp_path / "metrics").mkdir()
 
     def run(row, seed, epochs, images, steps, multiply_adds, **more):

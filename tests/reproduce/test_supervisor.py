@@ -1,4 +1,4 @@
-"""What a queue obeys: a limit, others' need of a quiet machine, the time since the last save."""
+"""The supervisor of a queue: time limit, pauses for a quiet machine, periodic saves."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from jaxvit.reproduce.supervisor import SAVE_SECONDS, Supervisor
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The supervisor's own clock: a number that a test sets."""
+    """The supervisor's clock, set by the test."""
     now = SimpleNamespace(seconds=1000.0, monotonic=lambda: now.seconds)
     now.sleep = lambda seconds: setattr(now, "seconds", now.seconds + seconds)
     monkeypatch.setattr("jaxvit.reproduce.supervisor.time", now)

@@ -1,4 +1,4 @@
-"""Which source a run was made with."""
+"""The source commit recorded for a run."""
 
 import subprocess
 

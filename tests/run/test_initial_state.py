@@ -1,4 +1,4 @@
-"""A run's initial values by formula: what is measured on the training images, and what is refused."""
+"""Initial values by formula in a run: statistics of the training images, and errors."""
 
 import os
 import subprocess
@@ -8,13 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_train import StopAt, newest_state
-from tiny import FAMILIES, tiny_config
+from runs import StopAt, newest_state, parts
+from tiny import family_config
 
 import jaxvit
-from jaxvit.config.keys import base_config
-from jaxvit.config.plan import dataset_of, resolve
-from jaxvit.data import sources
+from jaxvit.config.plan import resolve
+from jaxvit.data import stored
 from jaxvit.data.parts import StreamedSource
 from jaxvit.errors import STOPPED, StoppedError, UsageError
 from jaxvit.ops.positions import sincos_positions
@@ -28,16 +27,7 @@ def _optax_mixes_dtypes():
 
 
 def of_family(name, model=(), **changes):
-    config = tiny_config(augment__mean=(0.3,), augment__std=(0.4,), **changes)
-    family = {"fuser": "token_learner_vit"}.get(name, name)
-    config.model = base_config(family, **{**FAMILIES[name], **dict(model)}).model
-    return config
-
-
-def parts(config):
-    dataset = dataset_of(config)
-    plan = resolve(config, dataset=dataset)
-    return assemble(plan), dataset.read(plan.data.train)
+    return family_config(name, dict(model), augment__mean=(0.3,), augment__std=(0.4,), **changes)
 
 
 def expected_filters(images, side, stride, eps):
@@ -82,7 +72,7 @@ def test_what_is_measured_depends_on_the_images_and_the_config_alone(monkeypatch
     np.testing.assert_allclose(filters, expected_filters(chosen, 3, 1, 5e-4), atol=5e-3)
     config.seed = 5
     np.testing.assert_array_equal(parts(config)[0].measure(source), filters)
-    monkeypatch.setattr(sources, "CACHE_BYTES", 10)
+    monkeypatch.setattr(stored, "CACHE_BYTES", 10)
     streamed = parts(config)[1]
     assert isinstance(streamed, StreamedSource)
     np.testing.assert_array_equal(assembly.measure(streamed), filters)
@@ -140,10 +130,12 @@ def test_a_resumed_run_measures_nothing(tmp_path, monkeypatch):
 _SPLIT = """
 import sys; sys.path[:0] = {paths}
 import jax, numpy as np
-from test_initial_state import of_family, parts
+from runs import parts
+from tiny import family_config
 from jaxvit.devices.sharding import make_mesh, shard_state
 settings = dict(init__attention="mimetic", init__positions="sincos", init__stem="whitening")
-config = of_family("token_learner_vit", [("dim", 64), ("heads", 4)], **settings)
+settings |= dict(augment__mean=(0.3,), augment__std=(0.4,))
+config = family_config("token_learner_vit", dict(dim=64, heads=4), **settings)
 assembly, source = parts(config)
 measured, states = assembly.measure(source), []
 for devices, fsdp in ((1, 1), (4, 2), (4, 4)):
@@ -161,8 +153,7 @@ print("the same")
 @pytest.mark.slow
 def test_a_state_that_is_born_split_over_devices_is_the_same():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    here = Path(__file__).parent
-    code = _SPLIT.format(paths=[str(here), str(here.parent)])
+    code = _SPLIT.format(paths=[str(Path(__file__).parents[1])])
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from kill_harness import run_harness
-from test_train import StopAt, metrics, newest_state
+from runs import StopAt, metrics, newest_state
 from tiny import tiny_config
 
 import jaxvit

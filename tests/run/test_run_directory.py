@@ -1,4 +1,4 @@
-"""Damaged and foreign files in a run's folder: one line that names the file and what to do."""
+"""Damaged and foreign files in a run folder give one line with the file and the remedy."""
 
 from __future__ import annotations
 

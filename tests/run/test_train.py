@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from runs import StopAt, contents, metrics, newest_state
 from tiny import tiny_config
 
 import jaxvit
@@ -23,9 +25,6 @@ from jaxvit.config.plan import resolve
 from jaxvit.errors import INTERRUPTED, STOPPED, RunFailedError, StoppedError, UsageError
 from jaxvit.files import read_json
 from jaxvit.run.assembly import assemble
-from jaxvit.training.checkpoint import Checkpoints
-from jaxvit.training.journal import read_jsonl
-from jaxvit.training.stopping import StopRequest
 
 TESTS = str(Path(__file__).parents[1])
 
@@ -37,24 +36,11 @@ def _optax_mixes_dtypes():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, curves):
     """One uninterrupted run, shared."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), curves.drawn():
         return workdir, jaxvit.train(tiny_config(), workdir)
-
-
-def newest_state(workdir, config):
-    assembly = assemble(resolve(config))
-    like = jax.jit(assembly.create_state)()
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state, progress = checkpoints.restore(checkpoints.latest_step(), like)
-    checkpoints.close()
-    return state, progress
-
-
-def metrics(workdir):
-    return read_jsonl(workdir / "metrics.jsonl")
 
 
 def test_the_run_directory_explains_itself(finished):
@@ -116,23 +102,6 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-class StopAt(StopRequest):
-    """A stop request that comes by itself: read for the n-th time, it asks."""
-
-    def __init__(self, reads, code):
-        self.reads, self.code = reads, code
-        super().__init__()
-
-    @property
-    def exit_code(self):
-        self.reads -= 1
-        return self.code if self.reads < 0 else 0
-
-    @exit_code.setter
-    def exit_code(self, value):
-        pass
-
-
 @pytest.mark.parametrize("reads", [1, 4, 9])
 def test_stopped_and_started_again_equals_never_stopped(finished, tmp_path, monkeypatch, reads):
     workdir, result = finished
@@ -163,7 +132,7 @@ def test_a_finished_run_can_be_taken_further(finished, tmp_path):
 
 
 def test_a_run_taken_further_equals_one_as_long_from_the_start(tmp_path, capsys):
-    """Also where the shorter one ended between two lines of metrics."""
+    """Also if the shorter run ended between two lines of metrics."""
     changes = {"optim__schedule": "constant", "optim__warmup": "0 steps", "log__every": "3 steps"}
     for duration in ("1 epochs", "2 epochs"):
         jaxvit.train(tiny_config(**changes, train__duration=duration), tmp_path / "run")
@@ -230,6 +199,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
 
 def test_debug_nans_names_the_module(tmp_path):
     from jaxvit.training import nans
+    from jaxvit.training.step import loss
 
     config = tiny_config(model__dropout=0.0)
     assembly = assemble(resolve(config))
@@ -240,11 +210,12 @@ def test_debug_nans_names_the_module(tmp_path):
         "label": np.zeros(4, np.int32),
         "mask": np.ones(4, np.float32),
     }
-    assert "encoder/block_0/mlp/dense_1" in nans.explain(*assembly.loss(), state, batch)
+    found = nans.explain(assembly.prepare, partial(loss, apply=assembly.apply), state, batch)
+    assert "encoder/block_0/mlp/dense_1" in found
 
 
 def run_command(workdir, *more):
-    """A real process, on a config file of its own."""
+    """Runs the command in a real process, with a new config file."""
     file = workdir.parent / "long.py"
     file.write_text(
         "import sys\n"
@@ -347,7 +318,7 @@ def test_tensorflow_is_never_imported(tmp_path):
 
 
 class TooLarge(nn.Module):
-    """Ballast beyond any address space, so that no system promises the memory first and misses it later."""
+    """A model that needs more memory than any address space, so that the allocation fails immediately."""
 
     @nn.compact
     def __call__(self, images, *, train: bool):
@@ -362,7 +333,10 @@ def test_out_of_memory_is_one_line_with_what_helps(tmp_path):
     with pytest.raises(RunFailedError) as error:
         jaxvit.train(config, tmp_path / "run")
     line = str(error.value)
-    assert line.startswith("out of device memory (262,144.00 GiB could not be had); these help: ") and "\n" not in line
+    assert (
+        line.startswith("out of device memory (262,144.00 GiB could not be allocated); change one of: ")
+        and "\n" not in line
+    )
     for setting in ("train.batch_size, now=16", "eval.batch_size, now=7", "data.feed=stream, now=auto"):
         assert f"config.{setting}" in line
 
@@ -437,10 +411,6 @@ def test_other_images_than_the_run_began_with_are_refused(finished, tmp_path, mo
     assert contents(tmp_path / "run") == before
 
 
-def contents(folder):
-    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
 @pytest.mark.parametrize(
     ("changes", "options", "says"),
     [
@@ -448,7 +418,7 @@ def contents(folder):
         ({"train__duration": "4 epochs", "train__batch_size": 8}, {}, "holds a run of another config"),
         ({"train__duration": "4 epochs"}, {"profile": (3, 12)}, "--profile=3:12: the run goes on from step 12"),
         ({"train__duration": "4 epochs"}, {"profile": (17, 20)}, "--profile=17:20: the run has only 16 steps"),
-        ({"train__duration": "4 epochs"}, {"overrides": ["augment.fill"]}, "nothing reads this key"),
+        ({"train__duration": "4 epochs"}, {"overrides": ["augment.fill"]}, "this key has no effect"),
     ],
 )
 def test_a_refused_command_changes_nothing(finished, tmp_path, changes, options, says):
@@ -471,7 +441,7 @@ def test_a_full_disk_beside_the_checkpoints_is_one_line_too(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "override", "says"),
     [
-        ({}, "model.learner_tokens", r"nothing reads this key in this run: model.learner='none'"),
+        ({}, "model.learner_tokens", r"this key has no effect in this run: model.learner='none'"),
         ({"model__mlp_dim": 16}, "model.mlp_ratio", "mlp_dim=16"),
         ({"model__heads": 0}, "model.heads", "heads=0 must be 1 or more"),
         ({"model__dropout": 1.5}, "model.dropout", "dropout=1.5 must be at least 0 and below 1"),
@@ -516,9 +486,11 @@ def test_an_optimizer_that_goes_by_names_which_the_model_does_not_have(changes, 
 @pytest.mark.parametrize("way", [("remat", "full"), ("scan", True)])
 def test_debug_nans_sees_into_blocks_that_are_run_another_way(way):
     from jaxvit.training import nans
+    from jaxvit.training.step import loss
 
     assembly = assemble(resolve(tiny_config(**{f"model__{way[0]}": way[1], "model__depth": 2})))
     state = jax.jit(assembly.create_state)()
     state.params["encoder"]["block_1"]["mlp"]["dense_1"]["bias"] = np.full(8, np.nan, np.float32)
     batch = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.zeros(4, np.int32), "mask": np.ones(4, np.float32)}
-    assert "encoder/block_1/mlp/dense_1" in nans.explain(*assembly.loss(plainly=True), state, batch)
+    apply = partial(assembly.apply, plain=True)
+    assert "encoder/block_1/mlp/dense_1" in nans.explain(assembly.prepare, partial(loss, apply=apply), state, batch)

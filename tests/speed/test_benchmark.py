@@ -1,4 +1,4 @@
-"""The benchmark verb: what it measures and says. Times are whatever they are; what is counted from them is checked."""
+"""The benchmark verb. The tests do not check times, only the quantities computed from them."""
 
 import contextlib
 import csv
@@ -43,7 +43,7 @@ def usual_promotion():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What one quick run of the verb prints as JSON, and the folder that it wrote to."""
+    """The JSON output of a quick run of the verb, and its output folder."""
     folder = tmp_path_factory.mktemp("measured")
     cache = jax.config.jax_compilation_cache_dir
     words = ["--model=vit", "--batch=4", *TINY, *QUICK, f"--out={folder}", f"--trace={folder / 'trace'}", "--json"]
@@ -76,7 +76,7 @@ def test_every_promised_key_is_there_and_follows_from_the_times(measured):
 
 
 def test_memory_is_what_the_program_holds(measured):
-    """On a CPU: parameters and both moments are among it, four bytes a number; a state given away counts once."""
+    """On a CPU: includes parameters and both moments, four bytes per number; a donated state counts once."""
     found, _ = measured
     assert found["memory_of"] == "program"
     state = 3 * 4 * found["params"] / 1e6
@@ -109,7 +109,7 @@ def test_people_are_told_the_same(measured, capsys):
 
 
 def test_several_models_one_table(tmp_path, capsys, monkeypatch):
-    """Each in a process of its own, with all that was asked for; one that fails leaves the others."""
+    """Each model runs in its own process with all flags; if one fails, the others still run."""
 
     def process(command, **options):
         assert command[1:5] == ["-P", "-m", "jaxvit", "benchmark"]
@@ -164,7 +164,7 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
     each = models.measure_each(["vit", "cct"], ["--batch=2", *QUICK, *TINY])
     name, found = next(each)
     assert name == "vit" and set(found) >= PROMISED and (found["batch"], found["devices"]) == (2, 2)
-    with pytest.raises(UsageError, match=r"^cct: --config\.model\.patch: nothing reads this"):
+    with pytest.raises(UsageError, match=r"^cct: --config\.model\.patch: this key has no effect"):
         next(each)
 
 
@@ -182,12 +182,12 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
         (["--model=vit", "--dtype=float8"], "--dtype: invalid choice"),
         (["--model=vit", "--batch=2", "--config.train.batch_size=4"], "--batch and --config.train.batch_size"),
         (["--model=vit", "--dtype=bfloat16", "--config.model.dtype=float32"], "--dtype and --config.model.dtype"),
-        (["--model=vit", "--config.model.name=cct"], "the model is named by --model"),
+        (["--model=vit", "--config.model.name=cct"], "set the model with --model"),
         (["--model=vit", "--config.model.detph=2"], "did you mean 'model.depth'"),
         (["--model=vit", "--bacth=2"], "did you mean '--batch'"),
         (["--model=vit", "--config.train.duration=2 epochs", "--dry_run"], "train.duration: this key has no effect"),
         (["--model=vit", "--config.data.train=train[:9]", "--dry_run"], "the images are synthetic"),
-        (["--model=vit", "--config.optim.momentum=0.5", "--dry_run"], "config.optim.name='adamw' has none"),
+        (["--model=vit", "--config.optim.momentum=0.5", "--dry_run"], "config.optim.name='adamw' has no such setting"),
         (["--model=vit", "--config.model.patch=5", "--dry_run"], "patch=5 does not divide"),
         (["--model=vit", "--config.data.name=cifar10", "--dry_run"], "jaxvit data prepare cifar10"),
     ],
@@ -210,7 +210,7 @@ def test_a_dry_run_says_the_sizes_and_measures_nothing(tmp_path, capsys, monkeyp
     monkeypatch.setattr(models, "measure", None)
     assert main(["--model=tutorial_cct,vit", "--dry_run", f"--out={tmp_path / 'out'}"]) == 0
     out = capsys.readouterr().out
-    assert "416,331 parameters, 41,189,376 multiply-adds" in out and "batch 128, adamw: its document's" in out
+    assert "416,331 parameters, 41,189,376 multiply-adds" in out and "batch 128, adamw: as in its document" in out
     assert "32×32×3, 10 classes, feed resident" in out and out.endswith("nothing was measured\n")
     assert not (tmp_path / "out").exists()
 
@@ -253,9 +253,9 @@ def test_data_that_is_not_there_is_replaced_and_that_is_said(capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A Bench of the tiny run, with what happened while it was made: the programs, and events of the cache."""
+    """A Bench of the tiny run, with the programs and cache events recorded during its construction."""
     programs, events = [], []
-    make, lower, compile_ = run_program.make_train_program, run_program.TrainProgram.lower, Bench._compile
+    make, lower, compile_ = run_program.jit_train_step, run_program.JittedStep.lower, Bench._compile
 
     def noting_programs(*arguments, **options):
         programs.append(make(*arguments, **options))
@@ -272,9 +272,9 @@ def made(tmp_path_factory):
         return found
 
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"), fresh_program_cache():
-        patch.setattr(run_program, "make_train_program", noting_programs)
-        patch.setattr(measurement, "make_train_program", noting_programs)
-        patch.setattr(run_program.TrainProgram, "lower", noting_lowering)
+        patch.setattr(run_program, "jit_train_step", noting_programs)
+        patch.setattr(measurement, "jit_train_step", noting_programs)
+        patch.setattr(run_program.JittedStep, "lower", noting_lowering)
         patch.setattr(Bench, "_compile", noting_compiling)
         jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
         bench = Bench(make_subject(tiny_config()), tmp_path_factory.mktemp("bench"))
@@ -283,14 +283,14 @@ def made(tmp_path_factory):
 
 
 def test_the_step_is_the_trainers_own(made):
-    """What is compiled to be timed is what `train` compiles, made in the same place, to the letter."""
+    """The timed program is identical to the one that `train` compiles."""
     bench, programs, _ = made
     texts = {program.lower(bench._state, bench._feed, bench._call).as_text() for program in programs}
     assert len(programs) == 3 and len(texts) == 1
 
 
 def test_compiling_is_measured_without_and_with_kept_programs(made):
-    """The first time nothing is in the cache, the second time the step is."""
+    """The cache is empty the first time, and has the step the second time."""
     _, _, events = made
     first = events[events.index("began") : events.index("ended")]
     rest = events[events.index("ended") + 1 :]
@@ -388,7 +388,9 @@ def test_an_exhausted_device_is_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.")
 
     monkeypatch.setattr(models, "measure", exhausted)
-    with pytest.raises(RunFailedError, match=r"1\.00 GiB could not be had.*a smaller --batch, now=4, .*dtype=bfloat16"):
+    with pytest.raises(
+        RunFailedError, match=r"1\.00 GiB could not be allocated.*a smaller --batch, now=4, .*dtype=bfloat16"
+    ):
         models.measure_one(tiny_config(train__batch_size=4), Effort(), synthetic=True)
 
 

@@ -1,4 +1,4 @@
-"""A run's metrics as arrays, and what stands in a file that is none."""
+"""A run's metrics as arrays, and errors for other files."""
 
 from __future__ import annotations
 

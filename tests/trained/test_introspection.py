@@ -1,4 +1,4 @@
-"""What a model looks at, against loops over its layers' weights."""
+"""Introspection of a model, compared with loops over its layers' weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`jaxvit.load`: what fits, what is damaged, and that a run's files are read and never run."""
+"""`jaxvit.load`: valid and damaged folders; code that a run's files name does not run."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def images(tmp_path):
 
 
 def test_the_model_gets_the_very_pixels_of_the_data_set(run, tmp_path, capsys):
-    """Exported and predicted, the test images are as right as the run's own test says."""
+    """Predictions for the exported test images have the accuracy of the run's test."""
     from jaxvit.cli.data import main as data
 
     data(["export", "digits", str(tmp_path / "images"), "--split=test[:25]", "--n=25"])

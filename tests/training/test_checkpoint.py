@@ -1,4 +1,4 @@
-"""Newest and best survive; damage and full disks are said in one line."""
+"""Newest and best checkpoints survive; damage and full disks give one line."""
 
 import errno
 import os
@@ -219,7 +219,7 @@ def test_what_the_system_refuses_now_is_no_damage_either(saved, monkeypatch, err
         raise error
 
     monkeypatch.setattr(checkpoints._handlers["state"], "restore", fail)
-    with pytest.raises(RunFailedError, match=r"2 cannot be read now: .*; remove the cause and start the run again"):
+    with pytest.raises(RunFailedError, match=r"2 cannot be read now: .*[;.] .* and start again"):
         checkpoints.restore(2, make_state())
 
 
@@ -261,8 +261,10 @@ def test_a_disk_that_another_writer_finds_full_first(tmp_path):
         with pytest.raises(RunFailedError, match=f"^{line}$"), Checkpoints(tmp_path):
             raise full
         save(tmp_path, make_state())
-    with pytest.raises(OSError, match="Too many"), Checkpoints(tmp_path):
+    with pytest.raises(RunFailedError, match=r"too many files are open; .* is kept. Allow"), Checkpoints(tmp_path):
         raise OSError(errno.EMFILE, "Too many open files")
+    with pytest.raises(OSError, match="busy"), Checkpoints(tmp_path):
+        raise OSError(errno.EBUSY, "busy")
 
 
 def test_a_disk_that_is_full_when_the_last_notes_are_written(tmp_path, monkeypatch):

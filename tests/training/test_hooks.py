@@ -1,4 +1,4 @@
-"""Hooks: when they are called and with what, how they end a run, and what becomes of it when one fails."""
+"""Hooks: their calls and arguments, stopping a run, and errors."""
 
 import jax
 import numpy as np

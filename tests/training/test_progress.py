@@ -1,4 +1,4 @@
-"""What a person sees."""
+"""The progress output."""
 
 import errno
 import io
@@ -46,7 +46,7 @@ def test_plain_lines_come_every_so_often(monkeypatch):
 
 
 def test_a_reader_that_goes_away_stops_nothing():
-    """`| head -1`, in a process of its own: the pipe's other end is closed after the first line."""
+    """`| head -1` in a separate process closes the pipe after the first line."""
     code = (
         "import sys, time; from jaxvit.training.progress import Progress, nobody_need_listen\n"
         "with nobody_need_listen():\n"

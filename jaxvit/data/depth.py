@@ -1,0 +1,98 @@
+"""Images of more than 8 bits brought to 8, and what values they were seen to hold.
+
+Cameras and scanners of 10, 12 or 14 bits write files of 16: read as 16 bits, such pictures are nearly black.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+FULL = 65_535  # white, in 16 bits
+
+
+@dataclass
+class Depth:
+    """How images of more than 8 bits become 8, and what was seen of them. Several threads may share it.
+
+    Attributes:
+      white: the value that becomes 255; what is above it too. 0 = 65,535 in images of 16 bits; such of 32 bits, whole
+        numbers or not, are then refused, since nothing says what their values mean.
+      count: images of 16 bits or more that were read.
+      highest: the highest value that they held; of colour, to the nearest 257.
+    """
+
+    white: int = 0
+    count: int = 0
+    highest: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def to_eight_bits(self, image: Image.Image, sixteen_stored: bool = False) -> Image.Image:
+        """The image in 8 bits. Pillow itself cuts values of grey above 255 off, which makes such pictures white.
+
+        Args:
+          image: decoded.
+          sixteen_stored: its file has 16 bits. Of colour, and of grey with transparency, Pillow has read the upper 8.
+
+        Raises:
+          ValueError: the range of the values cannot be known.
+        """
+        # Pillow has read 16-bit files in mode I as well, by version and format; in these formats nothing else is.
+        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM", "JPEG2000"))
+        if not sixteen and image.mode not in ("I", "F"):
+            return self._from_upper_bits(image) if sixteen_stored else image
+        if not sixteen and not self.white:
+            raise ValueError(
+                f"its pixels are 32-bit numbers (mode {image.mode}) of no known range; data.white says which of them "
+                "is white, or save it with 8 or 16"
+            )
+        values = np.asarray(image)
+        self._note(float(np.nanmax(values)))
+        if not self.white:
+            return Image.fromarray((values.astype(np.int32) >> 8).astype(np.uint8))
+        scaled = np.nan_to_num(np.clip(values.astype(np.float32) * (255 / self.white), 0, 255))
+        return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+    def _from_upper_bits(self, image: Image.Image) -> Image.Image:
+        colours, alpha = image.getbands(), image.mode in ("LA", "RGBA")
+        shown = [image.getchannel(colour) for colour in colours[: len(colours) - alpha]]
+        self._note(257.0 * max(high for _, high in (band.getextrema() for band in shown)))
+        if not self.white:
+            return image
+        table = [min(255, round(value * 257 * 255 / self.white)) for value in range(256)]
+        bands = [band.point(table) for band in shown]
+        return Image.merge(image.mode, [*bands, image.getchannel("A")] if alpha else bands)
+
+    def _note(self, highest: float) -> None:
+        with self._lock:
+            self.count += 1
+            self.highest = max(self.highest, highest)
+
+    @property
+    def notes(self) -> dict[str, float]:
+        """What was seen, for JSON; nothing, if there were none."""
+        return {"count": self.count, "highest": self.highest} if self.count else {}
+
+
+def hint(seen: Mapping[str, float], white: int = 0) -> str:
+    """What to do about 16-bit images that use less than half of their range; '' = nothing.
+
+    Args:
+      seen: `Depth.notes`.
+      white: of the `Depth`.
+
+    Example:
+      >>> hint({"count": 3, "highest": 4000.0})
+      '3 images of 16 bits hold no value above 4,000, of 65,535, and come out dark: --config.data.white=4095 makes them as bright as they are meant'
+    """  # noqa: E501
+    if white or not seen or not 0 < seen["highest"] <= FULL // 2:
+        return ""
+    bits = max(8, int(seen["highest"]).bit_length())
+    return (
+        f"{int(seen['count']):,} images of 16 bits hold no value above {int(seen['highest']):,}, of {FULL:,}, and come "
+        f"out dark: --config.data.white={2**bits - 1} makes them as bright as they are meant"
+    )
