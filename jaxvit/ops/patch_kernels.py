@@ -48,7 +48,7 @@ def change_channels(kernel_HWIO: np.ndarray, channels: int, how: str = "sum") ->
 
     Args:
       kernel_HWIO: (rows, columns, input channels, output channels).
-      channels: of the images.
+      channels: number of channels of the new images.
       how: 'sum' = each new channel takes the sum of the old ones, divided by the number of new ones: a grey image
         gets the answer that its copies in all old channels got. 'mean' = their mean, undivided: the usual choice
         where the new channels are something else than colours.

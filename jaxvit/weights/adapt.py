@@ -24,7 +24,7 @@ class AdaptError(ValueError):
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one array.
+    """The decision about one array.
 
     Attributes:
       path: in the model, or in the weights where they are not used.
@@ -39,7 +39,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rules:
-    """What may differ.
+    """The differences that are allowed.
 
     Attributes:
       keep: patterns of paths that are loaded; none else are. () = all.
@@ -58,7 +58,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Places:
-    """What a position table's rows stand for.
+    """Layout of the rows of a position table.
 
     Attributes:
       grid: rows and columns of the map of tokens.

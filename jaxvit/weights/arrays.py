@@ -25,7 +25,7 @@ def read_arrays(path: Path, part: str = "") -> dict[str, np.ndarray]:
     """Reads the weights in a file.
 
     Args:
-      path: of a PyTorch zip archive, a safetensors file, an `.npz`, or an index (`model.safetensors.index.json`) of
+      path: a PyTorch zip archive, a safetensors file, an `.npz`, or an index (`model.safetensors.index.json`) of
         several such files beside it. The format is told by the content, not by the name.
       part: which entry of a PyTorch checkpoint holds the weights, 'model_ema' for example; '' takes 'model', else
         'state_dict', else the first that does.
@@ -56,7 +56,7 @@ def _kind(path: Path) -> str:
     """'torch', 'npz' or 'safetensors', by a file's first bytes.
 
     Raises:
-      UsageError: it is none of them; the sentence says what it is instead.
+      UsageError: the file has another format; the message names it.
     """
     try:
         size = check_regular(path).st_size

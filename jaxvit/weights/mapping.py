@@ -37,7 +37,7 @@ class MappingError(ValueError):
 
 
 class Read(NamedTuple):
-    """What `read` found.
+    """The result of `read`.
 
     Attributes:
       params: {our path: array}, float32, for every path of the model that has a counterpart.
@@ -99,7 +99,7 @@ def read(arrays: Mapping[str, np.ndarray], lines: Sequence[Line], shapes: Mappin
             raise MappingError(f"{name} {list(array.shape)} does not fit {ours}")
         for path, part in zip(paths, parts, strict=True):
             if path in params:
-                raise MappingError(f"{name} is there twice, under two names")
+                raise MappingError(f"{name} occurs twice, under two names")
             params[path] = np.ascontiguousarray(part, np.float32)
     missing = tuple(path for path in shapes if path not in params)
     return Read(params, tuple(unused), missing)

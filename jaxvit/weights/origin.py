@@ -1,4 +1,4 @@
-"""What an importer is: how files of one project are recognised, what model they hold, what their arrays are called."""
+"""The definition of an importer: how to recognise files of a project, guess their model, and map their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Value = bool | int | float | str | tuple
 
 @dataclass(frozen=True)
 class Guess:
-    """The model that a file's arrays belong to, as far as their shapes tell.
+    """The model of a file's arrays, guessed from their shapes.
 
     Attributes:
       model: a name of `jaxvit.create_model`.
@@ -64,7 +64,7 @@ class Origin:
       restore: its reverse.
       not_written: from a model's attributes to starts of names that its files do not have, where two of their names
         stand for one of ours.
-      ignored: patterns of names that are no weights of the model: buffers, second heads.
+      ignored: patterns of names to ignore: buffers, unused heads.
       positions: how the origin resizes its position table, a method of `jaxvit.ops.resize_positions`.
     """
 
@@ -88,12 +88,14 @@ def grid_of(tokens: int, patch: int, channels: int) -> tuple[int, int, int]:
     """
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise NotImportable(f"a position table of {tokens} places, which is no square: give --image_size=HEIGHTxWIDTH")
+        raise NotImportable(
+            f"a position table of {tokens} places, which do not form a square: give --image_size=HEIGHTxWIDTH"
+        )
     return side * patch, side * patch, channels
 
 
 def heads_of(dim: int) -> int:
-    """How many attention heads a ViT of so many channels has: 64 channels each, but for the largest published sizes.
+    """The number of heads of a ViT: one per 64 channels, except in the largest published sizes.
 
     Raises:
       NotImportable: the channels do not divide by 64.
@@ -110,7 +112,7 @@ _WIDE_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
 
 
 def count(arrays: Mapping[str, np.ndarray], name: str) -> int:
-    """How many arrays are called `name` with a number in place of `{i}`: 0, 1, 2, …"""
+    """Counts the arrays whose name is `name` with a number for `{i}`: 0, 1, 2, …"""
     before, after = name.split("{i}")
     pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
     return len({found[1] for other in arrays if (found := pattern.fullmatch(other))})

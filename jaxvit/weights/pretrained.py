@@ -46,7 +46,7 @@ class Pretrained:
       params: its parameters, a nested dict of float32 arrays.
       input: (height, width, channels) of its images.
       fresh: paths that the file has no weights for, at their initial values: a classifier, or nothing.
-      unused: names in the file that are no weights of the model.
+      unused: names in the file that the model has no place for.
     """
 
     origin: Origin
@@ -76,7 +76,8 @@ def shapes_of(model: nn.Module, image: tuple[int, int, int]) -> dict[str, Shape]
     """{path: shape} of a model's parameters, paths joined by '/', without running it."""
     images = jax.ShapeDtypeStruct((1, *image), jnp.float32)
     found = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
-    return {"/".join(path): leaf.shape for path, leaf in flatten_dict(found["params"]).items()}
+    leaves = jax.tree_util.tree_flatten_with_path(found["params"])[0]
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 
 def read_pretrained(
@@ -91,7 +92,7 @@ def read_pretrained(
     """Reads a file of another project into a model of this one.
 
     Args:
-      path: of the file; see `jaxvit.weights.arrays.read_arrays` for the formats.
+      path: the file; see `jaxvit.weights.arrays.read_arrays` for the formats.
       origin: a name of `ORIGINS`; '' finds it by the names in the file.
       part: which part of a PyTorch checkpoint; see `read_arrays`.
       model: a name of `jaxvit.list_models` that the file must suit; '' goes by the shapes.
@@ -191,7 +192,7 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
 
     Args:
       path: `.pth`, `.safetensors` or `.npz` of one of the projects in `ORIGINS`.
-      model: the model that the file was made for, but for its number of classes.
+      model: the model of the file.
       input: (height, width, channels) of its images; None goes by the file.
 
     Returns:

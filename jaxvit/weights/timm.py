@@ -17,7 +17,7 @@ _BLOCK = "blocks.{i}"
 _OURS = "encoder/block_{i}"
 _PARTS = ("query", "key", "value")
 
-# What a name says about a model that is not one of ours.
+# Names that only occur in models that this project does not have.
 _FOREIGN = {
     "patch_embed.backbone.": "a hybrid with a ResNet before the transformer",
     "dist_token": "a distilled DeiT, whose answer is the mean of two heads on two tokens",
@@ -45,7 +45,7 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
     if "patch_embed.proj.bias" not in arrays:
         raise NotImportable("a patch embedding without a bias")
     if arrays["patch_embed.proj.weight"].ndim != 4 or "pos_embed" not in arrays:
-        raise NotImportable("patches or positions in a form of their own")
+        raise NotImportable("an unknown form of patches or positions")
 
 
 def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:

@@ -3,7 +3,7 @@
 `torch.save` writes a zip archive: a pickle, `data.pkl`, that describes tensors, and one uncompressed member with the
 numbers of each storage. A pickle is a program for a small machine that may call any importable function, so it is
 read here by an unpickler that knows a fixed list of names: tensors, plain containers, numbers, and a few classes whose
-content is thrown away. Any other name ends the reading before anything is called.
+content is ignored. Any other name ends the reading before anything is called.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): _first,
             ("torch.nn.parameter", "Parameter"): _first,
             **{("torch", name): dtype for name, dtype in _STORAGES.items()},
-            # What training scripts keep beside the weights.
+            # Objects that training scripts store next to the weights.
             **dict.fromkeys(
                 [
                     ("argparse", "Namespace"),
@@ -131,7 +131,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, reference: object) -> _Storage:
         if not (isinstance(reference, tuple) and len(reference) == 5 and reference[0] == "storage"):
-            raise ValueError("a reference to something that is no storage")
+            raise ValueError("a reference to an unknown object")
         _, dtype, key, _, numel = reference
         if not (isinstance(dtype, np.dtype) and isinstance(key, str) and type(numel) is int and numel >= 0):
             raise ValueError("a storage of an unknown kind")

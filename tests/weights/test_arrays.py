@@ -1,4 +1,4 @@
-"""Files of weights are told apart by their content; what is no such file is named."""
+"""`read_arrays` recognises formats by content, and names the format of other files."""
 
 import json
 import os

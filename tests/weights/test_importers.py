@@ -270,17 +270,17 @@ WRONG = {
         lambda w: w.pop("blocks.0.mlp.fc2.bias"),
         "has no weights for encoder/block_0/mlp/dense_1/bias",
     ),
-    "no positions": (lambda w: w.pop("pos_embed"), "positions in a form of their own"),
+    "no positions": (lambda w: w.pop("pos_embed"), "unknown form of patches or positions"),
     "NaN": (
         lambda w: w.update({"norm.bias": np.full(192, np.nan, np.float32)}),
         "NaN or infinite weights, in norm/bias",
     ),
     "another width": (lambda w: w.update({"norm.bias": np.zeros(191, np.float32)}), r"norm.bias \[191\] does not fit"),
-    "no square": (lambda w: w.update({"pos_embed": np.zeros((1, 12, 192), np.float32)}), "is no square"),
+    "no square": (lambda w: w.update({"pos_embed": np.zeros((1, 12, 192), np.float32)}), "do not form a square"),
     "nothing known": (lambda w: (w.clear(), w.update(a=np.zeros(1))), "names of no project that is known, such as a;"),
     "a stem without axes": (
         lambda w: w.update({"patch_embed.proj.weight": np.zeros(3, np.float32)}),
-        "form of their own",
+        "unknown form",
     ),
 }
 
