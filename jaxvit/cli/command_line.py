@@ -113,9 +113,9 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         with no_empty_folders():
             try:
                 code = verb(words)
-            except SystemExit as left:  # argparse's, after --help
+            except SystemExit as left:  # from argparse, after --help
                 code = int(left.code or 0)
-            sys.stdout.flush()  # here, where it is no mystery if it fails
+            sys.stdout.flush()  # here, so that an error is reported
         return code, None
     except UsageError as error:
         return _complain(error, errors.USAGE), error

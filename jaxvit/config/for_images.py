@@ -27,8 +27,8 @@ from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
 
 CONFIG = "photos"  # the packaged config that `--data` stands for
-SIDES = (64, 48, 32)  # what images are brought to; smaller ones stay as they are
-STEPS, EPOCHS = 2000, (30, 200)  # so many steps, within so many epochs
+SIDES = (64, 48, 32)  # sides to which larger images are resized
+STEPS, EPOCHS = 2000, (30, 200)  # number of steps; least and greatest number of epochs
 BATCHES = (8, 128)
 COMPARED = 50_000  # images of given parts are compared with one another up to this number: all have to be decoded
 _SHOWN = 20  # classes that are named with their counts
@@ -68,7 +68,7 @@ def data_name(text: str) -> str:
     if os.path.isdir(path):
         return PREFIX + path
     if os.path.exists(path) or text.startswith((".", "/", "~")):
-        kind = "is no folder, and no table (.csv, .tsv, .jsonl)" if os.path.exists(path) else "is not there"
+        kind = "is no folder, and no table (.csv, .tsv, .jsonl)" if os.path.exists(path) else "does not exist"
         raise UsageError(f"--data={text}: {path} {kind}")
     return text
 
@@ -98,9 +98,11 @@ def choose(
       UsageError: the images cannot be used.
     """
     config = config.copy_and_resolve_references()
-    _set(config, {"data.name": name, **({"data.folds": folds} if folds else {})}, given)
+    _set(config, {"data.name": name, "data.classes": (), **({"data.folds": folds} if folds else {})}, given)
     opened = _open(config, name)
-    side, of_side = _side(opened, config)
+    side, of_side = _side(opened)
+    if config.data.side and not whole_recipe:
+        side, of_side = config.data.side, "as in the config"
     _set(config, {"data.side": side, "augment.mean": (), "augment.std": ()}, given)
     stored = opened.changed(side=config.data.side, cut=None)
     images = sum(stored.stored_sizes.values())
@@ -119,7 +121,7 @@ def choose(
             _set(config, {"model.conv_layers": choose_conv_layers(_shown_side(dataset))}, given)
         if dataset.is_grey:
             _set(config, {"augment.flip": False}, given)
-            reasons["augment.flip"] = "the images are grey, and what is written must not be mirrored"
+            reasons["augment.flip"] = "all images are grey; mirrored writing is wrong"
     lines, warnings = _describe(stored, dataset, config, counts, reasons, given)
     return Chosen(config, lines, warnings)
 
@@ -180,11 +182,11 @@ def _parts(stored: Dataset, folds: int) -> dict[str, object]:
     return parts | {"data.train": "train[:80%]", "data.validation": "train[80%:90%]", "data.test": "train[90%:]"}
 
 
-def _side(stored: Dataset, config: ConfigDict) -> tuple[int, str]:
+def _side(stored: Dataset) -> tuple[int, str]:
     """(value of data.side, reason)."""
     sizes = stored.sample_sizes()
     if not sizes:
-        return config.data.side or SIDES[0], "the images' sizes are not known before they are read"
+        return SIDES[0], "the sizes of the images are not known before they are read"
     shorter = statistics.median(min(size) for size in sizes)
     middle = "×".join(str(round(statistics.median(s[axis] for s in sizes))) for axis in (0, 1))
     same = len(set(sizes)) == 1
@@ -223,6 +225,7 @@ def _describe(
     left_out = [str(one) for one in dataset.left_out]
     if left_out:
         lines.append(f"  left out: {'; '.join(left_out)}")
+    stored.say_left_out(already=True)
     batch = config.train.batch_size
     steps = -(-counts["train"] // batch)
     chosen = {

@@ -30,11 +30,13 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "white": get.at_least("data.white", 0),
         "cut": resolve_cut(get),
     }
-    return opened or open_dataset(get("data.name", str), data_dir(get("data.dir", str)), **options)
+    dataset = opened or open_dataset(get("data.name", str), data_dir(get("data.dir", str)), **options)
+    dataset.say_left_out()
+    return dataset
 
 
 def resolve_cut(get: ConfigReader) -> Cut | None:
-    """What `data.cut`, `data.folds` and `data.fold` ask for; None = the set's own splits."""
+    """The cut that `data.cut`, `data.folds` and `data.fold` request; None = only the stored splits."""
     cut, folds = get.one_of("data.cut", ("", "content")), get.at_least("data.folds", 0)
     if not folds:
         return Cut() if cut else None
@@ -63,7 +65,7 @@ def resolve_balance(get: ConfigReader, dataset: Dataset, train: str) -> dict[str
 
 
 def overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
-    """Images that are in more than one part: allowed, for whoever wants to see a model fit them."""
+    """Warns of images that are in more than one part. It is allowed, for example to see a model fit them."""
     found = []
     for part in ("validation", "test"):
         split = getattr(data, part)
@@ -76,8 +78,8 @@ def overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
     shared = dataset.shared(data.validation, data.test) if data.validation and data.test else 0
     if shared:
         found.append(
-            f"{shared:,} of the {data.test_count:,} images of config.data.test='{data.test}' choose the weights as "
-            f"well (config.data.validation='{data.validation}'): the test accuracy will be too good"
+            f"{shared:,} of the {data.test_count:,} images of config.data.test='{data.test}' select the weights "
+            f"as well (config.data.validation='{data.validation}'): the test accuracy will be too high"
         )
     return tuple(found)
 
@@ -94,7 +96,7 @@ def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
     """
     names = dataset.class_names
     if len(names) == 1:
-        folders = ", each with a folder of its own: PATH/CLASS/IMAGE.jpg" if dataset.has_files else ""
+        folders = ", each in a folder: PATH/CLASS/IMAGE.jpg" if dataset.has_files else ""
         raise UsageError(
             f"config.data.name='{name}': all of its images are of one class ({names[0]}), so there is nothing to tell "
             f"apart; a classifier needs two classes or more{folders}"

@@ -122,6 +122,19 @@ class Dataset:
         bad = self._whole.skipped
         return (*found, *(LeftOut("images that cannot be decoded", count, names[:3]) for count, names in bad if count))
 
+    def say_left_out(self, *, already: bool = False) -> None:
+        """Prints what a folder or a table holds that is left out, on stderr, once a process.
+
+        Args:
+          already: it has been printed in another way.
+        """
+        found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
+        said = f"note: {self.name}: left out: {'; '.join(map(str, found))}"
+        if already:
+            _said.add(said)
+        elif found:
+            _warn_once(said)
+
     def sample_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
         if isinstance(self._store, FolderStore):
@@ -150,17 +163,17 @@ class Dataset:
 
     @cached_property
     def _pieces(self) -> dict[str, list[tuple[str, np.ndarray]]]:
-        """Of each split, the stored splits that it is cut from, and the numbers of its images in these, ascending.
+        """{split: [(stored split, indices of images in it, ascending), …]}.
 
-        They are numbers in the decoded split where that is kept, else of records. Empty arrays where nothing is cut:
-        then a split is what is stored under its name.
+        The indices count the images of the decoded split, or the records of a split that is too large to be kept
+        decoded. Without a cut, each split is the stored split of that name, and the indices are empty.
         """
         if not self._cut:
             return {split: [(split, _NO_ROWS)] for split in self._store.sizes}
         return self._cut.pieces(self._store.sizes, self.contents, self.name)
 
     def contents(self, split: str) -> Contents:
-        """What the images of a stored split show, see `jaxvit.data.stored.StoredSplits.contents`."""
+        """Contents and labels of a stored split; see `jaxvit.data.stored.StoredSplits.contents`."""
         return self._whole.contents(split)
 
     def count(self, split: str, key: str = "split") -> int:
@@ -212,7 +225,7 @@ class Dataset:
         return stored
 
     def _rows_of(self, split: str, start: int = 0, stop: int | None = None) -> list[tuple[str, np.ndarray]]:
-        """Of a stretch of a split: the stored splits, and the numbers of the images in these, of the classes kept."""
+        """[(stored split, indices), …] of the images from `start` to `stop` of a split, of the chosen classes."""
         found = []
         for stored, rows in self._pieces[split]:
             if not self._cut:

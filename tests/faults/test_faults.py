@@ -1,4 +1,4 @@
-"""The system fails while a verb works: one line, nothing half-written, and the same command goes on from there.
+"""System calls fail while a verb runs: it prints one line, leaves nothing half-written, and the same command resumes.
 
 `faults.c` makes the system fail, `verbs.py` runs the verbs; each case is a process. Without a C compiler only the tests
 of standard streams run.
@@ -177,7 +177,7 @@ def train(verbs, run, *words, **asked):
 
 
 def outcome(run):
-    """What a run came to, without how long it took."""
+    """The result of a run, without times."""
     result = json.loads((run / "result.json").read_text())
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {k: v for k, v in result.items() if k not in ("seconds", "checksum")}, metrics

@@ -174,7 +174,7 @@ def test_no_flip_in_exported_weights_is_silent(tmp_path):
 
 @contextlib.contextmanager
 def soon(what):
-    """What waits for ever fails instead."""
+    """Turns a hang into a failure."""
 
     def fail(*_):
         raise AssertionError(f"{what} is waited for")
