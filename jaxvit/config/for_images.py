@@ -154,7 +154,7 @@ def _open(config: ConfigDict, name: str) -> Dataset:
     data = config.data
     options = {"classes": data.classes, "on_error": data.on_error, "side": data.side}
     options |= {"limits": Limits(data.max_pixels, data.max_bytes), "white": data.white}
-    return open_dataset(name, data_dir(data.dir), **options, tell=False)  # it is among the first lines
+    return open_dataset(name, data_dir(data.dir), **options)
 
 
 def _set(config: ConfigDict, values: dict[str, object], given: Collection[str]) -> None:
