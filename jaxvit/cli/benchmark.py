@@ -14,7 +14,7 @@ from jaxvit.cli import command_line
 from jaxvit.devices import quiet
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.exports.formats import format_of
-from jaxvit.files import make_writable, write_text
+from jaxvit.files import local_path, make_writable, write_text
 from jaxvit.shown import terminal
 from jaxvit.speed.models import PACKAGES, circumstances, measure_each, measure_one
 from jaxvit.speed.page import in_short, markdown, show, show_plan, write_tables
@@ -47,7 +47,11 @@ def _parser() -> command_line.Parser:
         "--file", action="append", default=[], metavar="FILE", help="exported files instead of --model; runs them"
     )
     parser.add_argument(
-        "--workdir", default="", metavar="RUN", help="with --file: the run they were exported from, for comparison"
+        "--workdir",
+        default="",
+        type=local_path,
+        metavar="RUN",
+        help="with --file: the run they were exported from, for comparison",
     )
     parser.add_argument(
         "--own_code", action="store_true", help="with --workdir or a hub folder: import the user's code that it names"
@@ -59,8 +63,8 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--synthetic", action="store_true", help="use random images even if the data set exists")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of a turn (default: 2)")
-    parser.add_argument("--trace", metavar="DIR", help="write a profile of some steps to DIR")
-    parser.add_argument("--out", metavar="DIR", help="write benchmark.md and benchmark.csv to DIR")
+    parser.add_argument("--trace", type=local_path, metavar="DIR", help="write a profile of some steps to DIR")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="write benchmark.md and benchmark.csv to DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object per model and line")
     parser.add_argument("--dry_run", action="store_true", help="print what would be measured; measure nothing")
     return parser
@@ -148,7 +152,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     from jaxvit.speed.files import BATCHES, measure_files, page
 
     parser.refuse_unknown(rest)
-    files = [Path(name) for value in options.file for name in value.split(",")]
+    files = [Path(local_path(name)) for value in options.file for name in value.split(",")]
     if not files:
         raise UsageError(
             "--workdir and --own_code are for --file: name exported files, such as --file=RUN/export/model.stablehlo"

@@ -30,7 +30,7 @@ def open_missing_streams() -> set[str]:
 
 
 def needs_stdout(words: Sequence[str]) -> bool:
-    """True if a command has no result except its output."""
+    """True if a command writes no files: its result is its printed output."""
     return not words or words[0] not in _WRITE_FILES or bool({"--help", "-h", "--json", "--dry_run"} & set(words))
 
 

@@ -30,6 +30,7 @@ from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.data.stored import StoredSplits, warn_once
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.shown import terminal
 
@@ -360,7 +361,7 @@ def located(name: str) -> str:
     prefix, colon, path = name.partition(":")
     if not colon or is_own(name):
         return name
-    return f"{prefix}:{os.path.abspath(os.path.expanduser(path))}"
+    return f"{prefix}:{os.path.abspath(local_path(path))}"
 
 
 def open_dataset(
@@ -384,10 +385,14 @@ def open_dataset(
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
+    if name in (PREFIX, TABLE_PREFIX):
+        raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
     elif is_own(name):
         store = OwnStore(name, directory)
+    elif {"", ".", ".."} & {*name.split("/")}:
+        raise UsageError(f"config.data.name='{name}': is not the name of a data set, such as 'cifar10'")
     else:
         try:
             store = open_prepared(name, directory)

@@ -1,4 +1,4 @@
-"""Runs verbs of jaxvit one after the other, each in a forked process that has imported everything already.
+"""Runs verbs of jaxvit one after another, each in a forked process whose parent has imported everything.
 
 `python tests/faults/verbs.py` reads one JSON object per line from stdin, and answers each with one on stdout::
 
