@@ -374,7 +374,6 @@ def open_dataset(
     limits: Limits | None = None,
     white: int = 0,
     cut: Cut | None = None,
-    tell: bool = True,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
@@ -382,7 +381,6 @@ def open_dataset(
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
       classes, on_error, side, limits, white, cut: see `Dataset`.
-      tell: say on stderr, once a process, what a folder or a table has that is left out; False = the caller says it.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
@@ -391,8 +389,6 @@ def open_dataset(
         raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
-        if store.found.left_out:
-            warn_once(f"note: {store.name}: left out: {'; '.join(map(str, store.found.left_out))}", known=not tell)
     elif is_own(name):
         store = OwnStore(name, directory)
     elif {"", ".", ".."} & {*name.split("/")}:
