@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 
 import jax
 
 from jaxvit.config.keys import base_config
 from jaxvit.config.plan import dataset_of, resolve
-from jaxvit.data.augment import Augmentation, training_transform
+from jaxvit.data.augment import augment
 from jaxvit.data.batches import TrainBatches
 from jaxvit.data.prepared import data_dir
+from jaxvit.data.settings import Augmentation
 from jaxvit.data.sources import open_dataset
 from jaxvit.run.assembly import assemble
 from jaxvit.speed import input as speed
@@ -28,7 +30,7 @@ from jaxvit.speed import input as speed
 def crop_and_flip(name: str, batch_size: int) -> float:
     """Images per second, for crop and flip."""
     source = open_dataset(name, data_dir("")).read("train")
-    transform = training_transform(Augmentation(pad_crop=4, flip=True), len(source.class_names))
+    transform = partial(augment, settings=Augmentation(pad_crop=4, flip=True), classes=len(source.class_names))
     return batch_size / speed.resident_seconds(source, batch_size, transform, steps=20)
 
 
@@ -43,13 +45,15 @@ def recipe_against_step(name: str, batch_size: int = 128) -> dict[str, float]:
     config.augment.policy, config.augment.mixup, config.augment.cutmix = "rand-m9-n2-mstd0.5-inc1", 0.8, 1.0
     plan = resolve(config, dataset=dataset)
     source = dataset.read(plan.data.train)
-    transform = training_transform(plan.augment, plain.classes)
-    augment = speed.resident_seconds(source, batch_size, transform, steps=20)
-    base = speed.resident_seconds(source, batch_size, training_transform(plain.plan.augment, plain.classes), steps=20)
+    transform = partial(augment, settings=plan.augment, classes=plain.classes)
+    recipe = speed.resident_seconds(source, batch_size, transform, steps=20)
+    base = speed.resident_seconds(
+        source, batch_size, partial(augment, settings=plain.plan.augment, classes=plain.classes), steps=20
+    )
     batch = jax.device_put(dict(TrainBatches(source, batch_size, 0)[0]))
-    step, state = jax.jit(plain.train_step()), jax.jit(plain.create_state)()
+    step, state = jax.jit(plain.train_step), jax.jit(plain.create_state)()
     whole = speed.seconds_each(lambda: step(state, batch))
-    return {"recipe_ms": 1e3 * (augment - base), "step_ms": 1e3 * whole, "share": (augment - base) / whole}
+    return {"recipe_ms": 1e3 * (recipe - base), "step_ms": 1e3 * whole, "share": (recipe - base) / whole}
 
 
 def main() -> None:

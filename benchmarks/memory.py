@@ -36,7 +36,7 @@ def temporary_bytes(model: str, remat: str, batch: int, *, scan: bool) -> int:
         "label": jax.ShapeDtypeStruct((batch,), "int32"),
         "mask": jax.ShapeDtypeStruct((batch,), "float32"),
     }
-    step = jax.jit(assembly.train_step(), donate_argnums=0).lower(assembly.abstract_state, images)
+    step = jax.jit(assembly.train_step, donate_argnums=0).lower(assembly.abstract_state, images)
     return step.compile().memory_analysis().temp_size_in_bytes
 
 

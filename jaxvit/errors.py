@@ -80,9 +80,9 @@ _SYSTEM_ERRORS = {
 }
 
 
-def is_disk_full(error: OSError) -> bool:
-    """True if the disk is full or the user's quota is used up."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_disk_failure(error: OSError) -> bool:
+    """True if the disk is full, the user's quota is used up, or the disk reports an error: no other name would help."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def find_system_error(error: BaseException | None) -> OSError | None:

@@ -28,7 +28,7 @@ import jaxvit
 from jaxvit.config import load_config_file
 from jaxvit.config.identity import config_hash
 from jaxvit.devices.sharding import make_mesh, shard_state
-from jaxvit.run.program import make_feed, make_train_program
+from jaxvit.run.program import jit_train_step, make_feed
 from jaxvit.speed.subject import document_config, make_subject
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def step_of(name: str) -> tuple[str, str]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(jax.device_get(leaf).tobytes())
-    return make_train_program(assembly, feed, state, mesh, 1).lower(state, feed, call).as_text(), digest.hexdigest()
+    return jit_train_step(assembly, feed, state, mesh, 1).lower(state, feed, call).as_text(), digest.hexdigest()
 
 
 def hashes() -> dict[str, str]:

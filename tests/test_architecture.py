@@ -159,7 +159,7 @@ def imported(file):
 
 
 def test_no_test_imports_another():
-    """What several need is in a module without tests, such as tests/tiny.py: else one's change breaks the other."""
+    """Shared code is in modules without tests, such as tests/tiny.py: so a change of one test cannot break another."""
     files = sorted((ROOT / "tests").rglob("*.py"))
     tests = {file.stem for file in files if file.stem.startswith("test_")}
     assert len(tests) > 50
@@ -187,7 +187,7 @@ WALK = {
     "what is in a checkpoint": ("jaxvit.training.checkpoint", "Checkpoints"),
     "where would a new pooling go": ("jaxvit.layers.pool", "Pool"),
     "where is a batch put together": ("jaxvit.data.batches", "gather"),
-    "where is the step": ("jaxvit.training.step", "make_train_step"),
+    "where is the step": ("jaxvit.training.step", "train_step"),
     "where is a model's name": ("jaxvit.models.registry", "MODELS"),
     "what does a verb do": ("jaxvit.cli.train", "main"),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import jaxvit
 from jaxvit import config
 from jaxvit.cli.command_line import VERBS
-from jaxvit.config.keys import KEYS
+from jaxvit.config.key_table import KEYS
 
 FILE = Path(__file__).with_name("public_names.txt")
 

@@ -55,7 +55,7 @@ def edit_json(file: Path, old: str, new: str) -> None:
 
 
 def family_config(name: str, attributes: dict[str, Any] | None = None, **changes: Any) -> ConfigDict:
-    """`tiny_config` with a model of `FAMILIES`; `attributes` are other values of its own."""
+    """`tiny_config` with a model of `FAMILIES`; `attributes` overrides its values."""
     config = tiny_config(**changes)
     family = {"fuser": "token_learner_vit"}.get(name, name)
     config.model = base_config(family, **{**FAMILIES[name], **(attributes or {})}).model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +15,7 @@ from jaxvit.ops.implementations import use
 from jaxvit.ops.labels import one_hot
 from jaxvit.training.optimizer import OptimizerSettings, make_optimizer
 from jaxvit.training.state import create_state, derive_key
-from jaxvit.training.step import make_loss, make_train_step
+from jaxvit.training.step import train_step
 
 from .workloads import Workload, images, labels
 
@@ -54,8 +54,8 @@ class JaxvitPeer:
                 eps=w.epsilon,
             )
         )
-        prepare, loss = make_loss(apply, as_is, derive_key(0, "step"))
-        self._step = jax.jit(make_train_step(prepare, loss, optimizer), donate_argnums=0)
+        step = partial(train_step, key=derive_key(0, "step"), apply=apply, transform=as_is, optimizer=optimizer)
+        self._step = jax.jit(step, donate_argnums=0)
         self._state = jax.jit(lambda key: create_state(init, optimizer, key))(derive_key(0, "init"))
         self._apply = jax.jit(
             lambda variables, images_BHWC: apply(variables, images_BHWC, train=False),

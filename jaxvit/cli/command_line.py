@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import threading
@@ -25,7 +26,7 @@ from jaxvit.cli.streams import (
     refuse_closed_stdout,
 )
 from jaxvit.config.overrides import ELSEWHERE
-from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
+from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages, why_refused
 from jaxvit.errors import UsageError, nearest
 from jaxvit.files import no_empty_folders
 
@@ -94,6 +95,10 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     closed = open_missing_streams()
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no '×' gets an escape for it, and not an error.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
@@ -113,9 +118,9 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         with no_empty_folders():
             try:
                 code = verb(words)
-            except SystemExit as left:  # argparse's, after --help
+            except SystemExit as left:  # from argparse, after --help
                 code = int(left.code or 0)
-            sys.stdout.flush()  # here, where it is no mystery if it fails
+            sys.stdout.flush()  # a failure here is still reported as one line
         return code, None
     except UsageError as error:
         return _complain(error, errors.USAGE), error
@@ -130,6 +135,8 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:
+        if reason := why_refused(error):
+            return _complain(reason, errors.USAGE), UsageError(reason)
         if failed := errors.find_system_error(error):
             try:
                 sys.stdout.flush()

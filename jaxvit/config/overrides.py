@@ -1,37 +1,40 @@
-"""`--config.key=value`: config keys set on the command line, typed, with the nearest real key for a wrong one."""
+"""Parses overrides of config keys on the command line, `--config.KEY=VALUE`, and suggests a key for a wrong one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
-from jaxvit.config.keys import KEYS, flatten, gone
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import check_value, flatten, gone
 from jaxvit.errors import UsageError, first_line, nearest
 
 
-def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
-    """Loads a config and applies ``--config.key=value`` overrides through ml_collections.
+def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[ConfigDict, dict[str, object], list[str]]:
+    """Loads a config and applies ``--config.KEY=VALUE`` overrides to it.
 
     Args:
-      spec: value of ``--config``: a config of this package or a file, see `jaxvit.config.load_config_file`.
-      tokens: the command line's remaining words.
+      spec: value of ``--config``, a config of this package or a file; see `jaxvit.config.load_config_file`.
+      tokens: the other words of the command line.
 
     Returns:
-      (config, overrides {key: value}, words that are no overrides).
+      The config, the overrides {key: value}, and the words that are not overrides.
 
     Raises:
-      UsageError: unknown key, or a value of the wrong type.
+      UsageError: a key is unknown, or a value has the wrong type.
     """
     overrides, _ = split_overrides(tokens)
     chosen_model = [value for key, value, _ in overrides if key == "model.name"]
     return parse_overrides(load_config_file(spec, chosen_model[-1] if chosen_model else ""), tokens)
 
 
-def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
-    """Applies ``--config.key=value`` overrides to a config; see `parse_config_arguments`."""
+def parse_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDict, dict[str, object], list[str]]:
+    """Applies ``--config.KEY=VALUE`` overrides to a config; see `parse_config_arguments`."""
     from absl import flags
-    from ml_collections import ConfigDict, config_flags
+    from ml_collections import config_flags
 
     overrides, rest = split_overrides(tokens)
     types = {path: type(value) for path, value in flatten(config)}
@@ -45,49 +48,51 @@ def parse_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, 
     values = flags.FlagValues()
     argv = ["jaxvit", *(token for _, _, token in overrides)]
     for (key, value, _), position in zip(overrides, range(1, len(argv)), strict=True):
-        if types[key] is not bool:  # one spelling for absl: --config.key=value
+        if types[key] is not bool:  # absl then sees one spelling only, --config.KEY=VALUE
             argv[position] = f"--config.{key}={value}"
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
     except (flags.Error, ValueError, TypeError) as error:
         raise UsageError(_explain_value_error(overrides, types, error)) from None
-    applied = dict(values["config"].override_values)
+    applied: dict[str, object] = dict(getattr(values["config"], "override_values"))  # noqa: B009
     for key, value in applied.items():
-        # absl's parser takes what is no Python literal for a tuple of one string.
-        if types[key] is tuple and any(isinstance(v, str) and v.startswith(("(", "[")) for v in value):
+        # absl parses text that is not a Python literal as a tuple of one string.
+        if isinstance(value, tuple) and any(isinstance(v, str) and v.startswith(("(", "[")) for v in value):
             raise UsageError(f"--config.{key}={value[0]}: expected {_TYPE_NAMES[tuple]}")
-    return values.config, applied, rest
+        check_value(key, value)
+    return cast(ConfigDict, values.config), applied, rest
 
 
-def parse_model_overrides(config: Any, tokens: Sequence[str]) -> tuple[Any, dict[str, Any], list[str]]:
-    """As `parse_overrides`, where another flag, `--model`, has named the config's model already.
+def parse_model_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDict, dict[str, object], list[str]]:
+    """Applies overrides to a config whose model the flag `--model` has set; see `parse_overrides`.
 
     Raises:
-      UsageError: as `parse_overrides`; or a word names a model.
+      UsageError: a key is unknown, a value has the wrong type, or an override sets another model.
     """
     if any(key == "model.name" for key, _, _ in split_overrides(tokens)[0]):
-        raise UsageError("--config.model.name: the model is named by --model")
+        raise UsageError("--config.model.name: set the model with --model")
     return parse_overrides(config, tokens)
 
 
-def set_dtype(config: Any, dtype: str) -> None:
-    """Sets what the model computes in, as a verb's `--dtype` names it; '' leaves it as it is.
+def set_dtype(config: ConfigDict, dtype: str) -> None:
+    """Sets the dtype that the model computes in, from a verb's flag `--dtype`. '' keeps the config's.
 
     Raises:
       UsageError: the model has no such attribute.
     """
     if not dtype:
         return
-    if "dtype" not in config.model:
-        raise UsageError(f"--dtype={dtype}: {config.model.name} has no attribute dtype; leave it out")
-    config.model.dtype = dtype
+    model = cast(ConfigDict, config.model)
+    if "dtype" not in model:
+        raise UsageError(f"--dtype={dtype}: {model.name} has no attribute dtype; leave the flag out")
+    model.dtype = dtype
 
 
-def _why_no_model_key(config: Any, key: str) -> str:
-    """What a class of one's own lacks for one of its attributes to be a key."""
+def _why_no_model_key(config: ConfigDict, key: str) -> str:
+    """Says why an attribute of the user's own model class is not a config key; '' if the key is no such attribute."""
     section, _, attribute = key.partition(".")
-    name = _lookup(config, "model.name") or ""
+    name = str(_lookup(config, "model.name") or "")
     if section != "model" or ":" not in name:
         return ""
     from jaxvit.models.registry import why_no_key
@@ -96,9 +101,10 @@ def _why_no_model_key(config: Any, key: str) -> str:
 
 
 def split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Sorts words into overrides (key, value, as written) and the rest; takes `--config.k=v`, `--config.k v`.
+    """Sorts words into overrides (key, value, as written) and other words.
 
-    A switch takes the next word only if that is true or false: `--config.augment.flip DIR` is a flag and a word.
+    Both `--config.KEY=VALUE` and `--config.KEY VALUE` are overrides. After a boolean key, the next word is its value
+    only if the word is true or false, so `--config.augment.flip DIR` is an override and another word.
     """
     switches = {path for path, key in KEYS.items() if isinstance(key.default, bool)}
     overrides, rest = [], []
@@ -120,15 +126,16 @@ def split_overrides(tokens: Sequence[str]) -> tuple[list[tuple[str, str, str]], 
     return overrides, rest
 
 
-def _lookup(config: Any, path: str) -> Any:
+def _lookup(config: ConfigDict, path: str) -> object:
+    found: object = config
     for part in path.split("."):
-        if not hasattr(config, "keys") or part not in config:
+        if not isinstance(found, ConfigDict) or part not in found:
             return None
-        config = config[part]
-    return config
+        found = found[part]
+    return found
 
 
-# What other trainers call it.
+# Names of keys in other trainers.
 ELSEWHERE = {
     "epochs": "train.duration",
     "num_epochs": "train.duration",
@@ -144,7 +151,8 @@ ELSEWHERE = {
 }
 
 
-def _suggest(key: str, known: Sequence[str] | dict) -> str:
+def _suggest(key: str, known: Iterable[str]) -> str:
+    known = tuple(known)
     elsewhere = ELSEWHERE.get(key.rpartition(".")[2])
     if elsewhere in known:
         return f" (did you mean '{elsewhere}'?)"

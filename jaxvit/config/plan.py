@@ -1,18 +1,20 @@
-"""From a config to a frozen Plan: all derived numbers of a run, worked out and checked in one place.
+"""Derives the Plan of a run, all its numbers, from a config, and checks that the values fit together.
 
-`resolve` is the only reader of a config. It notes which keys it reads; an overridden key that it did not read has no
-effect in this run, and that is an error.
+`resolve` is the only reader of a config. It records which keys it reads. An override of a key that it does not read has
+no effect in this run, which is an error.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import cast
 
 from ml_collections import ConfigDict
 
 from jaxvit.config.identity import config_hash
-from jaxvit.config.keys import KEYS, check_keys
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import check_keys
 from jaxvit.config.plan_augment import resolve_augment
 from jaxvit.config.plan_data import check_classes, open_named, overlaps, resolve_balance
 from jaxvit.config.plan_init import resolve_init, why_init_unread
@@ -28,7 +30,7 @@ from jaxvit.training.hooks import check_hooks
 from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import BY_CLASS, MONITORS
 
-RESIDENT_BYTES = 2 << 30  # training splits up to this size are kept on the devices
+RESIDENT_BYTES = 2 << 30  # data.feed='auto' keeps training splits of up to this size on the devices
 
 
 def resolve(
@@ -37,26 +39,27 @@ def resolve(
     """Derives the Plan of a config.
 
     Args:
-      config: an experiment's config.
+      config: config of an experiment.
       devices: number of devices that share a batch.
-      overrides: keys set on the command line; each must matter in this run.
-      dataset: already opened, to open it only once.
+      overrides: keys that the user has set on the command line. Each must have an effect in this run.
+      dataset: the config's data set, if it is open already; None = open it.
 
     Raises:
-      UsageError: a value is out of range, parts do not fit together, or an override has no effect.
+      UsageError: a value is out of range, values do not fit together, or an override has no effect.
     """
     check_keys(config)
     get = ConfigReader(config)
     dataset = open_named(get, dataset)
+    check_classes(dataset, get("data.name", str), get("data.classes", tuple))
     data = _resolve_data(get, dataset)
-    check_classes(dataset, data, get("data.classes"))
     train = _resolve_train(get, data, dataset, devices)
     augment = resolve_augment(get, data, train, dataset)
     seeds = _resolve_seeds(get)
-    if seeds and get.peek("data.folds") and get.peek("data.fold") < 0:
+    folds = get.peek("data.folds", int)
+    if seeds and folds and get.peek("data.fold", int) < 0:
         raise UsageError(
-            f"config.seeds={seeds} does not go with config.data.folds={get.peek('data.folds')}, which makes a run for "
-            "each fold; set config.data.fold to one of them, or seeds to ()"
+            f"config.seeds={seeds} and config.data.folds={folds} both make several runs; set seeds to (), or "
+            "config.data.fold to one of the folds"
         )
     plan = Plan(
         seed=seeds[0] if seeds else get.at_least("seed", 0),
@@ -67,7 +70,7 @@ def resolve(
         model=_resolve_model(get, config, data),
         optim=resolve_optim(get, train),
         ema_decay=(ema_decay := get.between("optim.ema_decay", 0.0, 1.0)),
-        ema_ramp=get("optim.ema_ramp") if ema_decay else False,
+        ema_ramp=get("optim.ema_ramp", bool) if ema_decay else False,
         train=train,
         config_hash=config_hash(config),
         init=resolve_init(get),
@@ -76,7 +79,7 @@ def resolve(
     )
     for key in overrides:
         if key not in get.read:
-            raise UsageError(f"--config.{key}: nothing reads this key in this run: {_why_unread(key, config)}")
+            raise UsageError(f"--config.{key}: this key has no effect in this run: {_why_unread(key, get)}")
     return plan
 
 
@@ -86,44 +89,48 @@ def dataset_of(config: ConfigDict) -> Dataset:
 
 
 def _resolve_seeds(get: ConfigReader) -> tuple[int, ...]:
-    seeds = tuple(get("seeds"))
+    seeds = get("seeds", tuple)
     if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) != len(seeds):
-        raise UsageError(f"config.seeds={seeds}: must be different whole numbers from 0, such as (0, 1, 2)")
+        raise UsageError(f"config.seeds={seeds}: must be different whole numbers of 0 or more, such as (0, 1, 2)")
     return seeds
 
 
 def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
-    directory = data_dir(get("data.dir"))
-    name = get("data.name")
-    splits = {part: get(f"data.{part}") for part in ("train", "validation", "test")}
-    if len(dataset.class_names) < 2:
-        raise UsageError(
-            f"config.data.name='{name}': all of its images are of one class ({', '.join(dataset.class_names)}), so "
-            "there is nothing to tell apart; a classifier needs two classes or more"
-        )
-    if not splits["train"]:
+    directory = data_dir(get("data.dir", str))
+    name = get("data.name", str)
+    train, validation, test = (get(f"data.{part}", str) for part in ("train", "validation", "test"))
+    if not train:
         raise UsageError("config.data.train='': a run needs images to train on")
-    counts = {part: dataset.count(split, f"config.data.{part}") if split else 0 for part, split in splits.items()}
+    train_count, validation_count, test_count = (
+        dataset.count(split, f"config.data.{part}") if split else 0
+        for part, split in (("train", train), ("validation", validation), ("test", test))
+    )
     return DataPlan(
         name=name,
         directory=str(directory),
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
-        **splits,
-        **{f"{part}_count": count for part, count in counts.items()},
-        **resolve_balance(get, dataset, splits["train"]),
+        train=train,
+        validation=validation,
+        test=test,
+        train_count=train_count,
+        validation_count=validation_count,
+        test_count=test_count,
+        **resolve_balance(get, dataset, train),
     )
 
 
 def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> ModelPlan:
-    name = get("model.name")
-    attributes = {key: get(f"model.{key}") for key in config.model if key != "name"}
+    name = get("model.name", str)
+    attributes = {key: get(f"model.{key}", object) for key in cast(ConfigDict, config.model) if key != "name"}
     classes = len(data.class_names)
-    if attributes.get("num_classes", 1) == 0:
-        attributes["num_classes"] = classes
-    if attributes.get("num_classes", classes) < classes:
-        given = attributes["num_classes"]
-        raise UsageError(f"config.model.num_classes={given}: {data.name} has {classes} classes; 0 takes them all")
+    if "num_classes" in attributes:
+        given = get("model.num_classes", int)
+        if 0 != given < classes:
+            raise UsageError(
+                f"config.model.num_classes={given}: {data.name} has {classes} classes; 0 means all of them"
+            )
+        attributes["num_classes"] = given or classes
     return ModelPlan(name, tuple(attributes.items()))
 
 
@@ -132,16 +139,16 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
     if batch % devices:
         lower = batch - batch % devices
         fits = f"{lower} or {lower + devices}" if lower else f"{devices}"
-        raise UsageError(f"config.train.batch_size={batch}: {devices} devices do not divide it; {fits} would do")
+        raise UsageError(f"config.train.batch_size={batch}: {devices} devices do not divide it; use {fits}")
     accumulate = get.at_least("train.accumulate", 1)
     if batch % (devices * accumulate):
         raise UsageError(
-            f"config.train.accumulate={accumulate}: a batch of {batch} on {devices} devices cannot be cut into as many "
-            f"parts; {accumulate} must divide {batch // devices}"
+            f"config.train.accumulate={accumulate}: a batch of {batch} on {devices} devices cannot be split into as "
+            f"many parts; {accumulate} must divide {batch // devices}"
         )
     fsdp = get.at_least("train.fsdp", 1)
     if devices % fsdp:
-        raise UsageError(f"config.train.fsdp={fsdp}: it must divide the {devices} devices that there are")
+        raise UsageError(f"config.train.fsdp={fsdp}: must divide the number of devices, {devices}")
     last = get.one_of("train.last_batch", ("keep", "drop"))
     per_epoch = steps_per_epoch(data.train_count, batch, last)
     if per_epoch == 0:
@@ -151,12 +158,12 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         )
 
     def length(key: str, whole: int = 0) -> int:
-        return parse_duration(get(key), key=key, steps_per_epoch=per_epoch, whole=whole)
+        return parse_duration(get(key, str), key=key, steps_per_epoch=per_epoch, whole=whole)
 
     steps = length("train.duration")
     if steps < 1:
-        raise UsageError(f"config.train.duration='{get('train.duration')}': that is less than one step")
-    patience_text = get("train.patience")
+        raise UsageError(f"config.train.duration='{get('train.duration', str)}': must be one step or more")
+    patience_text = get("train.patience", str)
     patience = 0
     if patience_text:
         if not data.validation:
@@ -166,7 +173,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
             raise UsageError(f"config.train.patience='{patience_text}': must be one epoch or more")
     monitor = get.one_of("train.monitor", tuple(MONITORS)) if data.validation else ""
     eval_batch = get.at_least("eval.batch_size", 0) or batch
-    writers = tuple(get("log.writers"))
+    writers = get.strings("log.writers")
     check_writers(writers)
     return TrainPlan(
         steps=steps,
@@ -177,11 +184,11 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         last_batch=last,
         accumulate=accumulate,
         fsdp=fsdp,
-        deterministic=get("train.deterministic"),
+        deterministic=get("train.deterministic", bool),
         implementations=get.one_of("train.implementations", ("fast", "plain")),
         label_smoothing=get.between("train.label_smoothing", 0.0, 1.0),
         patience_epochs=patience,
-        hooks=check_hooks(get("train.hooks")),
+        hooks=check_hooks(get("train.hooks", tuple)),
         monitor=monitor,
         by_class=monitor in BY_CLASS or data.balance != "none",
         eval_batch_size=math.ceil(eval_batch / devices) * devices,
@@ -194,19 +201,19 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
 
 
 def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
-    """'resident' or 'stream'."""
+    """Chooses between 'resident' and 'stream'."""
     feed = get.one_of("data.feed", ("auto", "resident", "stream"))
-    on_host = get("augment.where") == "host"
+    on_host = get("augment.where", str) == "host"
     if on_host and feed == "resident":
         raise UsageError(
-            "config.data.feed='resident': with config.augment.where='host' the batches come from the host; "
-            "set data.feed to 'stream' or 'auto'"
+            "config.data.feed='resident': config.augment.where='host' sends batches from the host; set data.feed to "
+            "'stream' or 'auto'"
         )
     kept = dataset.is_kept(data.train)
     if feed == "resident" and not kept:
         raise UsageError(
-            f"config.data.feed='resident': {data.name} is too large to be kept decoded, and so are parts of it; set "
-            "data.feed to 'stream' or 'auto'"
+            f"config.data.feed='resident': {data.name} is too large to keep its decoded images; set data.feed to "
+            "'stream' or 'auto'"
         )
     if feed != "auto":
         return feed
@@ -214,14 +221,14 @@ def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
     return "stream" if on_host or not kept or size > RESIDENT_BYTES else "resident"
 
 
-def _why_unread(key: str, config: ConfigDict) -> str:
-    """Names the setting that makes a key idle."""
+def _why_unread(key: str, get: ConfigReader) -> str:
+    """Names the setting that makes a key have no effect."""
     if key == "seed":
-        return f"config.seeds={config.seeds} are trained"
+        return f"the run trains config.seeds={get('seeds', tuple)}"
     if key == "train.seeds":
-        return "config.seeds=() asks for one run only"
-    augment = config.augment
-    sizing = f"config.augment.train='{augment.train}', config.augment.evaluation='{augment.evaluation}'"
+        return "config.seeds=() trains one run only"
+    train, evaluation = get("augment.train", str), get("augment.evaluation", str)
+    sizing = f"config.augment.train='{train}', config.augment.evaluation='{evaluation}'"
     if key in ("augment.resize", "augment.crop_position", "augment.crop_fraction", "augment.scale", "augment.ratio"):
         return f"{KEYS[key].meaning}; here {sizing}"
     if key == "augment.interpolation":
@@ -233,7 +240,8 @@ def _why_unread(key: str, config: ConfigDict) -> str:
     if key == "augment.erase_mode":
         return "config.augment.erase=0 erases nothing"
     if key == "augment.switch":
-        return f"config.augment.mixup={augment.mixup} and config.augment.cutmix={augment.cutmix} are not both on"
+        mixup, cutmix = get("augment.mixup", float), get("augment.cutmix", float)
+        return f"config.augment.mixup={mixup} and config.augment.cutmix={cutmix} are not both on"
     if key in ("augment.mix_probability", "augment.mix_until"):
         return "neither config.augment.mixup nor config.augment.cutmix is on"
     if key.startswith("init."):
@@ -241,11 +249,13 @@ def _why_unread(key: str, config: ConfigDict) -> str:
     if key == "data.fold":
         return "config.data.folds=0 makes no folds"
     if key in ("data.balance_by", "data.balance_beta"):
-        return f"config.data.balance='{config.data.balance}', config.data.balance_by='{config.data.balance_by}'"
+        return (
+            f"config.data.balance='{get('data.balance', str)}', config.data.balance_by='{get('data.balance_by', str)}'"
+        )
     if key == "train.monitor":
-        return "there is no config.data.validation to watch"
+        return "config.data.validation='' has no validation split to monitor"
     if key == "optim.ema_ramp":
-        return "config.optim.ema_decay=0.0 keeps no average"
+        return "config.optim.ema_decay=0.0 keeps no moving average"
     if key.startswith("optim."):
-        return why_unread(key, config)
-    return "other settings leave it without effect"
+        return why_unread(key, get)
+    return "other settings turn it off"

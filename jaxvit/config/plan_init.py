@@ -1,4 +1,4 @@
-"""The initial values' part of a Plan."""
+"""Derives the initial values from a config's `init` section."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEM = ("", "whitening")
 
 
 def resolve_init(get: ConfigReader) -> InitPlan:
-    """Reads `config.init`; what goes with an empty name is not read."""
+    """Derives the initial values. The keys of an initialisation that is off are not read."""
     default = InitPlan()
     attention, positions = get.one_of("init.attention", ATTENTION), get.one_of("init.positions", POSITIONS)
     stem = get.one_of("init.stem", STEM)
@@ -31,27 +31,27 @@ def resolve_init(get: ConfigReader) -> InitPlan:
 
 
 def why_init_unread(key: str) -> str:
-    """What leaves a key of this section without effect."""
+    """Names the setting that makes a key of `init` have no effect."""
     if key in ("init.query_key", "init.value_output"):
-        return "config.init.attention='' leaves attention as config.model.initialiser has it"
+        return "config.init.attention='' uses config.model.initialiser"
     if key == "init.positions_scale":
-        return "config.init.positions='' leaves the position table as config.model.initialiser has it"
-    return "config.init.stem='' leaves the first layer as config.model.initialiser has it"
+        return "config.init.positions='' uses config.model.initialiser"
+    return "config.init.stem='' uses config.model.initialiser"
 
 
 def _strengths(get: ConfigReader, key: str) -> tuple[float, float]:
-    value = tuple(get(key))
+    value = get(key, tuple)
     numbers = all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in value)
     if len(value) != 2 or not numbers or not any(value):
         raise UsageError(
-            f"config.{key}={value}: must be two numbers of 0 or more, not both 0: the strength of the noise and that "
-            "of the identity"
+            f"config.{key}={value}: must be two numbers of 0 or more, not both 0: the strengths of the noise and of "
+            "the identity"
         )
     return float(value[0]), float(value[1])
 
 
 def _above_zero(get: ConfigReader, key: str) -> float:
-    value = get(key)
+    value = get(key, float)
     if not 0 < value < math.inf:
         raise UsageError(f"config.{key}={value}: must be above 0, and finite")
     return float(value)

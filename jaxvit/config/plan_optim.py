@@ -1,11 +1,9 @@
-"""From a config's `optim` section to the settings of the optimizer and its schedule."""
+"""Derives the settings of the optimizer and its schedule from a config's `optim` section."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import TypedDict
 
 from jaxvit.config.plan_types import TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
@@ -14,7 +12,7 @@ from jaxvit.own_code import is_own_module, load_function
 from jaxvit.training.own_optim import check_own
 from jaxvit.training.settings import DECAY_MASKS, OPTIMIZERS, SCHEDULES, OptimizerSettings
 
-# Which of the keys that not every optimizer has an optimizer has; one of the user's own may read them all.
+# The keys that each optimizer reads besides those that all of them read. The user's own optimizer may read all.
 _READS = {
     "adamw": ("b1", "b2", "eps"),
     "adam": ("b1", "b2", "eps"),
@@ -22,7 +20,7 @@ _READS = {
     "sgd": ("momentum",),
     "muon": ("b1", "b2", "eps", "muon_on", "muon_off", "muon_heads", "muon_beta", "muon_rms"),
 }
-# By key, the settings that an optimizer or a schedule of the user's own need not read.
+# The keys that the user's own optimizer or schedule may leave unread, and the settings that they become.
 _OPTIMIZER_MAY_READ = {
     key: key for key in ("weight_decay", "decay", "decay_mask", *dict.fromkeys(sum(_READS.values(), ())))
 }
@@ -33,40 +31,40 @@ _SCHEDULE_MAY_READ = {
 
 
 def resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
-    """The optimizer and its schedule, in steps.
+    """Derives the settings of the optimizer and its schedule, in steps.
 
     Raises:
-      UsageError: a value is out of range, or the user's own optimizer or schedule is none.
+      UsageError: a value is out of range, or the user's own function does not return an optimizer or a schedule.
     """
 
     def length(key: str, whole: int) -> int:
-        return parse_duration(get(key), key=key, steps_per_epoch=train.steps_per_epoch, whole=whole)
+        return parse_duration(get(key, str), key=key, steps_per_epoch=train.steps_per_epoch, whole=whole)
 
     name, schedule = _built_in_or_own(get, "optim.name", OPTIMIZERS), _built_in_or_own(get, "optim.schedule", SCHEDULES)
-    # Without a cooldown a constant rate has no end; and a cooldown may be a share of the length.
+    # A constant schedule without cooldown does not use its length. The cooldown may be a share of the length.
     longest = parse_duration(
-        get.peek("optim.length"), key="optim.length", steps_per_epoch=train.steps_per_epoch, whole=train.steps
+        get.peek("optim.length", str), key="optim.length", steps_per_epoch=train.steps_per_epoch, whole=train.steps
     )
     cooldown = length("optim.cooldown", longest)
     has_end = schedule != "constant" or cooldown > 0
     total = length("optim.length", train.steps) if has_end else train.steps
     warmup = length("optim.warmup", total)
     if warmup > train.steps:
-        long = (
-            f"warm-up of {warmup} steps is longer than training of {train.steps}; shorten it or lengthen train.duration"
+        raise UsageError(
+            f"config.optim.warmup='{get('optim.warmup', str)}': the warm-up of {warmup} steps is longer than the "
+            f"training of {train.steps}; shorten it or lengthen train.duration"
         )
-        raise UsageError(f"config.optim.warmup='{get('optim.warmup')}': {long}")
     if warmup + cooldown > total:
         key = "cooldown" if cooldown else "warmup"
         raise UsageError(
-            f"config.optim.{key}='{get(f'optim.{key}')}': warm-up of {warmup} steps"
-            f"{f' and cooldown of {cooldown}' if cooldown else ''} is longer than the schedule of {total}"
+            f"config.optim.{key}='{get(f'optim.{key}', str)}': the warm-up of {warmup} steps"
+            f"{f' with the cooldown of {cooldown}' if cooldown else ''} is longer than the schedule of {total}"
         )
     peak = get.at_least("optim.peak_lr", 0.0)
     start = get.at_least("optim.start_lr", 0.0) if warmup else 0.0
     if start > peak:
         raise UsageError(f"config.optim.start_lr={start}: must not be above optim.peak_lr={peak}")
-    # Plain Adam has no decoupled decay: that is what the W in AdamW stands for.
+    # Adam has no decoupled weight decay; AdamW is Adam with it.
     weight_decay = get.at_least("optim.weight_decay", 0.0) if name != "adam" else 0.0
     reads = _READS.get(name, tuple(_OPTIMIZER_MAY_READ))
     settings = OptimizerSettings(
@@ -87,43 +85,52 @@ def resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
         eps=get.at_least("optim.eps", 0.0) if "eps" in reads else 0.0,
         momentum=get.between("optim.momentum", 0.0, 1.0) if "momentum" in reads else 0.0,
         clip_norm=get.at_least("optim.clip_norm", 0.0),
-        **(_resolve_muon(get) if "muon_on" in reads else {}),
+        **(_resolve_muon(get) if "muon_on" in reads else _Muon()),
     )
-    _forget_what_own_code_does_not_read(get, settings, train)
+    _discard_unread_by_own_code(get, settings, train)
     return settings
 
 
 def _built_in_or_own(get: ConfigReader, path: str, built_in: Iterable[str]) -> str:
-    """One of the names, or 'package.module:function'."""
-    value = get(path)
+    """Reads a name, a built-in one or 'package.module:function'."""
+    value, built_in = get(path, str), tuple(built_in)
     if value in built_in or ":" in value:
         return value
     if is_own_module(value):
-        load_function(value, path)  # says what the name lacks
+        load_function(value, path)  # raises the error: the name lacks its function
     raise UsageError(
         f"config.{path}='{value}': must be one of {', '.join(built_in)}, or 'package.module:function'"
         f"{nearest(value, built_in)}"
     )
 
 
-def _resolve_muon(get: ConfigReader) -> dict[str, Any]:
-    patterns = {key: tuple(get(f"optim.{key}")) for key in ("muon_on", "muon_off")}
+class _Muon(TypedDict, total=False):
+    muon_on: tuple[str, ...]
+    muon_off: tuple[str, ...]
+    muon_heads: str
+    muon_beta: float
+    muon_rms: float
+
+
+def _resolve_muon(get: ConfigReader) -> _Muon:
+    patterns = {key: get(f"optim.{key}", tuple) for key in ("muon_on", "muon_off")}
     for key, value in patterns.items():
         if not all(isinstance(pattern, str) for pattern in value):
             raise UsageError(f"config.optim.{key}={value}: must be patterns, such as ('encoder/*kernel',)")
-    rms = get("optim.muon_rms")
+    rms = get("optim.muon_rms", float)
     if not rms > 0:
         raise UsageError(f"config.optim.muon_rms={rms}: must be above 0")
-    return {
-        **patterns,
-        "muon_heads": get.one_of("optim.muon_heads", ("matrix", "per_head")),
-        "muon_beta": get.between("optim.muon_beta", 0.0, 1.0),
-        "muon_rms": rms,
-    }
+    return _Muon(
+        muon_on=patterns["muon_on"],
+        muon_off=patterns["muon_off"],
+        muon_heads=get.one_of("optim.muon_heads", ("matrix", "per_head")),
+        muon_beta=get.between("optim.muon_beta", 0.0, 1.0),
+        muon_rms=rms,
+    )
 
 
-def _forget_what_own_code_does_not_read(get: ConfigReader, settings: OptimizerSettings, train: TrainPlan) -> None:
-    """Tries the user's own optimizer and schedule out; keys that they leave unread have no effect in this run."""
+def _discard_unread_by_own_code(get: ConfigReader, settings: OptimizerSettings, train: TrainPlan) -> None:
+    """Tries the user's own optimizer and schedule, and marks the keys that they do not read as unread."""
     may_read = {
         **(_OPTIMIZER_MAY_READ if ":" in settings.name else {}),
         **(_SCHEDULE_MAY_READ if ":" in settings.schedule else {}),
@@ -133,19 +140,19 @@ def _forget_what_own_code_does_not_read(get: ConfigReader, settings: OptimizerSe
         get.read -= {f"optim.{key}" for key, setting in may_read.items() if setting not in read}
 
 
-def why_unread(key: str, config: ConfigDict) -> str:
-    """Names the setting that makes a key of `optim` idle."""
-    optim, leaf = config.optim, key.removeprefix("optim.")
-    if leaf in _SCHEDULE_MAY_READ and ":" in optim.schedule:
-        return f"config.optim.schedule='{optim.schedule}' does not look at settings.{_SCHEDULE_MAY_READ[leaf]}"
-    if leaf in _OPTIMIZER_MAY_READ and ":" in optim.name:
-        return f"config.optim.name='{optim.name}' does not look at settings.{_OPTIMIZER_MAY_READ[leaf]}"
+def why_unread(key: str, get: ConfigReader) -> str:
+    """Names the setting that makes a key of `optim` have no effect."""
+    leaf, name, schedule = key.removeprefix("optim."), get("optim.name", str), get("optim.schedule", str)
+    if leaf in _SCHEDULE_MAY_READ and ":" in schedule:
+        return f"config.optim.schedule='{schedule}' does not read settings.{_SCHEDULE_MAY_READ[leaf]}"
+    if leaf in _OPTIMIZER_MAY_READ and ":" in name:
+        return f"config.optim.name='{name}' does not read settings.{_OPTIMIZER_MAY_READ[leaf]}"
     if leaf in ("length", "end_lr"):
-        return f"the schedule is '{optim.schedule}', with optim.cooldown='{optim.cooldown}'"
+        return f"the schedule is '{schedule}', with optim.cooldown='{get('optim.cooldown', str)}'"
     if leaf == "start_lr":
-        return f"there is no warm-up (config.optim.warmup='{optim.warmup}')"
+        return f"there is no warm-up (config.optim.warmup='{get('optim.warmup', str)}')"
     if leaf == "weight_decay":
         return "config.optim.name='adam' has no weight decay; 'adamw' has"
     if leaf in ("decay_mask", "decay"):
-        return f"config.optim.name='{optim.name}' with weight_decay={optim.weight_decay} decays nothing"
-    return f"config.optim.name='{optim.name}' has none"
+        return f"config.optim.name='{name}' with weight_decay={get('optim.weight_decay', float)} has no weight decay"
+    return f"config.optim.name='{name}' has no such setting"

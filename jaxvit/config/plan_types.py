@@ -1,9 +1,9 @@
-"""The Plan of a run and its parts: plain frozen values, derived from a config by `jaxvit.config.plan`."""
+"""The Plan of a run and its parts: frozen dataclasses that `jaxvit.config.plan` derives from a config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxvit.data.settings import Augmentation
 from jaxvit.training.settings import OptimizerSettings
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Splits and their sizes; an empty split has size 0 and is not used.
+    """The data set, its splits, and their numbers of images. A split of '' has 0 images and is not used.
 
-    `class_weights`, one for each class, are there where `balance` is not 'none'.
+    `class_weights` has a weight for each class if `balance` is not 'none'.
     """
 
     name: str
@@ -34,25 +34,25 @@ class DataPlan:
 
     @property
     def loss_weights(self) -> tuple[float, ...]:
-        """What each class's images count in the loss; () = all alike."""
+        """The weight of each class in the loss; () = equal weights."""
         return self.class_weights if self.balance == "loss" else ()
 
     def sampling(self, labels: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]] | None:
-        """How images with these labels are drawn, see `jaxvit.data.batches.TrainOrder`; None = each once an epoch."""
+        """Labels and class weights for `jaxvit.data.batches.TrainOrder`; None = each image once per epoch."""
         return (labels, self.class_weights) if self.balance == "sampling" else None
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """The model's name and attributes, as `jaxvit.create_model` takes them."""
+    """The name and the attributes of the model, for `jaxvit.create_model`."""
 
     name: str
-    attributes: tuple[tuple[str, Any], ...]
+    attributes: tuple[tuple[str, object], ...]
 
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Initial values that follow a formula; the meaning of each field is that of the config key ``init.FIELD``."""
+    """Initial values that follow a formula. Each field means what the config key ``init.FIELD`` means."""
 
     attention: str = ""
     query_key: tuple[float, float] = (0.7, 0.7)
@@ -65,13 +65,13 @@ class InitPlan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether all of a model begins as its own initialisers have it."""
+        """Whether the model's own initialisers set all values."""
         return not (self.attention or self.positions or self.stem)
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Lengths in steps, sizes in images."""
+    """Settings of the training. Durations are in steps, sizes in images."""
 
     steps: int
     steps_per_epoch: int
@@ -97,12 +97,13 @@ class TrainPlan:
 
     @property
     def epochs(self) -> float:
+        """Length of the training in epochs."""
         return self.steps / self.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run needs to know, derived from its config, its data set and its devices."""
+    """Everything that a run needs to know, derived from its config, its data set and its devices."""
 
     seed: int
     seeds: tuple[int, ...]
@@ -121,5 +122,5 @@ class Plan:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """[H, W, C] of what the model sees."""
+        """The shape (H, W, C) of the model's input."""
         return self.augment.output_shape(self.data.image_shape)

@@ -1,91 +1,119 @@
-"""Reading a config's values: which were read, whether they lie in their range, and what a duration means."""
+"""Reads typed values of a config, checks their ranges, and parses durations."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar, cast
 
 from ml_collections import ConfigDict
 
 from jaxvit.errors import UsageError, nearest
 
+LONGEST = 10**9  # steps; JAX counts them in an int32
+
+T = TypeVar("T")
+Number = TypeVar("Number", int, float)
+
 
 class ConfigReader:
-    """Reads config values and remembers which."""
+    """Reads values of a config and records which keys were read.
+
+    Attributes:
+      read: the keys read so far.
+    """
 
     def __init__(self, config: ConfigDict):
         self._config = config
         self.read: set[str] = set()
 
-    def __call__(self, path: str) -> Any:
+    def __call__(self, path: str, kind: type[T]) -> T:
+        """Reads a value of type `kind`. `check_keys` has checked the types."""
         self.read.add(path)
-        value: Any = self._config
+        value: object = self._config
         for part in path.split("."):
-            value = value[part]
-        return value
+            value = cast(ConfigDict, value)[part]
+        return cast(T, value)
 
-    def peek(self, path: str) -> Any:
-        """A value that is looked at to find out whether this run reads it."""
+    def peek(self, path: str, kind: type[T]) -> T:
+        """Reads a value without recording that it was read."""
         unread = path not in self.read
-        value = self(path)
+        value = self(path, kind)
         if unread:
             self.read.discard(path)
         return value
 
-    def at_least(self, path: str, low: float) -> Any:
-        """A value of `low` or more."""
-        value = self(path)
+    def strings(self, path: str) -> tuple[str, ...]:
+        """Reads a tuple of strings."""
+        value = self(path, tuple)
+        if not all(isinstance(each, str) for each in value):
+            raise UsageError(f"config.{path}={value}: must be a tuple of strings")
+        return tuple(value)
+
+    def at_least(self, path: str, low: Number) -> Number:
+        """Reads a number of the type of `low`, and checks that it is `low` or more."""
+        value = self(path, type(low))
         if not value >= low:
             raise UsageError(f"config.{path}={value}: must be {low} or more")
         return value
 
-    def between(self, path: str, low: float, high: float) -> Any:
-        """A value in [low, high)."""
-        value = self(path)
+    def between(self, path: str, low: float, high: float) -> float:
+        """Reads a number, and checks that it is at least `low` and below `high`."""
+        value = self(path, float)
         if not low <= value < high:
             raise UsageError(f"config.{path}={value}: must be at least {low} and below {high}")
         return value
 
     def share(self, path: str) -> float:
-        """A value in [0, 1]."""
-        value = self(path)
+        """Reads a number, and checks that it is from 0 to 1."""
+        value = self(path, float)
         if not 0 <= value <= 1:
             raise UsageError(f"config.{path}={value}: must be from 0 to 1")
         return value
 
     def factor(self, path: str) -> float:
-        """A value in (0, 1]."""
-        value = self(path)
+        """Reads a number, and checks that it is above 0 and at most 1."""
+        value = self(path, float)
         if not 0.0 < value <= 1.0:
             raise UsageError(f"config.{path}={value}: must be above 0 and at most 1")
         return value
 
     def one_of(self, path: str, choices: Iterable[str]) -> str:
-        """A value that is one of the choices."""
-        value = self(path)
+        """Reads a string, and checks that it is one of the choices."""
+        value, choices = self(path, str), tuple(choices)
         if value not in choices:
             raise UsageError(f"config.{path}='{value}': must be one of {', '.join(choices)}{nearest(value, choices)}")
         return value
 
 
 def parse_duration(text: str, *, key: str, steps_per_epoch: int, whole: int = 0) -> int:
-    """Steps that a duration stands for, rounded down.
+    """Converts a duration to steps, rounded down.
 
     Args:
-      text: such as '30 epochs', '0.5 epochs', '2000 steps' or, where `whole` is given, '15%'.
-      key: config key, for the error.
-      steps_per_epoch: steps of one pass over the training images.
-      whole: steps that 100 % means; 0 = a share makes no sense for this key.
+      text: a duration such as '30 epochs', '0.5 epochs', '2000 steps' or, if `whole` is not 0, '15%'.
+      key: config key to name in the error.
+      steps_per_epoch: steps of one epoch.
+      whole: steps that '100%' stands for; 0 = the key takes no share.
+
+    Raises:
+      UsageError: the text is not a duration.
+
+    Example:
+      >>> parse_duration("2.5 epochs", key="train.duration", steps_per_epoch=100)
+      250
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(epochs?|steps?|%)\s*", text)
     forms = "'30 epochs', '2000 steps'" + (" or '15%'" if whole else "")
     if not match:
-        none = "; '0 steps' is none at all" if text.strip() == "0" else ""
+        none = "; write '0 steps' for none" if text.strip() == "0" else ""
         raise UsageError(f"config.{key}='{text}': not a duration; write it as {forms}{none}")
     number, unit = float(match[1]), match[2]
     if unit == "%":
         if not whole:
-            raise UsageError(f"config.{key}='{text}': a share has no meaning here; write it as {forms}")
-        return int(number * whole / 100)
-    return int(number * steps_per_epoch) if unit.startswith("epoch") else int(number)
+            raise UsageError(f"config.{key}='{text}': this key takes no share; write it as {forms}")
+        steps = number * whole / 100
+    else:
+        steps = number * steps_per_epoch if unit.startswith("epoch") else number
+    if steps > LONGEST:
+        raise UsageError(f"config.{key}='{text:.40}': more than {LONGEST:,} steps cannot be counted; write fewer")
+    return int(steps)

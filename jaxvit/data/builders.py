@@ -28,8 +28,8 @@ from PIL import Image
 
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.prepared import import_tfds, quiet
-from jaxvit.errors import UsageError, is_disk_full
-from jaxvit.files import file_hash
+from jaxvit.errors import UsageError, is_disk_failure
+from jaxvit.files import file_hash, make_folder
 
 CONNECT_SECONDS = 10.0
 
@@ -158,7 +158,7 @@ def prepare(
         filename = url.rsplit("/", 1)[1]
         files[filename] = _obtain(name, filename, url, info.checksum, directory / "downloads" / name, given, say)
     say(f"writing {name} …")
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     # Written beside and moved: what was there stays until the new one is whole, and two at once do not disturb another.
     with tempfile.TemporaryDirectory(prefix=".making-", dir=directory) as beside:
         with quiet(), import_tfds().core.registered.skip_registration():
@@ -166,7 +166,7 @@ def prepare(
                 data_dir=beside, file_format="array_record"
             )
             builder.download_and_prepare()
-        target.parent.mkdir(exist_ok=True)
+        make_folder(target.parent)
         if force:
             shutil.rmtree(target, ignore_errors=True)
         try:
@@ -218,7 +218,7 @@ def _download(url: str, path: Path, name: str, checksum: str, say: Callable[[str
     say(f"fetching {url}")
     try:
         response = _open_within(url, CONNECT_SECONDS)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with response, beside.open("wb") as file:
@@ -230,7 +230,7 @@ def _download(url: str, path: Path, name: str, checksum: str, say: Callable[[str
         finally:
             beside.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and is_disk_full(error)):
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and is_disk_failure(error)):
             raise
         reason = getattr(error, "reason", None) or error
         raise UsageError(

@@ -1,8 +1,7 @@
 """`image_folder:PATH` and `image_table:FILE`: image files as a data set.
 
-Which files belong to it, `jaxvit.data.photo_folder` and `jaxvit.data.label_table` say. Within a split, images stand in
-an order that is fixed by their file names but looks random, so that any contiguous part, such as 'train[:90%]', holds
-all classes.
+`jaxvit.data.photo_folder` and `jaxvit.data.label_table` find the files. The order of the images in a split is fixed by
+their file names but looks random, so that any contiguous part, such as 'train[:90%]', contains all classes.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from jaxvit.data.content import file_contents
 from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image, upright_size
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
 from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
-from jaxvit.errors import UsageError, is_disk_full
-from jaxvit.files import read_regular
+from jaxvit.errors import UsageError, is_disk_failure
+from jaxvit.files import local_path, make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
 _SAMPLE = 300  # files whose sizes say what the sizes of all are like
@@ -40,7 +39,7 @@ def open_image_files(
       UsageError: there is no such folder or table, or it cannot be used.
     """
     prefix = PREFIX if name.startswith(PREFIX) else TABLE_PREFIX
-    path = Path(name.removeprefix(prefix)).expanduser()
+    path = Path(local_path(name.removeprefix(prefix)))
     where = f"config.data.name='{prefix}{path}'"
     if prefix == PREFIX:
         found = read_photo_folder(path, where)
@@ -62,10 +61,11 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
     try:
         for pixels, class_name, name in images:
             of_class = folder / class_name.replace("/", "_")
-            of_class.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(of_class / f"{name}.png")
+            make_folder(of_class)
+            with replaced(of_class / f"{name}.png", sync=False) as beside:
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_failure(error):
             raise
         raise UsageError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
 
@@ -127,7 +127,7 @@ class FolderStore:
         return total.hexdigest()
 
     def sample_sizes(self) -> list[tuple[int, int]]:
-        """(height, width), upright, of a few hundred files that are spread over the set, as far as they can be read."""
+        """(height, width), upright, of a few hundred readable files that are spread over the set."""
         return [size for size, _ in self._sample]
 
     @property

@@ -7,7 +7,6 @@ done here.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -20,8 +19,8 @@ from typing import Any
 from jaxvit.data.cache import content_hash
 from jaxvit.data.decoding import Record, Unreadable
 from jaxvit.data.preparable import PREPARABLE
-from jaxvit.errors import UsageError, find_system_error, first_line, is_disk_full, nearest
-from jaxvit.files import read_json, take_brackets_literally
+from jaxvit.errors import UsageError, find_system_error, first_line, is_disk_failure, nearest
+from jaxvit.files import local_path, read_json, take_brackets_literally
 
 
 class PreparedStore:
@@ -233,7 +232,7 @@ def _prepare_digits(directory: Path) -> Any:
                 if not builder.data_path.exists():  # else another process that prepared it too was faster
                     raise
     except OSError as error:
-        if is_disk_full(error) or error.errno == errno.EIO:
+        if is_disk_failure(error):
             if error.filename is None:
                 error.filename = str(directory)
             raise
@@ -276,4 +275,4 @@ def quiet() -> Iterator[None]:
 
 def data_dir(config_value: str) -> Path:
     """The TFDS directory: the config's, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(config_value or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(local_path(config_value or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))

@@ -1,1 +1,1 @@
-"""The machine: devices and where arrays lie on them, several processes as one run, how XLA is set up."""
+"""The machine: its devices, the sharding of arrays over them, runs of several processes, and the setup of XLA."""

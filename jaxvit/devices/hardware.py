@@ -1,4 +1,4 @@
-"""What the machine is and how it fares: its name, its devices, lack of memory, profiles."""
+"""Describes the machine and its devices, explains errors of the device, and writes profiles."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxvit.errors import RunFailedError, UsageError, first_line
 
 
 def machine() -> dict[str, str]:
-    """What this computer is: processor, cores that this process may use, memory, system with Python's version."""
+    """Returns the processor, the number of cores that this process may use, the memory, and the system with Python."""
 
     def field(file: str, name: str) -> str:
         with contextlib.suppress(OSError):
@@ -34,7 +33,7 @@ def machine() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The first device's kind; of a CPU, which jax calls just that, the processor's name."""
+    """Returns the kind of the first device; for a CPU, whose kind is just 'cpu' in JAX, the processor's name."""
     import jax
 
     kind = jax.devices()[0].device_kind
@@ -42,10 +41,10 @@ def device_name() -> str:
 
 
 def device_count() -> int:
-    """Number of devices.
+    """Returns the number of devices.
 
     Raises:
-      UsageError: jax cannot start the platform that it was told to use.
+      UsageError: JAX cannot start its platform.
     """
     import jax
 
@@ -57,13 +56,25 @@ def device_count() -> int:
         raise UsageError(f"jax cannot start its devices (JAX_PLATFORMS='{platforms}'): {reason}") from None
 
 
+def memory_of_device() -> int:
+    """Bytes of memory of this process' first device; of a CPU, those of the machine. 0 = not known."""
+    import jax
+
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return int((device.memory_stats() or {}).get("bytes_limit", 0))
+    with contextlib.suppress(OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of jax says that the device has no memory left."""
+    """Whether JAX raised an error because the device is out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def explain_out_of_memory(error: Exception, settings: Mapping[str, object]) -> str:
-    """One line: the size that could not be had, and the settings that help, with their present values."""
+    """Describes the error in one line: the size of the failed allocation, and settings to change with their values."""
     # "Out of memory allocating 1234 bytes" (CPU); "… trying to allocate 1.50GiB", "Failed to allocate request for
     # 1.50GiB" (GPU); "Attempting to reserve 9.30G", "Used 20.10G of 15.48G hbm" (TPU).
     amounts = r"(?:(\d+)\s*bytes|([\d.]+\s?[KMGT](?:i?B)?\b))"
@@ -71,22 +82,21 @@ def explain_out_of_memory(error: Exception, settings: Mapping[str, object]) -> s
     size = ""
     if found:
         amount = f"{int(found[1]) / 2**30:,.2f} GiB" if found[1] else found[2]
-        size = f" ({amount} could not be had)"
+        size = f" ({amount} could not be allocated)"
     knobs = ", ".join(f"{key}={value}" for key, value in settings.items())
-    return f"out of device memory{size}; these help: {knobs}"
+    return f"out of device memory{size}; change one of: {knobs}"
 
 
 @contextlib.contextmanager
 def device_errors(settings: Mapping[str, object]) -> Iterator[None]:
-    """Turns an error of the device into one line and exit code 70.
+    """Replaces an error of the device by one with a single line and exit code 70.
 
     Args:
-      settings: {what helps where the memory is not enough: its present value}, such as
+      settings: settings to change if memory runs out, with their current values, such as
         {"a smaller --batch_size, now": 64}.
 
     Raises:
-      RunFailedError: in place of a `jax.errors.JaxRuntimeError`: the device has no memory left, or fails. The error
-        itself is its cause.
+      RunFailedError: the device is out of memory or fails. Its cause is the `jax.errors.JaxRuntimeError`.
 
     Example:
       >>> with device_errors({"a smaller --batch_size, now": 64}):
@@ -103,11 +113,11 @@ def device_errors(settings: Mapping[str, object]) -> Iterator[None]:
 
 
 class Profiler:
-    """Writes a profile of the steps from the first to the last, or to where the run ends before.
+    """Writes a profile of a range of steps. It ends early if the run does.
 
     Args:
-      steps: first and last, counted from 1.
-      directory: made when missing.
+      steps: (first, last), counted from 1.
+      directory: folder of the profile, made if it is missing.
     """
 
     def __init__(self, steps: tuple[int, int], directory: Path):
@@ -116,15 +126,15 @@ class Profiler:
         self._running = False
 
     def before(self, step: int, count: int) -> None:
-        """Before a call of `count` steps that follow `step` steps done."""
+        """Starts the profile if it is due. Call it after `step` steps, before a call of `count` more."""
         if step < self._last and step + count >= self._first and not self._running:
             import jax
 
             jax.profiler.start_trace(self._directory)
             self._running = True
 
-    def after(self, step: int, outputs: Any) -> None:
-        """After the call that ends at `step`, which gave `outputs`."""
+    def after(self, step: int, outputs: object) -> None:
+        """Ends the profile if it is due. Call it with the outputs of the call that ends at `step`."""
         if self._running and step >= self._last:
             import jax
 
@@ -132,7 +142,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Ends the profile, if one is being written; a second call does nothing."""
+        """Ends the profile if one is running."""
         if self._running:
             import jax
 

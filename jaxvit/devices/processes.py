@@ -1,8 +1,8 @@
-"""Several processes that are one run: joining, doing something once for all, failing together, leaving.
+"""Runs of several processes: joining, work on one process or on all, common errors, leaving.
 
-Every process runs the same program on its own devices. Process 0 alone writes, and alone decides what a run's folder
-holds; what it finds there, and any error of any process outside the training itself, reaches all of them, so that none
-waits for one that has gone.
+Every process runs the same program on its own devices. Only process 0 reads and writes the run folder, and it
+broadcasts what it reads. An error of any process outside the training loop is raised on all of them, so that no process
+waits for one that has ended.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -33,11 +33,9 @@ from jaxvit.errors import (
 
 T = TypeVar("T")
 
-# How long a process may be silent before it counts as lost.
-HEARTBEAT_SECONDS = 30
+HEARTBEAT_SECONDS = 30  # a process without a heartbeat for this long counts as lost
 JOIN_SECONDS = 120
-# They leave together, but for what the first still has to close, such as a writer that uploads.
-LEAVE_SECONDS = 300
+LEAVE_SECONDS = 300  # long enough for process 0 to close a writer that still uploads
 
 LOST = (
     "another process of this run has ended or cannot be reached; what was saved is kept. Start all of them again, with "
@@ -47,39 +45,36 @@ LOST = (
 _GONE = re.compile(
     "gloo|connection (closed|reset)|socket closed|coordination|nccl|another task died|heartbeat|peer", re.IGNORECASE
 )
-_FIRST_BYTES = 2000  # of a message; what is longer takes a second round
-_AGREED_TYPES = (
-    UsageError,
-    DamagedCheckpointError,
-    RunFailedError,
-)  # a message's kind is 1 + the place here; 0 is no error
+_FIRST_BYTES = 2000  # bytes of a message in the first exchange; a second one sends the rest
+# Errors that keep their type on all processes. The kind of a message is 1 + the index here, or 0 for no error.
+_AGREED_TYPES = (UsageError, DamagedCheckpointError, RunFailedError)
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the processes of a run; to be called before the first use of a device.
+    """Joins the processes of a run. Call it before JAX starts a device.
 
-    Where the others do not come within JOIN_SECONDS, the process ends with one line and exit code 2; jax would abort.
+    If the others do not join within JOIN_SECONDS, the process ends with a one-line message and exit code 2.
 
     Args:
-      coordinator: HOST:PORT of process 0; '' takes all three from the cluster's own environment (SLURM, Open MPI,
-        Cloud TPU, Kubernetes).
-      num_processes: how many there are.
-      process_id: which this one is, from 0.
+      coordinator: HOST:PORT of process 0; '' = take all three arguments from the environment of the cluster (SLURM,
+        Open MPI, Cloud TPU, Kubernetes).
+      num_processes: number of processes.
+      process_id: index of this process, from 0.
 
     Raises:
-      UsageError: nothing says where the others are, or it cannot be used.
+      UsageError: the address of process 0 is unknown or cannot be used.
     """
-    given: dict[str, Any] = {}
     if coordinator:
         _check_address(coordinator, num_processes, process_id)
-        given = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
     watch = threading.Timer(JOIN_SECONDS, _give_up)
     watch.daemon = True
     watch.start()
     try:
         jax.distributed.initialize(
-            **given,
-            initialization_timeout=JOIN_SECONDS + 60,  # at its end jax aborts: not before we have spoken
+            coordinator_address=coordinator or None,
+            num_processes=num_processes if coordinator else None,
+            process_id=process_id if coordinator else None,
+            initialization_timeout=JOIN_SECONDS + 60,  # JAX aborts after this, so it is longer than our own timeout
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=LEAVE_SECONDS,
         )
@@ -88,7 +83,7 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
     finally:
         watch.cancel()
     if not is_first():
-        sys.stdout = Path(os.devnull).open("w")  # what is printed once is printed by process 0  # noqa: SIM115
+        sys.stdout = Path(os.devnull).open("w")  # only process 0 prints  # noqa: SIM115
 
 
 def _check_address(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -99,21 +94,21 @@ def _check_address(coordinator: str, num_processes: int, process_id: int) -> Non
         raise UsageError(f"--coordinator={coordinator}: a port is a number from 1 to 65535")
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise UsageError(
-            f"--num_processes={num_processes} --process_id={process_id}: with --coordinator, say how many "
-            "processes there are and which this one is, from 0"
+            f"--num_processes={num_processes} --process_id={process_id}: --coordinator needs the number of "
+            "processes and the index of this one, from 0"
         )
     if process_id == 0:
         reason = _why_not_ours(int(port))
         if reason:
-            raise UsageError(f"--coordinator={coordinator}: {reason}; name another one, in all processes")
+            raise UsageError(f"--coordinator={coordinator}: {reason}; give all processes another one")
 
 
 def _why_not_ours(port: int) -> str:
-    """Why process 0 cannot listen at a port; '' if it can, as far as is known. jax crashes where it cannot."""
+    """Says why process 0 cannot listen on a port, where JAX would crash; '' if no reason is known."""
     for family in (socket.AF_INET6, socket.AF_INET):
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what an earlier start left may linger
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a socket of an earlier start may linger
                 if family == socket.AF_INET6:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 probe.bind(("", port))
@@ -134,32 +129,32 @@ def _give_up() -> None:
 def _not_found() -> str:
     return (
         f"the processes did not find each other within {JOIN_SECONDS} s; start all of them, each with its own "
-        "--process_id, and see that they reach the coordinator's port"
+        "--process_id, and check that they can reach the coordinator's port"
     )
 
 
 def _why_not_joined(error: Exception, coordinator: str) -> str:
     if "before any JAX calls" in str(error) or "only be called once" in str(error):
-        return f"a process joins the others once, before its first use of a device ({_line(error)})"
+        return f"a process must join the others once, before JAX starts a device ({_line(error)})"
     if isinstance(error, RuntimeError):
         return f"{_not_found()} ({_line(error)})"
     if coordinator:
         return f"--coordinator={coordinator}: {_line(error)}"
     if "must be defined" in str(error) or "should be defined" in str(error):
         return (
-            "--distributed: no cluster's environment was recognised (SLURM, Open MPI, Cloud TPU, Kubernetes); give "
+            "--distributed: found no environment of a cluster (SLURM, Open MPI, Cloud TPU, Kubernetes); give "
             f"--coordinator=HOST:PORT --num_processes=N --process_id=I ({_line(error)})"
         )
     return f"--distributed: the cluster's environment cannot be used ({_line(error)})"
 
 
 def count() -> int:
-    """Number of the processes that are one run; 1 = this one is alone."""
+    """Returns the number of processes of this run."""
     return jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is process 0, which writes."""
     return jax.process_index() == 0
 
 
@@ -187,13 +182,13 @@ def on_all(work: Callable[[], T]) -> T:
     return value[0]
 
 
-def each_says(work: Callable[[], str]) -> list[str]:
-    """What the work of each process says, in their order, told to all. Its error is everybody's."""
+def gather_strings(work: Callable[[], str]) -> list[str]:
+    """Runs `work` on every process and returns all results, by process; if one fails, all raise its error."""
     return [work()] if count() == 1 else _agree(work)
 
 
 def _agree(work: Callable[[], str]) -> list[str]:
-    """What the work of each process says, in their order, or the error of the first that failed."""
+    """Runs `work` on every process. Returns all results, by process, or raises the error of the first that failed."""
     said, kind, error = "", 0, None
     try:
         said = work()
@@ -217,8 +212,8 @@ def _agree(work: Callable[[], str]) -> list[str]:
 
 
 def _exchange(kind: int, text: str) -> list[tuple[int, str]]:
-    """What every process says, in their order."""
-    # Imported here: it starts devices.
+    """Sends a message to all processes and returns the messages of all, by process."""
+    # Imported here, because it starts the devices.
     from jax.experimental.multihost_utils import process_allgather
 
     said = text.encode()
@@ -239,7 +234,7 @@ def _exchange(kind: int, text: str) -> list[tuple[int, str]]:
 
 
 def is_agreed(error: BaseException | None) -> bool:
-    """Whether all processes have raised this error, or the one that caused it."""
+    """Whether all processes have raised this error, or one that caused it."""
     while error is not None:
         if getattr(error, "agreed", False):
             return True
@@ -248,7 +243,7 @@ def is_agreed(error: BaseException | None) -> bool:
 
 
 def has_lost_another(error: BaseException) -> bool:
-    """Whether an error says that another process has gone."""
+    """Whether an error means that another process has ended."""
     if not is_joined():
         return False
     ours = isinstance(error, (UsageError, RunFailedError))
@@ -256,16 +251,16 @@ def has_lost_another(error: BaseException) -> bool:
 
 
 def is_joined() -> bool:
-    """Whether this process has joined others, and has not left them."""
+    """Whether this process has joined a run of several processes and has not left it."""
     return jax.distributed.is_initialized()
 
 
 def leave() -> None:
-    """Leaves together with the others, so that none takes it for a failure; a single process has nothing to do."""
+    """Leaves the run together with the other processes, so that none takes the end of another for a failure."""
     if is_joined():
         try:
             jax.distributed.shutdown()
-        except Exception as error:  # the others have gone already
+        except Exception as error:  # the others have ended already
             print(f"jaxvit: left without the other processes ({_line(error)})", file=sys.stderr)
 
 

@@ -1,13 +1,13 @@
-"""A quiet machine for whoever measures: long work that can wait stands still meanwhile.
+"""Pauses long background work while something is timed on the same machine.
 
-Two locks of the system (flock), which end with the processes that hold them:
+Two file locks (flock) coordinate them. A lock ends with the process that holds it.
 
-asked      held, shared, by timings and test runs, for as long as they take.
-working    held by long work while it computes. It looks at `asked` between its steps, gives `working` back when
-           somebody is there, and takes it again when nobody is. A timing waits for that before it begins.
+asked      Timings and test runs hold it, shared, as long as they run.
+working    Background work holds it while it computes. Between its steps it checks `asked`: if that is held, it releases
+           `working`, and takes it again later. A timing waits for the release before it begins.
 
-They lie in ``JAXVIT_LOCKS``, or else in the user's cache folder, under the machine's name. `jaxvit benchmark` and
-`./launch.sh test` ask; so does any command that is started by
+The lock files are in the folder ``JAXVIT_LOCKS``, or else in the user's cache folder under the machine's name.
+`jaxvit benchmark` and `./launch.sh test` request a quiet machine, and so does any command that starts with
 
     python -m jaxvit.devices.quiet COMMAND [ARGUMENTS]
 """
@@ -23,25 +23,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxvit.errors import UsageError
-from jaxvit.files import Lock, is_locked
+from jaxvit.files import Lock, is_locked, local_path, user_cache
 
-PATIENCE = 120.0  # seconds; long work that compiles or draws looks at nothing meanwhile
+PATIENCE = 120.0  # seconds; background work does not check `asked` while it compiles or draws figures
 _POLL = 0.1
 
 
 def locks() -> Path:
-    """The folder of the locks."""
+    """Returns the folder of the lock files."""
     if named := os.environ.get("JAXVIT_LOCKS"):
-        return Path(named)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "jaxvit" / "locks" / (platform.node() or "here")
+        return Path(local_path(named))
+    return user_cache() / "jaxvit" / "locks" / (platform.node() or "here")
 
 
 def lock_file(name: str) -> Path:
-    """A lock file in `locks`, whose folder is made when missing.
+    """Returns the path of a lock file, and makes its folder if it is missing.
 
     Raises:
-      OSError: it cannot be made.
+      OSError: the folder cannot be made.
     """
     locks().mkdir(parents=True, exist_ok=True)
     return locks() / name
@@ -49,20 +48,20 @@ def lock_file(name: str) -> Path:
 
 @contextlib.contextmanager
 def asked(patience: float = PATIENCE) -> Iterator[list[Lock]]:
-    """Within, long work on this machine stands still. Any number of processes may ask at the same time.
+    """Pauses background work on this machine inside the `with` block. Several processes may do so at the same time.
 
     Args:
-      patience: seconds to wait at most for work to stand still; then a warning says that it does not.
+      patience: longest time to wait for the work to pause, in seconds. After it, a warning says that the work goes on.
 
     Yields:
-      The locks, for a program that takes the place of this one.
+      The locks, so that a program that replaces this process can keep them.
     """
     with contextlib.ExitStack() as stack:
         try:
             held = [stack.enter_context(Lock(lock_file("asked"), shared=True))]
             held += _wait_for_work(stack, patience)
         except OSError as error:
-            _say(f"warning: no quiet machine is asked for: {locks()} cannot be used ({error.strerror})")
+            _say(f"warning: background work is not paused: {locks()} cannot be used ({error.strerror})")
             held = []
         yield held
 
@@ -73,10 +72,10 @@ def _wait_for_work(stack: contextlib.ExitStack, patience: float) -> list[Lock]:
         with contextlib.suppress(UsageError):
             return [stack.enter_context(Lock(lock_file("working"), "busy", shared=True))]
         if time.monotonic() - started >= patience:
-            _say(f"warning: the machine is not quiet: after {patience:g} s something holds {locks() / 'working'} still")
+            _say(f"warning: the machine is not quiet: after {patience:g} s a process still holds {locks() / 'working'}")
             return []
         if not told and (told := time.monotonic() - started > 1):
-            _say("waiting until jaxvit reproduce --queue stands still")
+            _say("waiting until jaxvit reproduce --queue pauses")
         time.sleep(_POLL)
 
 
@@ -85,15 +84,15 @@ def _say(line: str) -> None:
 
 
 def is_asked() -> bool:
-    """Whether anybody asks for a quiet machine now."""
+    """Whether a process requests a quiet machine now."""
     return is_locked(lock_file("asked"))
 
 
 def try_to_work() -> Lock | None:
-    """The lock `working`; None while somebody asks for a quiet machine, or other work has it.
+    """Takes the lock `working`. Returns None if a process requests a quiet machine or other work holds the lock.
 
     Raises:
-      OSError: there can be no lock.
+      OSError: the lock file cannot be made.
     """
     if is_asked():
         return None
@@ -104,7 +103,7 @@ def try_to_work() -> Lock | None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Becomes the command that `words` are, which then holds the locks for as long as it runs."""
+    """Replaces this process by the command `words`, which holds the locks as long as it runs."""
     if not words:
         _say("jaxvit.devices.quiet: name a command, such as: python -m jaxvit.devices.quiet python my_timing.py")
         return 2

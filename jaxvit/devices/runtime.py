@@ -1,4 +1,4 @@
-"""How this process computes: which libraries and pages it takes, where compiled programs are kept, determinism."""
+"""Sets up how this process computes: CPU libraries, huge pages, the cache of compiled programs, determinism."""
 
 from __future__ import annotations
 
@@ -9,47 +9,70 @@ import platform
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxvit.errors import UsageError
+from jaxvit.files import user_cache
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# Jaxlib 0.10 gives matrix products on CPU to a library that took twice as long over them as XLA's own; 0.12 does not.
+# On CPU, jaxlib 0.10 multiplies matrices with a library that takes twice as long as XLA's own code. 0.12 does not.
 _SLOW_LIBRARY = {"0.10": ("xla_cpu_experimental_ynn_fusion_type", "reduce")}
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def keep_compiled_programs() -> None:
-    """Lets jax keep compiled programs in the user's cache folder, so that a second start compiles nothing.
+    """Turns on JAX's cache of compiled programs in the user's cache folder, so a second start compiles nothing.
 
-    ``JAX_COMPILATION_CACHE_DIR`` names another folder; set to '' it keeps none. What was set through jax.config stays.
+    ``JAX_COMPILATION_CACHE_DIR`` sets another folder, or no cache if it is ''. Settings of jax.config are kept.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     settings = {
-        "jax_compilation_cache_dir": str(cache / "jaxvit" / "xla"),
-        # By default jax keeps only what took a second to compile, which leaves out most of a small model.
+        "jax_compilation_cache_dir": str(user_cache() / "jaxvit" / "xla"),
+        # JAX's default keeps only programs that took a second to compile, which a small model's do not.
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     unset = {name: value for name, value in settings.items() if name.upper() not in os.environ}
     if "jax" not in sys.modules:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", settings["jax_compilation_cache_dir"])
+        if folder and "://" not in folder and not _can_be_made(Path(folder)):  # jax takes gs://…
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+            print(f"note: compiled programs are not kept: {folder} cannot be written", file=sys.stderr, flush=True)
         os.environ.update({name.upper(): str(value) for name, value in unset.items()})
         return
-    # Jax has read its environment by now.
+    # JAX has read its environment already.
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     if jax.config.jax_compilation_cache_dir is None and "jax_compilation_cache_dir" in unset:
         for name, value in unset.items():
             jax.config.update(name, value)
-        compilation_cache.reset_cache()  # if anything was compiled before, jax has decided not to keep anything
+        compilation_cache.reset_cache()  # after a compilation without a cache, JAX does not look for one again
+
+
+def _can_be_made(folder: Path) -> bool:
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    return there.is_dir() and os.access(there, os.W_OK)
+
+
+def why_refused(error: Exception) -> str:
+    """What to say where jax does not take a variable of the environment; '' = the error is another.
+
+    Jax reads most of its variables when it is imported, and JAX_PLATFORMS when the first device is asked for.
+    """
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    given = [f"{name}='{value}'" for name, value in os.environ.items() if name.startswith("JAX_")]
+    if not given or not modules & {"jax._src.config", "jax._src.xla_bridge"}:
+        return ""
+    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    shown = ", ".join(g for g in given if g.partition("=")[0] in str(error)) or ", ".join(given)
+    return f"jax does not take these variables of the environment ({shown}): {reason}; correct or unset them"
 
 
 def choose_cpu_libraries() -> None:
-    """Has XLA multiply matrices on CPU by what is fastest in this version of jaxlib: see docs/performance.md.
+    """Makes XLA use the fastest matrix multiplication on CPU of this version of jaxlib; see docs/performance.md.
 
-    To be called before jax starts a device; later it does nothing. A choice in ``XLA_FLAGS`` stays.
+    Call it before JAX starts a device; later it has no effect. A choice in ``XLA_FLAGS`` is kept.
     """
     if os.environ.get("JAX_PLATFORMS", "").partition(",")[0] not in ("", "cpu"):
         return
@@ -60,11 +83,11 @@ def choose_cpu_libraries() -> None:
 
 
 def forward_options() -> dict[str, str] | None:
-    """The ``compiler_options`` of ``jax.jit`` for a program that takes no gradient; None where nothing is to be chosen.
+    """Returns ``compiler_options`` of ``jax.jit`` for a program without gradients; None if it needs none.
 
-    What `choose_cpu_libraries` leaves to the library are sums: it is fast at those over a batch that gradients consist
-    of, and slower than XLA at those of norms and softmaxes, which are all that a forward pass has. Another choice in
-    ``XLA_FLAGS`` stays.
+    `choose_cpu_libraries` leaves sums to the library. The library is fast at sums over a batch, which gradients have,
+    and slower than XLA at the sums of norms and softmaxes, the only ones of a forward pass. A choice in ``XLA_FLAGS``
+    is kept.
     """
     import jax
 
@@ -76,20 +99,20 @@ def forward_options() -> dict[str, str] | None:
 
 
 def _slow_library() -> tuple[str, str]:
-    """The flag that says what the slow library is given, and the value that gives it what it is good at; or nothing."""
+    """The flag that sets which operations the slow library does, and the value for its fast ones; or ('', '')."""
     release = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
     return _SLOW_LIBRARY.get(release, ("", ""))
 
 
 def take_huge_pages(argv: Sequence[str]) -> None:
-    """Starts this process anew, once, with an allocator that asks Linux for huge pages, where Linux waits to be asked.
+    """Restarts this process, once, with an allocator that requests huge pages, if Linux gives them on request only.
 
-    Every training step on CPU writes to hundreds of megabytes of fresh memory, which in pages of 4 KiB costs a sixth to
-    a quarter of the step (docs/performance.md). The allocator reads this setting only at a process's start.
-    ``GLIBC_TUNABLES`` that are set already stay as they are; ``JAXVIT_HUGE_PAGES=0`` leaves everything alone.
+    Every training step on CPU writes to hundreds of megabytes of new memory. With pages of 4 KiB, that takes a sixth to
+    a quarter of the step (docs/performance.md). The allocator reads the setting when the process starts. An existing
+    ``GLIBC_TUNABLES`` is kept, and ``JAXVIT_HUGE_PAGES=0`` turns this off.
 
     Args:
-      argv: the words that start this process again.
+      argv: arguments that start this process again.
     """
     if os.environ.get("JAXVIT_HUGE_PAGES") == "0" or "GLIBC_TUNABLES" in os.environ:
         return
@@ -100,28 +123,28 @@ def take_huge_pages(argv: Sequence[str]) -> None:
     library, version = platform.libc_ver()
     if waits and sys.executable and library == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35):
         os.environ["GLIBC_TUNABLES"] = _HUGE_PAGES
-        with contextlib.suppress(OSError):  # then it goes on as it is
+        with contextlib.suppress(OSError):  # it then continues without huge pages
             os.execv(sys.executable, [sys.executable, *argv])
 
 
 def lower_priority() -> None:
-    """Gives all threads of this process the lowest priority, for good: it computes when nobody else does.
+    """Gives all threads of this process the lowest priority for the rest of its life.
 
-    Linux keeps a priority for each thread, and a new one has its maker's, so those that are there are told one by one.
+    Linux has a priority per thread, which a new thread inherits, so this sets it for every existing thread.
     """
     threads = Path("/proc/self/task")
     for number in [int(p.name) for p in threads.iterdir()] if threads.is_dir() else [0]:
-        with contextlib.suppress(ProcessLookupError):  # it has ended
+        with contextlib.suppress(ProcessLookupError):  # the thread has ended
             os.setpriority(os.PRIO_PROCESS, number, 19)
 
 
 @contextlib.contextmanager
 def fresh_program_cache() -> Iterator[None]:
-    """Within, compiled programs are kept in a new folder, empty at first; the user's own is left alone."""
+    """Uses an empty temporary cache of compiled programs inside the `with` block."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    settings: dict[str, Any] = {
+    settings: dict[str, bool | float | str] = {
         "jax_enable_compilation_cache": True,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -141,10 +164,10 @@ def fresh_program_cache() -> Iterator[None]:
 
 
 def be_deterministic() -> None:
-    """Has XLA choose deterministic kernels on GPU. Call it before the first use of a device.
+    """Makes XLA choose deterministic kernels on GPU. Call it before JAX starts a device.
 
     Raises:
-      UsageError: a GPU is already in use without it.
+      UsageError: JAX has started a GPU already.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _DETERMINISTIC in flags:

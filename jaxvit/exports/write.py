@@ -19,7 +19,7 @@ from jaxvit.errors import RunFailedError, UsageError, find_system_error, first_l
 from jaxvit.exports.check import LARGEST, largest_difference
 from jaxvit.exports.formats import Format, formats_named
 from jaxvit.exports.model import ExportModel
-from jaxvit.files import locked_folder, make_writable, naming
+from jaxvit.files import locked_folder, make_writable, naming, no_empty_folders
 from jaxvit.shown import terminal
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.load import Loaded, load
@@ -72,6 +72,7 @@ def export(
     return export_files(loaded, kinds, dtype=dtype, out=out, data_dir=data_dir)
 
 
+@no_empty_folders()
 def export_files(
     loaded: Loaded,
     kinds: Sequence[Format],
@@ -220,7 +221,7 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
         except (UsageError, RunFailedError, OSError):
             raise
         except Exception as error:  # converters raise all kinds of errors for models that they do not support
-            if failed := find_system_error(error):  # safetensors gives the number in its text
+            if failed := find_system_error(error):  # safetensors raises its own error, with errno in the text
                 raise failed from error
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"
             raise RunFailedError(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from jaxvit.figures.diagram import SMALL, ink, new_sheet, tint, write
 from jaxvit.figures.style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILION
-from jaxvit.files import replaced
+from jaxvit.files import make_folder, replaced
 from jaxvit.ops import mask_borders, shift_channels
 
 # In channel order: name, sign, colour, and the direction in (rows, columns).
@@ -143,7 +143,7 @@ def draw_shift_animation(
     pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     times = [_HOLD_FIRST, *[_SLIDE] * (frames - 2), _HOLD_LAST]
     target = file.with_name(f"{file.name.removesuffix('.gif')}.gif")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with replaced(target, unique=True) as beside:
         pictures[0].save(beside, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.augment import flip_key, geometric_transform, mirrored, training_transform
+from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored
 from jaxvit.data.batches import TrainBatches
 from jaxvit.data.colour import denormalize
 from jaxvit.data.parts import Source, StreamedSource
@@ -63,7 +64,14 @@ def first_batch(plan: Plan, source: Source | StreamedSource) -> tuple[np.ndarray
     host, root, step = {**batch}, derive_key(plan.seed, "step"), np.int32(0)
     key, _ = step_keys(root, step)  # the key of the first step: the same batch as in training
     if a.where == "host":
-        host["image"] = geometric_transform(a)(key, batch["image"], mirrored(a, flip_key(root), step, batch))
-    transform = jax.jit(training_transform(a, len(plan.data.class_names), t.label_smoothing, flips=flip_key(root)))
-    images, targets = transform(key, step, host)
+        by_turns = mirrored(a, flip_key(root), step, batch)
+        host["image"] = augment_geometry(key, batch["image"], a, mirrored_B=by_turns)
+    transform = partial(
+        augment,
+        settings=a,
+        classes=len(plan.data.class_names),
+        label_smoothing=t.label_smoothing,
+        flips=flip_key(root),
+    )
+    images, targets = jax.jit(transform)(key, step, host)
     return denormalize(images, a.mean, a.std), np.asarray(targets)

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from jaxvit.errors import UsageError, first_line, is_disk_full
+from jaxvit.errors import UsageError, first_line, is_disk_failure
 from jaxvit.files import Lock, file_hash, make_writable, read_json, replaced
 from jaxvit.reproduce.runs import LINE
 from jaxvit.training.checkpoint import best_step, saved_steps
@@ -233,7 +233,7 @@ def _reading(file: Path) -> Iterator[tarfile.TarFile]:
         remedy = "copy it again, or make a new one with jaxvit reproduce --pack"
         raise UsageError(f"{file}: not an archive of runs, or damaged ({first_line(error)[:100]}); {remedy}") from None
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_failure(error):
             raise
         raise UsageError(f"{file}: cannot be unpacked ({error.strerror or first_line(error)})") from None
 

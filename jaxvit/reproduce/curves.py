@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxvit.errors import UsageError
 from jaxvit.figures.rows import Curve, draw_rows
-from jaxvit.files import write_text
+from jaxvit.files import make_folder, write_text
 from jaxvit.reproduce.rows import TableRow
 from jaxvit.reproduce.table import newest
 from jaxvit.training.journal import deciding_validations, read_jsonl
@@ -28,7 +28,7 @@ def keep_metrics(run: Path, row: TableRow, line: Mapping[str, Any], results: Pat
         place = {"step": last["step"], "epoch": last["epoch"], "split": "test_latest"}
         text += json.dumps({**place, **found, "count": line["n"]}) + "\n"
     folder = results / "metrics"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / line["metrics"], text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import make_writable, packaged, write_text
+from jaxvit.files import make_folder, make_writable, packaged, write_text
 from jaxvit.reproduce.cost import costs_of
 from jaxvit.reproduce.curves import draw_curves, keep_metrics, validations
 from jaxvit.reproduce.page import page
@@ -113,7 +113,7 @@ class Results:
         self.begin()
         sort_out(lines, self.rows, self.configs)  # report an unreadable config before writing anything
         with writing(self.folder):
-            (self.folder / "metrics").mkdir(exist_ok=True)
+            make_folder(self.folder / "metrics")
             for name, text in metrics.items():
                 write_text(self.folder / "metrics" / name, text)
             for line in lines:

@@ -189,7 +189,7 @@ def _take_steps(row: TableRow, config: ConfigDict, form: str) -> dict[str, Any]:
     params = count_params(state.variables)
     numbered = subject.plan.augment.alternates
     batches = TrainBatches(source, STEP_BATCH, subject.plan.seed, numbered=numbered)
-    step = jax.jit(assembly.train_step(), donate_argnums=0).lower(state, dict(batches[0])).compile()
+    step = jax.jit(assembly.train_step, donate_argnums=0).lower(state, dict(batches[0])).compile()
     compiled = time.monotonic()
     for i in range(row.steps):
         state, sums = step(state, dict(batches[i]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -18,17 +19,20 @@ from jax.sharding import Mesh
 
 from jaxvit import own_code
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.augment import evaluation_transform, flip_key, geometric_transform, mirrored, training_transform
+from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.devices.hardware import memory_of_device
 from jaxvit.devices.sharding import over_images
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
+from jaxvit.models.count import count_params
 from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
+from jaxvit.ops.trees import Variables
 from jaxvit.run.initial_state import InitialValues, initial_values
+from jaxvit.training.metrics import Sums
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
-    Schedule,
     average_weights,
     decay_mask,
     layer_factors,
@@ -36,126 +40,200 @@ from jaxvit.training.optimizer import (
     make_schedule,
 )
 from jaxvit.training.state import TrainState, create_state, derive_key
-from jaxvit.training.step import make_eval_step, make_loss, make_train_step, step_keys
+from jaxvit.training.step import Batch, eval_step, prepare, step_keys, train_step
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of a run.
+    """The parts of a run, and the functions that they make: `train_step`, `eval_step` and what these call.
+
+    Every method that takes arrays is pure, to be jitted by the caller, e.g. ``jax.jit(assembly.train_step)``.
 
     Attributes:
+      plan: the run's plan.
       model: Flax module.
-      init: key -> variables {'params': …, and any collection that is not trained}.
-      apply: (variables, images, *, train, key=None) -> logits.
-      apply_plainly: the same without remat and scan, for looking into modules.
-      optimizer, schedule: optax transformation; learning rate of a step.
-      abstract_state: shapes and types of the TrainState, made without computing anything.
-      classes: K of the model's output; at least as many as the data set has.
-      initial: initial values that follow a formula, None = there are none.
+      optimizer: optax transformation.
+      schedule: learning rate of a step.
+      abstract_state: shapes and types of the TrainState, computed without allocating arrays.
+      classes: K of the model's output; at least the number of classes of the data set.
+      initial: initial values that follow a formula; None = the modules' initializers alone.
     """
 
     plan: Plan
     model: nn.Module
-    init: Callable[[jax.Array], Any]
-    apply: Callable[..., jax.Array]
-    apply_plainly: Callable[..., jax.Array]
     optimizer: optax.GradientTransformation
-    schedule: Schedule
+    schedule: optax.Schedule
     abstract_state: TrainState
     classes: int
     initial: InitialValues | None = None
 
+    def train_step(
+        self,
+        state: TrainState,
+        batch: Batch,
+        *,
+        key: jax.Array | None = None,
+        axis_name: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> tuple[TrainState, Sums]:
+        """One training step: (state, batch) to (state, sums); see `jaxvit.training.step.train_step`.
+
+        Args:
+          state: state before the step.
+          batch: images, labels and mask, from a feed.
+          key: root key of all steps; None = `step_key()`.
+          axis_name: name of pmap's axis; None under jit.
+          mesh: mesh that the batch is split over; None for one device and for pmap. It changes no number, only which
+            device draws it.
+        """
+        plan, key = self.plan, self.step_key() if key is None else key
+        return train_step(
+            state,
+            batch,
+            key=key,
+            apply=self.apply,
+            transform=partial(self.augment, root=key, mesh=mesh),
+            optimizer=self.optimizer,
+            accumulate=plan.train.accumulate,
+            average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None,
+            axis_name=axis_name,
+        )
+
+    def augment(
+        self, key: jax.Array, step: jax.Array, batch: Batch, *, root: jax.Array, mesh: Mesh | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Augments a batch: images float32 [B, H, W, C] and targets [B, K]; see `jaxvit.data.augment.augment`.
+
+        Args:
+          key: augmentation key of the step.
+          step: number of the step.
+          batch: from a feed.
+          root: root key of all steps.
+          mesh: as in `train_step`.
+        """
+        settings = self.plan.augment
+        return augment(
+            key,
+            step,
+            batch,
+            settings,
+            classes=self.classes,
+            label_smoothing=self.plan.train.label_smoothing,
+            each=over_images(mesh) if mesh is not None else jax.vmap,
+            flips=flip_key(root) if settings.alternates else None,
+            class_weights=self.plan.data.loss_weights,
+        )
+
+    def apply(
+        self,
+        variables: Variables,
+        images_BHWC: jax.Array,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+        plain: bool = False,
+    ) -> jax.Array:
+        """Runs the model: images, as `augment` and `preprocess` return them, to logits [B, K].
+
+        Args:
+          variables: parameters and constants.
+          images_BHWC: float32 images.
+          train: whether dropout and drop path are on.
+          key: key of dropout and drop path, needed if `train`.
+          plain: without remat and scan, so that module calls can be intercepted.
+        """
+        return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
+
+    def eval_step(self, variables: Variables, batch: Batch, *, axis_name: str | None = None) -> Sums:
+        """One evaluation step: (variables, batch) to sums; see `jaxvit.training.step.eval_step`."""
+        transform = partial(preprocess, settings=self.plan.augment)
+        by_class = self.plan.train.by_class
+        return eval_step(
+            variables, batch, apply=self.apply, transform=transform, axis_name=axis_name, by_class=by_class
+        )
+
+    def prepare(
+        self, step: jax.Array, batch: Batch, *, key: jax.Array | None = None, mesh: Mesh | None = None
+    ) -> dict[str, jax.Array]:
+        """The first half of `train_step` alone: augmented images and targets; see `jaxvit.training.step.prepare`."""
+        key = self.step_key() if key is None else key
+        return prepare(step, batch, key=key, transform=partial(self.augment, root=key, mesh=mesh))
+
+    def init(self, key: jax.Array) -> Variables:
+        """Initializes the variables, 'params' and any constants, by the modules' own initializers."""
+        return _init(self.plan, self.model, key)
+
     def init_key(self) -> jax.Array:
-        """The root of the randomness of the parameters."""
+        """The root key of the parameters."""
         return derive_key(self.plan.seed, "init")
 
-    def create_state(self, key: jax.Array | None = None, measured: np.ndarray | None = None) -> TrainState:
-        """The state before the first step; to be jitted, best with `init_key`: then one program serves all seeds.
+    def step_key(self, seed: int | None = None) -> jax.Array:
+        """The root key of all steps, for the plan's seed or another."""
+        return derive_key(self.plan.seed if seed is None else seed, "step")
 
-        `measured` is what `measure` gives. Without it a first layer that is to begin with filters of the training
-        images begins as drawn: enough where only shapes and speed count.
+    def create_state(self, key: jax.Array | None = None, measured: np.ndarray | None = None) -> TrainState:
+        """The state before the first step.
+
+        Args:
+          key: root key of the parameters; None = `init_key()`. Jitted with it as an argument, one program serves all
+            seeds.
+          measured: result of `measure`. None = a first layer that should start with filters of the training images
+            starts with random ones: enough where only shapes and speed count.
         """
         key = self.init_key() if key is None else key
         return create_state(partial(self._initial, measured), self.optimizer, key, ema=self.plan.ema_decay > 0)
 
-    def _initial(self, measured: np.ndarray | None, key: jax.Array) -> Any:
+    def _initial(self, measured: np.ndarray | None, key: jax.Array) -> Variables:
         variables = self.init(key)
         return self.initial(variables, key, measured) if self.initial else variables
 
     def measure(self, source: Source | StreamedSource) -> np.ndarray | None:
-        """What initial values need to know of the training split; None where they need nothing."""
+        """Measures what the initial values need of the training split; None if they need nothing."""
         return self.initial.measure(source) if self.initial else None
 
-    def step_key(self, seed: int | None = None) -> jax.Array:
-        """The root of the randomness of all steps, of the plan's seed or another."""
-        return derive_key(self.plan.seed if seed is None else seed, "step")
+    def host_transform(
+        self, before: int = 0
+    ) -> Callable[[int, Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
+        """Returns (step, batch) -> batch, which augments the geometry on the host; None if the device does it.
 
-    def loss(
-        self,
-        axis_name: str | None = None,
-        *,
-        plainly: bool = False,
-        key: jax.Array | None = None,
-        mesh: Mesh | None = None,
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The two halves of this run's forward pass, see `jaxvit.training.step.make_loss`; `key` as `step_key`.
-
-        `mesh` is the one that batches are split over, None for one device and for pmap. It changes no number, only
-        which device draws it.
-        """
-        each = over_images(mesh) if mesh is not None else jax.vmap
-        settings, key = self.plan.augment, self.step_key() if key is None else key
-        flips = flip_key(key) if settings.alternates else None
-        return make_loss(
-            self.apply_plainly if plainly else self.apply,
-            training_transform(
-                settings,
-                self.classes,
-                self.plan.train.label_smoothing,
-                each=each,
-                flips=flips,
-                class_weights=self.plan.data.loss_weights,
-            ),
-            key,
-            axis_name=axis_name,
-        )
-
-    def train_step(
-        self, axis_name: str | None = None, *, key: jax.Array | None = None, mesh: Mesh | None = None
-    ) -> Callable[..., Any]:
-        """The pure training step of this run; `key` as `step_key`, `mesh` as in `loss`."""
-        plan = self.plan
-        average = partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None
-        prepare, loss = self.loss(axis_name, key=key, mesh=mesh)
-        return make_train_step(
-            prepare, loss, self.optimizer, accumulate=plan.train.accumulate, ema=average, axis_name=axis_name
-        )
-
-    def host_transform(self, before: int = 0) -> Callable[[int, Mapping[str, Any]], dict[str, np.ndarray]] | None:
-        """(step, batch) -> batch with the geometry done by the host's processor; None where the device does it.
-
-        `before` is how many images of the whole batch come before those of this process.
+        `before` is the number of images of the whole batch that precede those of this process.
         """
         settings = self.plan.augment
         if settings.where != "host":
             return None
-        root, geometric = self.step_key(), geometric_transform(settings, before)
+        root = self.step_key()
 
         @jax.jit
         def transform(root: jax.Array, step: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
             by_turns_B = mirrored(settings, flip_key(root), step, batch)
-            return geometric(step_keys(root, step)[0], batch["image"], by_turns_B)
+            key, _ = step_keys(root, step)
+            return augment_geometry(key, batch["image"], settings, mirrored_B=by_turns_B, before=before)
 
-        def apply(step: int, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def on_host(step: int, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             with jax.default_device(jax.local_devices(backend="cpu")[0]):
                 return {**batch, "image": np.asarray(transform(root, np.int32(step), batch))}
 
-        return apply
+        return on_host
 
-    def eval_step(self, axis_name: str | None = None) -> Callable[..., Any]:
-        """The pure evaluation step of this run."""
-        transform, by_class = evaluation_transform(self.plan.augment), self.plan.train.by_class
-        return make_eval_step(self.apply, transform, axis_name=axis_name, by_class=by_class)
+
+def _init(plan: Plan, model: nn.Module, key: jax.Array) -> Variables:
+    variables = dict(model.init(key, jnp.zeros((1, *plan.input_shape), jnp.float32), train=False))
+    if "params" not in variables:
+        raise UsageError(f"config.model.name='{plan.model.name}': has no parameters; there is nothing to train")
+    return variables
+
+
+def _apply(
+    plan: Plan,
+    model: nn.Module,
+    variables: Variables,
+    images_BHWC: jax.Array,
+    train: bool,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    with implementations.use(plan.train.implementations):
+        rngs = {"dropout": key} if train and key is not None else None
+        return cast(jax.Array, model.apply(variables, images_BHWC, train=train, rngs=rngs))
 
 
 def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
@@ -183,35 +261,23 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     idle = model.idle_attributes() if hasattr(model, "idle_attributes") else {}
     for key in overrides:
         if (name := key.removeprefix("model.")) in idle and key.startswith("model."):
-            raise UsageError(f"--config.{key}: nothing reads this key in this run: model.{idle[name]}")
-
-    def init(key: jax.Array) -> Any:
-        variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), train=False))
-        if "params" not in variables:
-            raise UsageError(f"config.model.name='{plan.model.name}': has no parameters; there is nothing to train")
-        return variables
-
-    def applying(model: nn.Module) -> Callable[..., jax.Array]:
-        def apply(variables: Any, images_BHWC: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-            with implementations.use(plan.train.implementations):
-                return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
-
-        return apply
-
-    apply = applying(model)
-    apply_plainly = applying(plainly(model))
+            raise UsageError(f"--config.{key}: this key has no effect in this run: model.{idle[name]}")
 
     optimizer = make_optimizer(plan.optim)
     try:
         abstract = jax.eval_shape(
-            lambda: create_state(init, optimizer, derive_key(plan.seed, "init"), ema=plan.ema_decay > 0)
+            lambda: create_state(
+                partial(_init, plan, model), optimizer, derive_key(plan.seed, "init"), ema=plan.ema_decay > 0
+            )
         )
         images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        logits = jax.eval_shape(lambda variables, x: apply(variables, x, train=False), abstract.variables, images)
-        # Training takes ways of its own: dropout, for instance. And two images are not one.
+        logits = jax.eval_shape(lambda v, x: _apply(plan, model, v, x, False), abstract.variables, images)
+        # Also traces with train=True and batch size 2, to catch models that hard-code batch size 1.
         key = jax.eval_shape(lambda: jax.random.key(0))
         images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-        in_training = jax.eval_shape(lambda v, x, k: apply(v, x, train=True, key=k), abstract.variables, images, key)
+        in_training = jax.eval_shape(
+            lambda v, x, k: _apply(plan, model, v, x, True, k), abstract.variables, images, key
+        )
     except UsageError:
         raise
     except Exception as error:
@@ -225,18 +291,38 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     initial = initial_values(plan, model)
     if initial:
         jax.eval_shape(initial, abstract.variables, key)
-    return Assembly(
-        plan,
-        model,
-        init,
-        apply,
-        apply_plainly,
-        optimizer,
-        make_schedule(plan.optim),
-        abstract,
-        logits.shape[-1],
-        initial,
-    )
+    return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial)
+
+
+def refuse_beyond_memory(plan: Plan, assembly: Assembly) -> None:
+    """Refuses sizes that no device here can hold, before XLA, which ends the process at some of them, sees them.
+
+    Raises:
+      UsageError: the state alone, or the images of a batch alone, take more than all of a device's memory.
+    """
+    room = memory_of_device()
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(assembly.abstract_state))
+    stored, seen = math.prod(plan.data.image_shape), 4 * math.prod(plan.input_shape)  # bytes: uint8, float32
+    train = plan.train
+    batch = train.per_device_batch * (stored + seen // train.accumulate)
+    evaluated = train.eval_batch_size // train.devices * (stored + seen)
+    parameters = count_params(assembly.abstract_state.variables)
+    for size, what, remedy in (
+        (
+            state // train.fsdp,
+            f"config.model: {parameters:,} parameters with their optimizer's state",
+            "a smaller model, or config.train.fsdp over more devices",
+        ),
+        (
+            batch,
+            f"config.train.batch_size={train.batch_size}: the images of a batch",
+            "a smaller one, or a larger config.train.accumulate",
+        ),
+        (evaluated, f"config.eval.batch_size={train.eval_batch_size}: the images of a batch", "a smaller one"),
+    ):
+        if room and size > room:
+            gigabytes = f"{size / 2**30:,.1f} GiB of memory on a device that has {room / 2**30:,.1f} GiB"
+            raise UsageError(f"{what} take {gigabytes}; what helps: {remedy}")
 
 
 def _why_it_fails(plan: Plan, error: Exception) -> str:
@@ -253,7 +339,7 @@ def _why_it_fails(plan: Plan, error: Exception) -> str:
     return f"config.model.name='{name}': does not work on images of {size}: {own_code.explain(error)}"
 
 
-def _check_scores(plan: Plan, found: Any, expected: tuple[int, int | None]) -> None:
+def _check_scores(plan: Plan, found: object, expected: tuple[int, int | None]) -> None:
     """Raises UsageError where a model's output is not an array of scores.
 
     `expected` is its shape: images, and the number of scores, None = at least as many as there are classes.

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import base64
 import zlib
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.augment import evaluation_transform
+from jaxvit.data.augment import preprocess
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import processes
 from jaxvit.errors import UsageError, first_line
 from jaxvit.models.initial_sites import Stem, start_attention, start_positions, start_stem, stem_input, survey
 from jaxvit.ops.initial_values import patches_of, whitening_filters
+from jaxvit.ops.trees import Params, Variables
 
 MOST_VALUES = 4096  # of a patch that is whitened: the work grows with their cube
+Pair = tuple[int, int]
 _IMAGES = 64  # measured at a time
 
 
@@ -47,11 +49,13 @@ class InitialValues:
         stem, where = sites.stem, f"config.init.stem='{init.stem}': the first layer of {name}"
         if init.stem and stem is None:
             raise UsageError(f"{where} is neither dense nor a plain convolution of images; set it to ''")
-        if init.stem and stem.values > MOST_VALUES:
+        if init.stem and stem is not None and stem.values > MOST_VALUES:
             many = f"takes patches of {stem.values} values, and at most {MOST_VALUES} can be whitened"
             raise UsageError(f"{where} {many}; set it to ''")
 
-    def __call__(self, variables: dict[str, Any], key: jax.Array, filters: jax.Array | None = None) -> dict[str, Any]:
+    def __call__(
+        self, variables: Variables, key: jax.Array, filters: jax.Array | np.ndarray | None = None
+    ) -> dict[str, Params]:
         """The variables with these values; pure, to be traced.
 
         Args:
@@ -75,13 +79,13 @@ class InitialValues:
             except ValueError as error:
                 raise UsageError(f"config.init.positions='{init.positions}': {first_line(error)}") from None
         if filters is not None and sites.stem:
-            params = start_stem(params, sites.stem, filters)
+            params = start_stem(params, sites.stem, cast(jax.Array, filters))
         return {**variables, "params": params}
 
     def measure(self, source: Source | StreamedSource) -> np.ndarray | None:
         """Filters (P, P) for the stem, where they are asked for, from images of the training split.
 
-        A function of the images and the config alone, whatever the seed. Process 0 measures and tells the others.
+        A function of the images and the config alone, whatever the seed. Process 0 measures and broadcasts the result.
         """
         stem = self._sites.stem
         if not self._init.stem or stem is None:
@@ -91,16 +95,15 @@ class InitialValues:
             moments_PP = self._moments(stem, source)
             return base64.b64encode(whitening_filters(moments_PP, self._init.stem_eps).tobytes()).decode()
 
-        told = base64.b64decode(processes.broadcast_from_first(work))
-        return np.frombuffer(told, np.float32).reshape(stem.values, stem.values)
+        values = base64.b64decode(processes.broadcast_from_first(work))
+        return np.frombuffer(values, np.float32).reshape(stem.values, stem.values)
 
     def _moments(self, stem: Stem, source: Source | StreamedSource) -> np.ndarray:
         """Mean of x xᵀ (P, P) over the patches x that the stem takes, where it takes them, of evenly spread images.
 
         The images are as in evaluation: of the model's size, normalised, not augmented.
         """
-        prepare = evaluation_transform(self._plan.augment)
-        look = jax.jit(lambda images: stem_input(self._model, stem, prepare(images)))
+        look = jax.jit(lambda images: stem_input(self._model, stem, preprocess(images, self._plan.augment)))
         count = min(self._init.stem_images, len(source))
         rows = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))
         total, patches = np.zeros((stem.values, stem.values)), 0
@@ -109,7 +112,10 @@ class InitialValues:
             if not good.any():
                 continue
             given = np.asarray(look(images[good]))
-            x = patches_of(given, stem.window, stem.strides) if stem.window else given.reshape(-1, stem.values)
+            if stem.window:
+                x = patches_of(given, cast(Pair, stem.window), cast(Pair, stem.strides))
+            else:
+                x = given.reshape(-1, stem.values)
             x = x.astype(np.float64)
             total += x.T @ x
             patches += len(x)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Lowered, Wrapped
 
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.batches import TrainOrder
@@ -20,9 +23,11 @@ from jaxvit.devices import hardware, runtime
 from jaxvit.devices.sharding import own_rows, place_batch, place_call, replicate, split_batch
 from jaxvit.run.assembly import Assembly
 from jaxvit.training import nans
-from jaxvit.training.loop import Position, Program
+from jaxvit.training.loop import Batch as LoopBatch
+from jaxvit.training.loop import CallSums, Position, Program
+from jaxvit.training.metrics import Sums
 from jaxvit.training.state import TrainState
-from jaxvit.training.step import make_train_call
+from jaxvit.training.step import Batch, loss, train_steps
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def make_program(
     assembly: Assembly,
     sources: dict[str, Source | StreamedSource],
     state: TrainState,
-    mesh: Any,
+    mesh: Mesh,
     position: Position,
     options: StartOptions,
     workdir: Path,
@@ -57,11 +62,11 @@ def make_program(
     feed = feed or make_feed(plan, assembly, sources["train"], mesh, steps_per_call, seeds)
     call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
     # The state before a step must outlive it when a step may have to be looked into.
-    made = make_train_program(assembly, feed, state, mesh, steps_per_call, seeds, donate=not options.debug_nans)
-    step_program, in_one_go, numbers, root = made.run, made.in_one_go, made.numbers, made.root
+    jitted = jit_train_step(assembly, feed, state, mesh, steps_per_call, seeds, donate=not options.debug_nans)
+    run, numbers, root = jitted.run, jitted.numbers, jitted.root
     if position.step < t.steps and not position.stopped_early:  # else only the test is left to be done
-        step_program = made.lower(state, feed, call).compile()
-    eval_step = jax.vmap(assembly.eval_step(), in_axes=(0, None)) if seeds else assembly.eval_step()
+        run = jitted.lower(state, feed, call).compile()
+    eval_step = jax.vmap(assembly.eval_step, in_axes=(0, None)) if seeds else assembly.eval_step
     eval_step = jax.jit(eval_step, compiler_options=runtime.forward_options())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
@@ -70,16 +75,16 @@ def make_program(
     rates = jax.device_get(jax.jit(jax.vmap(assembly.schedule))(np.arange(t.steps))).tolist()
     position.seconds["compile"] += time.monotonic() - started
 
-    def train_step(state: TrainState, call: Any, count: int) -> Any:
-        if in_one_go:
-            return step_program(state, feed.data, call, numbers[count], root)
+    def train_step(state: TrainState, call: LoopBatch, count: int) -> tuple[TrainState, CallSums]:
+        if jitted.whole_call:
+            return run(state, feed.data, call, numbers[count], root)
         each = []
         for i in range(count):
-            state, sums = step_program(state, feed.data, call, numbers[i], root)
+            state, sums = run(state, feed.data, call, numbers[i], root)
             each.append(sums)
         return state, {name: [sums[name] for sums in each] for name in each[0]}
 
-    def batches_of(part: str) -> Any:
+    def batches_of(part: str) -> Callable[[], Iterator[LoopBatch]] | None:
         if part not in sources:
             return None
         return lambda: evaluation_stream(sources[part], t.eval_batch_size, own_rows(mesh, t.eval_batch_size))
@@ -90,9 +95,12 @@ def make_program(
     def part(state: TrainState, i: int) -> TrainState:
         return cut(state, indices[i]) if seeds else state
 
-    def explain(before: TrainState, failed: Any) -> str:
-        batch = feed.pick(feed.data, failed, 0)
-        return nans.explain(*assembly.loss(plainly=True, mesh=mesh), before, batch, t.accumulate)
+    def explain(before: TrainState, failed: LoopBatch) -> str:
+        batch = feed.pick(feed.data, cast(Batch, failed), 0)
+        prepare = partial(assembly.prepare, mesh=mesh)
+        return nans.explain(
+            prepare, partial(loss, apply=partial(assembly.apply, plain=True)), before, batch, t.accumulate
+        )
 
     return Program(
         train_step=train_step,
@@ -115,87 +123,115 @@ def make_program(
     )
 
 
-class TrainProgram(NamedTuple):
-    """The program of a training step, jitted, and what it takes beside state and data.
+class JittedStep(NamedTuple):
+    """A run's jitted training step, and its inputs besides state and data.
 
     Attributes:
       run: (state, data, call, i or count, root key's data) -> (state, sums).
-      in_one_go: one run of it is all steps of a call, not one of them.
-      numbers: 0, 1, … to the steps of a call, on the devices.
-      root: root key's data, on the devices.
+      whole_call: whether one execution runs all steps of a call, not one of them.
+      numbers: 0, 1, … to the number of steps of a call, on the devices.
+      root: data of the root key, on the devices.
     """
 
-    run: Any
-    in_one_go: bool
+    run: Wrapped
+    whole_call: bool
     numbers: list[jax.Array]
     root: jax.Array
 
-    def lower(self, state: TrainState, feed: ResidentFeed | StreamFeed, call: Any) -> Any:
-        """The program, traced for such a state and such a call of the feed, to be compiled."""
+    def lower(self, state: TrainState, feed: ResidentFeed | StreamFeed, call: LoopBatch) -> Lowered:
+        """Traces the step for such a state and such a call of the feed; the result can be compiled."""
         return self.run.lower(state, feed.data, call, self.numbers[0], self.root)
 
 
-def make_train_program(
+def jit_train_step(
     assembly: Assembly,
     feed: ResidentFeed | StreamFeed,
     state: TrainState,
-    mesh: Any,
+    mesh: Mesh,
     steps_per_call: int,
     seeds: Sequence[int] = (),
     *,
     donate: bool = True,
-) -> TrainProgram:
-    """The program of a run's training step, or of the steps of a call where the device does them in one go.
+) -> JittedStep:
+    """Jits a run's training step; on an accelerator, all steps of a call as one program.
 
     Args:
-      assembly, mesh, steps_per_call, seeds: of the run.
-      feed: of the training split.
-      state: where it lies is where the next one will.
-      donate: let the next state take the place of the one before.
+      assembly: parts of the run.
+      feed: feed of the training split.
+      state: state before the step; the next one gets its sharding.
+      mesh: mesh of the run.
+      steps_per_call: steps in one call of the feed.
+      seeds: seeds of several runs that are trained together.
+      donate: lets the next state reuse the buffers of the one before.
     """
-    in_one_go = steps_per_call > 1 and jax.default_backend() != "cpu"
+    whole_call = steps_per_call > 1 and jax.default_backend() != "cpu"
     layout = jax.tree.map(lambda x: x.sharding, state)
-    program = _train_program(assembly, feed.pick, mesh, steps_per_call if in_one_go else 1, bool(seeds))
-    return TrainProgram(
+    program = partial(
+        train_program,
+        assembly=assembly,
+        pick=feed.pick,
+        mesh=mesh,
+        steps_per_call=steps_per_call if whole_call else 1,
+        together=bool(seeds),
+    )
+    return JittedStep(
         jax.jit(program, donate_argnums=(0,) if donate else (), out_shardings=(layout, None)),
-        in_one_go,
+        whole_call,
         replicate(mesh, [np.int32(number) for number in range(steps_per_call + 1)]),
         # An argument, not a constant: so one compiled program serves all seeds.
         replicate(mesh, _key_data([assembly.step_key(seed) for seed in seeds] or assembly.step_key())),
     )
 
 
-def _key_data(keys: Any) -> np.ndarray:
+def _key_data(keys: jax.Array | list[jax.Array]) -> np.ndarray:
     return np.asarray(jax.random.key_data(jnp.stack(keys) if isinstance(keys, list) else keys))
 
 
-def _train_program(assembly: Assembly, pick: Any, mesh: Any, steps_per_call: int, several: bool) -> Any:
-    """What is compiled, (state, data, call, i or count, root key's data) -> (state, sums).
+def train_program(
+    state: TrainState,
+    data: Batch,
+    call: Batch,
+    i: jax.Array,
+    root: jax.Array,
+    *,
+    assembly: Assembly,
+    pick: Callable[[Batch, Batch, jax.Array], dict[str, jax.Array]],
+    mesh: Mesh,
+    steps_per_call: int,
+    together: bool,
+) -> tuple[TrainState, Sums]:
+    """Picks the batch of a step and trains on it: the function that is compiled.
 
-    It is several steps, or the one of a given place in the call; of one run, or of several that are trained together:
-    each of these has its own parameters, images and random numbers.
+    Args:
+      state: state before the step; of several runs `together`, their states stacked.
+      data: the resident split, or nothing; `feed.data`.
+      call: input of the call, from the feed.
+      i: position of the step in the call; if `steps_per_call` > 1, the number of steps to run.
+      root: data of the root key; [R, …] of R runs together.
+      assembly: parts of the run.
+      pick: (data, call, i) -> batch of the call's i-th step; `feed.pick`.
+      mesh: mesh of the run.
+      steps_per_call: steps that one execution runs.
+      together: whether several runs are trained together, each with its own parameters, images and random numbers.
     """
+    keys = jax.random.wrap_key_data(root)
 
-    def step_with(root: jax.Array) -> Any:
-        keys = jax.random.wrap_key_data(root)
-        if not several:
-            return assembly.train_step(key=keys, mesh=mesh)
-        step = jax.vmap(lambda state, batch, key: assembly.train_step(key=key, mesh=mesh)(state, batch))
-        return lambda state, batch: step(state, batch, keys)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        if together:
+            return jax.vmap(lambda s, b, key: assembly.train_step(s, b, key=key, mesh=mesh))(state, batch, keys)
+        return assembly.train_step(state, batch, key=keys, mesh=mesh)
 
-    def train_program(state: TrainState, data: Any, call: Any, i: jax.Array, root: jax.Array) -> Any:
-        if steps_per_call > 1:
-            return make_train_call(step_with(root), pick, steps_per_call)(state, data, call, i)
-        return step_with(root)(state, pick(data, call, i))
-
-    return train_program
+    if steps_per_call == 1:
+        return step(state, pick(data, call, i))
+    batches = jax.vmap(lambda k: pick(data, call, k))(jnp.arange(steps_per_call))
+    return train_steps(state, batches, i, step=step)
 
 
 def make_feed(
     plan: Plan,
     assembly: Assembly,
     source: Source | StreamedSource,
-    mesh: Any,
+    mesh: Mesh,
     steps_per_call: int,
     seeds: Sequence[int] = (),
 ) -> ResidentFeed | StreamFeed:
@@ -209,7 +245,7 @@ def make_feed(
 
     own = own_rows(mesh, t.batch_size)
 
-    def put_call(call: Any) -> Any:
+    def put_call(call: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         return place_call(mesh, call, axis=2 if seeds else 1)
 
     if t.feed == "resident":
@@ -237,7 +273,7 @@ def make_feed(
     )
 
 
-def _abstract_batch(source: Source | StreamedSource, size: int, mesh: Any) -> Any:
+def _abstract_batch(source: Source | StreamedSource, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {
         "image": ((size, *source.image_shape), np.uint8),
         "label": ((size,), np.int32),

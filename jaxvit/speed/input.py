@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.config.plan import dataset_of, resolve
-from jaxvit.data.augment import flip_key, training_transform
 from jaxvit.data.batches import TrainBatches, TrainOrder
 from jaxvit.data.decoding import decode_records
 from jaxvit.data.feed import ResidentFeed, StreamFeed
@@ -68,10 +68,10 @@ def measure_input(config: ConfigDict, overrides: Iterable[str] = ()) -> dict[str
     host = assembly.host_transform()
     if host:
         batch = jax.device_put(host(0, {name: np.asarray(values) for name, values in batch.items()}))
-    step = jax.jit(assembly.train_step())
+    step = jax.jit(assembly.train_step)
     state = jax.jit(assembly.create_state)()
     found["step_ms"] = 1e3 * seconds_each(lambda: step(state, batch))
-    transform = training_transform(a, assembly.classes, t.label_smoothing, flips=flip_key(key))
+    transform = partial(assembly.augment, root=key)
     if a.where == "device" and isinstance(source, Source):
         seconds = resident_seconds(source, batch_size, transform)
         found |= {"resident_images_per_s": batch_size / seconds, "input_ms": 1e3 * seconds}

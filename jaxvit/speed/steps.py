@@ -23,13 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jaxvit.data.augment import evaluation_transform
+from jaxvit.data.augment import preprocess
 from jaxvit.devices import hardware, runtime
 from jaxvit.devices.sharding import make_mesh, place_batch, replicated, shard_state, split_batch
 from jaxvit.errors import UsageError
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_macs, count_params
-from jaxvit.run.program import StartOptions, make_feed, make_program, make_train_program
+from jaxvit.run.program import StartOptions, jit_train_step, make_feed, make_program
 from jaxvit.speed.subject import STEPS, Subject
 from jaxvit.speed.timing import Runner, spread, stopwatch, time_in_turns
 from jaxvit.training.journal import Journal, JsonLines
@@ -116,7 +116,7 @@ class Bench:
         """Compiles with cleared in-memory caches; returns (seconds to trace, seconds to trace and compile, program)."""
         jax.clear_caches()
         t = self._subject.plan.train
-        made = make_train_program(self._subject.assembly, self._feed, self._state, self._mesh, t.steps_per_call)
+        made = jit_train_step(self._subject.assembly, self._feed, self._state, self._mesh, t.steps_per_call)
         began = time.perf_counter()
         lowered = made.lower(self._state, self._feed, self._call)
         traced = time.perf_counter()
@@ -165,11 +165,11 @@ class Bench:
 
     def input_on_device(self) -> Callable[[int], None]:
         """Runs only the input part of the step on the devices: gather, augmentation, targets."""
-        prepare, _ = self._subject.assembly.loss(mesh=self._mesh)
+        assembly = self._subject.assembly
 
         @jax.jit
         def run(step: jax.Array, data: Any, call: Any) -> Any:
-            examples = prepare(step, self._feed.pick(data, call, 0))
+            examples = assembly.prepare(step, self._feed.pick(data, call, 0), mesh=self._mesh)
             return examples["image"], examples["target"]
 
         def repeated(count: int) -> None:
@@ -187,9 +187,8 @@ class Bench:
         variables = jax.device_put(self._variables(), replicated(mesh))
         images, _, _ = self._source.batch(np.arange(batch) % len(self._source))
         placed = place_batch(mesh, {"image": images})["image"]
-        prepare = evaluation_transform(plan.augment)
         run = jax.jit(
-            lambda variables, x: assembly.apply(variables, prepare(x), train=False),
+            lambda variables, x: assembly.apply(variables, preprocess(x, plan.augment), train=False),
             out_shardings=split_batch(mesh),
             compiler_options=runtime.forward_options(),
         )

@@ -68,7 +68,7 @@ def workload_of(model: str) -> Workload:
     """
     if model in DOCUMENTS:
         return DOCUMENTS[model]
-    from jaxvit.config.keys import KEYS
+    from jaxvit.config.key_table import KEYS
     from jaxvit.models.registry import input_shape, model_defaults
 
     classes = model_defaults(model).get("num_classes", 0) or 10

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxvit import own_code as gate
-from jaxvit.config.keys import RENAMED
+from jaxvit.config.key_table import RENAMED
 from jaxvit.data.geometry import INTERPOLATIONS
 from jaxvit.data.settings import EVALUATION_SIZES, Augmentation, Preprocessing
 from jaxvit.errors import UsageError, first_line, nearest

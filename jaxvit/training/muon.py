@@ -22,14 +22,16 @@ tables and heads among them; here Adam is the plain one.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import jax
 import optax
+from jax.tree_util import KeyPath
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxvit.errors import UsageError
+from jaxvit.ops.trees import Params
 from jaxvit.training.settings import OptimizerSettings
 
 _PROJECTIONS = ("query", "key", "value")  # (C, heads, head_dim): the first axis is the inputs, not all but the last
@@ -77,18 +79,19 @@ def scale_by_muon_and_adam(settings: OptimizerSettings) -> optax.GradientTransfo
     """The updates of all parameters before decay and learning rate: Muon's for the matrices, Adam's for the rest."""
     s = settings
 
-    def axes(params: Any) -> Any:
+    def axes(params: optax.Params) -> optax.Params:
         # Of Muon's part of the tree, in which what is Adam's is an empty node.
         return jax.tree_util.tree_map_with_path(lambda path, x: muon_axes(_join(path), x.shape, s), params)
 
-    def owners(params: Any) -> Any:
-        def owner(path: tuple[Any, ...], x: Any) -> str:
+    def owners(params: optax.Params) -> Mapping[str, object]:
+        def owner(path: KeyPath, x: jax.Array) -> str:
             return "adam" if muon_axes(_join(path), x.shape, s) is None else "muon"
 
         return jax.tree_util.tree_map_with_path(owner, params)
 
-    def to_rms(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+    def to_rms(path: KeyPath, update: jax.Array) -> jax.Array:
         found = muon_axes(_join(path), update.shape, s)
+        assert found is not None, "Muon updates matrices only"
         return update * (s.muon_rms * math.sqrt(max(_size(update.shape, found))))
 
     muon = optax.chain(
@@ -98,7 +101,7 @@ def scale_by_muon_and_adam(settings: OptimizerSettings) -> optax.GradientTransfo
     return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps)}, owners)
 
 
-def count_on_muon(params: Any, settings: OptimizerSettings) -> dict[str, tuple[int, int]]:
+def count_on_muon(params: Params, settings: OptimizerSettings) -> dict[str, tuple[int, int]]:
     """{path: (numbers, matrices)} of the parameters that are on Muon; `params` may be shapes only."""
     counts = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -109,7 +112,7 @@ def count_on_muon(params: Any, settings: OptimizerSettings) -> dict[str, tuple[i
     return counts
 
 
-def check_patterns(params: Any, settings: OptimizerSettings) -> None:
+def check_patterns(params: Params, settings: OptimizerSettings) -> None:
     """Refuses patterns that do not fit a model's parameters.
 
     Raises:
@@ -138,12 +141,15 @@ def check_patterns(params: Any, settings: OptimizerSettings) -> None:
 
 def _size(shape: tuple[int, ...], axes: MuonDimensionNumbers) -> tuple[int, int]:
     """(rows, columns)."""
-    return math.prod(shape[i] for i in axes.reduction_axis), math.prod(shape[i] for i in axes.output_axis)
+    rows, columns = (
+        (axis,) if isinstance(axis, int) else tuple(axis) for axis in (axes.reduction_axis, axes.output_axis)
+    )
+    return math.prod(shape[i] for i in rows), math.prod(shape[i] for i in columns)
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _join(path: tuple[Any, ...]) -> str:
+def _join(path: KeyPath) -> str:
     return "/".join(str(getattr(part, "key", part)) for part in path)

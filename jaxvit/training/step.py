@@ -1,74 +1,105 @@
 """One training step and one evaluation step, as pure functions.
 
-The same function runs on one device, under `jax.jit` over a mesh, and under `jax.pmap`: only `pmap` needs `axis_name`,
-the other two see the whole batch.
+Read from top to bottom: `train_step` calls `prepare` (augmentation), `loss` (the model) and the optimizer. Every
+function takes the model and the transforms as arguments; `jaxvit.run.assembly.Assembly` binds those of a run. The same
+functions run on one device, under `jax.jit` over a mesh, and under `jax.pmap`: only `pmap` needs `axis_name`, the other
+two see the whole batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxvit.ops.labels import one_hot
+from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.loss import cross_entropy
 from jaxvit.training.metrics import Sums, classification_sums
 from jaxvit.training.state import TrainState
 
+T = TypeVar("T")
+
 Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits float32 [B, K]
+Batch = Mapping[str, jax.Array]  # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]
+# (key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])
+Transform = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
+Average = Callable[[Params, Params, jax.Array], Params]  # (average, new parameters, step) -> average
 
 
-def make_loss(
-    apply: Apply,
-    transform: Callable[..., tuple[jax.Array, jax.Array]],
-    key: jax.Array,
+def train_step(
+    state: TrainState,
+    batch: Batch,
     *,
+    key: jax.Array,
+    apply: Apply,
+    transform: Transform,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    average: Average | None = None,
     axis_name: str | None = None,
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Builds the two halves of a training step's forward pass.
+) -> tuple[TrainState, Sums]:
+    """Augments a batch, computes gradients and updates the state.
 
     Args:
+      state: state before the step.
+      batch: images, labels and mask.
+      key: root key of the run; the step's own keys are derived from it and `state.step`.
       apply: the model.
-      transform: ``(key, step, batch) -> (images, targets [B, K])``: what the model sees, and the distribution over the
-        classes that it should say; of weighted classes, times the weights.
-      key: root of the step's randomness.
-      axis_name: name of pmap's axis; None everywhere else.
+      transform: augments the images and makes the targets.
+      optimizer: optax transformation.
+      accumulate: number of parts that the batch is cut into; their gradients are computed one after the other and
+        added.
+      average: updates the EMA of the parameters; None = no EMA is kept.
+      axis_name: name of pmap's axis; None under jit.
 
     Returns:
-      prepare: ``(step, batch) -> examples``, augmented images and all that the loss needs, on whole batches.
-      loss: ``(params, constants, examples) -> (loss, (logits [B, K], loss of each image [B]))``. Summed over the parts
-        of a batch (micro-batches, or devices under pmap) it is the batch's mean; so are its gradients.
+      The state after the step, and sums over the batch: those of `classification_sums`, and the norms of gradient,
+      parameters and update.
     """
+    examples = prepare(state.step, batch, key=key, transform=transform, axis_name=axis_name)
+    gradients, sums = gradients_and_sums(state, examples, apply=apply, accumulate=accumulate)
+    gradients, sums = _sum_over_devices((gradients, sums), axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = cast(Params, optax.apply_updates(state.params, updates))
+    sums = sums | {
+        "steps": jnp.float32(1.0),
+        "gradient_norm": optax.tree.norm(gradients),
+        "parameter_norm": optax.tree.norm(params),
+        "update_norm": optax.tree.norm(updates),
+    }
+    ema = average(state.ema, params, state.step) if average else state.ema
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), sums
 
-    def prepare(step: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        augment_key, model_key = step_keys(key, step, axis_name)
-        images_BHWC, targets_BK = transform(augment_key, step, batch)
-        return {
-            "image": images_BHWC,
-            "target": targets_BK,
-            "label": batch["label"],
-            "mask": batch["mask"],
-            "count": jnp.maximum(_sum_over_devices(jnp.sum(batch["mask"]), axis_name), 1.0),
-            "key": model_key,
-        }
 
-    def loss(
-        params: Any, constants: Any, examples: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        variables = {"params": params, **constants}
-        logits_BK = apply(variables, examples["image"], train=True, key=examples["key"])
-        loss_B = cross_entropy(logits_BK, examples["target"])
-        total = jnp.sum(jnp.where(examples["mask"] > 0, loss_B, 0.0))
-        return total / examples["count"], (logits_BK, loss_B)
+def prepare(
+    step: jax.Array, batch: Batch, *, key: jax.Array, transform: Transform, axis_name: str | None = None
+) -> dict[str, jax.Array]:
+    """Augments a batch and collects everything that `loss` needs.
 
-    return prepare, loss
+    Returns:
+      image float32 [B, H, W, C], target float32 [B, K], label, mask; count: images that count, over all devices;
+      key: of the model's dropout and drop path.
+    """
+    augment_key, model_key = step_keys(key, step, axis_name)
+    images_BHWC, targets_BK = transform(augment_key, step, batch)
+    return {
+        "image": images_BHWC,
+        "target": targets_BK,
+        "label": batch["label"],
+        "mask": batch["mask"],
+        "count": jnp.maximum(_sum_over_devices(jnp.sum(batch["mask"]), axis_name), 1.0),
+        "key": model_key,
+    }
 
 
 def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """(augmentation's key, model's key) of a step."""
+    """Derives (the augmentation's key, the model's key) of a step from the root key of the run."""
     step_key = jax.random.fold_in(key, step)
     if axis_name:
         step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
@@ -76,125 +107,111 @@ def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> 
     return augment_key, model_key
 
 
-def make_train_step(
-    prepare: Callable[..., Any],
-    loss: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
-    *,
-    accumulate: int = 1,
-    ema: Callable[[Any, Any, jax.Array], Any] | None = None,
-    axis_name: str | None = None,
-) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Sums]]:
-    """Builds ``train_step(state, batch) -> (state, sums)``.
+def loss(
+    params: Params, constants: Variables, examples: Batch, *, apply: Apply
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Runs the model on examples made by `prepare`.
 
-    Args:
-      prepare, loss: made by `make_loss`, with the same axis_name.
-      optimizer: optax transformation.
-      accumulate: parts that the batch is cut into; their gradients are added up one after the other.
-      ema: ``(average, new params, step) -> average``; None = no average is kept.
-      axis_name: name of pmap's axis; None everywhere else.
+    Returns:
+      (loss, (logits [B, K], loss of each image [B])). The loss is divided by the count of the whole batch, so that
+      the losses (and gradients) of its parts add up to the batch's mean.
     """
-
-    def gradients_and_sums(params: Any, constants: Any, examples: Mapping[str, jax.Array]) -> tuple[Any, Sums]:
-        gradients, (logits_BK, loss_B) = jax.grad(loss, has_aux=True)(params, constants, examples)
-        return gradients, classification_sums(logits_BK, examples["label"], loss_B, examples["mask"])
-
-    def accumulated(params: Any, constants: Any, examples: Mapping[str, jax.Array]) -> tuple[Any, Sums]:
-        parts = cut_examples(examples, accumulate)
-
-        def run(part: Mapping[str, jax.Array]) -> tuple[Any, Sums]:
-            return gradients_and_sums(params, constants, {"count": examples["count"], **part})
-
-        def add(total: Any, part: Mapping[str, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, run(part)), None
-
-        shapes = jax.eval_shape(run, jax.tree.map(lambda x: x[0], parts))
-        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
-        return total
-
-    def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Sums]:
-        examples = prepare(state.step, batch)
-        if accumulate == 1:
-            gradients, sums = gradients_and_sums(state.params, state.constants, examples)
-        else:
-            gradients, sums = accumulated(state.params, state.constants, examples)
-        gradients, sums = _sum_over_devices((gradients, sums), axis_name)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        sums = sums | {
-            "steps": jnp.float32(1.0),
-            "gradient_norm": optax.tree.norm(gradients),
-            "parameter_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
-        }
-        average = ema(state.ema, params, state.step) if ema else state.ema
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
-        return state, sums
-
-    return train_step
+    variables = {"params": params, **constants}
+    logits_BK = apply(variables, examples["image"], train=True, key=examples["key"])
+    loss_B = cross_entropy(logits_BK, examples["target"])
+    total = jnp.sum(jnp.where(examples["mask"] > 0, loss_B, 0.0))
+    return total / examples["count"], (logits_BK, loss_B)
 
 
-def cut_examples(examples: Mapping[str, jax.Array], parts: int) -> dict[str, jax.Array]:
-    """What `prepare` made, [B, …], as [parts, B / parts, …], each part with a key of its own; without the count."""
+def gradients_and_sums(state: TrainState, examples: Batch, *, apply: Apply, accumulate: int = 1) -> tuple[Params, Sums]:
+    """Gradients of the mean loss, and the metrics' sums; with `accumulate` > 1, part by part."""
+
+    def of_part(part: Batch) -> tuple[Params, Sums]:
+        gradient = jax.grad(partial(loss, apply=apply), has_aux=True)
+        gradients, (logits_BK, loss_B) = gradient(state.params, state.constants, part)
+        return gradients, classification_sums(logits_BK, part["label"], loss_B, part["mask"])
+
+    def add(total: tuple[Params, Sums], part: Batch) -> tuple[tuple[Params, Sums], None]:
+        return jax.tree.map(jnp.add, total, of_part({"count": examples["count"], **part})), None
+
+    if accumulate == 1:
+        return of_part(examples)
+    parts = cut_examples(examples, accumulate)
+    shapes = jax.eval_shape(of_part, {"count": examples["count"], **jax.tree.map(lambda x: x[0], parts)})
+    total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+    return total
+
+
+def cut_examples(examples: Batch, parts: int) -> dict[str, jax.Array]:
+    """Cuts examples made by `prepare`, [B, …], into [parts, B / parts, …]; each part gets its own key, none a count."""
     cut = {name: _cut(x, parts) for name, x in examples.items() if name not in ("count", "key")}
     return cut | {"key": jax.random.split(examples["key"], parts)}
 
 
 def _cut(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] to [parts, B / parts, ...]. A part takes from all over the batch, so each device keeps its images."""
+    """[B, …] to [parts, B / parts, …]. Each part takes every `parts`-th image, so that devices keep their images."""
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 
-def make_train_call(
-    train_step: Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Sums]],
-    pick: Callable[[Any, Any, jax.Array | int], Mapping[str, jax.Array]],
-    steps_per_call: int,
-) -> Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Sums]]:
-    """Builds ``train_call(state, data, call, count) -> (state, sums)``: several steps in one go of the device.
+def train_steps(
+    state: TrainState,
+    batches: Batch,
+    count: jax.Array,
+    *,
+    step: Callable[[TrainState, Batch], tuple[TrainState, Sums]],
+) -> tuple[TrainState, Sums]:
+    """Runs several training steps in one device program.
 
-    XLA's CPU backend runs the body of a loop several times slower than the same step by itself, and rounds differently
+    XLA's CPU backend runs the body of a loop several times slower than the same step alone, and rounds differently
     there: on a CPU, call the step from Python.
 
     Args:
-      train_step: made by `make_train_step`.
-      pick: (data, call, i) -> the batch of the call's i-th step.
-      steps_per_call: K; the sums of the `count` <= K steps come back stacked, [K], so that nothing is lost by doing
-        them together. A `while` loop rather than `scan`, so that one program serves every count: an epoch need not be
-        a whole number of calls.
+      state: state before the first step.
+      batches: the batches of S steps, [S, B, …]. They are gathered before the loop, because a loop that reads from the
+        whole split carries a copy of it.
+      count: number of steps to run, at most S. A `while` loop rather than a `scan`, so that one program serves every
+        count: an epoch need not be a whole number of calls.
+      step: one training step, (state, batch) -> (state, sums).
+
+    Returns:
+      The state after the last step, and the sums of each step, [S], zero beyond `count`.
     """
+    size = jax.tree.leaves(batches)[0].shape[0]
+    shapes = jax.eval_shape(lambda s: step(s, jax.tree.map(lambda x_S: x_S[0], batches))[1], state)
+    empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
 
-    def train_call(state: TrainState, data: Any, call: Any, count: jax.Array) -> tuple[TrainState, Sums]:
-        # Gathered before the loop: a loop that reads from the whole split carries a copy of it around.
-        batches = jax.vmap(lambda i: pick(data, call, i))(jnp.arange(steps_per_call))
-        shapes = jax.eval_shape(lambda s: train_step(s, jax.tree.map(lambda x_K: x_K[0], batches))[1], state)
-        empty = jax.tree.map(lambda x: jnp.zeros((steps_per_call, *x.shape), x.dtype), shapes)
+    def one(i: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+        state, stacked = carry
+        state, sums = step(state, jax.tree.map(lambda x_S: x_S[i], batches))
+        return state, jax.tree.map(lambda all_S, one: all_S.at[i].set(one), stacked, sums)
 
-        def one(i: jax.Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
-            state, stacked = carry
-            state, sums = train_step(state, jax.tree.map(lambda x_K: x_K[i], batches))
-            return state, jax.tree.map(lambda all_K, one: all_K.at[i].set(one), stacked, sums)
-
-        return jax.lax.fori_loop(0, count, one, (state, empty))
-
-    return train_call
+    return jax.lax.fori_loop(0, count, one, (state, empty))
 
 
-def make_eval_step(
-    apply: Apply, transform: Callable[[jax.Array], jax.Array], *, axis_name: str | None = None, by_class: bool = False
-) -> Callable[[Any, Mapping[str, jax.Array]], Sums]:
-    """Builds ``eval_step(variables, batch) -> sums``, without smoothing, class weights and randomness.
+def eval_step(
+    variables: Variables,
+    batch: Batch,
+    *,
+    apply: Apply,
+    transform: Callable[[jax.Array], jax.Array],
+    by_class: bool = False,
+    axis_name: str | None = None,
+) -> Sums:
+    """Sums of the metrics over one batch; the loss has no label smoothing and no class weights, and nothing is random.
 
-    `by_class`: see `jaxvit.training.metrics.classification_sums`.
+    Args:
+      variables: of the model.
+      batch: images, labels and mask.
+      apply: the model.
+      transform: preprocesses uint8 images.
+      by_class: whether to add counts for each class; see `jaxvit.training.metrics.classification_sums`.
+      axis_name: name of pmap's axis; None under jit.
     """
-
-    def eval_step(variables: Any, batch: Mapping[str, jax.Array]) -> Sums:
-        logits_BK = apply(variables, transform(batch["image"]), train=False)
-        loss_B = cross_entropy(logits_BK, one_hot(batch["label"], logits_BK.shape[-1]))
-        sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"], by_class=by_class)
-        return _sum_over_devices(sums, axis_name)
-
-    return eval_step
+    logits_BK = apply(variables, transform(batch["image"]), train=False)
+    loss_B = cross_entropy(logits_BK, one_hot(batch["label"], logits_BK.shape[-1]))
+    sums = classification_sums(logits_BK, batch["label"], loss_B, batch["mask"], by_class=by_class)
+    return _sum_over_devices(sums, axis_name)
 
 
-def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
+def _sum_over_devices(tree: T, axis_name: str | None) -> T:
     return jax.lax.psum(tree, axis_name) if axis_name else tree

@@ -52,7 +52,7 @@ def test_show_draws_what_training_sees_within_0_and_1(tmp_path, data_directory, 
         assembly = assemble(plan)
         batch = TrainBatches(dataset_of(config).read("train"), 16, plan.seed)[0]
         host = assembly.host_transform()
-        prepared = assembly.loss()[0](np.int32(0), host(0, batch) if host else batch)["image"]
+        prepared = assembly.prepare(np.int32(0), host(0, batch) if host else batch)["image"]
         expected = np.clip(prepared * np.float32(plan.augment.std[0]) + np.float32(plan.augment.mean[0]), 0, 1)
         np.testing.assert_allclose(drawn[-1], expected, atol=1e-5)
         assert drawn[-1].max() == 1 and drawn[-1].mean() > 0.1

@@ -6,7 +6,8 @@ import pytest
 
 from jaxvit.config.files import load_config_file, load_grid
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.keys import KEYS, base_config, flatten, from_plain, model_config, to_plain
+from jaxvit.config.key_table import KEYS
+from jaxvit.config.keys import base_config, flatten, from_plain, model_config, to_plain
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.data.prepared import data_dir
 from jaxvit.errors import UsageError
@@ -109,7 +110,7 @@ def test_a_bad_config_file_is_one_line(tmp_path, spec, text, says):
 @pytest.mark.parametrize(
     ("spec", "grid", "says"),
     [
-        ("experiment.py:deep", "def get_grid(): return {'seed': (1, 2)}", "get_grid() takes no variant; write it as"),
+        ("experiment.py:deep", "def get_grid(): return {'seed': (1, 2)}", "get_grid() takes no variant; define"),
         ("experiment.py", "def get_grid(): return {}['x']", "get_grid failed: KeyError: 'x'"),
         ("experiment.py", "def get_grid(variant): return {}", "get_grid failed: TypeError"),
         ("experiment.py", "def get_grid(): raise ValueError('two\\nlines')", "get_grid failed: ValueError: two"),

@@ -39,14 +39,14 @@ def test_a_path_is_the_file(trap, spec):
     [
         (
             "digitz",
-            r"jaxvit has no config 'digitz' \(did you mean 'digits'\?\); there are cct, .*, \./NAME\.py",
+            r"jaxvit has no config 'digitz' \(did you mean 'digits'\?\); it has cct, .* \./NAME\.py",
         ),
-        ("mine", r"has no config 'mine'; to run the file of that name in this folder, write --config=\./mine\.py$"),
+        ("mine", r"has no config 'mine'; for the file of that name in this folder, write --config=\./mine\.py$"),
         ("mine:small", r"write --config=\./mine\.py:small$"),
         ("digits:cc", r"no variant 'cc' \(did you mean 'cct'\?\)"),
         ("__init__", r"jaxvit has no config '__init__'"),
         ("..", r"jaxvit has no config '\.\.'"),
-        ("elsewhere/digits.py:cct", r"there is no file 'elsewhere/digits\.py'; .* is --config=digits:cct$"),
+        ("elsewhere/digits.py:cct", r"there is no file 'elsewhere/digits\.py'; .* write --config=digits:cct$"),
         ("./min.py", r"there is no file '\./min\.py' \(did you mean 'mine\.py'\?\)"),
         ("~nobody_of_that_name/x.py", r"there is no file '~nobody_of_that_name/x\.py'"),
         (f"{'x' * 300}.py", "there is no file 'x"),

@@ -12,7 +12,8 @@ from tiny import tiny_config
 import jaxvit
 from jaxvit.config import keys, load_config_file
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.keys import KEYS, Key, base_config, complete, flatten
+from jaxvit.config.key_table import KEYS, Key
+from jaxvit.config.keys import base_config, complete, flatten
 from jaxvit.config.overrides import parse_overrides
 from jaxvit.data.settings import Augmentation
 from jaxvit.errors import UsageError

@@ -1,6 +1,7 @@
 """`resolve`: derived numbers, and errors."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from PIL import Image
 from tiny import tiny_config
 
-from jaxvit.config.plan import resolve
+from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.reader import parse_duration
-from jaxvit.data.augment import evaluation_transform, training_transform
+from jaxvit.data.augment import augment, preprocess
 from jaxvit.errors import UsageError
 
 
@@ -57,30 +58,30 @@ def test_dropping_the_last_batch():
         ({"data__train": "train[:0]"}, "config.data.train='train\\[:0\\]'"),
         ({"data__train": ""}, "config.data.train"),
         ({"train__batch_size": 0}, "config.train.batch_size=0: must be 1 or more"),
-        ({"train__batch_size": 15}, "4 devices do not divide it; 12 or 16 would do"),
+        ({"train__batch_size": 15}, "4 devices do not divide it; use 12 or 16"),
         ({"train__batch_size": 100, "train__last_batch": "drop"}, "has only 60 images"),
         ({"train__last_batch": "kept"}, "must be one of keep, drop \\(did you mean 'keep'"),
-        ({"train__duration": "0 epochs"}, "less than one step"),
-        ({"train__duration": "10%"}, "a share has no meaning here"),
+        ({"train__duration": "0 epochs"}, "must be one step or more"),
+        ({"train__duration": "10%"}, "this key takes no share"),
         ({"train__patience": "1 steps"}, "must be one epoch or more"),
         ({"train__patience": "2 epochs", "data__validation": ""}, "early stopping needs config.data.validation"),
         ({"train__monitor": "acuracy"}, "must be one of top1"),
         ({"train__label_smoothing": 1.0}, "config.train.label_smoothing=1.0"),
-        ({"optim__warmup": "13 steps"}, "warm-up of 13 steps is longer than training of 12"),
+        ({"optim__warmup": "13 steps"}, "warm-up of 13 steps is longer than the training of 12"),
         ({"optim__schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"optim__length": "200%", "optim__warmup": "60%"}, "warm-up of 14 steps is longer than training of 12"),
+        ({"optim__length": "200%", "optim__warmup": "60%"}, "warm-up of 14 steps is longer than the training of 12"),
         ({"optim__length": "6 steps", "optim__warmup": "7 steps"}, "is longer than the schedule of 6"),
-        ({"optim__cooldown": "12 steps"}, "and cooldown of 12 is longer than the schedule of 12"),
+        ({"optim__cooldown": "12 steps"}, "with the cooldown of 12 is longer than the schedule of 12"),
         ({"optim__layer_decay": 0.0}, "must be above 0 and at most 1"),
         ({"optim__name": "adamm"}, "did you mean 'adam"),
         ({"train__accumulate": 3}, "config.train.accumulate=3: a batch of 16 on 4 devices"),
-        ({"train__fsdp": 3}, "it must divide the 4 devices"),
+        ({"train__fsdp": 3}, "must divide the number of devices, 4"),
         ({"optim__start_lr": 1.0}, "must not be above optim.peak_lr"),
         ({"optim__b1": 1.0}, "config.optim.b1=1.0"),
         ({"optim__clip_norm": -1.0}, "config.optim.clip_norm=-1.0"),
         ({"augment__mean": (0.1, 0.2)}, "config.augment.mean"),
         ({"augment__std": (0.0,)}, "must be above 0"),
-        ({"augment__pad_crop": 8}, "must be smaller than the image's side of 8"),
+        ({"augment__pad_crop": 8}, "must be below the image's side of 8"),
         ({"log__writers": ("tensorbord",)}, "did you mean 'tensorboard'"),
         ({"model__num_classes": 4}, "digits has 10 classes"),
         ({"init__attention": "mimetik"}, "config.init.attention='mimetik': .*did you mean 'mimetic'"),
@@ -92,7 +93,7 @@ def test_dropping_the_last_batch():
         ({"augment__flip": True, "augment__flip_mode": "by turns"}, "must be one of random, alternate"),
         (
             {"augment__flip": True, "augment__flip_mode": "alternate", "augment__repeats": 2},
-            "config.augment.repeats=2 shows copies",
+            "config.augment.repeats=2 repeats images",
         ),
         ({"seed": -1}, "config.seed=-1"),
         ({"optim__name": "muon", "optim__muon_rms": 0.0}, "config.optim.muon_rms=0.0: must be above 0"),
@@ -110,22 +111,26 @@ def test_what_does_not_fit_is_refused_in_one_line(changes, says):
 @pytest.mark.parametrize(
     ("changes", "key", "says"),
     [
-        ({"data__validation": ""}, "train.monitor", "no config.data.validation"),
+        ({"data__validation": ""}, "train.monitor", "has no validation split to monitor"),
         ({"optim__schedule": "constant"}, "optim.end_lr", "the schedule is 'constant'"),
         ({"optim__schedule": "constant"}, "optim.length", "the schedule is 'constant'"),
         ({"optim__warmup": "0 steps"}, "optim.start_lr", "no warm-up"),
-        ({"optim__weight_decay": 0.0}, "optim.decay_mask", "decays nothing"),
-        ({"optim__weight_decay": 0.0}, "optim.decay", "decays nothing"),
+        ({"optim__weight_decay": 0.0}, "optim.decay_mask", "has no weight decay"),
+        ({"optim__weight_decay": 0.0}, "optim.decay", "has no weight decay"),
         ({"optim__name": "adam"}, "optim.weight_decay", "'adamw' has"),
-        ({"optim__name": "sgd"}, "optim.b2", "optim.name='sgd' has none"),
-        ({"optim__name": "lion"}, "optim.eps", "optim.name='lion' has none"),
-        ({"optim__name": "adamw"}, "optim.momentum", "optim.name='adamw' has none"),
-        ({"optim__name": "adamw"}, "optim.muon_rms", "optim.name='adamw' has none"),
-        ({"optim__name": "muon"}, "optim.momentum", "optim.name='muon' has none"),
-        ({}, "optim.ema_ramp", "keeps no average"),
-        ({}, "init.query_key", "config.init.attention='' leaves attention as"),
-        ({"init__attention": "mimetic"}, "init.positions_scale", "config.init.positions='' leaves the position table"),
-        ({}, "init.stem_images", "config.init.stem='' leaves the first layer"),
+        ({"optim__name": "sgd"}, "optim.b2", "optim.name='sgd' has no such setting"),
+        ({"optim__name": "lion"}, "optim.eps", "optim.name='lion' has no such setting"),
+        ({"optim__name": "adamw"}, "optim.momentum", "optim.name='adamw' has no such setting"),
+        ({"optim__name": "adamw"}, "optim.muon_rms", "optim.name='adamw' has no such setting"),
+        ({"optim__name": "muon"}, "optim.momentum", "optim.name='muon' has no such setting"),
+        ({}, "optim.ema_ramp", "keeps no moving average"),
+        ({}, "init.query_key", "config.init.attention='' uses config.model.initialiser"),
+        (
+            {"init__attention": "mimetic"},
+            "init.positions_scale",
+            "config.init.positions='' uses config.model.initialiser",
+        ),
+        ({}, "init.stem_images", "config.init.stem='' uses config.model.initialiser"),
         ({}, "augment.flip_mode", "config.augment.flip=False mirrors no image"),
     ],
 )
@@ -137,7 +142,7 @@ def test_an_override_that_nothing_reads_is_an_error(changes, key, says):
 
 
 def test_every_key_is_read_when_everything_is_on():
-    from jaxvit.config.keys import KEYS
+    from jaxvit.config.key_table import KEYS
 
     config = tiny_config(train__patience="2 epochs", optim__ema_decay=0.9)
     config.augment.update(train="resize_crop", evaluation="centre_crop", resize=10, rotation=0.1, mixup=0.8, cutmix=1.0)
@@ -159,12 +164,12 @@ def test_every_key_is_read_when_everything_is_on():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"augment__size": 9, "augment__train": "resize_crop"}, "a crop of 9 pixels cannot come out of 8"),
+        ({"augment__size": 9, "augment__train": "resize_crop"}, "a crop of 9 pixels does not fit into 8"),
         ({"augment__policy": "rand-m9-x"}, "config.augment.policy='rand-m9-x'"),
         ({"augment__jitter": (0.4, 0.4)}, "must be four numbers"),
         ({"augment__erase": 1.5}, "config.augment.erase=1.5: must be from 0 to 1"),
-        ({"augment__mixup": 0.8, "augment__mix_until": "0 epochs"}, "less than one step"),
-        ({"augment__repeats": 3}, "does not divide config.train.batch_size=16"),
+        ({"augment__mixup": 0.8, "augment__mix_until": "0 epochs"}, "must be one step or more"),
+        ({"augment__repeats": 3}, "must divide config.train.batch_size=16"),
         ({"augment__train": "random_resized_crop", "augment__scale": (0.5, 0.1)}, "0 < low <= high"),
         ({"augment__evaluation": "crop_fraction", "augment__crop_fraction": 0.0}, "above 0 and at most 1"),
         ({"augment__train": "resize-crop"}, "did you mean 'resize_crop'"),
@@ -203,12 +208,12 @@ def test_where_the_batches_come_from(monkeypatch):
     assert resolve(tiny_config()).train.feed == "resident"
     assert resolve(tiny_config(data__feed="stream")).train.feed == "stream"
     assert resolve(tiny_config(augment__where="host")).train.feed == "stream"
-    with pytest.raises(UsageError, match="the batches come from the host"):
+    with pytest.raises(UsageError, match="sends batches from the host"):
         resolve(tiny_config(augment__where="host", data__feed="resident"))
-    with monkeypatch.context() as patch:  # a part of a split that is too large to be kept is no smaller than it
-        patch.setattr("jaxvit.data.sources.CACHE_BYTES", 100 * 64)
+    with monkeypatch.context() as patch:  # a part of a split that is too large to keep is no smaller than it
+        patch.setattr("jaxvit.data.stored.CACHE_BYTES", 100 * 64)
         assert resolve(tiny_config(augment__mean=(0.5,))).train.feed == "stream"
-        with pytest.raises(UsageError, match=r"config\.data\.feed='resident': digits is too large to be kept"):
+        with pytest.raises(UsageError, match=r"config\.data\.feed='resident': digits is too large to keep"):
             resolve(tiny_config(data__feed="resident"))
     monkeypatch.setattr("jaxvit.config.plan.RESIDENT_BYTES", 100)
     assert resolve(tiny_config()).train.feed == "stream"
@@ -234,7 +239,8 @@ def test_images_that_vary_in_size_are_named_early(tmp_path):
 @pytest.mark.parametrize("train", ["whole", "resize_crop", "random_resized_crop"])
 @pytest.mark.parametrize("evaluation", ["whole", "centre_crop", "crop_fraction"])
 def test_oblong_images_come_out_as_planned_or_are_refused(tmp_path, train, evaluation):
-    picture(tmp_path / "train" / "a" / "1.png", 10, 12)
+    for name in "ab":
+        picture(tmp_path / "train" / name / "1.png", 10, 12)
     config = tiny_config(data__name=f"image_folder:{tmp_path}", data__train="train", data__validation="", data__test="")
     config.augment.update(train=train, evaluation=evaluation, policy="trivial")
     worked = 0
@@ -250,9 +256,9 @@ def test_oblong_images_come_out_as_planned_or_are_refused(tmp_path, train, evalu
             shape = jax.ShapeDtypeStruct((2, *plan.data.image_shape), np.uint8)
             batch = {"image": shape, "label": jax.ShapeDtypeStruct((2,), np.int32)}
             key = jax.eval_shape(lambda: jax.random.key(0))
-            images, _ = jax.eval_shape(training_transform(plan.augment, 2), key, np.int32(0), batch)
+            images, _ = jax.eval_shape(partial(augment, settings=plan.augment, classes=2), key, np.int32(0), batch)
             assert images.shape[1:] == plan.input_shape
-            assert jax.eval_shape(evaluation_transform(plan.augment), shape).shape[1:] == plan.input_shape
+            assert jax.eval_shape(partial(preprocess, settings=plan.augment), shape).shape[1:] == plan.input_shape
             assert "resize_crop" not in "".join(plan.without_effect) or (size, resize) in [(0, 0), (12, 12)]
     assert worked >= 5
 
@@ -288,7 +294,7 @@ def test_a_constant_rate_cools_down_however_the_length_is_written(cooldown, step
 def test_without_a_cooldown_a_constant_rate_has_no_end(cooldown, key):
     config = tiny_config(optim__schedule="constant", optim__cooldown=cooldown)
     with pytest.raises(
-        UsageError, match=f"config.{key}: nothing reads this key in this run: the schedule is 'constant'"
+        UsageError, match=f"config.{key}: this key has no effect in this run: the schedule is 'constant'"
     ):
         resolve(config, overrides=[key])
     resolve(config, overrides=["optim.cooldown"])
@@ -304,6 +310,26 @@ def test_images_that_are_trained_on_and_judged_by_are_told(tmp_path, capsys):
 
 def test_the_host_is_not_asked_to_do_nothing():
     config = tiny_config(augment__where="host", augment__pad_crop=0, augment__mixup=0.2)
-    with pytest.raises(UsageError, match=r"moves the geometry .* to the host, and there is none"):
+    with pytest.raises(UsageError, match="no resizing, crop, flip, rotation or zoom is on"):
         resolve(config)
     assert resolve(tiny_config(augment__where="host", augment__pad_crop=0, augment__flip=True)).train.feed == "stream"
+
+
+def test_test_images_that_select_the_weights_are_reported():
+    plan = resolve(tiny_config(data__validation="train[60:90]", data__test="train[80:100]"))
+    (warning,) = plan.warnings
+    assert (
+        warning.startswith("10 of the 20 images of config.data.test='train[80:100]'")
+        and "select the weights" in warning
+    )
+    assert not resolve(tiny_config()).warnings
+
+
+def test_what_a_folder_leaves_out_is_reported_once(tmp_path, capsys):
+    for name in ("a", "b"):
+        picture(tmp_path / name / "1.png", 8, 8)
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        dataset_of(tiny_config(data__name=f"image_folder:{tmp_path}"))
+    err = capsys.readouterr().err
+    assert err.count("left out: 1 class folders without an image (empty)") == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvit.data.augment import evaluation_transform, geometric_transform, training_transform, without_effect
+from jaxvit.data.augment import augment, augment_geometry, preprocess, without_effect
 from jaxvit.data.colour import normalize
 from jaxvit.data.geometry import flip_left_right, pad_and_crop
 from jaxvit.data.settings import Augmentation
@@ -34,7 +34,7 @@ EVERYTHING = Augmentation(
 
 @functools.cache
 def compiled(settings, smoothing):
-    return jax.jit(training_transform(settings, 3, smoothing))
+    return jax.jit(functools.partial(augment, settings=settings, classes=3, label_smoothing=smoothing))
 
 
 def apply(settings, key=0, step=0, batch=BATCH, smoothing=0.0):
@@ -110,7 +110,7 @@ def test_mixing_ends_at_its_step():
 def test_evaluation_only_normalizes():
     settings = Augmentation(mean=(0.5,), std=(0.25,), pad_crop=2, flip=True)
     expected = (IMAGES / 255.0 - 0.5) / 0.25
-    np.testing.assert_allclose(evaluation_transform(settings)(IMAGES), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(preprocess(IMAGES, settings), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_evaluation_only_normalizes():
 )
 def test_evaluation_sizes_against_pillow(settings, pillow):
     picture = np.asarray(Image.fromarray(IMAGES[0]).resize((32, 32), Image.Resampling.BICUBIC))
-    ours = np.asarray(evaluation_transform(settings)(picture[None]))[0] * 255
+    ours = np.asarray(preprocess(picture[None], settings))[0] * 255
     assert np.abs(ours - np.asarray(pillow(Image.fromarray(picture)))).max() <= 1.01
     assert ours.shape == settings.output_shape((32, 32, 3))
 
@@ -139,7 +139,7 @@ def test_the_shorter_side_counts_for_the_crop_fraction():
     wide = np.zeros((1, 20, 40, 3), np.uint8)
     wide[:, :, 10:30] = 255
     settings = Augmentation(evaluation="crop_fraction", crop_fraction=1.0, size=10)
-    assert np.asarray(evaluation_transform(settings)(wide)).min() > 0.85  # the filter is as wide as two pixels
+    assert np.asarray(preprocess(wide, settings)).min() > 0.85  # the filter is as wide as two pixels
 
 
 @pytest.mark.parametrize("train", ["whole", "resize_crop", "random_resized_crop"])
@@ -150,7 +150,7 @@ def test_training_sizes(train):
 
 def test_geometry_on_the_host_gives_the_same_batch():
     key = jax.random.key(6)
-    on_host = jax.jit(geometric_transform(EVERYTHING))(key, IMAGES)
+    on_host = jax.jit(functools.partial(augment_geometry, settings=EVERYTHING))(key, IMAGES)
     there = apply(replace(EVERYTHING, where="host"), 6, batch={**BATCH, "image": np.asarray(on_host)})
     for got, expected in zip(there, apply(EVERYTHING, 6), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)

@@ -101,7 +101,7 @@ def seen_by_turns(feed, **changes):
     plan = resolve(config, dataset=dataset)
     assembly, split = assemble(plan), dataset.read(plan.data.train)
     made = make_feed(plan, assembly, split, make_mesh(1), 1)
-    prepare = jax.jit(lambda data, call, step: (assembly.loss()[0](step, b := made.pick(data, call, 0)), b["number"]))
+    prepare = jax.jit(lambda data, call, step: (assembly.prepare(step, b := made.pick(data, call, 0)), b["number"]))
     originals = np.asarray(normalize(split.images[:], plan.augment.mean, plan.augment.std))
     seen = {number: [None] * 3 for number in range(len(split))}
     for step in reversed(range(plan.train.steps)):
@@ -165,9 +165,9 @@ for devices in (1, 8):
         plan = resolve(config, devices=devices, dataset=dataset)
         assembly = assemble(plan)
         made = make_feed(plan, assembly, dataset.read(plan.data.train), make_mesh(devices), 1)
-        from jaxvit.data.augment import training_transform
-        transform = training_transform(plan.augment, 10)
-        step = jax.jit(lambda data, call: transform(jax.random.key(0), 5, made.pick(data, call, 0)))
+        from jaxvit.data.augment import augment
+        step = jax.jit(lambda data, call: augment(
+            jax.random.key(0), 5, made.pick(data, call, 0), plan.augment, classes=10))
         images, targets = step(made.data, made(5, 1))
         out.append([len(images.sharding.device_set), *(np.asarray(x).round(5).tolist() for x in (images, targets))])
 print(json.dumps([o[0] for o in out]))

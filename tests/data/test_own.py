@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvit.data.augment import training_transform
+from jaxvit.data.augment import augment
 from jaxvit.data.settings import Augmentation
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
@@ -75,8 +75,8 @@ def own_noise(key, image):
 def test_an_augmentation_of_ones_own_has_a_key_an_image_and_sees_0_to_1():
     batch = {"image": jnp.asarray(IMAGES), "label": jnp.zeros(6, jnp.int32), "mask": jnp.ones(6)}
     own = Augmentation(mean=(0.5,), std=(0.25,), own=f"{__name__}:own_noise")
-    images, _ = training_transform(own, 2)(jax.random.key(0), jnp.int32(0), batch)
-    plain, _ = training_transform(Augmentation(mean=(0.5,), std=(0.25,)), 2)(jax.random.key(0), jnp.int32(0), batch)
+    images, _ = augment(jax.random.key(0), jnp.int32(0), batch, own, classes=2)
+    plain, _ = augment(jax.random.key(0), jnp.int32(0), batch, Augmentation(mean=(0.5,), std=(0.25,)), classes=2)
     noise = np.asarray(images - plain) * 0.25
     assert 0.08 < noise.std() < 0.12
     assert len({row.tobytes() for row in noise.round(4)}) == 6  # each image its own

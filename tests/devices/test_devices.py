@@ -8,6 +8,7 @@ import pytest
 
 SCRIPT = """
 import dataclasses, jax, jax.numpy as jnp, numpy as np, optax, sys
+from functools import partial
 sys.path.insert(0, TESTS)
 from tiny import tiny_config
 from jaxvit.run.assembly import assemble
@@ -42,14 +43,14 @@ def run(devices, fsdp=1, accumulate=1):
         moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
         assert all(m.sharding == kernel.sharding for m in moments)
     spy = dataclasses.replace(assembly, optimizer=keep)
-    first = jax.jit(spy.train_step())(state.replace(opt_state=keep.init(state.params)), place_batch(mesh, batches[1]))
+    first = jax.jit(spy.train_step)(state.replace(opt_state=keep.init(state.params)), place_batch(mesh, batches[1]))
     gradients = jax.device_get(first[0].opt_state)
-    step = jax.jit(assembly.train_step(), donate_argnums=0, out_shardings=(layout, None))
+    step = jax.jit(assembly.train_step, donate_argnums=0, out_shardings=(layout, None))
     losses = []
     for i in range(10):
         state, sums = step(state, place_batch(mesh, batches[i]))
         losses.append({k: float(v) for k, v in sums.items()})
-    evaluate = jax.jit(assembly.eval_step())
+    evaluate = jax.jit(assembly.eval_step)
     tested = [jax.device_get(evaluate(state.variables, place_batch(mesh, b))) for b in evaluation_batches(source, 16)]
     return losses, jax.device_get(state), tested, gradients
 
@@ -58,15 +59,15 @@ def run_pmap():
     state = jax.tree.map(lambda x: jnp.stack([x] * 8), assembly.create_state())
     cut = lambda b: jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b)
     spy = dataclasses.replace(assembly, optimizer=keep)
-    first = jax.pmap(spy.train_step("batch"), axis_name="batch")(
+    first = jax.pmap(partial(spy.train_step, axis_name="batch"), axis_name="batch")(
         state.replace(opt_state=keep.init(state.params)), cut(batches[1]))
     gradients = jax.tree.map(lambda x: x[0], jax.device_get(first[0].opt_state))
-    step = jax.pmap(assembly.train_step("batch"), axis_name="batch")
+    step = jax.pmap(partial(assembly.train_step, axis_name="batch"), axis_name="batch")
     losses = []
     for i in range(10):
         state, sums = step(state, cut(batches[i]))
         losses.append({k: float(v[0]) for k, v in sums.items()})
-    evaluate = jax.pmap(assembly.eval_step("batch"), axis_name="batch")
+    evaluate = jax.pmap(partial(assembly.eval_step, axis_name="batch"), axis_name="batch")
     one = jax.tree.map(lambda x: x[0], state)
     tested = [jax.tree.map(lambda x: x[0], jax.device_get(evaluate(state.variables, cut(b))))
               for b in evaluation_batches(source, 16)]
@@ -129,7 +130,7 @@ from tiny import tiny_config
 from jaxvit.run.assembly import assemble
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import open_dataset
-from jaxvit.run.program import make_feed, make_train_program
+from jaxvit.run.program import make_feed, jit_train_step
 from jaxvit.config.plan import resolve
 from jaxvit.devices.sharding import make_mesh, shard_state, shard_together, split_batch
 
@@ -169,7 +170,7 @@ def program(devices, fsdp=1, seeds=(0, 1)):
         layout, key, make = shard_together(layout), jax.numpy.stack([key] * len(seeds)), jax.vmap(make)
     state = jax.jit(make, out_shardings=layout)(key)
     feed = make_feed(plan, assembly, source, mesh, 1, seeds)
-    made = make_train_program(assembly, feed, state, mesh, 1, seeds, donate=False)
+    made = jit_train_step(assembly, feed, state, mesh, 1, seeds, donate=False)
     call = feed(0, 1)
     run = made.lower(state, feed, call).compile()
     sums = jax.device_get(run(state, feed.data, call, made.numbers[0], made.root)[1])

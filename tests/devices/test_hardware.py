@@ -13,7 +13,9 @@ def test_a_real_out_of_memory_error_is_explained_with_its_size():
         jnp.zeros((2**44,), jnp.float32).block_until_ready()
     assert is_out_of_memory(error.value)
     line = explain_out_of_memory(error.value, {"config.train.batch_size": 64})
-    assert line == ("out of device memory (65,536.00 GiB could not be had); these help: config.train.batch_size=64")
+    assert line == (
+        "out of device memory (65,536.00 GiB could not be allocated); change one of: config.train.batch_size=64"
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,14 +29,14 @@ def test_a_real_out_of_memory_error_is_explained_with_its_size():
 )
 def test_the_wordings_of_gpus_and_tpus(wording, size):
     error = RuntimeError(f"RESOURCE_EXHAUSTED: {wording}")
-    assert is_out_of_memory(error) and f"({size} could not be had)" in explain_out_of_memory(error, {})
+    assert is_out_of_memory(error) and f"({size} could not be allocated)" in explain_out_of_memory(error, {})
 
 
 def test_a_real_exhausted_device_is_one_line_and_its_error_is_the_cause():
     with pytest.raises(RunFailedError) as error, device_errors({"a smaller --batch_size, now": 64}):
         jnp.zeros((2**44,), jnp.float32).block_until_ready()
     assert str(error.value) == (
-        "out of device memory (65,536.00 GiB could not be had); these help: a smaller --batch_size, now=64"
+        "out of device memory (65,536.00 GiB could not be allocated); change one of: a smaller --batch_size, now=64"
     )
     assert isinstance(error.value.__cause__, jax.errors.JaxRuntimeError)
 

@@ -323,7 +323,7 @@ def test_one_that_waits_in_vain_says_so_in_a_line(tmp_path, there):
     assert run.codes(60) == [2], run.said()
     assert run.output[there].read_text() == (
         "jaxvit: the processes did not find each other within 5 s; start all of them, each with its own --process_id, "
-        "and see that they reach the coordinator's port\n"
+        "and check that they can reach the coordinator's port\n"
     )
 
 
@@ -347,9 +347,9 @@ def test_a_port_in_use_is_one_line(tmp_path):
             ["--coordinator=127.0.0.1:99999", "--num_processes=2", "--process_id=0"],
             "a port is a number from 1 to 65535",
         ),
-        (["--coordinator=127.0.0.1:9", "--num_processes=2"], "which this one is, from 0"),
+        (["--coordinator=127.0.0.1:9", "--num_processes=2"], "the index of this one, from 0"),
         (["--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--workdir="], "--workdir is missing"),
-        (["--distributed"], "no cluster's environment was recognised"),
+        (["--distributed"], "found no environment of a cluster"),
     ],
 )
 def test_a_wrong_start_is_one_line(tmp_path, words, says):

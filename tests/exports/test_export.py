@@ -497,6 +497,7 @@ def test_a_card_without_data_says_so(run, tmp_path, monkeypatch):
 
 def test_a_folder_to_give_away_does_not_say_where_the_images_lay():
     assert public_name("image_folder:/home/somebody/photos") == "image_folder:photos"
+    assert public_name("image_table:/home/somebody/labels.csv") == "image_table:labels.csv"
     assert public_name("cifar10") == "cifar10"
 
 

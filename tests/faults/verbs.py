@@ -1,6 +1,6 @@
-"""Runs verbs of jaxvit one after another, each in a process of its own that has imported everything already.
+"""Runs verbs of jaxvit one after another, each in a forked process whose parent has imported everything.
 
-`python tests/faults/verbs.py` reads a JSON object a line from stdin, and answers each with one on stdout::
+`python tests/faults/verbs.py` reads one JSON object per line from stdin, and answers each with one on stdout::
 
     {"argv": ["train", …], "fault": {"folder": "/…", "kinds": 15, "number": 7, "errno": 5, "stays": false}}
     {"code": 70, "out": "…", "err": "…", "cpu": 0.9, "calls": ["2 /…", …]}
@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -96,6 +97,7 @@ def begin(asked: dict, files: dict[int, tempfile.SpooledTemporaryFile], calls: i
 def main() -> None:
     warm_up()
     warnings.filterwarnings("ignore", message=".*fork")
+    gc.freeze()  # else the first collection of each child writes to, and so copies, all of the memory that it shares
     reader, answers = sys.stdin, os.fdopen(os.dup(1), "w")
     for line in reader:
         asked = json.loads(line)

@@ -41,7 +41,7 @@ def test_table_overrides_and_size(capsys):
         (["--model=vit", "--config.model.detph=2"], "did you mean 'model.depth'"),
         (["--model=vit", "--config.model.depth=deep"], "expected a whole number, got 'deep'"),
         (["--model=vit", "--config.model.heads=7"], "heads"),
-        (["--model=vit", "--config.model.name=cct"], "--config.model.name: the model is named by --model"),
+        (["--model=vit", "--config.model.name=cct"], "--config.model.name: set the model with --model"),
         (["--model=vit", "--config.train.batch_size=8"], "--config.train.batch_size: only model attributes"),
         (["--model=vit", "--model.dim=64"], "write --config.model.dim=64"),
         (["--model=vit", "--model.dim", "64"], "write --config.model.dim"),

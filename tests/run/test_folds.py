@@ -13,8 +13,9 @@ from jaxvit.cli.train import main
 from jaxvit.errors import UsageError
 from jaxvit.files import read_json
 
-TINY = ["--config.model.depth=1", "--config.model.dim=8", "--config.model.heads=2", "--config.model.conv_width=4"]
+TINY = ["--config.model.depth=1", "--config.model.dim=8", "--config.model.heads=2"]
 TINY += ["--config.augment.policy=", "--config.augment.erase=0", "--config.log.writers=('jsonl',)"]
+TINY += ["--config.augment.train=whole", "--config.augment.mixup=0", "--config.augment.cutmix=0"]
 TINY += ["--config.train.duration=2 epochs", "--config.optim.ema_decay=0"]
 
 
@@ -96,11 +97,11 @@ def test_classes_of_unequal_size(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "--config or --data is missing; such as --config=digits, or --data=photos"),
+        ([], "--config or --data is missing"),
         (["--data=pets", "--folds=1"], "--folds=1: must be 2 or more"),
         (["--data=pets", "--folds=2", "--config.data.folds=3"], "set the same key; give only one of them"),
         (["--data=pets", "--config.data.name=digits"], "set the same key; give only one of them"),
-        (["--data=pets", "--folds=2", "--config.seeds=(0, 1)"], "does not go with config.data.folds=2"),
+        (["--data=pets", "--folds=2", "--config.seeds=(0, 1)"], "config.data.folds=2 both make several runs"),
         (["--data=pets", "--config.data.fold=1"], "config.data.folds=0 makes no folds"),
         (["--data=pets", "--folds=2", "--config.data.fold=2"], "the 2 folds are 0 to 1"),
         (

@@ -164,7 +164,7 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
     each = models.measure_each(["vit", "cct"], ["--batch=2", *QUICK, *TINY])
     name, found = next(each)
     assert name == "vit" and set(found) >= PROMISED and (found["batch"], found["devices"]) == (2, 2)
-    with pytest.raises(UsageError, match=r"^cct: --config\.model\.patch: nothing reads this"):
+    with pytest.raises(UsageError, match=r"^cct: --config\.model\.patch: this key has no effect"):
         next(each)
 
 
@@ -182,12 +182,12 @@ def test_one_real_process_on_two_devices(tmp_path, monkeypatch):
         (["--model=vit", "--dtype=float8"], "--dtype: invalid choice"),
         (["--model=vit", "--batch=2", "--config.train.batch_size=4"], "--batch and --config.train.batch_size"),
         (["--model=vit", "--dtype=bfloat16", "--config.model.dtype=float32"], "--dtype and --config.model.dtype"),
-        (["--model=vit", "--config.model.name=cct"], "the model is named by --model"),
+        (["--model=vit", "--config.model.name=cct"], "set the model with --model"),
         (["--model=vit", "--config.model.detph=2"], "did you mean 'model.depth'"),
         (["--model=vit", "--bacth=2"], "did you mean '--batch'"),
         (["--model=vit", "--config.train.duration=2 epochs", "--dry_run"], "train.duration: this key has no effect"),
         (["--model=vit", "--config.data.train=train[:9]", "--dry_run"], "the images are synthetic"),
-        (["--model=vit", "--config.optim.momentum=0.5", "--dry_run"], "config.optim.name='adamw' has none"),
+        (["--model=vit", "--config.optim.momentum=0.5", "--dry_run"], "config.optim.name='adamw' has no such setting"),
         (["--model=vit", "--config.model.patch=5", "--dry_run"], "patch=5 does not divide"),
         (["--model=vit", "--config.data.name=cifar10", "--dry_run"], "jaxvit data prepare cifar10"),
     ],
@@ -210,7 +210,7 @@ def test_a_dry_run_says_the_sizes_and_measures_nothing(tmp_path, capsys, monkeyp
     monkeypatch.setattr(models, "measure", None)
     assert main(["--model=tutorial_cct,vit", "--dry_run", f"--out={tmp_path / 'out'}"]) == 0
     out = capsys.readouterr().out
-    assert "416,331 parameters, 41,189,376 multiply-adds" in out and "batch 128, adamw: its document's" in out
+    assert "416,331 parameters, 41,189,376 multiply-adds" in out and "batch 128, adamw: as in its document" in out
     assert "32×32×3, 10 classes, feed resident" in out and out.endswith("nothing was measured\n")
     assert not (tmp_path / "out").exists()
 
@@ -255,7 +255,7 @@ def test_data_that_is_not_there_is_replaced_and_that_is_said(capsys, tmp_path):
 def made(tmp_path_factory):
     """A Bench of the tiny run, with the programs and cache events recorded during its construction."""
     programs, events = [], []
-    make, lower, compile_ = run_program.make_train_program, run_program.TrainProgram.lower, Bench._compile
+    make, lower, compile_ = run_program.jit_train_step, run_program.JittedStep.lower, Bench._compile
 
     def noting_programs(*arguments, **options):
         programs.append(make(*arguments, **options))
@@ -272,9 +272,9 @@ def made(tmp_path_factory):
         return found
 
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"), fresh_program_cache():
-        patch.setattr(run_program, "make_train_program", noting_programs)
-        patch.setattr(measurement, "make_train_program", noting_programs)
-        patch.setattr(run_program.TrainProgram, "lower", noting_lowering)
+        patch.setattr(run_program, "jit_train_step", noting_programs)
+        patch.setattr(measurement, "jit_train_step", noting_programs)
+        patch.setattr(run_program.JittedStep, "lower", noting_lowering)
         patch.setattr(Bench, "_compile", noting_compiling)
         jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
         bench = Bench(make_subject(tiny_config()), tmp_path_factory.mktemp("bench"))
@@ -388,7 +388,9 @@ def test_an_exhausted_device_is_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1073741824 bytes.")
 
     monkeypatch.setattr(models, "measure", exhausted)
-    with pytest.raises(RunFailedError, match=r"1\.00 GiB could not be had.*a smaller --batch, now=4, .*dtype=bfloat16"):
+    with pytest.raises(
+        RunFailedError, match=r"1\.00 GiB could not be allocated.*a smaller --batch, now=4, .*dtype=bfloat16"
+    ):
         models.measure_one(tiny_config(train__batch_size=4), Effort(), synthetic=True)
 
 

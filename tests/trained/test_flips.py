@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from jaxvit.run.execution import describe
 from jaxvit.run.folder import RunDirectory
 from jaxvit.trained import hub
 from jaxvit.training.checkpoint import Checkpoints
+from jaxvit.training.journal import read_jsonl
 
 RUN_FLIPS, DATA_FLIPS, HUB_FLIPS = 140, 60, 60
 SPLITS = ("train[:60]", "train[60:90]", "test[:25]")
@@ -168,6 +170,52 @@ def test_no_flip_in_exported_weights_is_silent(tmp_path):
             assert str(tmp_path / hub.FILE) in str(error)
             refused += 1
     assert refused > HUB_FLIPS / 2
+
+
+@contextlib.contextmanager
+def soon(what):
+    """Fails if the body takes longer than a minute."""
+
+    def fail(*_):
+        raise AssertionError(f"{what} is waited for")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_pipes_and_devices_in_a_run_are_named_and_never_read(place, tmp_path):
+    like, data = abstract_state(place), describe({"test": dataset_of(config(place)).read(SPLITS[2])})
+    whole = place / "run[2]"
+    right = used(whole, place, like, data)
+    files = [p.relative_to(whole) for p in sorted(whole.rglob("*")) if p.is_file()]
+    folders = sorted({file.parent / "odd" for file in files if file.parts[0] == "checkpoints"})
+    named = set()
+    for number, file in enumerate(files + folders):
+        run = tmp_path / str(number)
+        shutil.copytree(whole, run)
+        (run / file).unlink(missing_ok=True)
+        if number % 2:
+            os.mkfifo(run / file)
+        else:
+            (run / file).symlink_to("/dev/zero")
+        kind = "a named pipe" if number % 2 else "a device"
+        try:
+            with soon(file):
+                read_jsonl(run / "metrics.jsonl")
+                assert used(run, place, like, data) == right, file
+            older = file.parts[0] == "checkpoints" and (run / "checkpoints" / f"{file.parts[1]}.damaged").exists()
+            assert older or file.parts[0] in (".lock", "figures", "tensorboard"), file
+        except (UsageError, DamagedCheckpointError, RunFailedError) as error:
+            assert str(run) in str(error) and "\n" not in str(error), file
+            assert kind in str(error) or "damaged" in str(error), (file, error)
+            named.add(file.parts[0])
+        shutil.rmtree(run)
+    assert named >= {"checkpoints", "config.json", "model.json", "result.json", "environment.json", "metrics.jsonl"}
 
 
 def test_the_verbs_name_what_is_damaged(place, tmp_path):

@@ -97,10 +97,10 @@ def test_a_run_is_trained_with_them():
 @pytest.mark.parametrize(
     ("changes", "key", "says"),
     [
-        ({"optim__name": f"{HERE}:signs"}, "optim.b1", f"optim.name='{HERE}:signs' does not look at settings.b1"),
-        ({"optim__name": f"{HERE}:signs"}, "optim.muon_on", "does not look at settings.muon_on"),
-        ({"optim__schedule": f"{HERE}:triangle"}, "optim.warmup", "does not look at settings.warmup_steps"),
-        ({"optim__schedule": f"{HERE}:triangle"}, "optim.end_lr", "does not look at settings.end_lr"),
+        ({"optim__name": f"{HERE}:signs"}, "optim.b1", f"optim.name='{HERE}:signs' does not read settings.b1"),
+        ({"optim__name": f"{HERE}:signs"}, "optim.muon_on", "does not read settings.muon_on"),
+        ({"optim__schedule": f"{HERE}:triangle"}, "optim.warmup", "does not read settings.warmup_steps"),
+        ({"optim__schedule": f"{HERE}:triangle"}, "optim.end_lr", "does not read settings.end_lr"),
     ],
 )
 def test_a_key_that_the_function_does_not_look_at_has_no_effect(changes, key, says):

@@ -1,17 +1,19 @@
 """The training step: what it computes, on padded batches too, and under jit, a mesh and pmap."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxvit.data.augment import training_transform
+from jaxvit.data.augment import augment
 from jaxvit.data.settings import Augmentation
 from jaxvit.ops.labels import one_hot
 from jaxvit.training import nans
 from jaxvit.training.state import create_state, derive_key
-from jaxvit.training.step import make_eval_step, make_loss, make_train_call, make_train_step, step_keys
+from jaxvit.training.step import eval_step, loss, prepare, step_keys, train_step, train_steps
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (8, 2, 2, 1), dtype=np.uint8)
@@ -34,9 +36,9 @@ def transform_with(smoothing):
     return lambda key, step, batch: (scale(batch["image"]), one_hot(batch["label"], 3, smoothing))
 
 
-def build(axis_name=None, smoothing=0.0, accumulate=1):
-    halves = make_loss(apply, transform_with(smoothing), jax.random.key(0), axis_name=axis_name)
-    return make_train_step(*halves, optax.sgd(0.5), accumulate=accumulate, axis_name=axis_name)
+def build(axis_name=None, smoothing=0.0, accumulate=1, **more):
+    settings = {"key": jax.random.key(0), "apply": apply, "transform": transform_with(smoothing), **more}
+    return partial(train_step, optimizer=optax.sgd(0.5), accumulate=accumulate, axis_name=axis_name, **settings)
 
 
 def fresh_state():
@@ -107,9 +109,9 @@ def test_randomness_follows_the_step_and_nothing_else():
         images, targets = transform_with(0.0)(key, step, batch)
         return images + jax.random.normal(key, images.shape), targets
 
-    prepare, loss = make_loss(apply, noisy, jax.random.key(7))
+    examples = partial(prepare, key=jax.random.key(7), transform=noisy)
     params = init(jax.random.key(0))["params"]
-    both = jax.jit(lambda step: loss(params, {}, prepare(step, batch()))[0])
+    both = jax.jit(lambda step: loss(params, {}, examples(step, batch()), apply=apply)[0])
     values = [float(both(np.int32(step))) for step in (0, 1, 0)]
     assert values[0] == values[2] != values[1]
 
@@ -120,22 +122,17 @@ def test_keys_by_name_and_seed():
 
 
 def test_evaluation_has_no_smoothing_and_counts():
-    sums = jax.jit(make_eval_step(apply, scale))(init(jax.random.key(0)), batch())
+    sums = jax.jit(partial(eval_step, apply=apply, transform=scale))(init(jax.random.key(0)), batch())
     assert int(sums["count"]) == 8
-    _, loss = numpy_step(init(jax.random.key(0))["params"], IMAGES, LABELS)
-    assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
+    _, expected = numpy_step(init(jax.random.key(0))["params"], IMAGES, LABELS)
+    assert float(sums["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_several_steps_in_one_go_are_the_same_steps():
     step, masks = build(), np.ones((4, 8), np.float32)
     masks[2, 5:] = 0
-    data, call = {"image": IMAGES, "label": LABELS}, {"mask": masks}
-
-    def pick(data, call, i):
-        return {**data, "mask": call["mask"][i]}
-
-    go = jax.jit(make_train_call(step, pick, 4))
-    state, sums = go(fresh_state(), data, call, np.int32(3))
+    batches = {"image": np.stack([IMAGES] * 4), "label": np.stack([LABELS] * 4), "mask": masks}
+    state, sums = jax.jit(partial(train_steps, step=step))(fresh_state(), batches, np.int32(3))
     one_by_one, each = fresh_state(), []
     for i in range(3):
         one_by_one, one = jax.jit(step)(one_by_one, batch(masks[i]))
@@ -155,19 +152,19 @@ def test_a_step_is_repeated_part_by_part_with_the_noise_of_its_parts():
             seen.extend([entry] if entry not in seen else [])
         return apply(variables, images, train=train)
 
-    halves = make_loss(noting, transform_with(0.0), jax.random.key(0))
     with jax.disable_jit():  # the loop over the parts runs in Python: all can be looked at
-        make_train_step(*halves, optax.sgd(0.5), accumulate=2)(fresh_state(), batch())
+        build(accumulate=2)(fresh_state(), batch(), apply=noting)
     trained = list(seen)
     seen.clear()
-    nans.explain(*halves, fresh_state(), batch(), accumulate=2)
+    examples = partial(prepare, key=jax.random.key(0), transform=transform_with(0.0))
+    nans.explain(examples, partial(loss, apply=noting), fresh_state(), batch(), accumulate=2)
     assert seen == trained and [len(images) for _, images in seen] == [4, 4]
 
 
 def test_an_explanation_looks_at_every_part():
     targets = jnp.ones((8, 3)).at[1, 0].set(jnp.nan)  # in the second part
-    halves = make_loss(apply, lambda *_: (scale(jnp.asarray(IMAGES)), targets), jax.random.key(0))
-    phrase = nans.explain(*halves, fresh_state(), batch(), accumulate=2)
+    examples = partial(prepare, key=jax.random.key(0), transform=lambda *_: (scale(jnp.asarray(IMAGES)), targets))
+    phrase = nans.explain(examples, partial(loss, apply=apply), fresh_state(), batch(), accumulate=2)
     assert phrase == "the forward pass is finite; the gradient of bias is not"
 
 
@@ -181,23 +178,23 @@ def test_a_weighted_loss_under_mixup_and_accumulation(smoothing, accumulate):
     settings = Augmentation(mixup=1.0)
     key, given = jax.random.key(5), {"image": IMAGES, "label": LABELS, "mask": mask}
     augment_key, _ = step_keys(key, jnp.int32(0))
-    images, shares = training_transform(settings, 3)(augment_key, jnp.int32(0), given)  # shares of the classes
+    images, shares = augment(augment_key, jnp.int32(0), given, settings, classes=3)  # shares of the classes
     x, w = np.asarray(images).reshape(8, -1), np.asarray(fresh_state().params["kernel"])
     logits = x @ w
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     smooth = np.eye(3) * (1 - smoothing) + smoothing / 3
-    loss = np.zeros(8)
+    losses = np.zeros(8)
     gradient = np.zeros_like(w)
     for i in range(6):
         for k in range(3):
             part = float(shares[i, k]) * weights[k]
-            loss[i] -= part * smooth[k] @ log_p[i]
+            losses[i] -= part * smooth[k] @ log_p[i]
             gradient += part * np.outer(x[i], np.exp(log_p[i]) - smooth[k]) / 6
     assert np.count_nonzero((np.asarray(shares) > 0).sum(1) == 2) > 1, "nothing is mixed"
 
-    transform = training_transform(settings, 3, smoothing, class_weights=tuple(weights))
-    halves = make_loss(apply, transform, key)
-    step = jax.jit(make_train_step(*halves, optax.sgd(0.5), accumulate=accumulate))
-    after, sums = step(fresh_state(), given)
-    assert float(sums["loss"]) == pytest.approx(loss.sum(), rel=1e-5) and float(sums["count"]) == 6
+    weighted = {"classes": 3, "label_smoothing": smoothing, "class_weights": tuple(weights)}
+    transform = partial(augment, settings=settings, **weighted)
+    options = {"apply": apply, "transform": transform, "optimizer": optax.sgd(0.5), "accumulate": accumulate}
+    after, sums = jax.jit(partial(train_step, key=key, **options))(fresh_state(), given)
+    assert float(sums["loss"]) == pytest.approx(losses.sum(), rel=1e-5) and float(sums["count"]) == 6
     np.testing.assert_allclose(after.params["kernel"], w - 0.5 * gradient, rtol=1e-4, atol=1e-6)
