@@ -197,7 +197,10 @@ class RunDirectory:
         if self._lock:
             with contextlib.suppress(OSError):
                 own = self.path / ".lock"
-                if all(path == own or (path.is_dir() and not any(path.iterdir())) for path in self.path.iterdir()):
+                others = [path for path in self.path.iterdir() if path != own]
+                if not any(path.is_file() or any(path.iterdir()) for path in others):
+                    for path in others:  # else the folder would count as one with other files
+                        path.rmdir()
                     own.unlink()  # it was refused before it began
             self._lock.close()
 
