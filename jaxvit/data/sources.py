@@ -358,8 +358,10 @@ def located(name: str) -> str:
       >>> located("cifar10"), located("image_folder:/data/../pets")
       ('cifar10', 'image_folder:/pets')
     """
-    prefix, colon, path = name.partition(":")
-    if not colon or is_own(name):
+    if "://" in name:
+        local_path(name)  # says what to do in place of a URL
+    prefix, _, path = name.partition(":")
+    if not path or is_own(name):
         return name
     return f"{prefix}:{os.path.abspath(local_path(path))}"
 
@@ -385,6 +387,7 @@ def open_dataset(
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
+    located(name)  # refuses a URL
     if name in (PREFIX, TABLE_PREFIX):
         raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
     if name.startswith((PREFIX, TABLE_PREFIX)):
