@@ -5,7 +5,7 @@ import pytest
 from photos import photo, photos
 from PIL import Image
 
-from jaxvit.data import content, sources
+from jaxvit.data import content, stored
 from jaxvit.data.cut import Cut
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import RunFailedError, UsageError
@@ -99,7 +99,7 @@ def test_folds_take_the_validation_part_too_and_leave_the_test_part(tmp_path):
 def test_a_stream_is_cut_the_same_way(folder, tmp_path, monkeypatch):
     kept = open_dataset(f"image_folder:{folder}", tmp_path, side=8, on_error="skip", cut=Cut())
     expected = {part: (kept.read(part).images[:], kept.read(part).labels) for part in PARTS}
-    monkeypatch.setattr(sources, "CACHE_BYTES", 100)
+    monkeypatch.setattr(stored, "CACHE_BYTES", 100)
     streamed = open_dataset(f"image_folder:{folder}", tmp_path, side=8, on_error="skip", cut=Cut())
     for part, (images, labels) in expected.items():
         source = streamed.read(part)
