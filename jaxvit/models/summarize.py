@@ -1,4 +1,4 @@
-"""Facts about a model without running it: parameters, multiply-adds, tokens, modules."""
+"""Summarizes a model without running it: parameters, multiply-adds, tokens, modules."""
 
 import math
 from typing import Any
@@ -15,19 +15,20 @@ from jaxvit.ops.implementations import use
 
 
 def summary(model: str | nn.Module, image_size: int | tuple[int, ...] = 0, **attributes: Any) -> dict[str, Any]:
-    """Facts about a model for one image, without running it.
+    """Summarizes a model for one image, without running it.
 
     Args:
       model: a name for `jaxvit.create_model`, or a linen module called as ``model(images, train=False)``.
-      image_size: side in pixels, (rows, columns), or (rows, columns, channels); 0 = as the name was published.
-      **attributes: of the named model, to set otherwise than the name does.
+      image_size: side in pixels, (rows, columns), or (rows, columns, channels); 0 = the size the name was published
+        for, or 32x32x3 for a module.
+      **attributes: attributes of the named model that differ from the name's own.
 
     Returns:
-      name; params; macs {'all', 'keras_profiler', 'cct'}; input [H, W, C]; tokens, the number that each block sees;
-      layers, a row for each module: path, type, output shape, params.
+      name; params; macs {'all', 'keras_profiler', 'cct'}; input [H, W, C]; tokens, the number of tokens in each block;
+      layers, a dict per module with path, type, output (shape without the batch) and params.
 
     Raises:
-      ValueError: no such model or attribute, or attributes that do not go together.
+      ValueError: unknown model or attribute, or attributes that do not go together.
 
     Example:
       >>> jaxvit.summary("tutorial_cct")["params"]
@@ -37,7 +38,7 @@ def summary(model: str | nn.Module, image_size: int | tuple[int, ...] = 0, **att
         name, published = model, input_shape(model)
         model = create_model(model, **attributes)
     elif attributes:
-        raise ValueError(f"{next(iter(attributes))}: attributes belong to a model that is named; this one is made")
+        raise ValueError(f"{next(iter(attributes))}: attributes need a model's name; this model is already built")
     else:
         name, published = type(model).__name__, (32, 32, 3)
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -46,16 +47,12 @@ def summary(model: str | nn.Module, image_size: int | tuple[int, ...] = 0, **att
 
 
 def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "") -> dict:
-    """Facts about a model for one sample of a size.
+    """Summarizes a module for one input of a given shape; see `summary`.
 
     Args:
       model: called as `model(images, train=False)`.
       input_shape: (H, W, C).
-      name: what to call it; '' = the name of its class.
-
-    Returns:
-      name; params; macs, one number for each convention of `jaxvit.models.count`; input; tokens, the number that each
-      transformer or shift block sees; layers, a row for each module: path, type, output shape, params.
+      name: name in the result; '' = the name of the class.
     """
     model = plainly(model)
     variables = abstract_variables(model, input_shape)
@@ -69,14 +66,14 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "")
         if isinstance(module, (EncoderBlock, ShiftBlock)):
             tokens.append(math.prod(args[0].shape[1:-1]))
         path = "/".join(module.path)
-        row = rows.setdefault(path, {"path": path, "type": type(module).__name__})  # before what is inside it
+        row = rows.setdefault(path, {"path": path, "type": type(module).__name__})  # parents before children
         out = call(*args, **kwargs)
         row["output"] = list(getattr(out, "shape", ())[1:])
         row["params"] = count_params({"params": _at(variables.get("params", {}), module.path)})
         return out
 
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    with use("plain"), nn.intercept_methods(record):  # every module is called
+    with use("plain"), nn.intercept_methods(record):  # 'absorbed' attention would not call its projections
         jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
     return {
         "name": name or type(model).__name__,

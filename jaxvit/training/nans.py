@@ -1,4 +1,4 @@
-"""Finds where a number that is not finite first comes from, by running one step again module by module."""
+"""Finds the source of a NaN or infinity by running a step again, module by module."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def explain(
     batch: Batch,
     accumulate: int = 1,
 ) -> str:
-    """A phrase that names the first module whose output, or else the first parameter whose gradient, is not finite.
+    """Returns a phrase that names the first module with a non-finite output, or else the first such gradient.
 
     Args:
       prepare: the run's augmentation, (step, batch) -> examples; see `jaxvit.training.step.prepare`.
       loss: the run's loss, (params, constants, examples) -> (loss, …); see `jaxvit.training.step.loss`.
-      state: before the step that went wrong.
-      batch: of that step.
-      accumulate: parts that the step cuts its batch into; each draws noise of its own.
+      state: state before the failed step.
+      batch: batch of that step.
+      accumulate: number of parts that the step cuts its batch into; each has its own random key.
     """
     examples = prepare(state.step, batch)
     parts = [examples]
@@ -45,7 +45,7 @@ def explain(
 
 
 def _explain_part(loss: Loss, state: TrainState, examples: Batch) -> str:
-    """The same for one part; '' where all is finite."""
+    """`explain` for one part; '' if everything is finite."""
     culprits: list[str] = []
 
     def watch(
@@ -62,7 +62,7 @@ def _explain_part(loss: Loss, state: TrainState, examples: Batch) -> str:
 
     with nn.intercept_methods(watch):
         loss(state.params, state.constants, examples)
-    # Inner modules finish before the outer ones that contain them: the first entry is the innermost.
+    # Inner modules return before outer ones, so the first entry is the innermost.
     if culprits:
         return f"the output of module {culprits[0]} is the first that is not finite"
     gradients, _ = jax.grad(loss, has_aux=True)(state.params, state.constants, examples)
@@ -77,7 +77,7 @@ def _finite(tree: object) -> bool:
     arrays = [
         x
         for x in jax.tree.leaves(tree)
-        # A module of somebody's own may trace a part of itself; a tracer has no values to look at.
+        # A user's module may jit a part of itself; tracers have no values.
         if isinstance(x, jax.Array) and not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
     ]
     return all(bool(jnp.isfinite(x).all()) for x in arrays)
