@@ -163,7 +163,6 @@ def _open(get: ConfigReader, name: str) -> Dataset:
         side=get("data.side", int),
         white=get("data.white", int),
         limits=Limits(get("data.max_pixels", int), get("data.max_bytes", int)),
-        tell=False,  # `Chosen.lines` names the files left out
     )
 
 
