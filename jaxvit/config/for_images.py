@@ -153,7 +153,7 @@ def choose_conv_layers(side: int) -> int:
 def _open(config: ConfigDict, name: str) -> Dataset:
     data = config.data
     options = {"classes": data.classes, "on_error": data.on_error, "side": data.side, "white": data.white}
-    return open_dataset(name, data_dir(data.dir), **options, limits=Limits(data.max_pixels, data.max_bytes))
+    return open_dataset(name, data_dir(data.dir), **options, limits=Limits(data.max_pixels, data.max_bytes), tell=False)
 
 
 def _set(config: ConfigDict, values: dict[str, object], given: Collection[str]) -> None:
@@ -224,7 +224,6 @@ def _describe(
     left_out = [str(one) for one in dataset.left_out]
     if left_out:
         lines.append(f"  left out: {'; '.join(left_out)}")
-    stored.say_left_out(already=True)
     batch = config.train.batch_size
     steps = -(-counts["train"] // batch)
     chosen = {

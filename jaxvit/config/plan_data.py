@@ -30,9 +30,7 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
         "white": get.at_least("data.white", 0),
         "cut": resolve_cut(get),
     }
-    dataset = opened or open_dataset(get("data.name", str), data_dir(get("data.dir", str)), **options)
-    dataset.say_left_out()
-    return dataset
+    return opened or open_dataset(get("data.name", str), data_dir(get("data.dir", str)), **options)
 
 
 def resolve_cut(get: ConfigReader) -> Cut | None:

@@ -147,19 +147,6 @@ class Dataset:
         bad = [(decoded.skipped[0], decoded.skipped[1][:3]) for decoded in self._decoded.values() if decoded.skipped[0]]
         return (*found, *(LeftOut("images that cannot be decoded", count, names) for count, names in bad))
 
-    def say_left_out(self, *, already: bool = False) -> None:
-        """Prints what a folder or a table holds that is left out, on stderr, once a process.
-
-        Args:
-          already: it has been printed in another way.
-        """
-        found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
-        said = f"note: {self.name}: left out: {'; '.join(map(str, found))}"
-        if already:
-            _said.add(said)
-        elif found:
-            _warn_once(said)
-
     def sample_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
         if isinstance(self._store, FolderStore):
@@ -470,15 +457,16 @@ def located(name: str) -> str:
     return f"{prefix}:{os.path.abspath(os.path.expanduser(path))}"
 
 
-_told: set[str] = set()
+def _tell_left_out(store: FolderStore, aloud: bool) -> None:
+    """Prints on stderr, once a process, which files of a folder or rows of a table are left out.
 
-
-def _tell_left_out(store: FolderStore) -> None:
-    """Says on stderr, once, what a folder or a table has that is not among the images."""
+    If not `aloud`, the caller prints them, and they count as printed.
+    """
     said = f"note: {store.name}: left out: {'; '.join(map(str, store.found.left_out))}"
-    if store.found.left_out and said not in _told:
-        _told.add(said)
-        print(terminal(said), file=sys.stderr, flush=True)
+    if not aloud:
+        _said.add(said)
+    elif store.found.left_out:
+        _warn_once(said)
 
 
 def open_dataset(
@@ -491,6 +479,7 @@ def open_dataset(
     limits: Limits | None = None,
     white: int = 0,
     cut: Cut | None = None,
+    tell: bool = True,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
@@ -498,13 +487,14 @@ def open_dataset(
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
       classes, on_error, side, limits, white, cut: see `Dataset`.
+      tell: print a note of the files that are left out of a folder or a table; False if the caller prints it.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
-        _tell_left_out(store)
+        _tell_left_out(store, tell)
     elif is_own(name):
         store = OwnStore(name, directory)
     else:

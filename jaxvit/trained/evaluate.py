@@ -116,9 +116,7 @@ def _other(name: str, config: Any, image_shape: tuple[int, ...]) -> Dataset:
     if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and image_shape[0] == image_shape[1]:
         side = image_shape[0]  # files of any size are brought to the model's
     how = {"on_error": config.data.on_error, "side": side, "limits": limits, "white": config.data.white}
-    dataset = open_dataset(name, data_dir(config.data.dir), **how)
-    dataset.say_left_out()
-    return dataset
+    return open_dataset(name, data_dir(config.data.dir), **how)
 
 
 def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:
