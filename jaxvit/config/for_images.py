@@ -107,7 +107,7 @@ def choose(
     stored = opened.changed(side=config.data.side, cut=None)
     images = sum(stored.stored_sizes.values())
     if images > _MANY:
-        print(f"decoding {images:,} images; later starts find them in the cache", flush=True)
+        print(f"reading {images:,} images (decoded once, then cached)", flush=True)
     _set(config, _parts(stored, config.data.folds), given)
     cut = resolve_cut(ConfigReader(config))
     dataset = stored.changed(side=config.data.side, cut=cut) if cut else stored
