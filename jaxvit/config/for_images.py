@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvit.config.plan_data import resolve_cut
+from jaxvit.config.plan_data import check_classes, resolve_cut
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
 from jaxvit.data.decoding import Limits
@@ -100,6 +100,7 @@ def choose(
     config = config.copy_and_resolve_references()
     _set(config, {"data.name": name, "data.classes": (), **({"data.folds": folds} if folds else {})}, given)
     opened = _open(config, name)
+    check_classes(opened, name, config.data.classes)
     side, of_side = _side(opened)
     if config.data.side and not whole_recipe:
         side, of_side = config.data.side, "as in the config"
@@ -153,7 +154,15 @@ def choose_conv_layers(side: int) -> int:
 def _open(config: ConfigDict, name: str) -> Dataset:
     data = config.data
     options = {"classes": data.classes, "on_error": data.on_error, "side": data.side, "white": data.white}
-    return open_dataset(name, data_dir(data.dir), **options, limits=Limits(data.max_pixels, data.max_bytes), tell=False)
+    limits = Limits(data.max_pixels, data.max_bytes)
+    try:
+        return open_dataset(name, data_dir(data.dir), **options, limits=limits, tell=False)
+    except UsageError as error:
+        if ":" in name:
+            raise
+        raise UsageError(
+            f"--data={name}: there is no such folder or table here, and no such data set: {error}"
+        ) from None
 
 
 def _set(config: ConfigDict, values: dict[str, object], given: Collection[str]) -> None:
