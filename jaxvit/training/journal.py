@@ -80,8 +80,8 @@ class JsonLines:
 class TensorBoard:
     """Writes TensorBoard event files, with one scalar 'split/metric' per number.
 
-    It writes in the calling thread. tensorboardX's SummaryWriter uses a background thread, which dies on a full disk and
-    whose queue `flush` does not wait for.
+    It writes in the calling thread. tensorboardX's SummaryWriter uses a background thread, which dies on a full disk
+    and whose queue `flush` does not wait for.
     """
 
     def __init__(self, directory: Path, resume_step: int):
@@ -214,7 +214,7 @@ def read_jsonl(path: Path) -> list[Record]:
 
 
 def deciding_validations(records: Sequence[Record]) -> list[Record]:
-    """Returns the validation records that choose the best weights: those of the EMA weights if kept, else the raw ones."""
+    """Returns the validations that choose the best weights: those of the EMA weights if kept, else the raw ones."""
     averaged = [record for record in records if record["split"] == "validation_ema"]
     return averaged or [record for record in records if record["split"] == "validation"]
 
