@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import os
 import sys
 import threading
@@ -95,10 +94,6 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     closed = open_missing_streams()
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows no '×' gets an escape for it, and not an error.
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def open_missing_streams() -> set[str]:
         if getattr(sys, name) is None:
             closed.add(name)
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, for as long as the process lives
+    _escape_unprintable()
     return closed
 
 
@@ -55,3 +57,10 @@ def print_error(message: object) -> None:
         discard_output()
     with contextlib.suppress(OSError):
         print(f"jaxvit: {terminal(message)}", file=sys.stderr, flush=True)
+
+
+def _escape_unprintable() -> None:
+    """Makes a terminal without UTF-8 print an escape for a character such as '×' instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
