@@ -22,12 +22,12 @@ from jaxvit.speed.steps import Effort, facts_of
 from jaxvit.speed.subject import configure, make_subject
 
 _EXAMPLES = """examples:
-  jaxvit benchmark --model=tutorial_cct                         batch size and optimizer of its document, synthetic
-  images jaxvit benchmark --model=tutorial_cct --batch=32 --dtype=bfloat16 --json jaxvit benchmark
-  --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    writes benchmark.md and benchmark.csv jaxvit benchmark
-  --config=digits --config.augment.policy=trivial                data and feed of the config jaxvit benchmark
-  --model=vit --config.model.depth=4 --trace=profile --dry_run   print the plan only jaxvit benchmark
-  --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files, batch 1 and 32
+  jaxvit benchmark --model=tutorial_cct                         workload of its document, on synthetic images
+  jaxvit benchmark --model=tutorial_cct --batch=32 --dtype=bfloat16 --json
+  jaxvit benchmark --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    writes benchmark.md and benchmark.csv
+  jaxvit benchmark --config=digits --config.augment.policy=trivial                data and feed of the config
+  jaxvit benchmark --model=vit --config.model.depth=4 --trace=profile --dry_run   prints the plan only
+  jaxvit benchmark --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files
 
 The measurements take turns: --rounds turns of --seconds each, blocking only after several steps. Results are medians
 and quartiles. TFLOP/s count 2 operations per multiply-add of `jaxvit summary` ('all'), times 3 for training; the peak

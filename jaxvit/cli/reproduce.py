@@ -45,6 +45,15 @@ exit codes: 0 all named rows pass; 1 a row misses a target, cannot be tested or 
 and 130 stopped and saved, the same command resumes. With --queue: 0 all done, 1 some runs failed, 75 time is up
 """
 
+_PATHS = (
+    ("take", "", "DIR", "merge the results in DIR into this table; run nothing"),
+    ("queue", "", "FILE", "run the rows listed in FILE, see docs/scale.md"),
+    ("runs", "runs/reproduce", "DIR", "folder of runs, or an archive DIR.tar (default: runs/reproduce)"),
+    ("pack", "", "FILE.tar", "pack the runs into an archive; run nothing"),
+    ("results", "results", "DIR", "folder of the results (default: results)"),
+    ("configs", None, "DIR", "folder of the rows' configs (default: those of jaxvit)"),
+)
+
 
 def _show(rows: Sequence[TableRow], lines: Sequence[dict[str, str]], options: Any) -> None:
     table = Table(title=f"{len(rows)} row{'s' * (len(rows) != 1)}", title_justify="left")
@@ -73,16 +82,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--together", action="store_true", help="train a row's seeds in one program, for accelerators")
     parser.add_argument("--epochs", type=int, metavar="N", help="run a short form of N epochs")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="compute dtype (noted in results)")
-    for flag, default, metavar, meaning in (
-        ("--take", "", "DIR", "merge the results in DIR into this table; run nothing"),
-        ("--queue", "", "FILE", "run the rows listed in FILE, see docs/scale.md"),
-        ("--runs", "runs/reproduce", "DIR", "folder of runs, or an archive DIR.tar (default: runs/reproduce)"),
-        ("--pack", "", "FILE.tar", "pack the runs into an archive; run nothing"),
-        ("--results", "results", "DIR", "folder of the results (default: results)"),
-        ("--configs", None, "DIR", "folder of the rows' configs (default: those of jaxvit)"),
-    ):
-        parser.add_argument(flag, default=default, type=local_path, metavar=metavar, help=meaning)
-    parser.add_argument("--limit", default="", metavar="TIME", help="with --queue: stop after this time, '2 hours'")
+    parser.add_argument("--limit", default="", metavar="TIME", help="with --queue: stop after this time: '2 hours'")
+    for name, default, metavar, what in _PATHS:
+        parser.add_argument(f"--{name}", default=default, type=local_path, metavar=metavar, help=what)
     parser.add_argument("--dry_run", action="store_true", help="show the rows that would run; train nothing")
     return parser
 

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or broken: a command still ends with a clear line and the right exit code."""
+"""Handles standard streams that are closed, full or broken: a command still ends with a clear line and exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WRITE_FILES = ("train", "sweep", "evaluate", "export", "reproduce")
 
 
 def open_missing_streams() -> set[str]:
-    """Opens /dev/null in place of the standard streams that the parent process closed; returns their names.
+    """Opens /dev/null for standard streams that the parent process closed; returns their names.
 
     Python sets a closed stream to None and gives its number to the next file that it opens: text that a library writes
     to stderr would end up in a checkpoint.
@@ -27,17 +27,23 @@ def open_missing_streams() -> set[str]:
         if getattr(sys, name) is None:
             closed.add(name)
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, for as long as the process lives
-    _escape_unprintable()
     return closed
 
 
+def escape_unknown_characters() -> None:
+    """Makes stdout and stderr print an escape for a character such as '×' that the terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def needs_stdout(words: Sequence[str]) -> bool:
-    """True if a command's only result is what it prints."""
+    """True if a command writes no files: its result is its printed output."""
     return not words or words[0] not in _WRITE_FILES or bool({"--help", "-h", "--json", "--dry_run"} & set(words))
 
 
 def refuse_closed_stdout(words: list[str]) -> NoReturn:
-    """Takes the place of a verb that `needs_stdout` when it is closed; raises UsageError."""
+    """Runs instead of a verb that needs the closed standard output; raises UsageError."""
     what = " ".join(["jaxvit", *words[:1]])
     raise UsageError(f"standard output is closed, and {what} prints there; open it, or redirect it to a file (> FILE)")
 
@@ -50,17 +56,10 @@ def discard_output() -> None:
 
 
 def print_error(message: object) -> None:
-    """Prints ``jaxvit: message`` on stderr. If the stream fails too, the exit code is all that is left."""
+    """Prints ``jaxvit: message`` on stderr. If the stream fails too, only the exit code remains."""
     try:
         sys.stdout.flush()
     except OSError:
         discard_output()
     with contextlib.suppress(OSError):
         print(f"jaxvit: {terminal(message)}", file=sys.stderr, flush=True)
-
-
-def _escape_unprintable() -> None:
-    """Makes a terminal without UTF-8 print an escape for a character such as '×' instead of raising an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")

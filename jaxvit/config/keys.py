@@ -87,10 +87,9 @@ def complete(config: ConfigDict) -> ConfigDict:
     if not absent and not stale:
         return config
     config = config.copy_and_resolve_references()
+    for path, value in absent.items():
+        set_value(config, path, value)
     with config.unlocked():
-        for path, value in absent.items():
-            section, leaf = _section(config, path)
-            section[leaf] = value
         for path in stale:
             section, leaf = _section(config, path)
             del section[leaf]
@@ -105,6 +104,13 @@ def _section(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
     if section not in config:
         config[section] = ConfigDict()
     return cast(ConfigDict, config[section]), leaf
+
+
+def set_value(config: ConfigDict, path: str, value: object) -> None:
+    """Sets a key such as 'model.depth', also of a locked config."""
+    with config.unlocked():
+        section, leaf = _section(config, path)
+        section[leaf] = value
 
 
 def model_attributes(name: str) -> dict[str, object]:

@@ -1,8 +1,7 @@
 """`image_folder:PATH` and `image_table:FILE`: image files as a data set.
 
-Which files belong to it, `jaxvit.data.photo_folder` and `jaxvit.data.label_table` say. Within a split, images stand in
-an order that is fixed by their file names but looks random, so that any contiguous part, such as 'train[:90%]', holds
-all classes.
+`jaxvit.data.photo_folder` and `jaxvit.data.label_table` find the files. The order of the images in a split is fixed by
+their file names but looks random, so that any contiguous part, such as 'train[:90%]', contains all classes.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ class FolderStore:
         return total.hexdigest()
 
     def sample_sizes(self) -> list[tuple[int, int]]:
-        """(height, width), upright, of a few hundred files that are spread over the set, as far as they can be read."""
+        """(height, width), upright, of a few hundred readable files that are spread over the set."""
         return [size for size, _ in self._sample]
 
     @property

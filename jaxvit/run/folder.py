@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from ml_collections import ConfigDict
 
@@ -34,6 +34,7 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.errors import UsageError, first_line, is_disk_failure
 from jaxvit.files import Lock, is_number, make_folder, naming, read_json, refuse_backslash, require, write_json
 from jaxvit.run.environment import describe_environment
+from jaxvit.run.result_types import Environment, Result, Split
 
 
 class RunDirectory:
@@ -52,8 +53,8 @@ class RunDirectory:
         self.path = path
         self.config = config
         self.writes = writes
-        self.extended: dict[str, tuple[Any, Any]] = {}
-        self.extensions: list[dict[str, Any]] = []
+        self.extended: dict[str, tuple[object, object]] = {}
+        self.extensions: list[dict[str, object]] = []
         if not writes and not (path / ".lock").exists():
             raise UsageError(
                 f"--workdir={path}: this process does not see the folder that the first one has opened; the processes "
@@ -110,7 +111,7 @@ class RunDirectory:
         )
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """The finished run's result; None while it is not finished."""
         return read_result(self.path) if (self.path / "result.json").exists() else None
 
@@ -123,8 +124,9 @@ class RunDirectory:
 
     def set_result_aside(self) -> None:
         """When a run is taken further: keeps the shorter run's result under its steps."""
-        if self.writes and self.result is not None:
-            os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
+        result = self.result
+        if self.writes and result is not None:
+            os.replace(self.path / "result.json", self.path / f"result-{result['steps']}.json")
 
     def write_config(self) -> None:
         """Writes config.json."""
@@ -154,7 +156,7 @@ class RunDirectory:
         """That of the config, with how the run was taken further."""
         return config_hash(self.config, self.extensions)
 
-    def check_data(self, data: Mapping[str, Any], class_names: Sequence[str] = ()) -> None:
+    def check_data(self, data: Mapping[str, Split], class_names: Sequence[str] = ()) -> None:
         """Compares the splits' fingerprints, and the classes, with those that the run began with; nothing is written.
 
         Raises:
@@ -177,16 +179,16 @@ class RunDirectory:
                     f"{was['sha256']} then, {now['sha256']} now); use the same data, or a new --workdir"
                 )
 
-    def write_environment(self, data: Mapping[str, Any]) -> None:
+    def write_environment(self, data: Mapping[str, Split]) -> None:
         """Adds this start to environment.json; `data` holds the splits' fingerprints, which `check_data` has passed."""
         starts = read_environment(self.path)["starts"]
         self._write("environment.json", {"data": dict(data), "starts": [*starts, describe_environment()]})
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: Result) -> None:
         """Writes result.json: from then on the run is finished."""
         self._write("result.json", result)
 
-    def _write(self, name: str, value: Any) -> None:
+    def _write(self, name: str, value: object) -> None:
         if self.writes:
             write_json(self.path / name, value, with_checksum=True)
 
@@ -195,12 +197,15 @@ class RunDirectory:
         if self._lock:
             with contextlib.suppress(OSError):
                 own = self.path / ".lock"
-                if all(path == own or (path.is_dir() and not any(path.iterdir())) for path in self.path.iterdir()):
+                others = [path for path in self.path.iterdir() if path != own]
+                if not any(path.is_file() or any(path.iterdir()) for path in others):
+                    for path in others:  # else the folder would count as one with other files
+                        path.rmdir()
                     own.unlink()  # it was refused before it began
             self._lock.close()
 
 
-def finished_result(path: Path, config: ConfigDict) -> dict[str, Any] | None:
+def finished_result(path: Path, config: ConfigDict) -> Result | None:
     """The result, if `path` holds a finished run of this very config; else None.
 
     Raises:
@@ -224,7 +229,7 @@ _RESULT = {
 _MEASURED = {"top1": 1.0, "top5": 1.0, "loss": math.inf, "count": math.inf}  # and the largest that each can be
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> Result:
     """What result.json of a finished run holds.
 
     Raises:
@@ -249,7 +254,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_environment(path: Path) -> dict[str, Any]:
+def read_environment(path: Path) -> Environment:
     """What environment.json of a run holds: `data`, the splits' fingerprints, and `starts`; both empty without one.
 
     Raises:
@@ -264,7 +269,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     require(whole, file, "it does not hold 'data' and 'starts'", remedy)
     for part, facts in found["data"].items():
         require(isinstance(facts, dict) and "sha256" in facts, file, f"'data.{part}' is no fingerprint", remedy)
-    return found
+    return cast(Environment, found)
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -275,11 +280,13 @@ def read_config(path: Path) -> ConfigDict:
     """
     file, remedy = path / "config.json", "it is damaged, or this is no run directory: use a new --workdir"
     found = read_json(file, remedy, expects_checksum=True)
-    plain = found.get("config") if isinstance(found, dict) else None
+    found = found if isinstance(found, dict) else {}
+    plain = found.get("config")
     require(isinstance(plain, dict), file, "it has no config", remedy)
     extensions = found.get("extensions", [])
     right = isinstance(extensions, list) and all(isinstance(one, dict) for one in extensions)
     require(right, file, "its 'extensions' are none", remedy)
+    plain = cast(dict[str, object], plain)
     for section in dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key):
         right = isinstance(plain.get(section, {}), dict)
         require(right, file, f"config.{section} is no section", remedy)

@@ -117,10 +117,12 @@ def read_split(
 
 def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
     side, shape = config.data.side, loaded.image_shape
-    if name.startswith(image_folder.PREFIX) and shape[0] == shape[1]:
+    if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
         side = shape[0]  # files of any size are brought to the model's
     how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
-    return open_dataset(name, data_dir(config.data.dir), **how)
+    dataset = open_dataset(name, data_dir(config.data.dir), **how)
+    dataset.say_left_out()
+    return dataset
 
 
 def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:
