@@ -1,6 +1,6 @@
-"""Cross-validation: a run for each fold, in a folder of its own, and their mean and spread.
+"""Cross-validation: one run per fold, each in its own folder; their mean and standard deviation.
 
-Each folder, ``fold_K``, is what the single run with ``data.fold=K`` would leave; the runs follow one another.
+The folder ``fold_K`` equals the folder of a single run with ``data.fold=K``. The runs are trained one after another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxvit.training.stopping import StopRequest
 
 
 def config_of_fold(config: ConfigDict, fold: int) -> ConfigDict:
-    """The config of the single run with one of the folds as its test split."""
+    """Returns the config of the single run with one of the folds as its test split."""
     config = copy.deepcopy(config)
     config.data.fold = fold
     return config
@@ -38,12 +38,13 @@ def train_folds(
     options: StartOptions,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Trains a run for each fold and returns their result, which it also writes.
+    """Trains one run per fold, writes their combined result and returns it.
 
     Args:
-      run: the folder that holds the folds' folders; of the config with all of them.
-      prepare: makes the parts of the run of one fold from its config.
-      options, stop: as for `jaxvit.run.execution.execute`.
+      run: open folder of the run of all folds, which contains the folders of the folds.
+      prepare: makes data set, plan and parts of a fold's run from its config.
+      options: options of this start.
+      stop: request to stop or pause.
     """
     folds = run.config.data.folds
     folders = [run.path / f"fold_{fold}" for fold in range(folds)]

@@ -81,7 +81,7 @@ class Hooks:
         for name, function in self._functions.items():
             try:
                 answer = function(state, {**metrics, **self._facts})
-            except (Exception, SystemExit) as error:  # it is the user's code: whatever it raises
+            except (Exception, SystemExit) as error:  # user code may raise anything
                 raise _failure(name, metrics, f"fails: {own_code.explain(error)}") from error
             if answer is not None and not isinstance(answer, bool | np.bool_ | str):
                 kind = type(answer).__name__
