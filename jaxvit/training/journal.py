@@ -57,17 +57,20 @@ class JsonLines:
         sync_folder(path.parent)  # else a power cut could restore the old file, or none
 
     def write(self, record: Record) -> None:
+        """See `Writer`."""
         # JSON has no NaN and no infinity.
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with naming(self._path):
             self._file.write(json.dumps(clean) + "\n")
 
     def flush(self) -> None:
+        """See `Writer`."""
         with naming(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """See `Writer`."""
         try:
             self.flush()
         finally:
@@ -100,18 +103,21 @@ class TensorBoard:
             self._events.write_event(self._new_event(wall_time=time.time(), step=step, **content))
 
     def write(self, record: Record) -> None:
+        """See `Writer`."""
         from tensorboardX.summary import scalar
 
         for name, value in _numbers(record).items():
             self._add(record["step"], summary=scalar(f"{record['split']}/{name}", value))
 
     def flush(self) -> None:
+        """See `Writer`."""
         with naming(self._file):
             self._events.flush()
             with self._file.open("rb") as file:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
+        """See `Writer`."""
         try:
             with naming(self._file):
                 self._events.close()
@@ -135,13 +141,16 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, record: Record) -> None:
+        """See `Writer`."""
         values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
         self._run.log({"step": record["step"], **values})
 
     def flush(self) -> None:
+        """See `Writer`."""
         return None
 
     def close(self) -> None:
+        """See `Writer`."""
         self._run.finish()
 
 
@@ -160,13 +169,16 @@ class MLflow:
             mlflow.log_dict(config, "config.json")
 
     def write(self, record: Record) -> None:
+        """See `Writer`."""
         values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
         self._mlflow.log_metrics(values, step=record["step"])
 
     def flush(self) -> None:
+        """See `Writer`."""
         return None
 
     def close(self) -> None:
+        """See `Writer`."""
         self._mlflow.end_run()
 
 
