@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -30,7 +29,7 @@ PACKAGES = (
 )
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, object]:
     """Returns time, command, versions and devices of this process, as JSON values."""
     devices = jax.devices()
     about = hardware.machine()

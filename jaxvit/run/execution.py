@@ -10,9 +10,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 import jax
+from jax.sharding import Mesh
 
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.parts import Source, StreamedSource
@@ -32,10 +33,11 @@ from jaxvit.run.assembly import Assembly
 from jaxvit.run.folder import RunDirectory, checkpoint_folder
 from jaxvit.run.messages import print_result, print_start
 from jaxvit.run.program import StartOptions, make_program
+from jaxvit.run.result_types import Metrics, Result, Split
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
-from jaxvit.training.loop import Position, Program, RunTracker, evaluate, fit
+from jaxvit.training.loop import Batch, Position, Program, RunTracker, evaluate, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import SAVES_THE_STEP, StopRequest
@@ -51,7 +53,7 @@ def execute(
     options: StartOptions,
     stop: StopRequest,
     whole: RunDirectory | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Trains to the end, writes the result and returns it.
 
     Args:
@@ -122,7 +124,7 @@ def start(
     assembly: Assembly,
     sources: Sources,
     checkpoints: Checkpoints,
-    mesh: Any,
+    mesh: Mesh,
     options: StartOptions,
 ) -> tuple[TrainState, Position]:
     """Returns the state and position to continue from: new, or from the newest checkpoint."""
@@ -165,8 +167,8 @@ def refuse_fewer_steps(plan: Plan, done: int) -> None:
 
 
 def _restore_newest(
-    checkpoints: Checkpoints, steps: list[int], shapes: Any, fall_back: bool
-) -> tuple[TrainState, dict[str, Any]]:
+    checkpoints: Checkpoints, steps: list[int], shapes: TrainState, fall_back: bool
+) -> tuple[TrainState, dict[str, object]]:
     """Restores the newest checkpoint, or with `fall_back` the newest readable one.
 
     Damaged checkpoints are set aside after another one was read: if all seem damaged, the cause is something else.
@@ -199,21 +201,21 @@ def _finish(
     journal: Journal,
     stop: StopRequest,
     options: StartOptions,
-) -> dict[str, Any]:
+) -> Result:
     """Evaluates the chosen weights on the test split, once, and writes the figure and the result."""
     stop.answer = "stopping; the training is saved, and the same command goes on with the test"
     weights_of = "best" if plan.data.validation else "last"
     if position.best_step != position.step:
         state, weights_of = _restore_best(state, position, checkpoints, options.fall_back)
 
-    def unless_stopped(batches: Iterator[Any]) -> Iterator[Any]:
+    def unless_stopped(batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             _stop_if_asked(stop)
             if stop.must_hold():
                 stop.hold()
             yield batch
 
-    test = {}
+    test: dict[str, float] = {}
     if program.test:
         started = time.monotonic() - stop.held_seconds
         (totals,) = evaluate(program.eval_step, state.chosen_variables, unless_stopped(program.test()), program.place)
@@ -221,8 +223,8 @@ def _finish(
         position.seconds["eval"] += time.monotonic() - stop.held_seconds - started
         journal.write(position.step, position.step / program.steps_per_epoch, "test", test)
     journal.flush()
-    result = {
-        "test": test,
+    result: Result = {
+        "test": cast(Metrics, test),
         "validation": {plan.train.monitor: position.best_value} if plan.data.validation else {},
         "weights": "ema" if state.ema else "model",
         "weights_of": weights_of,
@@ -233,8 +235,9 @@ def _finish(
         "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
         "config_hash": run.config_hash,
         "data": describe(sources),
-        **({"extensions": run.extensions} if run.extensions else {}),
     }
+    if run.extensions:
+        result["extensions"] = run.extensions
     # All processes wait for the first, which draws and writes: a process that has left would count as lost.
     not_drawn = processes.on_first(lambda: _draw(run, plan, position))
     _stop_if_asked(stop)
@@ -288,6 +291,6 @@ def _stop_if_asked(stop: StopRequest) -> None:
         raise StoppedError("stopped before the test was done; the training is saved. The same command tests it", code)
 
 
-def describe(sources: Sources) -> dict[str, Any]:
+def describe(sources: Sources) -> dict[str, Split]:
     """Describes the splits: name, notes (after a run, on all damaged images that it met) and fingerprint of each."""
     return {part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()}

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,12 +31,13 @@ from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.training.state import TrainState
 
 
-def check_hooks(names: tuple[Any, ...]) -> tuple[str, ...]:
+def check_hooks(names: tuple[object, ...]) -> tuple[str, ...]:
     """Returns the names if each is the name of a function with two parameters.
 
     Raises:
       UsageError: a name is not.
     """
+    checked: list[str] = []
     for name in names:
         if not isinstance(name, str) or ":" not in name:
             raise UsageError(
@@ -48,7 +48,8 @@ def check_hooks(names: tuple[Any, ...]) -> tuple[str, ...]:
         if not own_code.takes(function, None, None):
             found = own_code.parameter_names(function)
             raise UsageError(f"config.train.hooks='{name}': must take (state, metrics); it takes {found}")
-    return tuple(names)
+        checked.append(name)
+    return tuple(checked)
 
 
 class Hooks:
@@ -67,7 +68,7 @@ class Hooks:
     def __bool__(self) -> bool:
         return bool(self._functions)
 
-    def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> str:
+    def __call__(self, state: TrainState, metrics: Mapping[str, object]) -> str:
         """Calls all, in every process of the run; returns why the training shall end, '' to go on.
 
         Raises:
@@ -76,7 +77,7 @@ class Hooks:
         said = processes.gather_strings(lambda: "; ".join(filter(None, self._reasons(state, metrics))))
         return next(filter(None, said), "")
 
-    def _reasons(self, state: TrainState, metrics: Mapping[str, Any]) -> list[str]:
+    def _reasons(self, state: TrainState, metrics: Mapping[str, object]) -> list[str]:
         reasons = []
         for name, function in self._functions.items():
             try:
@@ -91,7 +92,7 @@ class Hooks:
         return reasons
 
 
-def _failure(name: str, metrics: Mapping[str, Any], what: str) -> RunFailedError:
+def _failure(name: str, metrics: Mapping[str, object], what: str) -> RunFailedError:
     return RunFailedError(
         f"config.train.hooks: '{name}' at the end of epoch {metrics['epoch']:g} (step {metrics['step']:,}) {what}; the "
         "state is saved: mend the hook, and the same command calls it again and goes on"

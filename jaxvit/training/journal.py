@@ -12,16 +12,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias, cast
 
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import make_folder, naming, read_regular, sync_folder, write_text
+from jaxvit.files import is_number, make_folder, naming, parse_json, read_regular, sync_folder, write_text
+from jaxvit.training.trackers import TRACKERS, MLflow, WeightsAndBiases
 
 _MOST_BYTES = 1 << 31  # size limit of a metrics.jsonl
 
-Record = dict[str, Any]
+# 'step', 'epoch', 'split' and numbers, of which None stands for one that is not finite.
+Record: TypeAlias = "dict[str, float | str | None]"
 
 
 class Writer(Protocol):
@@ -50,7 +52,7 @@ class JsonLines:
         kept = [
             record
             for record in read_jsonl(path)
-            if record["step"] < resume_step or (record["step"] == resume_step and record["split"] not in again)
+            if _step(record) < resume_step or (_step(record) == resume_step and record["split"] not in again)
         ]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path, self._file = path, path.open("a")
@@ -91,14 +93,15 @@ class TensorBoard:
 
         make_folder(directory)
         own = f".{os.getpid()}.{time.monotonic_ns()}"  # two starts within a second must not share a file
-        self._new_event = event_pb2.Event
+        # protobuf makes the classes at import, so type checkers do not see them.
+        self._new_event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+        log = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         self._events = EventsWriter(str(directory / "events"), own)
         (self._file,) = directory.glob(f"events.*{own}")
         # Makes TensorBoard drop the events from this step on in earlier files: they are written again.
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(resume_step + 1, session_log=restart)
+        self._add(resume_step + 1, session_log=log(status=log.START))
 
-    def _add(self, step: int, **content: Any) -> None:
+    def _add(self, step: int, **content: object) -> None:
         with naming(self._file):
             self._events.write_event(self._new_event(wall_time=time.time(), step=step, **content))
 
@@ -107,7 +110,7 @@ class TensorBoard:
         from tensorboardX.summary import scalar
 
         for name, value in _numbers(record).items():
-            self._add(record["step"], summary=scalar(f"{record['split']}/{name}", value))
+            self._add(_step(record), summary=scalar(f"{record['split']}/{name}", value))
 
     def flush(self) -> None:
         """See `Writer`."""
@@ -127,68 +130,13 @@ class TensorBoard:
                     self._file.unlink()
 
 
-class WeightsAndBiases:
-    """A run of the installed `wandb`; its own environment variables (WANDB_PROJECT, WANDB_MODE) apply."""
-
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
-        import wandb
-
-        stored = directory / "wandb_run_id"
-        previous = stored.read_text().strip() if stored.exists() else None
-        self._run = wandb.init(dir=str(directory), id=previous, name=name, resume="allow", config=config)
-        write_text(stored, self._run.id)
-        # A step can have two records, for training and evaluation; W&B's own step counter cannot repeat.
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, record: Record) -> None:
-        """See `Writer`."""
-        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._run.log({"step": record["step"], **values})
-
-    def flush(self) -> None:
-        """See `Writer`."""
-        return None
-
-    def close(self) -> None:
-        """See `Writer`."""
-        self._run.finish()
-
-
-class MLflow:
-    """A run of the installed `mlflow`; its own environment variables (MLFLOW_TRACKING_URI, …) apply."""
-
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
-        import mlflow
-
-        self._mlflow = mlflow
-        stored = directory / "mlflow_run_id"
-        previous = stored.read_text().strip() if stored.exists() else None
-        run = mlflow.start_run(run_id=previous, run_name=None if previous else name)
-        write_text(stored, run.info.run_id)
-        if not previous:
-            mlflow.log_dict(config, "config.json")
-
-    def write(self, record: Record) -> None:
-        """See `Writer`."""
-        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._mlflow.log_metrics(values, step=record["step"])
-
-    def flush(self) -> None:
-        """See `Writer`."""
-        return None
-
-    def close(self) -> None:
-        """See `Writer`."""
-        self._mlflow.end_run()
-
-
 class Journal:
     """Writes each record to several writers."""
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
 
-    def write(self, step: int, epoch: float, split: str, values: dict[str, Any]) -> None:
+    def write(self, step: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
         """Writes the metrics of a split: 'steps', 'train', 'validation', 'validation_ema' or 'test'."""
         record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
         for writer in self._writers:
@@ -206,7 +154,7 @@ class Journal:
                 stack.callback(writer.close)
 
 
-WRITERS = ("jsonl", "tensorboard", "wandb", "mlflow")
+WRITERS = ("jsonl", "tensorboard", *TRACKERS)
 
 
 def check_writers(names: Sequence[str]) -> None:
@@ -214,7 +162,7 @@ def check_writers(names: Sequence[str]) -> None:
     for name in names:
         if name not in WRITERS:
             raise UsageError(f"config.log.writers: there is no writer '{name}'{nearest(name, WRITERS)}")
-        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise UsageError(f"config.log.writers: '{name}' is not installed; pip install {name}, or leave it out")
 
 
@@ -224,7 +172,7 @@ def open_writers(
     *,
     resume_step: int,
     name: str,
-    config: dict[str, Any],
+    config: dict[str, object],
     again: Sequence[str] = ("test",),
 ) -> list[Writer]:
     """Opens the writers of a run.
@@ -280,13 +228,18 @@ def deciding_validations(records: Sequence[Record]) -> list[Record]:
 def _parsed(line: bytes) -> Record | None:
     """Returns the record in a line; None if there is none."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("split"), str):
         return None
-    numbers = all(value is None or isinstance(value, int | float) for key, value in record.items() if key != "split")
-    return record if numbers and None not in (record.get("step"), record.get("epoch")) else None
+    numbers = all(value is None or is_number(value) for key, value in record.items() if key != "split")
+    placed = type(record.get("step")) is int and record["step"] >= 0 and is_number(record.get("epoch"), 0)
+    return record if numbers and placed else None
+
+
+def _step(record: Record) -> int:
+    return cast(int, record["step"])
 
 
 def _numbers(record: Record) -> dict[str, float]:

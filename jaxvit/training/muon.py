@@ -25,14 +25,16 @@ tables and heads; here Adam has none.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import jax
 import optax
+from jax.tree_util import KeyPath
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxvit.errors import UsageError
+from jaxvit.ops.trees import Params
 from jaxvit.training.settings import OptimizerSettings
 
 _PROJECTIONS = ("query", "key", "value")  # (C, heads, head_dim): only the first axis is inputs
@@ -80,18 +82,19 @@ def scale_by_muon_and_adam(settings: OptimizerSettings) -> optax.GradientTransfo
     """Makes the transformation before decay and learning rate: Muon for matrices, Adam for all other parameters."""
     s = settings
 
-    def axes(params: Any) -> Any:
+    def axes(params: optax.Params) -> optax.Params:
         # `params` is Muon's part of the tree; Adam's parameters are empty nodes there.
         return jax.tree_util.tree_map_with_path(lambda path, x: muon_axes(_join(path), x.shape, s), params)
 
-    def owners(params: Any) -> Any:
-        def owner(path: tuple[Any, ...], x: Any) -> str:
+    def owners(params: optax.Params) -> Mapping[str, object]:
+        def owner(path: KeyPath, x: jax.Array) -> str:
             return "adam" if muon_axes(_join(path), x.shape, s) is None else "muon"
 
         return jax.tree_util.tree_map_with_path(owner, params)
 
-    def to_rms(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+    def to_rms(path: KeyPath, update: jax.Array) -> jax.Array:
         found = muon_axes(_join(path), update.shape, s)
+        assert found is not None, "Muon updates matrices only"
         return update * (s.muon_rms * math.sqrt(max(_size(update.shape, found))))
 
     muon = optax.chain(
@@ -101,7 +104,7 @@ def scale_by_muon_and_adam(settings: OptimizerSettings) -> optax.GradientTransfo
     return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps)}, owners)
 
 
-def count_on_muon(params: Any, settings: OptimizerSettings) -> dict[str, tuple[int, int]]:
+def count_on_muon(params: Params, settings: OptimizerSettings) -> dict[str, tuple[int, int]]:
     """Returns {path: (parameters, matrices)} of Muon's part of a parameter tree, which may be abstract."""
     counts = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -112,7 +115,7 @@ def count_on_muon(params: Any, settings: OptimizerSettings) -> dict[str, tuple[i
     return counts
 
 
-def check_patterns(params: Any, settings: OptimizerSettings) -> None:
+def check_patterns(params: Params, settings: OptimizerSettings) -> None:
     """Checks that the patterns fit a model's parameters.
 
     Raises:
@@ -141,12 +144,15 @@ def check_patterns(params: Any, settings: OptimizerSettings) -> None:
 
 def _size(shape: tuple[int, ...], axes: MuonDimensionNumbers) -> tuple[int, int]:
     """(rows, columns)."""
-    return math.prod(shape[i] for i in axes.reduction_axis), math.prod(shape[i] for i in axes.output_axis)
+    rows, columns = (
+        (axis,) if isinstance(axis, int) else tuple(axis) for axis in (axes.reduction_axis, axes.output_axis)
+    )
+    return math.prod(shape[i] for i in rows), math.prod(shape[i] for i in columns)
 
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _join(path: tuple[Any, ...]) -> str:
+def _join(path: KeyPath) -> str:
     return "/".join(str(getattr(part, "key", part)) for part in path)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxvit.training.state import TrainState
-from jaxvit.training.step import cut_examples
+from jaxvit.training.step import Batch, cut_examples
+
+# (params, constants, examples) -> (loss, other values); see `jaxvit.training.step.loss`.
+Loss: TypeAlias = Callable[..., tuple[jax.Array, object]]
 
 
 def explain(
-    prepare: Callable[..., Any],
-    loss: Callable[..., Any],
+    prepare: Callable[[jax.Array, Batch], dict[str, jax.Array]],
+    loss: Loss,
     state: TrainState,
-    batch: Mapping[str, Any],
+    batch: Batch,
     accumulate: int = 1,
 ) -> str:
     """Returns a phrase that names the first module with a non-finite output, or else the first such gradient.
@@ -40,11 +44,16 @@ def explain(
     return "forward pass and gradients are finite when repeated; the update itself is not: lower optim.peak_lr"
 
 
-def _explain_part(loss: Callable[..., Any], state: TrainState, examples: Mapping[str, Any]) -> str:
+def _explain_part(loss: Loss, state: TrainState, examples: Batch) -> str:
     """`explain` for one part; '' if everything is finite."""
     culprits: list[str] = []
 
-    def watch(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def watch(
+        next_fun: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        context: nn.module.InterceptorContext,
+    ) -> object:
         inputs_fine = _finite((args, kwargs))
         outputs = next_fun(*args, **kwargs)
         if inputs_fine and not _finite(outputs):
@@ -64,11 +73,11 @@ def _explain_part(loss: Callable[..., Any], state: TrainState, examples: Mapping
     return ""
 
 
-def _finite(tree: Any) -> bool:
+def _finite(tree: object) -> bool:
     arrays = [
         x
         for x in jax.tree.leaves(tree)
         # A user's module may jit a part of itself; tracers have no values.
-        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
+        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
     ]
     return all(bool(jnp.isfinite(x).all()) for x in arrays)

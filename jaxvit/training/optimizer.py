@@ -11,26 +11,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
 
 from jaxvit.errors import UsageError
+from jaxvit.ops.trees import Params
 from jaxvit.training.muon import scale_by_muon_and_adam
 from jaxvit.training.own_optim import own_optimizer, own_schedule
 from jaxvit.training.settings import OptimizerSettings
-
-Schedule = Callable[[jax.Array | int], jax.Array]
 
 # Names that give a part its layer in `layer_factors`: numbered parts, and the parts before the first block.
 _NUMBERED = re.compile(r"^(stages|merges|block|blocks|layers|token_learner|token_fuser)_(\d+)$")
 _FIRST_LAYER = ("embed", "class_token", "position_embed", "register_tokens", "norm_stem")
 
 
-def make_schedule(settings: OptimizerSettings) -> Schedule:
+def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
     """Makes the learning-rate schedule, a function of the step.
 
     It rises linearly from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`, then decays, by half a cosine or
@@ -57,7 +56,7 @@ def make_schedule(settings: OptimizerSettings) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(s.start_lr, s.peak_lr, s.warmup_steps), after], [s.warmup_steps])
 
 
-def decay_mask(params: Any, which: str) -> Any:
+def decay_mask(params: Params, which: str) -> Mapping[str, object]:
     """Returns a tree with True for each parameter that weight decay applies to.
 
     Args:
@@ -69,7 +68,7 @@ def decay_mask(params: Any, which: str) -> Any:
         exceptions, and so of the Compact Transformers recipe.
     """
 
-    def decays(path: tuple[Any, ...], value: Any) -> bool:
+    def decays(path: KeyPath, value: jax.Array) -> bool:
         name = _names(path)[-1]
         if which == "not_1d":
             return jnp.ndim(value) > 1 and name != "bias"
@@ -78,7 +77,7 @@ def decay_mask(params: Any, which: str) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def layer_factors(params: Any, decay: float) -> Any:
+def layer_factors(params: optax.Params, decay: float) -> Mapping[str, object]:
     """Returns each parameter's learning-rate factor, ``decay ** (layers above it)`` (Clark et al., 2020; BEiT).
 
     Layer 0 is the patch embedding, the positions and the class token. The blocks follow in the order of the numbers in
@@ -115,7 +114,7 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     The user's own optimizer, 'package.module:function', replaces everything between clipping and layer-wise factors.
     """
     s = settings
-    parts = [optax.clip_by_global_norm(s.clip_norm)] if s.clip_norm else []
+    parts: list[optax.GradientTransformation] = [optax.clip_by_global_norm(s.clip_norm)] if s.clip_norm else []
     if ":" in s.name:
         parts.append(own_optimizer(s, make_schedule(s)))
         return optax.chain(*parts, *([_scale_by_layer(s.layer_decay)] if s.layer_decay != 1.0 else []))
@@ -128,7 +127,7 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     elif s.momentum:
         parts.append(optax.trace(decay=s.momentum))
 
-    def mask(params: Any) -> Any:
+    def mask(params: Params) -> Mapping[str, object]:
         return decay_mask(params, s.decay_mask)
 
     if s.weight_decay and s.decay == "lr_scaled":
@@ -141,7 +140,7 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def average_weights(ema: Any, params: Any, step: jax.Array, decay: float, ramp: bool) -> Any:
+def average_weights(ema: Params, params: Params, step: jax.Array, decay: float, ramp: bool) -> Params:
     """Updates the exponential moving average of the weights.
 
     Args:
@@ -164,5 +163,5 @@ def _scale_by_layer(decay: float) -> optax.GradientTransformation:
     )
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+def _names(path: KeyPath) -> tuple[str, ...]:
     return tuple(str(getattr(part, "key", part)) for part in path)

@@ -12,19 +12,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import KeyPath
+from jax.typing import ArrayLike
 
 from jaxvit import own_code
 from jaxvit.errors import UsageError
 from jaxvit.training.settings import OptimizerSettings
 
+T = TypeVar("T")
 
-def own_schedule(settings: OptimizerSettings) -> Callable[[jax.Array | int], jax.Array]:
+
+def own_schedule(settings: OptimizerSettings) -> optax.Schedule:
     """Calls the function named by `settings.schedule` and returns its schedule, in float32.
 
     Raises:
@@ -41,7 +45,7 @@ def own_schedule(settings: OptimizerSettings) -> Callable[[jax.Array | int], jax
             "optax.constant_schedule(settings.peak_lr)"
         )
 
-    def rate(step: jax.Array | int) -> jax.Array:
+    def rate(step: ArrayLike) -> jax.Array:
         found = _called(f"{where}: the schedule that it returns fails at a step", schedule, step)
         shape = getattr(found, "shape", () if isinstance(found, int | float) else None)
         if shape != ():
@@ -52,9 +56,7 @@ def own_schedule(settings: OptimizerSettings) -> Callable[[jax.Array | int], jax
     return rate
 
 
-def own_optimizer(
-    settings: OptimizerSettings, learning_rate: Callable[[jax.Array | int], jax.Array]
-) -> optax.GradientTransformation:
+def own_optimizer(settings: OptimizerSettings, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """Calls the function named by `settings.name` and returns its optimizer.
 
     Raises:
@@ -70,15 +72,17 @@ def own_optimizer(
     if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
         raise UsageError(f"{where}: returns {_kind(inner)}; it must return an optax.GradientTransformation")
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         return _called(f"{where}: its init fails on this model's parameters", inner.init, params)
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         fails = f"{where}: its update fails as update(gradients, state, params)"
-        found = _called(fails, inner.update, gradients, state, params)
+        found = _called(fails, inner.update, updates, state, params)
         if not (isinstance(found, tuple) and len(found) == 2):
             raise UsageError(f"{where}: its update returns {_kind(found)}; it must return (updates, state)")
-        _compare(f"{where}: its update gives updates that differ from the gradients", found[0], gradients)
+        _compare(f"{where}: its update gives updates that differ from the gradients", found[0], updates)
         _compare(f"{where}: its update gives a state that differs from the one before", found[1], state)
         return found
 
@@ -119,14 +123,14 @@ def _noting(settings: OptimizerSettings, read: set[str]) -> OptimizerSettings:
     """Returns equal settings that add the name of each field that is read to `read`."""
 
     class Noting(OptimizerSettings):
-        def __getattribute__(self, name: str) -> Any:
+        def __getattribute__(self, name: str) -> object:
             read.add(name)
             return super().__getattribute__(name)
 
     return Noting(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
 
 
-def _called(fails: str, function: Callable[..., Any], *args: Any) -> Any:
+def _called(fails: str, function: Callable[..., T], *args: object) -> T:
     try:
         return function(*args)
     except UsageError:
@@ -135,7 +139,7 @@ def _called(fails: str, function: Callable[..., Any], *args: Any) -> Any:
         raise UsageError(f"{fails}: {own_code.explain(error)}") from error
 
 
-def _compare(what: str, found: Any, expected: Any) -> None:
+def _compare(what: str, found: object, expected: object) -> None:
     there, wanted = (
         {_join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (found, expected)
     )
@@ -147,15 +151,15 @@ def _compare(what: str, found: Any, expected: Any) -> None:
         raise UsageError(f"{what}: the tree is built of other nodes")
 
 
-def _form(leaf: Any) -> str:
+def _form(leaf: ArrayLike | None) -> str:
     if leaf is None:
         return "absent"
     return f"{getattr(leaf, 'dtype', None) or jnp.result_type(leaf)} {np.shape(leaf)}"
 
 
-def _join(path: tuple[Any, ...]) -> str:
+def _join(path: KeyPath) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"

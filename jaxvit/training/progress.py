@@ -7,8 +7,8 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -25,7 +25,7 @@ class _MayClose:
     def __init__(self, stream: TextIO):
         self._stream = stream
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -35,7 +35,7 @@ class _MayClose:
     def flush(self) -> None:
         self._unless_closed(self._stream.flush)
 
-    def _unless_closed(self, act: Any) -> None:
+    def _unless_closed(self, act: Callable[[], object]) -> None:
         try:
             act()
         except OSError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+
+from jaxvit.ops.trees import Params, Variables
 
 
 @struct.dataclass
@@ -25,29 +26,33 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Any
-    constants: Any
-    opt_state: Any
-    ema: Any = struct.field(default_factory=dict)
+    params: Params
+    constants: Variables
+    opt_state: optax.OptState
+    ema: Params = struct.field(default_factory=dict)
 
     @property
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> dict[str, Params]:
         """Variables of the model with the raw weights."""
         return {"params": self.params, **self.constants}
 
     @property
-    def chosen_variables(self) -> dict[str, Any]:
+    def chosen_variables(self) -> dict[str, Params]:
         """Variables used for evaluation: the EMA weights if kept, else the raw ones."""
         return self.ema_variables if self.ema else self.variables
 
     @property
-    def ema_variables(self) -> dict[str, Any]:
+    def ema_variables(self) -> dict[str, Params]:
         """Variables of the model with the EMA weights."""
         return {"params": self.ema, **self.constants}
 
 
 def create_state(
-    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array, *, ema: bool = False
+    init: Callable[[jax.Array], Variables],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool = False,
 ) -> TrainState:
     """Creates the state before the first step.
 

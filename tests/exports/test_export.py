@@ -67,10 +67,10 @@ def test_a_file_gives_the_models_probabilities(run, tmp_path, capsys, kind, dtyp
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("kind", ["stablehlo", ONNX, "hub"])
-def test_every_family(tmp_path, name, kind):
-    workdir = train_family(tmp_path / "run", name)
-    assert verb.main([f"--workdir={workdir}", f"--to={kind}", "--out", str(tmp_path / "out")]) == 0
+def test_every_family(tmp_path, name):
+    workdir, kinds = train_family(tmp_path / "run", name), ["stablehlo", "hub", *(["onnx"] if HAS_ONNX else [])]
+    assert verb.main([f"--workdir={workdir}", f"--to={','.join(kinds)}", "--out", str(tmp_path / "out")]) == 0
+    assert {FORMATS[kind].file("float32") for kind in kinds} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
@@ -497,6 +497,7 @@ def test_a_card_without_data_says_so(run, tmp_path, monkeypatch):
 
 def test_a_folder_to_give_away_does_not_say_where_the_images_lay():
     assert public_name("image_folder:/home/somebody/photos") == "image_folder:photos"
+    assert public_name("image_table:/home/somebody/labels.csv") == "image_table:labels.csv"
     assert public_name("cifar10") == "cifar10"
 
 

@@ -90,7 +90,7 @@ def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
     (metrics,) = (tmp_path / "metrics").iterdir()
     assert metrics.name.startswith("tiny_1_of_2_epochs_seed_0_") and not (tmp_path / "curves").exists()
     assert verb.main([*project, "--all", "--seeds=1", "--epochs=5"]) == 1  # it has no more than 2, which is all of it
-    assert "misses it by" in (out := capsys.readouterr().out) and "tiny, n = 25, 1 of 2 seeds: top1 " in out
+    assert "missed by" in (out := capsys.readouterr().out) and "tiny, n = 25, 1 of 2 seeds: top1 " in out
     with (tmp_path / "results.csv").open() as file:
         assert [row["form"] for row in csv.DictReader(file)] == ["1 of 2 epochs", "full"]
 
@@ -215,7 +215,7 @@ def test_a_row_that_cannot_be_run_is_a_mistake_and_its_partner_decides_nothing(p
     assert not (tmp_path / "results.csv").exists()
     assert verb.main([*project, "tiny", "--seeds=1"]) == 0
     said = capsys.readouterr().out
-    assert "partner, n = 25, 1 of 2 seeds: top1 " in said and "misses it by" in said and "0.001 asked: passes" in said
+    assert "partner, n = 25, 1 of 2 seeds: top1 " in said and "missed by" in said and "(target 0.001: passes)" in said
     assert verb.main([*project, "partner", "--seeds=1"]) == 1
 
 
@@ -286,7 +286,8 @@ def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project, tmp_
     rows = (tmp_path / "rows.toml").read_text()
     (tmp_path / "rows.toml").write_text(rows.replace("epochs = 2", "epochs = 3"))
     with pytest.raises(
-        UsageError, match=r"seed_0: holds a run of another config .train.duration: '2 epochs' there, '3 epochs' here"
+        UsageError,
+        match=r"seed_0: contains a run with another config .train.duration: '2 epochs' there, '3 epochs' here",
     ):
         verb.main([*project, "tiny", "--seeds=1"])
     assert verb.main([*project, "--list"]) == 0 and "not run" in capsys.readouterr().out
@@ -300,7 +301,7 @@ def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project, tmp_
     assert verb.main([*project, "tiny", "--seeds=1", f"--runs={tmp_path / 'others'}"]) == 0
     page = (tmp_path / "README.md").read_text()
     assert len(results_of(tmp_path / "results.csv")) == 2 and len(list((tmp_path / "metrics").iterdir())) == 2
-    assert page.count("passes so far") == 1 and "changed after the run: `tiny`." in page
+    assert page.count("passes so far") == 1 and "has changed since: `tiny`." in page
 
 
 def test_a_config_that_cannot_be_read_is_told_and_the_page_stays(project, tmp_path):
