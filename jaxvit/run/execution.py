@@ -144,7 +144,7 @@ def start(
     position = Position.from_json(values)
     if options.profile and options.profile[1] <= position.step:
         first, last = options.profile
-        raise UsageError(f"--profile={first}:{last}: the run goes on from step {position.step}; name later steps")
+        raise UsageError(f"--profile={first}:{last}: the run resumes from step {position.step}; name later steps")
     for key, (old, new) in run.extended.items():
         print(f"{key}: {old or 'none'} before, {new or 'none'} from here on")
         if key == "train.duration":
@@ -203,7 +203,7 @@ def _finish(
     options: StartOptions,
 ) -> Result:
     """Evaluates the chosen weights on the test split, once, and writes the figure and the result."""
-    stop.answer = "stopping; the training is saved, and the same command goes on with the test"
+    stop.answer = "stopping; the training is saved, and the same command resumes with the test"
     weights_of = "best" if plan.data.validation else "last"
     if position.best_step != position.step:
         state, weights_of = _restore_best(state, position, checkpoints, options.fall_back)

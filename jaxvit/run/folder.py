@@ -74,7 +74,7 @@ class RunDirectory:
             raise UsageError(f"--workdir={self.path}: this folder holds other files; name a new one for the run")
         if (self.path / "sweep.json").exists():
             raise UsageError(f"--workdir={self.path}: this folder holds a sweep; name a new one for the run")
-        busy = f"--workdir={self.path}: another process is at work in this run; wait or stop it"
+        busy = f"--workdir={self.path}: another process uses this run folder; wait or stop it"
         try:
             while True:
                 make_folder(self.path)
@@ -264,7 +264,7 @@ def read_environment(path: Path) -> Environment:
     Raises:
       UsageError: it is damaged.
     """
-    remedy = "it is damaged: delete it, and the run goes on with the images that are there now, whatever it began with"
+    remedy = "it is damaged: delete it, and the run resumes with the current images without comparing them"
     file = path / "environment.json"
     if not file.exists():
         return {"data": {}, "starts": []}
@@ -282,7 +282,7 @@ def read_config(path: Path) -> ConfigDict:
     Raises:
       UsageError: config.json is missing or damaged.
     """
-    file, remedy = path / "config.json", "it is damaged, or this is no run directory: use a new --workdir"
+    file, remedy = path / "config.json", "it is damaged, or this folder has no run: use a new --workdir"
     found = read_json(file, remedy, expects_checksum=True)
     found = found if isinstance(found, dict) else {}
     plain = found.get("config")

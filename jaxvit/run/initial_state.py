@@ -43,8 +43,8 @@ class InitialValues:
             raise UsageError(f"config.init.attention='{init.attention}': {name} has no self-attention; set it to ''")
         if init.positions and not sites.positions:
             raise UsageError(
-                f"config.init.positions='{init.positions}': {name}, as it is set, has no position table to train; set "
-                "it to ''"
+                f"config.init.positions='{init.positions}': {name} has no trained position table with "
+                "these attributes; set it to ''"
             )
         stem, where = sites.stem, f"config.init.stem='{init.stem}': the first layer of {name}"
         if init.stem and stem is None:

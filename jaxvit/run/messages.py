@@ -32,7 +32,7 @@ def print_start(plan: Plan, assembly: Assembly, position: Position) -> None:
     for phrase in plan.warnings:
         print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
     if position.step:
-        print(f"going on from step {position.step:,}")
+        print(f"resuming from step {position.step:,}")
     print("compiling, or fetching what an earlier start has compiled", flush=True)
 
 

@@ -192,7 +192,7 @@ def _train_hindmost(
         names = ", ".join(map(str, seeds))
         print(
             (f"{len(seeds)} seeds together: {names}" if len(seeds) > 1 else f"seed {names}")
-            + (f"; going on from step {step:,}" if step else "")
+            + (f"; resuming from step {step:,}" if step else "")
             + (f"; first to step {until:,}, where others are" if until < plan.train.steps else "")
             + "\ncompiling, or fetching what an earlier start has compiled",
             flush=True,

@@ -55,7 +55,7 @@ class Cell:
     Attributes:
       settings: {key: value as written}.
       config: config of the run.
-      overrides: keys set by hand.
+      overrides: keys set on the command line.
     """
 
     settings: dict[str, str]
@@ -289,7 +289,7 @@ def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]]) ->
     try:
         make_folder(workdir)
         with naming(workdir):
-            lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process is at work in this sweep")
+            lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process uses this sweep folder")
     except OSError as error:
         if is_disk_failure(error):
             raise

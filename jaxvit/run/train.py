@@ -45,7 +45,7 @@ def train(
     Args:
       config: config of the run, from `jaxvit.config.base_config` or the ``get_config`` of a config file.
       workdir: folder of the run; created if missing.
-      overrides: keys set by hand; each must have an effect in this run.
+      overrides: keys set on the command line; each must have an effect in this run.
       debug_nans: check every step and name the module that makes the first NaN or infinity; slower.
       fall_back: if the newest checkpoint is damaged, set it aside and resume from the one before.
       profile: first and last step to profile, into ``workdir/profile``; None = no profile.

@@ -22,7 +22,7 @@ Each checkpoint is a folder, named by its step, the number of updates so far::
 Orbax keeps its own notes there too. Random state is not stored: it is derived from the seed and the step.
 
 The newest two checkpoints and the best ones that they name are kept. The newest checkpoint says which one is best, so
-both change in one rename: at any time a run may be killed, the newest finished checkpoint and its best are there.
+both change in one rename: after a kill at any time, the newest finished checkpoint and its best exist.
 (Orbax's own option to keep the best deletes the newest checkpoint if it is not among the best; then a run could not
 resume.) The second newest is kept in case the newest is damaged.
 
@@ -104,10 +104,8 @@ def best_step(folder: Path, step: int, remedy: str = "this checkpoint is damaged
     if best in saved_steps(folder):
         return best
     if best != -1:  # -1: no epoch has ended yet
-        missing = f"{folder / str(best)} is not there" if isinstance(best, int) else f"{file} does not name them"
-        print(
-            f"warning: {missing}: not the best weights but those of step {step} are used", file=sys.stderr, flush=True
-        )
+        missing = f"{folder / str(best)} is missing" if isinstance(best, int) else f"{file} does not name them"
+        print(f"warning: {missing}: using the weights of step {step}, not the best", file=sys.stderr, flush=True)
     return step
 
 
@@ -306,7 +304,7 @@ class Checkpoints:
         unnamed = [step for step in steps if not _names_the_best(self._directory, step)]
         if unnamed and unnamed[-1] == steps[-1]:
             whole = [step for step in steps if step not in unnamed]
-            damage = self._damage(steps[-1], f"--fall_back goes on from step {whole[-1]}" if whole else "")
+            damage = self._damage(steps[-1], f"--fall_back resumes from step {whole[-1]}" if whole else "")
             if not (fall_back and whole):
                 raise damage
             print(f"{damage}; set aside")
@@ -374,9 +372,9 @@ class Checkpoints:
         folder = self._directory / str(step)
         earlier = [s for s in self.steps() if s < step]
         if not remedy and earlier:
-            remedy = f"--fall_back goes on from step {earlier[-1]}"
+            remedy = f"--fall_back resumes from step {earlier[-1]}"
         if not folder.is_dir():
-            raise self._damage(step, remedy, "it is not there")
+            raise self._damage(step, remedy, "it does not exist")
         try:
             check_manifest(folder, "state", "progress")
             # Not by the manager, which would wait for the other processes: one of them may have failed to read.
@@ -413,7 +411,7 @@ class Checkpoints:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or not processes.has_lost_another(error):  # a save would wait for the lost process
             self.close()
-        if isinstance(error, OSError) and (failed := find_system_error(error)):  # of what is written beside the saves
+        if isinstance(error, OSError) and (failed := find_system_error(error)):  # from files other than checkpoints
             raise RunFailedError(describe_system_error(failed, f"; {self._kept()}")) from error
 
     def _kept(self) -> str:

@@ -95,5 +95,5 @@ class Hooks:
 def _failure(name: str, metrics: Mapping[str, object], what: str) -> RunFailedError:
     return RunFailedError(
         f"config.train.hooks: '{name}' at the end of epoch {metrics['epoch']:g} (step {metrics['step']:,}) {what}; the "
-        "state is saved: mend the hook, and the same command calls it again and goes on"
+        "state is saved: mend the hook, and the same command calls it again and resumes"
     )

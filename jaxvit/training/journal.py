@@ -211,7 +211,7 @@ def read_jsonl(path: Path) -> list[Record]:
         record = _parsed(line)
         if record is None:
             raise UsageError(
-                f"{path}, line {number}: this is no line of metrics; the file is damaged: put a copy of it back, or "
+                f"{path}, line {number}: this is not a line of metrics; the file is damaged: put a copy of it back, or "
                 "delete that line"
             )
         records.append(record)

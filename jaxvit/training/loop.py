@@ -342,7 +342,7 @@ def fit(
         if holding:
             lap("train")
             stop.hold()
-            stopping = stop.check()  # all steps are booked by now
+            stopping = stop.check()  # the sums of all steps have been added
         if epoch_end:
             lap("train")
             evaluated = _validate(program, state, len(trackers), stop)
@@ -366,7 +366,7 @@ def fit(
             if failure:
                 raise failure
             raise StoppedError(
-                f"stopped at step {step} of {program.steps}; saved. The same command goes on from here", stopping
+                f"stopped at step {step} of {program.steps}; saved. The same command resumes from here", stopping
             )
         active = [(i, tracker) for i, tracker in active if not tracker.done]
     for tracker in trackers:
