@@ -191,18 +191,12 @@ class Dataset:
           UsageError: the split is too large to be kept decoded, and no folder of files.
         """
         if isinstance(self._store, FolderStore):
-            damage = self._damage()
-            every, labels = self._store.contents(split, damage), self._store.labels(split)
-            good = np.array([content != BAD for content in every])
-            names = [
-                str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
-                for root in [self._store.found.root]
-                for file, _ in self._store.found.parts[split]
-            ]
-            # Of a split that is kept, what cannot be decoded has no number.
-            rows = np.flatnonzero(good) if not self._fits(split) else np.arange(good.sum())
-            chosen = np.flatnonzero(good)
-            return Contents([every[i] for i in chosen], labels[chosen], rows, [names[i] for i in chosen])
+            every, names = self._store.contents(split, self._damage()), self._store.names(split)
+            chosen = np.flatnonzero([content != BAD for content in every])
+            # The decoded split has no index for files that cannot be decoded.
+            rows = np.arange(len(chosen)) if self._fits(split) else chosen
+            labels = self._store.labels(split)[chosen]
+            return Contents([every[i] for i in chosen], labels, rows, [names[i] for i in chosen])
         if not self._fits(split):
             raise UsageError(
                 f"config.data.cut: the {split} split of {self.name} is too large to be kept decoded, and only a set "
@@ -299,6 +293,7 @@ class Dataset:
         parts, labels = [], []
         for name, start, stop in ranges:
             for stored, rows in self._rows_of(name, start, stop):
+                self._check_unchanged(stored)
                 parts.append((self._decode(stored).images, rows))
                 labels.append(self._relabel(self._decode(stored).labels[rows]))
         _, start, stop = ranges[0]
@@ -323,6 +318,11 @@ class Dataset:
         ]
         text = repr((ranges, classes, [d.digest for d in decoded], *([cut] if cut else [])))
         return folders[0] / f"fingerprint-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+
+    def _check_unchanged(self, stored: str) -> None:
+        """Raises UsageError if files of a split that was cut by content have changed before they were decoded."""
+        if self._cut and self.has_files and len(self._decode(stored).labels) != len(self.contents(stored).rows):
+            raise UsageError(f"{self.name}: its files changed while they were read; start again")
 
     def _stored_of(self, ranges: list[tuple[str, int, int]]) -> list[str]:
         """The stored splits that ranges lie in, one for each piece of each."""
