@@ -79,7 +79,7 @@ class InitialValues:
             except ValueError as error:
                 raise UsageError(f"config.init.positions='{init.positions}': {first_line(error)}") from None
         if filters is not None and sites.stem:
-            params = start_stem(params, sites.stem, cast(jax.Array, filters))
+            params = start_stem(params, sites.stem, filters)
         return {**variables, "params": params}
 
     def measure(self, source: Source | StreamedSource) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import StoppedError, UsageError, first_line
-from jaxvit.files import write_text
+from jaxvit.files import read_regular, write_text
 from jaxvit.shown import terminal
 
 TRACKERS = ("wandb", "mlflow")
@@ -108,7 +108,13 @@ def _reach_mlflow(run_id: str) -> None:
 def _stored_id(workdir: Path, name: str) -> str:
     """Returns the id of the tracker's run from an earlier start; '' if there is none."""
     file = workdir / f"{name}_run_id"
-    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    if not file.exists():
+        return ""
+    try:
+        return read_regular(file, 1000).decode().strip()
+    except (OSError, ValueError) as error:  # a pipe, another text
+        reason = getattr(error, "strerror", None) or "it contains no id"
+        raise UsageError(f"{file} cannot be read ({reason}); delete it, and a new run of {name} begins") from None
 
 
 class Tracker:
