@@ -74,7 +74,7 @@ def test_the_wheel_has_all_that_the_verbs_need(wheel):
     for folder, inside in (("jaxvit", "jaxvit"), ("configs", "jaxvit/configs"), ("results", "jaxvit/results")):
         files = [file.relative_to(ROOT / folder) for file in (ROOT / folder).rglob("*.py")]
         assert files and {f"{inside}/{file}" for file in files} <= names
-    assert {"jaxvit/results/rows.toml", "jaxvit/exports/loaders/run_onnx.py"} <= names
+    assert {"jaxvit/py.typed", "jaxvit/results/rows.toml", "jaxvit/exports/loaders/run_onnx.py"} <= names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"jaxvit"}
 
 

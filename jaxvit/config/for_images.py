@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxvit.config.keys import set_value
 from jaxvit.config.plan_data import check_classes, resolve_cut
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
@@ -25,14 +26,15 @@ from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import Dataset, located, open_dataset
 from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 
 CONFIG = "photos"  # the packaged config that `--data` stands for
-SIDES = (64, 48, 32)  # sides to which larger images are resized
-STEPS, EPOCHS = 2000, (30, 200)  # number of steps; least and greatest number of epochs
-BATCHES = (8, 128)
-COMPARED = 50_000  # images of given parts are compared with one another up to this number: all have to be decoded
-_SHOWN = 20  # classes that are named with their counts
-_MANY = 2_000  # images whose decoding takes so long that it is announced
+SIDES = (64, 48, 32)  # sides to resize images to, in pixels; smaller images keep their side
+STEPS, EPOCHS = 2000, (30, 200)  # wanted number of steps; fewest and most epochs
+BATCHES = (8, 128)  # smallest and largest batch
+COMPARED = 50_000  # up to this many images, given splits are searched for copies, which decodes all images
+_SHOWN = 20  # classes to list with their counts
+_MANY = 2_000  # from this many images on, a line announces the decoding
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ def data_name(text: str) -> str:
     """
     if ":" in text:
         return located(text)
-    path = os.path.abspath(os.path.expanduser(text))
+    path = os.path.abspath(local_path(text))
     if text.lower().endswith(TABLE_ENDINGS):
         return TABLE_PREFIX + path
     if os.path.isdir(path):
         return PREFIX + path
     if os.path.exists(path) or text.startswith((".", "/", "~")):
-        kind = "is no folder, and no table (.csv, .tsv, .jsonl)" if os.path.exists(path) else "does not exist"
+        kind = "is neither a folder nor a table (.csv, .tsv, .jsonl)" if os.path.exists(path) else "does not exist"
         raise UsageError(f"--data={text}: {path} {kind}")
     return text
 
@@ -98,32 +100,34 @@ def choose(
       UsageError: the images cannot be used.
     """
     config = config.copy_and_resolve_references()
+    get = ConfigReader(config)
     _set(config, {"data.name": name, "data.classes": (), **({"data.folds": folds} if folds else {})}, given)
-    opened = _open(config, name)
-    check_classes(opened, name, config.data.classes)
+    opened = _open(get, name)
+    check_classes(opened, name, get("data.classes", tuple))
     side, of_side = _side(opened)
-    if config.data.side and not whole_recipe:
-        side, of_side = config.data.side, "as in the config"
+    if get("data.side", int) and not whole_recipe:
+        side, of_side = get("data.side", int), "as in the config"
     _set(config, {"data.side": side, "augment.mean": (), "augment.std": ()}, given)
-    stored = opened.changed(side=config.data.side, cut=None)
+    stored = opened.changed(side=get("data.side", int), cut=None)
     images = sum(stored.stored_sizes.values())
     if images > _MANY:
         print(f"reading {images:,} images (decoded once, then cached)", flush=True)
-    _set(config, _parts(stored, config.data.folds), given)
-    cut = resolve_cut(ConfigReader(config))
-    dataset = stored.changed(side=config.data.side, cut=cut) if cut else stored
-    counts = {part: dataset.count(config.data[part]) for part in ("train", "validation", "test") if config.data[part]}
+    _set(config, _parts(stored, get("data.folds", int)), given)
+    cut = resolve_cut(get)
+    dataset = stored.changed(side=get("data.side", int), cut=cut) if cut else stored
+    splits = {part: get(f"data.{part}", str) for part in ("train", "validation", "test")}
+    counts = {part: dataset.count(split) for part, split in splits.items() if split}
     reasons = {"data.side": of_side}
     if whole_recipe:
-        batch = config.train.batch_size if "train.batch_size" in given else choose_batch(counts["train"])
+        batch = get("train.batch_size", int) if "train.batch_size" in given else choose_batch(counts["train"])
         epochs = choose_epochs(counts["train"], batch)
         _set(config, {"train.batch_size": batch, "train.duration": f"{epochs} epochs"}, given)
-        if config.model.name == "cct" and "model.name" not in given:
+        if get("model.name", str) == "cct" and "model.name" not in given:
             _set(config, {"model.conv_layers": choose_conv_layers(_shown_side(dataset))}, given)
         if dataset.is_grey:
             _set(config, {"augment.flip": False}, given)
             reasons["augment.flip"] = "all images are grey; mirrored writing is wrong"
-    lines, warnings = _describe(stored, dataset, config, counts, reasons, given)
+    lines, warnings = _describe(stored, dataset, get, counts, reasons, given)
     return Chosen(config, lines, warnings)
 
 
@@ -151,12 +155,17 @@ def choose_conv_layers(side: int) -> int:
     return 3 if side > 48 else 2 if side > 16 else 1
 
 
-def _open(config: ConfigDict, name: str) -> Dataset:
-    data = config.data
-    options = {"classes": data.classes, "on_error": data.on_error, "side": data.side, "white": data.white}
-    limits = Limits(data.max_pixels, data.max_bytes)
+def _open(get: ConfigReader, name: str) -> Dataset:
     try:
-        return open_dataset(name, data_dir(data.dir), **options, limits=limits, tell=False)
+        return open_dataset(
+            name,
+            data_dir(get("data.dir", str)),
+            classes=get("data.classes", tuple),
+            on_error=get("data.on_error", str),
+            side=get("data.side", int),
+            white=get("data.white", int),
+            limits=Limits(get("data.max_pixels", int), get("data.max_bytes", int)),
+        )
     except UsageError as error:
         if ":" in name:
             raise
@@ -165,20 +174,18 @@ def _open(config: ConfigDict, name: str) -> Dataset:
         ) from None
 
 
-def _set(config: ConfigDict, values: dict[str, object], given: Collection[str]) -> None:
-    with config.unlocked():
-        for key, value in values.items():
-            section, _, leaf = key.rpartition(".")
-            if key not in given:
-                config[section][leaf] = value
+def _set(config: ConfigDict, values: Mapping[str, object], given: Collection[str]) -> None:
+    for key, value in values.items():
+        if key not in given:
+            set_value(config, key, value)
 
 
-def _parts(stored: Dataset, folds: int) -> dict[str, object]:
+def _parts(stored: Dataset, folds: int) -> dict[str, str]:
     """The keys of the splits. A missing validation or test split is cut off `train`."""
     there = stored.stored_sizes
     if "train" not in there:
         raise UsageError(f"--data: {stored.name} has no training images; it has {', '.join(there)}")
-    parts: dict[str, object] = {f"data.{part}": part for part in ("train", "validation", "test")} | {"data.cut": ""}
+    parts = {f"data.{part}": part for part in ("train", "validation", "test")} | {"data.cut": ""}
     if folds or {"validation", "test"} <= set(there):
         return parts
     if stored.can_be_cut("train"):
@@ -210,14 +217,14 @@ def _shown_side(dataset: Dataset) -> int:
 def _describe(
     stored: Dataset,
     dataset: Dataset,
-    config: ConfigDict,
+    get: ConfigReader,
     counts: dict[str, int],
     reasons: dict[str, str],
     given: Collection[str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(lines, warnings) of `Chosen`."""
     names = dataset.class_names
-    of_class = _class_counts(dataset, config, counts)
+    of_class = _class_counts(dataset, [get(f"data.{part}", str) for part in counts])
     shown = [f"{name} {of_class[i]:,}" if of_class is not None else name for i, name in enumerate(names[:_SHOWN])]
     more = f", … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     lines = [
@@ -229,52 +236,56 @@ def _describe(
         share = of_class[largest] / of_class.sum()
         lines.append(f"  largest class: {names[largest]}, {share:.1%} of the images: the accuracy of a constant answer")
     parts = ", ".join(f"{count:,} {part}" for part, count in counts.items())
-    lines.append(f"  parts: {parts}; {_how_cut(stored, config)}")
+    lines.append(f"  parts: {parts}; {_how_cut(stored, get)}")
     left_out = [str(one) for one in dataset.left_out]
     if left_out:
         lines.append(f"  left out: {'; '.join(left_out)}")
-    batch = config.train.batch_size
+    stored.say_left_out(already=True)
+    batch = get("train.batch_size", int)
     steps = -(-counts["train"] // batch)
     chosen = {
-        "data.side": config.data.side or "as stored",
+        "data.side": get("data.side", int) or "as stored",
         "train.batch_size": f"{batch} ({steps:,} steps an epoch)",
-        "train.duration": config.train.duration,
-        "augment.flip": config.augment.flip,
+        "train.duration": get("train.duration", str),
+        "augment.flip": get("augment.flip", bool),
     }
     said = [
         f"{key} {value}" + (f" ({reasons[key]})" if key in reasons else "")
         for key, value in chosen.items()
         if key not in given and (key in reasons or key != "augment.flip")
     ]
-    lines.append(f"  chosen: model {config.model.name}, {', '.join(said)}; to change one: --config.KEY=VALUE")
-    uneven = _imbalance(names, of_class, config) if of_class is not None else ()
-    return tuple(lines), (*uneven, *_copies(stored, config))
+    lines.append(f"  chosen: model {get('model.name', str)}, {', '.join(said)}; to change one: --config.KEY=VALUE")
+    balanced = get("data.balance", str) != "none"
+    uneven = _imbalance(names, of_class) if of_class is not None and not balanced else ()
+    folds, cut = get("data.folds", int), get("data.cut", str)
+    return tuple(lines), (*uneven, *_copies(stored, folds=bool(folds), cut=bool(cut)))
 
 
-def _class_counts(dataset: Dataset, config: ConfigDict, parts: Iterable[str]) -> np.ndarray | None:
-    """Number of images of each class in all parts; None if the labels of a part are known only after reading it."""
-    splits = [config.data[part] for part in parts]
+def _class_counts(dataset: Dataset, splits: Sequence[str]) -> np.ndarray | None:
+    """Number of images of each class in all splits; None if the labels of a split are known only after reading it."""
     if not all(dataset.has_files or dataset.is_kept(split) for split in splits):
         return None
-    return sum(np.bincount(dataset.read(split).labels, minlength=len(dataset.class_names)) for split in splits)
+    labels = np.concatenate([dataset.read(split).labels for split in splits])
+    return np.bincount(labels, minlength=len(dataset.class_names))
 
 
-def _how_cut(stored: Dataset, config: ConfigDict) -> str:
-    if config.data.folds:
+def _how_cut(stored: Dataset, get: ConfigReader) -> str:
+    folds = get("data.folds", int)
+    if folds:
         given = " (the set's own test images are not used)" if "test" in stored.stored_sizes else ""
-        return f"fold {max(config.data.fold, 0)} of {config.data.folds} is test, copies of an image in one fold{given}"
+        return f"fold {max(get('data.fold', int), 0)} of {folds} is test, copies of an image in one fold{given}"
     missing = [part for part in ("validation", "test") if part not in stored.stored_sizes]
     if not missing:
         return "as they are stored"
-    if config.data.cut:
+    if get("data.cut", str):
         return f"{' and '.join(missing)} cut off train, a tenth of each class, copies of an image together"
     return f"{' and '.join(missing)} cut off train"
 
 
-def _imbalance(names: tuple[str, ...], counts: np.ndarray, config: ConfigDict) -> tuple[str, ...]:
-    """Warns of classes of very different size, unless `data.balance` is set."""
-    there = counts[counts > 0]
-    if config.data.balance != "none" or there.max() <= UNEVEN * there.min():
+def _imbalance(names: tuple[str, ...], counts: np.ndarray) -> tuple[str, ...]:
+    """Warns of classes of very different size."""
+    present = counts[counts > 0]
+    if present.max() <= UNEVEN * present.min():
         return ()
     most, least = int(counts.argmax()), int(np.where(counts > 0, counts, counts.max()).argmin())
     return (
@@ -285,9 +296,9 @@ def _imbalance(names: tuple[str, ...], counts: np.ndarray, config: ConfigDict) -
     )
 
 
-def _copies(stored: Dataset, config: ConfigDict) -> tuple[str, ...]:
+def _copies(stored: Dataset, *, folds: bool, cut: bool) -> tuple[str, ...]:
     """Warns of images that occur in two given parts, or in two classes."""
-    if not stored.has_files or (not config.data.cut and sum(stored.stored_sizes.values()) > COMPARED):
+    if not stored.has_files or (not cut and sum(stored.stored_sizes.values()) > COMPARED):
         return ()
     splits = [split for split in ("train", "validation", "test") if split in stored.stored_sizes]
     found = {split: stored.contents(split) for split in splits}
@@ -297,7 +308,7 @@ def _copies(stored: Dataset, config: ConfigDict) -> tuple[str, ...]:
     split_of = np.repeat(splits, [len(each.hashes) for each in found.values()])
     groups = copies(hashes)
     warnings = []
-    across = [g for g in groups if len(set(split_of[g])) > 1] if not config.data.folds else []
+    across = [g for g in groups if len(set(split_of[g])) > 1] if not folds else []
     if across:
         images = sum(len(g) for g in across)
         one, other = across[0][0], next(i for i in across[0] if split_of[i] != split_of[across[0][0]])

@@ -46,10 +46,11 @@ def config_hash(config: ConfigDict, extensions: Sequence[Mapping[str, object]] =
 
 
 def _values(config: ConfigDict) -> dict[str, object]:
-    """{key: value}; the path of a folder of images is absolute, however it was written."""
+    """The values of all keys. The path of an image folder is made absolute."""
     values = dict(flatten(complete(config)))
-    if isinstance(values.get("data.name"), str):
-        values["data.name"] = located(values["data.name"])
+    name = values.get("data.name")
+    if isinstance(name, str):
+        values["data.name"] = located(name)
     return values
 
 

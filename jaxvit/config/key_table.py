@@ -69,7 +69,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.white": Key(
         0,
-        "white value of grey images of more than 8 bits, such as 4095 for a 12-bit camera; 0 = 65535, and images of 32 "
+        "white value of images of more than 8 bits, such as 4095 for a 12-bit camera; 0 = 65535, and images of 32 "
         "bits are refused",
         added=True,
     ),

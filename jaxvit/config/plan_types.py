@@ -34,11 +34,11 @@ class DataPlan:
 
     @property
     def loss_weights(self) -> tuple[float, ...]:
-        """What each class's images count in the loss; () = all alike."""
+        """The weight of each class in the loss; () = equal weights."""
         return self.class_weights if self.balance == "loss" else ()
 
     def sampling(self, labels: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]] | None:
-        """How images with these labels are drawn, see `jaxvit.data.batches.TrainOrder`; None = each once an epoch."""
+        """Labels and class weights for `jaxvit.data.batches.TrainOrder`; None = each image once per epoch."""
         return (labels, self.class_weights) if self.balance == "sampling" else None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jaxvit.data.depth import Depth
 from jaxvit.data.image_kinds import HEAD, HEIC_REMEDY, kind_of, reads_heic
@@ -75,10 +75,6 @@ class Limits:
     bytes: int = 1 << 28
 
 
-class TooLargeError(ValueError):
-    """An image has more pixels than the limits allow."""
-
-
 def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Image:
     """A Pillow image whose pixels are not read yet, to be closed.
 
@@ -104,6 +100,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     if not kind:
         raise UnidentifiedImageError("it is no image")
     if kind == "HEIF":
+        if not reads_heic():
+            raise ValueError(f"it is HEIC; {HEIC_REMEDY}")
         _register_heic()
     elif kind == "TIFF":
         _silence_libtiff()
@@ -111,16 +109,15 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=(kind,))
     except Image.DecompressionBombError as error:
         [pixels] = re.findall(r"\((\d+) pixels\)", str(error)) or [0]
-        raise TooLargeError(f"it has {int(pixels):,} pixels, and max_pixels allows {most:,}") from error
+        raise ValueError(f"it has {int(pixels):,} pixels, and max_pixels allows {most:,}") from error
     if image.width * image.height > most:
         image.close()
-        raise TooLargeError(f"it has {image.height:,}×{image.width:,} pixels, and max_pixels allows {most:,}")
+        raise ValueError(f"it has {image.height:,}×{image.width:,} pixels, and max_pixels allows {most:,}")
     return image
 
 
+@functools.cache
 def _register_heic() -> None:
-    if not reads_heic():
-        raise ValueError(f"it is HEIC; {HEIC_REMEDY}")
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -156,9 +153,10 @@ def decode(
     """
     with open_image(data, limits) as opened:
         image = opened
+        sixteen = any(";16" in str(tile[3]) for tile in image.tile)
         if size and min(image.size) > 2 * max(size):
             image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes a smaller picture, several times faster
-        image = _opaque((depth or Depth()).to_eight_bits(upright(image)))
+        image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
         image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
         pixels = np.asarray(_cover(image, *size) if size else image)
     return pixels[..., None] if channels == 1 else pixels
@@ -166,6 +164,8 @@ def decode(
 
 def _from_lab(image: Image.Image) -> Image.Image:
     """CIE Lab, which TIFF files can hold, in sRGB: Pillow's `convert` does not."""
+    from PIL import ImageCms
+
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
 
@@ -267,7 +267,8 @@ class Damage:
         """
         reason = why_unreadable(error)
         if self.on_error != "skip":
-            remedy = "set --config.data.max_pixels to what it has" if isinstance(error, TooLargeError) else "repair it"
+            limit = re.search(r"\b(max_\w+) allows", reason)
+            remedy = f"raise --config.data.{limit[1]}" if limit else "repair it"
             raise RunFailedError(
                 f"{self.owner}: {name} cannot be decoded ({reason}); {remedy}, or leave such images out with "
                 "--config.data.on_error=skip"

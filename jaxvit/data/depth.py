@@ -22,8 +22,8 @@ class Depth:
     Attributes:
       white: the value that becomes 255; what is above it too. 0 = 65,535 in images of 16 bits; such of 32 bits, whole
         numbers or not, are then refused, since nothing says what their values mean.
-      count: grey images of 16 bits or more that were read.
-      highest: the highest value that they held.
+      count: images of 16 bits or more that were read.
+      highest: the highest value that they held; of colour, to the nearest 257.
     """
 
     white: int = 0
@@ -31,10 +31,12 @@ class Depth:
     highest: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def to_eight_bits(self, image: Image.Image) -> Image.Image:
-        """The image in 8 bits. Pillow itself cuts values above 255 off, which makes such pictures white.
+    def to_eight_bits(self, image: Image.Image, sixteen_stored: bool = False) -> Image.Image:
+        """The image in 8 bits. Pillow itself cuts values of grey above 255 off, which makes such pictures white.
 
-        Colour is 8 bits already: of 16 Pillow reads the upper 8.
+        Args:
+          image: decoded.
+          sixteen_stored: its file has 16 bits. Of colour, and of grey with transparency, Pillow has read the upper 8.
 
         Raises:
           ValueError: the range of the values cannot be known.
@@ -42,21 +44,33 @@ class Depth:
         # Pillow has read 16-bit files in mode I as well, by version and format; in these formats nothing else is.
         sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM", "JPEG2000"))
         if not sixteen and image.mode not in ("I", "F"):
-            return image
+            return self._from_upper_bits(image) if sixteen_stored else image
         if not sixteen and not self.white:
             raise ValueError(
                 f"its pixels are 32-bit numbers (mode {image.mode}) of no known range; data.white says which of them "
                 "is white, or save it with 8 or 16"
             )
         values = np.asarray(image)
-        highest = float(np.nanmax(values)) if values.size else 0.0
-        with self._lock:
-            self.count += 1
-            self.highest = max(self.highest, highest)
+        self._note(float(np.nanmax(values)))
         if not self.white:
             return Image.fromarray((values.astype(np.int32) >> 8).astype(np.uint8))
         scaled = np.nan_to_num(np.clip(values.astype(np.float32) * (255 / self.white), 0, 255))
         return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+    def _from_upper_bits(self, image: Image.Image) -> Image.Image:
+        colours, alpha = image.getbands(), image.mode in ("LA", "RGBA")
+        shown = [image.getchannel(colour) for colour in colours[: len(colours) - alpha]]
+        self._note(257.0 * max(high for _, high in (band.getextrema() for band in shown)))
+        if not self.white:
+            return image
+        table = [min(255, round(value * 257 * 255 / self.white)) for value in range(256)]
+        bands = [band.point(table) for band in shown]
+        return Image.merge(image.mode, [*bands, image.getchannel("A")] if alpha else bands)
+
+    def _note(self, highest: float) -> None:
+        with self._lock:
+            self.count += 1
+            self.highest = max(self.highest, highest)
 
     @property
     def notes(self) -> dict[str, float]:

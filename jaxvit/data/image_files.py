@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxvit.data.image_kinds import HEAD, HEIC_REMEDY, RAW_ENDINGS, ending_of, has_image_ending, kind_of, reads_heic
+from jaxvit.data.image_kinds import HEAD, RAW_ENDINGS, ending_of, has_image_ending, kind_of, reads_heic
 
 NAMED = 3  # of what is passed over for one reason
 # Left by systems: copies of the photos, small ones in the case of @eaDir, or what was deleted.
@@ -30,7 +30,7 @@ HIDDEN = "hidden files or folders"
 SYSTEM = "folders of the system's own"
 NAMED_AS_IMAGE = "folders that are called like an image"
 NO_IMAGE = "files that are no images"
-HEIC = f"HEIC photos: {HEIC_REMEDY}"
+HEIC = "HEIC photos, which are read with pip install 'jaxvit[heic]'"
 RAW = "raw files of cameras, to be converted to JPEG or TIFF"
 IRREGULAR = "pipes, devices or sockets"
 BROKEN_LINK = "links that lead nowhere"

@@ -22,7 +22,7 @@ from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image,
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
 from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
 from jaxvit.errors import UsageError, is_disk_failure
-from jaxvit.files import make_folder, read_regular, replaced
+from jaxvit.files import local_path, make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
 _SAMPLE = 300  # files whose sizes say what the sizes of all are like
@@ -39,7 +39,7 @@ def open_image_files(
       UsageError: there is no such folder or table, or it cannot be used.
     """
     prefix = PREFIX if name.startswith(PREFIX) else TABLE_PREFIX
-    path = Path(name.removeprefix(prefix)).expanduser()
+    path = Path(local_path(name.removeprefix(prefix)))
     where = f"config.data.name='{prefix}{path}'"
     if prefix == PREFIX:
         found = read_photo_folder(path, where)

@@ -6,6 +6,7 @@ as the one format that its bytes say, or not at all.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 
@@ -129,6 +130,7 @@ def _is_tga(head: bytes, length: int) -> bool:
     return length >= 18 + head[0] + mapped_bytes + pixels
 
 
+@functools.cache
 def reads_heic() -> bool:
     """Whether the extra `heic` is installed."""
     return importlib.util.find_spec("pillow_heif") is not None

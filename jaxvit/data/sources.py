@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -18,11 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxvit.data.cache import FORMAT, Decoded, cache_folder, decoded_split
-from jaxvit.data.content import BAD, array_content
 from jaxvit.data.cut import Contents, Cut
 from jaxvit.data.decoding import Damage, Limits, Records
-from jaxvit.data.depth import Depth, hint
 from jaxvit.data.fingerprint import ORIGINALS, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_folder import PREFIX, FolderStore, open_image_files
@@ -32,20 +28,13 @@ from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.photo_folder import LeftOut
 from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
+from jaxvit.data.stored import StoredSplits, warn_once
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.shown import terminal
 
-_said: set[str] = set()
 _NO_ROWS = np.zeros(0, np.int64)
-CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
-
-
-def _warn_once(said: str) -> None:
-    """Prints a warning on stderr, once a process: a start opens a set more than once."""
-    if said not in _said:
-        _said.add(said)
-        print(terminal(said), file=sys.stderr, flush=True)
 
 
 class Dataset:
@@ -75,8 +64,8 @@ class Dataset:
         white: int = 0,
         cut: Cut | None = None,
     ):
-        self._store, self._side, self._on_error, self._limits = store, side, on_error, limits or Limits()
-        self._white = white
+        self._store, self._side, self._on_error = store, side, on_error
+        self._whole = StoredSplits(store, on_error=on_error, side=side, limits=limits, white=white)
         self.name, self.version = store.name, store.version
         for number in classes:
             if not isinstance(number, int) or not 0 <= number < len(store.class_names):
@@ -89,7 +78,6 @@ class Dataset:
         self._classes = tuple(classes)
         self.class_names = tuple(store.class_names[i] for i in classes) if classes else store.class_names
         self._cut = cut
-        self._decoded: dict[str, Decoded] = {}
         self._rows: dict[str, np.ndarray] = {}
         self._sources: dict[str, Source | StreamedSource] = {}
         self._warnings: dict[str, str] = {}
@@ -101,19 +89,7 @@ class Dataset:
         Raises:
           UsageError: the images vary in size, and no side is given.
         """
-        if self._side and isinstance(self._store, OwnStore):
-            raise UsageError(
-                f"config.data.side={self._side}: the images of {self.name} are used as they are; set it to 0"
-            )
-        if self._side:
-            return self._side, self._side, self._store.channels
-        height, width = self._store.image_shape[:2]
-        if not (height and width):
-            raise UsageError(
-                f"config.data.side=0: the images of {self.name} vary in size; set config.data.side to the side, in "
-                "pixels, that they are brought to when they are decoded, such as 256"
-            )
-        return height, width, self._store.channels
+        return self._whole.image_shape
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -144,8 +120,19 @@ class Dataset:
     def left_out(self) -> tuple[LeftOut, ...]:
         """What a folder or a table holds that is no part of the set, and images that cannot be decoded."""
         found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
-        bad = [(decoded.skipped[0], decoded.skipped[1][:3]) for decoded in self._decoded.values() if decoded.skipped[0]]
-        return (*found, *(LeftOut("images that cannot be decoded", count, names) for count, names in bad))
+        bad = self._whole.skipped
+        return (*found, *(LeftOut("images that cannot be decoded", count, names[:3]) for count, names in bad if count))
+
+    def say_left_out(self, *, already: bool = False) -> None:
+        """Prints what a folder or a table holds that is left out, on stderr, once a process.
+
+        Args:
+          already: it has been printed in another way.
+        """
+        found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
+        said = f"note: {self.name}: left out: {'; '.join(map(str, found))}"
+        if found:
+            warn_once(said, known=already)
 
     def sample_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
@@ -156,12 +143,12 @@ class Dataset:
 
     def can_be_cut(self, split: str) -> bool:
         """Whether a stored split can be cut by content: it has files, or is small enough to be kept decoded."""
-        return self.has_files or self._fits(split)
+        return self.has_files or self._whole.fits(split)
 
     def changed(self, *, side: int, cut: Cut | None) -> Dataset:
         """The same data set with another side and cut; its folder is not looked through again."""
-        options = {"classes": self._classes, "on_error": self._on_error, "limits": self._limits, "white": self._white}
-        return Dataset(self._store, **options, side=side, cut=cut)
+        options = {"on_error": self._on_error, "limits": self._whole.limits, "white": self._whole.white}
+        return Dataset(self._store, classes=self._classes, **options, side=side, cut=cut)
 
     @property
     def without_training_images(self) -> tuple[str, ...]:
@@ -185,6 +172,7 @@ class Dataset:
         return self._cut.pieces(self._store.sizes, self.contents, self.name)
 
     def contents(self, split: str) -> Contents:
+<<<<<<< HEAD
         """Contents and labels of the images of a stored split, without images that cannot be decoded.
 
         Raises:
@@ -206,6 +194,10 @@ class Dataset:
         decoded = self._decode(split)
         every = [array_content(image) for image in decoded.images]
         return Contents(every, np.asarray(decoded.labels), np.arange(len(every)), [])
+=======
+        """Contents and labels of a stored split; see `jaxvit.data.stored.StoredSplits.contents`."""
+        return self._whole.contents(split)
+>>>>>>> 5e3f7bcb3bb6b575bc640c59ec89fe7c805fbd88
 
     def count(self, split: str, key: str = "split") -> int:
         """Number of images of a split expression.
@@ -222,7 +214,7 @@ class Dataset:
 
     def is_kept(self, split: str) -> bool:
         """Whether `read` gives a `Source`: the split is small enough to be kept decoded."""
-        return all(self._fits(stored) for name, _, _ in self._ranges(split) for stored, _ in self._pieces[name])
+        return all(self._whole.fits(stored) for name, _, _ in self._ranges(split) for stored, _ in self._pieces[name])
 
     def _ranges(self, split: str, key: str = "split") -> list[tuple[str, int, int]]:
         wanted = {part.split("[")[0].strip() for part in split.split("+")}
@@ -232,7 +224,7 @@ class Dataset:
         }
         ranges = resolve_split(split, sizes, owner=self.name, key=key)
         stored = [piece for name, _, _ in ranges for piece, _ in self._pieces[name]]
-        if len(stored) > 1 and not all(map(self._fits, stored)):
+        if len(stored) > 1 and not all(map(self._whole.fits, stored)):
             raise UsageError(
                 f"{key}='{split}': a split of {self.name} that is too large to be kept decoded cannot be joined with "
                 "another; name one split or a part of one"
@@ -246,7 +238,7 @@ class Dataset:
         stored = self._store.sizes[split]
         if not stored or self._takes_all:
             return stored
-        if self._fits(split):
+        if self._whole.fits(split):
             return len(self._kept(split))
         if self._classes:
             raise UsageError(
@@ -276,10 +268,7 @@ class Dataset:
         name, start, stop = self._ranges(split)[0]
         stored, rows = self._pieces[name][0]
         chosen = rows[start:stop] if self._cut else range(start, stop)
-        return self._store.records(stored), chosen, self.image_shape, self._side, self._damage()
-
-    def _damage(self, announced: int = 0) -> Damage:
-        return Damage(self.name, self._on_error, announced, self._limits, Depth(self._white))
+        return self._store.records(stored), chosen, self.image_shape, self._side, self._whole.damage()
 
     def read(self, split: str) -> Source | StreamedSource:
         """A split, or the part of it that an expression names; asked for again, it is the same object."""
@@ -293,9 +282,14 @@ class Dataset:
         parts, labels = [], []
         for name, start, stop in ranges:
             for stored, rows in self._rows_of(name, start, stop):
+<<<<<<< HEAD
                 self._check_unchanged(stored)
                 parts.append((self._decode(stored).images, rows))
                 labels.append(self._relabel(self._decode(stored).labels[rows]))
+=======
+                parts.append((self._whole.decoded(stored).images, rows))
+                labels.append(self._relabel(self._whole.decoded(stored).labels[rows]))
+>>>>>>> 5e3f7bcb3bb6b575bc640c59ec89fe7c805fbd88
         _, start, stop = ranges[0]
         contiguous = len(ranges) == 1 and not self._cut and len(self._kept(ranges[0][0])) == len(parts[0][0])
         return Source(
@@ -309,7 +303,7 @@ class Dataset:
 
     def _memo(self, ranges: list[tuple[str, int, int]], classes: tuple[int, ...]) -> Path | None:
         """Where the fingerprint of a part is kept: by the hash of the arrays that were read, not by their place."""
-        decoded = [self._decode(stored) for stored in self._stored_of(ranges)]
+        decoded = [self._whole.decoded(stored) for stored in self._stored_of(ranges)]
         folders = [d.folder for d in decoded]
         if not all(folders):
             return None
@@ -330,7 +324,7 @@ class Dataset:
 
     def _notes(self, ranges: list[tuple[str, int, int]]) -> dict[str, Any]:
         names = list(dict.fromkeys(self._stored_of(ranges)))
-        decoded = [self._decode(name) for name in names]
+        decoded = [self._whole.decoded(name) for name in names]
         by_id = all(d.order == "id" for d in decoded)
         notes: dict[str, Any] = {
             "order": "original order, by id" if by_id else "stored order: the set has no ids",
@@ -348,7 +342,7 @@ class Dataset:
         if (self.name, split) not in ORIGINALS or self.image_shape != tuple(self._store.image_shape):
             return ""
         if split not in self._warnings:
-            whole = self._decode(split)
+            whole = self._whole.decoded(split)
             memo = self._memo([(split, 0, len(whole.labels))], ()) if not self._cut else None
             source = Source(self.name, whole.images, whole.labels, self._store.class_names, memo=memo)
             said = self._warnings[split] = warning(self.name, split, source.fingerprint)
@@ -356,41 +350,10 @@ class Dataset:
                 print(terminal(f"warning: {said}"), file=sys.stderr, flush=True)
         return self._warnings[split]
 
-    def _fits(self, split: str) -> bool:
-        if isinstance(self._store, OwnStore):
-            return True  # it is in memory already
-        return self._store.sizes[split] * math.prod(self.image_shape) <= CACHE_BYTES
-
-    def _decode(self, split: str) -> Decoded:
-        """The whole split, from the cache."""
-        if split not in self._decoded:
-            store = self._store
-            if isinstance(store, OwnStore):
-                self._decoded[split] = store.decoded(split)
-                return self._decoded[split]
-            settings = f"{store.content(split)}-{self._side}-{self._on_error}"
-            if self._on_error == "skip" and self._limits != Limits():
-                settings += f"-{self._limits}"  # others are left out
-            if self._white:
-                settings += f"-white{self._white}"
-            label = "".join(c if c.isalnum() else "_" for c in store.name)[-60:]
-            folder = cache_folder(store.directory) / f"{label}-{store.version}-{split}-{_digest(settings)}"
-            self._decoded[split] = decoded_split(
-                _Lazy(store, split), folder, self.image_shape, self._side, self._damage()
-            )
-            skipped, names = self._decoded[split].skipped
-            if skipped:
-                shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
-                said = f"warning: {self.name} {split}: {skipped} damaged images are left out: {shown}"
-                _warn_once(said)
-            if said := hint(self._decoded[split].depth, self._white):
-                _warn_once(f"warning: {self.name} {split}: {said}")
-        return self._decoded[split]
-
     def _kept(self, split: str) -> np.ndarray:
         """Numbers, in the decoded split, of the images whose class is kept, in order."""
         if split not in self._rows:
-            labels = self._decode(split).labels
+            labels = self._whole.decoded(split).labels
             self._rows[split] = (
                 np.flatnonzero(np.isin(labels, self._classes)) if self._classes else np.arange(len(labels))
             )
@@ -414,29 +377,8 @@ class Dataset:
             self.image_shape,
             self._side,
             self.class_names,
-            self._damage(announced=5),
+            self._whole.damage(announced=5),
         )
-
-
-class _Lazy:
-    """Opens the records only when the cache has to be built."""
-
-    def __init__(self, store: PreparedStore | FolderStore | OwnStore, split: str):
-        self._store, self._split = store, split
-
-    @cached_property
-    def _records(self) -> Records:
-        return self._store.records(self._split)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def read(self, rows: Sequence[int]) -> list[Any]:
-        return self._records.read(rows)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(f"{FORMAT}/{text}".encode(), digest_size=8).hexdigest()
 
 
 def is_own(name: str) -> bool:
@@ -451,22 +393,12 @@ def located(name: str) -> str:
       >>> located("cifar10"), located("image_folder:/data/../pets")
       ('cifar10', 'image_folder:/pets')
     """
-    prefix, colon, path = name.partition(":")
-    if not colon or is_own(name):
+    if "://" in name:
+        local_path(name)  # says what to do in place of a URL
+    prefix, _, path = name.partition(":")
+    if not path or is_own(name):
         return name
-    return f"{prefix}:{os.path.abspath(os.path.expanduser(path))}"
-
-
-def _tell_left_out(store: FolderStore, aloud: bool) -> None:
-    """Prints on stderr, once a process, which files of a folder or rows of a table are left out.
-
-    If not `aloud`, the caller prints them, and they count as printed.
-    """
-    said = f"note: {store.name}: left out: {'; '.join(map(str, store.found.left_out))}"
-    if not aloud:
-        _said.add(said)
-    elif store.found.left_out:
-        _warn_once(said)
+    return f"{prefix}:{os.path.abspath(local_path(path))}"
 
 
 def open_dataset(
@@ -479,7 +411,6 @@ def open_dataset(
     limits: Limits | None = None,
     white: int = 0,
     cut: Cut | None = None,
-    tell: bool = True,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
@@ -487,16 +418,19 @@ def open_dataset(
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
       classes, on_error, side, limits, white, cut: see `Dataset`.
-      tell: print a note of the files that are left out of a folder or a table; False if the caller prints it.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
+    located(name)  # refuses a URL
+    if name in (PREFIX, TABLE_PREFIX):
+        raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
-        _tell_left_out(store, tell)
     elif is_own(name):
         store = OwnStore(name, directory)
+    elif {"", ".", ".."} & {*name.split("/")}:
+        raise UsageError(f"config.data.name='{name}': is not the name of a data set, such as 'cifar10'")
     else:
         try:
             store = open_prepared(name, directory)

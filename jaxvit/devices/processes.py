@@ -45,7 +45,7 @@ LOST = (
 _GONE = re.compile(
     "gloo|connection (closed|reset)|socket closed|coordination|nccl|another task died|heartbeat|peer", re.IGNORECASE
 )
-_FIRST_BYTES = 2000  # of a message in the first exchange; a second one sends the rest
+_FIRST_BYTES = 2000  # bytes of a message in the first exchange; a second one sends the rest
 # Errors that keep their type on all processes. The kind of a message is 1 + the index here, or 0 for no error.
 _AGREED_TYPES = (UsageError, DamagedCheckpointError, RunFailedError)
 

@@ -69,8 +69,8 @@ def place_batch(mesh: Mesh, batch: Mapping[str, ArrayLike]) -> dict[str, jax.Arr
 def shard_state(mesh: Mesh, shapes: PyTree) -> PyTree:
     """Returns a sharding for every array of a state.
 
-    It depends on the shape alone, so the optimizer's moments lie where their parameters lie. The largest axis that the
-    size of `fsdp` divides is split, the first of several. An array without such an axis is replicated.
+    It depends on the shape alone, so the optimizer's moments get the sharding of their parameters. The largest axis
+    that the size of `fsdp` divides is split, the first of several. An array without such an axis is replicated.
     """
     parts = mesh.shape["fsdp"]
 

@@ -9,7 +9,7 @@ from jaxvit.ops import arguments
 from jaxvit.ops.activations import ACTIVATIONS
 from jaxvit.ops.arguments import FLAG, NOT_NEGATIVE, POSITIVE, RATE, Rule, one_of, whole
 
-# What each attribute must be in every layer that has it, unless the layer gives a rule of its own.
+# The rule of each attribute that several layers have. A layer may replace it.
 RULES: dict[str, Rule] = {
     "activation": one_of(ACTIVATIONS),
     "attention_dropout": RATE,

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# What each policy of rematerialisation keeps besides a block's input: everything, nothing, the outputs of all matrix
-# products, or of those without batch dimensions (dense layers, but not attention logits, which grow with N²).
+# For each policy of rematerialisation, the values to keep besides a block's input: everything, nothing, the outputs of
+# all matrix products, or of those without batch dimensions (dense layers, but not attention logits, which grow with
+# N²).
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,

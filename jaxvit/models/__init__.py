@@ -1,4 +1,4 @@
-"""Model families, one file each, and the registry of names."""
+"""Model families, one file each, and the registry of named models."""
 
 from jaxvit.models.cct import CCT
 from jaxvit.models.count import count_macs, count_params

@@ -1,6 +1,7 @@
 """Compact transformers: CCT, CVT and ViT-Lite.
 
-Paper: Hassani et al. 2021 (arXiv:2104.05704); authors' code SHI-Labs/Compact-Transformers. One model, two choices:
+Paper: Hassani et al. 2021 (arXiv:2104.05704); authors' code SHI-Labs/Compact-Transformers. Two attributes choose among
+them:
 
 | | tokenizer | pool |
 |---|---|---|
@@ -8,76 +9,100 @@ Paper: Hassani et al. 2021 (arXiv:2104.05704); authors' code SHI-Labs/Compact-Tr
 | CVT | 'patch' | 'sequence' |
 | ViT-Lite | 'patch' | 'cls' |
 
-Their block is not the plain pre-norm one: the MLP's shortcut carries the normalised value (`norm_order='cct'`).
+Their block is not the plain pre-norm block: the residual connection of the MLP carries the normalised value
+(`norm_order='cct'`).
 
-Departures from the authors' code: `positions='sine'` gives the sine table it says; theirs takes the argument, does not
-pass it on, and makes a learned table.
+Departure from the authors' code: `positions='sine'` gives a sine table. Theirs accepts this argument, does not pass it
+on, and makes a learned table.
 
-Departures of the Keras tutorial from the authors, each an attribute:
+Departures of the Keras tutorial from the authors. Each is an attribute:
 
 | tutorial | attribute | authors | effect |
 |---|---|---|---|
-| the position table is drawn outside of the graph: never trained, never saved | `frozen_positions=True` | `False` | 8,192 parameters fewer |
+| draws the position table outside the graph: it is neither trained nor saved | `frozen_positions=True` | `False` | 8,192 parameters fewer |
 | pads after the convolution, not before | `pad_after_conv=True` | `False` | border tokens |
-| TensorFlow's SAME pooling | `same_pooling=True` | `False` | windows one pixel off: weights do not transfer |
+| TensorFlow's SAME pooling | `same_pooling=True` | `False` | windows are off by one pixel: weights do not transfer |
 | plain pre-norm block | `norm_order='pre'` | `'cct'` | |
 | gelu and dropout after both dense layers of the MLP | `activate_twice=True` | `False` | |
 | heads of 128 channels where dim // heads is 64 | `head_dim=128` | `0` | 46.7 % more parameters in all |
 | biases on query, key and value | `qkv_bias=True` | `False` | 1,536 more parameters |
 
-`tutorial_cct` has a trained table, as its text means it to; `frozen_positions=True` is the tutorial as it ran. That the
-table was frozen is inferred from its code and its count of parameters.
+`tutorial_cct` has a trained table, as the tutorial's text describes; `frozen_positions=True` is the tutorial as it ran.
+That its table was frozen is inferred from its code and its parameter count.
 """  # noqa: E501
-
-from functools import partial
 
 import jax
 from flax import linen as nn
 
 from jaxvit.layers.embed import POSITIONS, ConvTokenizer, PatchEmbed, PositionEmbed, PrefixTokens
-from jaxvit.layers.encoder import Encoder, EncoderBlock
+from jaxvit.layers.encoder import Encoder
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import POOLS, Classifier, Pool
 from jaxvit.models.attributes import check_attributes
+from jaxvit.models.blocks import encoder_block, inherited, layer_of, mlp_dim
 from jaxvit.ops.stochastic import dropout
 
 
 class CCT(nn.Module):
     """A compact transformer for images of any size.
 
+    The forward pass of `cct_2_3x2_32` for B images; each name is a submodule, in the order of execution:
+
+        images                        (B, 32, 32, 3)   float32, normalized
+        embed                         (B, 8, 8, 128)   two 3x3 convolutions, relu, max-pooling of stride 2
+                                      (B, 64, 128)     flattened in row order
+        position_embed                (B, 64, 128)     adds a learned vector per place, then dropout
+        encoder/block_0               (B, 64, 128)
+          norm_attention              (B, 64, 128)
+          attention                   (B, 64, 128)     2 heads; x = x + attention(norm_attention(x))
+          norm_mlp                    (B, 64, 128)     x = norm_mlp(x)
+          mlp                         (B, 64, 128)     hidden layer of 128; x = x + mlp(x)
+        encoder/block_1               (B, 64, 128)
+        norm                          (B, 64, 128)     `features` returns this
+        pooling/sequence_pool         (B, 128)         softmax over the places of a learned score; the weighted mean
+        head                          (B, 10)          logits, float32
+
     Attributes:
-      num_classes: K.
+      num_classes: number of classes K.
       tokenizer: 'conv' or 'patch'.
-      conv_layers, conv_width, kernel, stride, pad_after_conv, same_pooling: of the 'conv' tokenizer, see
-        `jaxvit.layers.ConvTokenizer`; stride 0 = by the authors' rule.
-      patch: side of a patch of the 'patch' tokenizer.
-      crop_to_patches: drop the rows and columns that do not fill such a patch, instead of refusing the image.
-      dim: channels of a token.
+      conv_layers, conv_width, kernel, stride, pad_after_conv, same_pooling: attributes of the 'conv' tokenizer, see
+        `jaxvit.layers.ConvTokenizer`; stride 0 = the authors' rule.
+      patch: side of a patch of the 'patch' tokenizer, in pixels.
+      crop_to_patches: drop rows and columns that do not fill a patch; False = such an image is an error.
+      dim: channels C of a token.
       depth: number of blocks.
-      heads: attention heads.
+      heads: number of attention heads.
       head_dim: channels per head; 0 = dim // heads.
-      mlp_ratio: channels inside the MLP, as a multiple of dim.
+      mlp_ratio: channels of the MLP's hidden layer as a multiple of dim.
       pool: 'sequence', 'cls', 'mean', 'attention' or 'flatten'.
       positions: 'learned', 'sine' (1-D, fixed), 'sincos' (2-D, fixed) or 'none'.
-      frozen_positions: keep the 'learned' table at one fixed random draw.
-      norm_order: 'cct', 'pre', 'post' or 'post_shared'.
+      frozen_positions: keep the 'learned' table at its random initial values.
+      norm_order: 'cct', 'pre', 'post' or 'post_shared'; see `jaxvit.layers.encoder`.
       norm_eps: epsilon of the norms.
       activation: 'gelu' (exact), 'gelu_tanh' or 'relu'.
-      activate_twice: activation and dropout after both dense layers of the MLP.
-      qkv_bias: biases on query, key and value.
-      dropout: rate wherever the next two say nothing else, and in the MLP.
-      embed_dropout: rate after the positions; -1 = as dropout.
-      projection_dropout: rate after the attention's output; -1 = as dropout.
-      attention_dropout: rate on the attention weights.
-      drop_path: rate of dropping a branch, at the last block; rises linearly from 0.
-      initialiser: a name of `jaxvit.layers.initialisers`.
-      remat: what each block keeps for the backward pass, which computes the rest again: 'none' = keep everything,
-        'full' = its input only, 'dots' = matrix products too, 'dots_no_batch' = those of dense layers.
-      scan: compile one block and loop.
-      dtype: of the computation; parameters, statistics, softmax and logits stay float32.
+      activate_twice: apply activation and dropout after both dense layers of the MLP.
+      qkv_bias: whether query, key and value have biases.
+      dropout: dropout rate in the MLP, and where the next two are -1.
+      embed_dropout: dropout rate after the positions; -1 = `dropout`.
+      projection_dropout: dropout rate after the attention's output; -1 = `dropout`.
+      attention_dropout: dropout rate of the attention weights.
+      drop_path: drop-path rate of the last block; rises linearly from 0 at the first.
+      initialiser: initial values; see `jaxvit.layers.initialisers`.
+      remat: what each block keeps for the backward pass, which computes the rest again: 'none' (keep everything),
+        'full' (its input only), 'dots' (also matrix products) or 'dots_no_batch' (also those of dense layers).
+      scan: compile one block and loop over it.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16'. Parameters, statistics of norms, softmax and
+        logits are float32.
 
     Raises:
-      ValueError: attributes that do not go together, at construction; an image that does not suit, at the call.
+      ValueError: an attribute is not allowed, or two do not go together; at the call, the image does not fit.
+
+    Example:
+      >>> model = CCT(depth=2)
+      >>> images = jnp.ones((2, 32, 32, 3))
+      >>> logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
+      >>> logits.shape, model.apply(variables, images, train=False, method="features").shape
+      ((2, 10), (2, 64, 128))
     """
 
     num_classes: int = 10
@@ -113,6 +138,45 @@ class CCT(nn.Module):
     scan: bool = False
     dtype: str = "float32"
 
+    def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        """Computes logits (B, K), float32, of normalized float images (B, H, W, C); `train` turns on dropout."""
+        x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
+        return self.head(x_BC, train=train)
+
+    def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        """Computes the tokens after the last block and norm: (B, prefix + h * w, dim); a class token is first."""
+        x_BHWC = self.embed(images_BHWC.astype(self.dtype))
+        grid = (x_BHWC.shape[1], x_BHWC.shape[2])
+        x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
+        x_BNC = self.class_token(x_BNC) if self.prefix else x_BNC
+        x_BNC = self.position_embed(x_BNC, grid=grid)
+        rate = inherited(self.embed_dropout, self.dropout)
+        if train and rate > 0:
+            x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
+        return self.norm(self.encoder(x_BNC, train=train, grid=grid))
+
+    def setup(self):
+        if self.tokenizer == "conv":
+            self.embed = layer_of(self, ConvTokenizer, layers=self.conv_layers, width=self.conv_width)()
+        else:
+            self.embed = layer_of(self, PatchEmbed, crop=self.crop_to_patches)()
+        if self.prefix:
+            self.class_token = PrefixTokens(1)
+        self.position_embed = layer_of(self, PositionEmbed, kind=self.positions, frozen=self.frozen_positions)()
+        self.encoder = Encoder(
+            encoder_block(self), self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan
+        )
+        self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
+        self.pooling = layer_of(
+            self, Pool, kind=self.pool, prefix=self.prefix, mlp_dim=mlp_dim(self), activation="gelu"
+        )()
+        self.head = Classifier(num_classes=self.num_classes, initialiser=self.initialiser, dtype=self.dtype)
+
+    @property
+    def prefix(self) -> int:
+        """Number of leading tokens without a place in the image: 1 with a class token, else 0."""
+        return int(self.pool == "cls")
+
     def __post_init__(self):
         super().__post_init__()
         check_attributes(self)
@@ -128,7 +192,7 @@ class CCT(nn.Module):
             raise ValueError(f"frozen_positions freezes a learned table, and positions={self.positions!r} has none")
 
     def idle_attributes(self) -> dict[str, str]:
-        """Attributes without effect beside the others' values, each with the one that makes it so."""
+        """Returns {attribute: reason} of the attributes that have no effect, given the values of the others."""
         idle = {}
         if self.tokenizer == "conv":
             idle |= dict.fromkeys(("patch", "crop_to_patches"), "tokenizer='conv'")
@@ -140,69 +204,6 @@ class CCT(nn.Module):
         if self.positions != "learned":
             idle["frozen_positions"] = f"positions={self.positions!r}"
         return idle
-
-    @property
-    def prefix(self) -> int:
-        """Leading tokens that have no place in the image."""
-        return int(self.pool == "cls")
-
-    def setup(self):
-        shared = {"initialiser": self.initialiser, "dtype": self.dtype}
-        mlp_dim = int(self.dim * self.mlp_ratio)
-        if self.tokenizer == "conv":
-            self.embed = ConvTokenizer(
-                dim=self.dim,
-                layers=self.conv_layers,
-                width=self.conv_width,
-                kernel=self.kernel,
-                stride=self.stride,
-                pad_after_conv=self.pad_after_conv,
-                same_pooling=self.same_pooling,
-                **shared,
-            )
-        else:
-            self.embed = PatchEmbed(dim=self.dim, patch=self.patch, crop=self.crop_to_patches, **shared)
-        if self.prefix:
-            self.class_token = PrefixTokens(1)
-        self.position_embed = PositionEmbed(kind=self.positions, frozen=self.frozen_positions, **shared)
-        block = partial(
-            EncoderBlock,
-            heads=self.heads,
-            head_dim=self.head_dim,
-            mlp_dim=mlp_dim,
-            norm_order=self.norm_order,
-            norm_eps=self.norm_eps,
-            activation=self.activation,
-            activate_twice=self.activate_twice,
-            qkv_bias=self.qkv_bias,
-            attention_dropout=self.attention_dropout,
-            projection_dropout=self.dropout if self.projection_dropout < 0 else self.projection_dropout,
-            mlp_dropout=self.dropout,
-            **shared,
-        )
-        self.encoder = Encoder(block, self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan)
-        self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
-        self.pooling = Pool(
-            kind=self.pool, prefix=self.prefix, heads=self.heads, mlp_dim=mlp_dim, norm_eps=self.norm_eps, **shared
-        )
-        self.head = Classifier(num_classes=self.num_classes, **shared)
-
-    def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        """Tokens after the last block and norm: (B, prefix + h * w, dim), a class token first."""
-        x_BHWC = self.embed(images_BHWC.astype(self.dtype))
-        grid = x_BHWC.shape[1:3]
-        x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
-        x_BNC = self.class_token(x_BNC) if self.prefix else x_BNC
-        x_BNC = self.position_embed(x_BNC, grid=grid)
-        rate = self.dropout if self.embed_dropout < 0 else self.embed_dropout
-        if train and rate > 0:
-            x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
-        return self.norm(self.encoder(x_BNC, train=train, grid=grid))
-
-    def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        """Images, floats already normalised, to float32 logits (B, K)."""
-        x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
-        return self.head(x_BC, train=train)
 
 
 _SMALL = {"heads": 2, "mlp_ratio": 1.0, "dim": 128}

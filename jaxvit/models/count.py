@@ -1,20 +1,20 @@
-"""Counting a model's multiply-adds from its traced program, under named conventions.
+"""Counts a model's multiply-adds from its traced program, by named conventions.
 
-The program is what JAX traces for one sample with `train=False`; every matrix product and convolution in it is counted
-from its shapes, whoever wrote the model. Elementwise work, norms and softmaxes are no multiply-adds here.
+JAX traces the program for one sample with `train=False`, and every matrix product and convolution in it is counted from
+its shapes. So this works for any model. Elementwise operations, norms and softmaxes do not count.
 
 | convention | dense | convolutions | per-head projections of attention | products of two activations |
 |---|---|---|---|---|
-| `all` | yes | yes | yes | yes: attention's two, token pooling and fusing |
+| `all` | yes | yes | yes | yes: two in attention, token pooling and fusing |
 | `keras_profiler` | yes | yes | no | no |
 | `cct` | yes | yes | yes | no |
 
-`keras_profiler` is what the documents' tool sees: it walks TensorFlow's graph and has no rule for Einsum, which is what
-Keras writes both attention's projections (kernels of rank three) and its products with. `cct` is what the CCT authors'
-README counts: parameters at work, not products of activations with each other.
+`keras_profiler` matches the tool that the tutorials use. It walks TensorFlow's graph and has no rule for Einsum, and
+Keras implements attention's projections (kernels of rank three) and products by Einsum. `cct` matches the README of the
+CCT authors: products with parameters, not products of two activations.
 
-A product counts as one of two activations if both sides depend on the input; a convolution counts its whole window at
-every place, padding included. The plain implementation of each operation is counted (`jaxvit.ops.implementations`).
+A product is one of two activations if both operands depend on the input. A convolution counts its whole window at every
+place, padding included. Counts are of the plain implementation of each operation (`jaxvit.ops.implementations`).
 """
 
 import math
@@ -44,12 +44,12 @@ class _Work(NamedTuple):
 
 
 def count_params(variables: dict) -> int:
-    """Trainable numbers of a variable tree (arrays or shapes): those under 'params'."""
+    """Counts the trainable parameters in a tree of variables (arrays or shapes), which are under 'params'."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.get("params", {})))
 
 
 def abstract_variables(model: nn.Module, input_shape: tuple[int, ...]) -> dict:
-    """Shapes of a model's variables, without computing any.
+    """Returns the shapes of a model's variables without computing them.
 
     Args:
       model: called as `model(images, train=False)`.
@@ -60,14 +60,14 @@ def abstract_variables(model: nn.Module, input_shape: tuple[int, ...]) -> dict:
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
-    """Multiply-adds of one forward pass of one sample.
+    """Counts the multiply-adds of one forward pass of one sample.
 
     Args:
       model: called as `model(images, train=False)`.
       input_shape: of one sample, (H, W, C).
 
     Returns:
-      One number for each of `CONVENTIONS`.
+      {convention: multiply-adds}, for each of `CONVENTIONS`.
     """
     variables = abstract_variables(model, input_shape)
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
@@ -84,7 +84,7 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]
 
 
 def _walk(jaxpr: core.Jaxpr, fed: list[bool]) -> tuple[_Work, list[bool]]:
-    """Work in a program, and which of its results depend on the input; `fed` says which of its arguments do."""
+    """Returns the work in a program and, per result, whether it depends on the input; `fed` says so per argument."""
     active = {var for var, yes in zip(jaxpr.invars, fed, strict=True) if yes}
     work = _Work()
 
@@ -110,7 +110,7 @@ def _walk(jaxpr: core.Jaxpr, fed: list[bool]) -> tuple[_Work, list[bool]]:
 
 
 def _inner(eqn, flags: list[bool]):
-    """Programs inside an equation (calls, loops, branches) with the flags of their arguments and how often they run."""
+    """Yields the programs in an equation (calls, loops, branches), their arguments' flags, and how often they run."""
     times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
     inner = []
     for value in eqn.params.values():
@@ -119,7 +119,7 @@ def _inner(eqn, flags: list[bool]):
                 inner.append(item.jaxpr)
             elif isinstance(item, core.Jaxpr):
                 inner.append(item)
-    if eqn.primitive.name == "cond":  # one branch runs: count the first, and leave out the index of the choice
+    if eqn.primitive.name == "cond":  # one branch runs: count the first; its arguments exclude the branch index
         inner, flags = inner[:1], flags[1:]
     for jaxpr in inner:
         fits = len(jaxpr.invars) == len(flags)
@@ -133,7 +133,7 @@ def _dot_general(eqn, flags: list[bool]) -> _Work:
     if all(flags):
         return _Work(activations=macs)
     if not any(flags):
-        return _Work()  # made of parameters or constants alone: the same for every sample
+        return _Work()  # no operand depends on the input: the same for every sample
     kernel = right if flags[0] else left
     return _Work(projection=macs) if len(kernel) > 2 else _Work(dense=macs)
 
@@ -143,5 +143,5 @@ def _convolution(eqn, flags: list[bool]) -> _Work:
         return _Work()
     kernel = eqn.invars[1].aval.shape
     out_channels = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    # A kernel holds, for each output channel, its share of the input channels times the window.
+    # A kernel has, per output channel, the input channels of its group times the window.
     return _Work(conv=int(np.prod(eqn.outvars[0].aval.shape)) * math.prod(kernel) // out_channels)

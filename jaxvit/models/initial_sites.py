@@ -1,16 +1,16 @@
-"""Where initial values that follow a formula go in a model, and their way into its variables.
+"""Finds the parameters of a model that can start from a formula, and sets them.
 
-`survey` watches a model while its variables are made, so it finds the places in any model that is made of this
-package's layers, whatever they are called; `start_attention`, `start_positions` and `start_stem` are pure functions
-from variables to variables. The modules themselves do not change.
+`survey` intercepts module calls during initialization, so it finds the layers of `jaxvit.layers` in any model, by type
+and not by name. `start_attention`, `start_positions` and `start_stem` are pure functions from parameters to parameters.
+The modules do not change.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,21 @@ from jaxvit.layers.attention import Attention
 from jaxvit.layers.embed import PositionEmbed
 from jaxvit.ops.initial_values import mimetic_attention, place_filters
 from jaxvit.ops.positions import sincos_positions
+from jaxvit.ops.trees import Params, Variables
 
-Path = tuple[str, ...]  # of a module, from the model down
+Path = tuple[str, ...]  # names of a module's parents, from the model down, and its own
 _WITH_KERNEL = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
 
 
 @dataclass(frozen=True)
 class Stem:
-    """The layer that a model puts its images into first.
+    """The first layer with a kernel that a model applies to its images.
 
     Attributes:
-      path: of the module, which has a 'kernel'.
-      window, strides: rows and columns, of a convolution; () of a dense layer.
-      values: that each of its outputs is a sum over, P.
+      path: path of the module; its parameter is 'kernel'.
+      window: rows and columns of the window of a convolution; () of a dense layer.
+      strides: rows and columns of its strides; () of a dense layer.
+      values: number of inputs P that each output sums over.
     """
 
     path: Path
@@ -44,12 +46,12 @@ class Stem:
 
 @dataclass(frozen=True)
 class Sites:
-    """Where initial values can go.
+    """The layers of a model whose initial values can follow a formula.
 
     Attributes:
-      attention: every self-attention; that of an attention pooling, whose query is no token, is none.
-      positions: every trained position table, and the (rows, columns) that it is for.
-      stem: the first layer with a kernel that is called; None if that is no dense layer and no plain convolution.
+      attention: paths of all self-attentions. Attention pooling is not among them: its query is not a token.
+      positions: path and grid (rows, columns) of each trained position table.
+      stem: the first layer with a kernel; None if it is neither a dense layer nor a plain convolution.
     """
 
     attention: tuple[Path, ...]
@@ -58,11 +60,11 @@ class Sites:
 
 
 def survey(model: nn.Module, input_shape: tuple[int, ...]) -> Sites:
-    """Looks at a model, by tracing shapes only.
+    """Finds these layers in a model, by tracing shapes only.
 
     Args:
       model: called as `model(images, train=False)`.
-      input_shape: of one image, (H, W, C).
+      input_shape: shape (H, W, C) of one image.
     """
     attention: list[Path] = []
     tables: list[tuple[Path, tuple[int, int]]] = []
@@ -80,7 +82,7 @@ def survey(model: nn.Module, input_shape: tuple[int, ...]) -> Sites:
 
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     jax.eval_shape(lambda key, x: _init(model, key, x, look), jax.eval_shape(lambda: jax.random.key(0)), images)
-    unique = tuple(dict.fromkeys(attention))  # a module that is called twice is one place
+    unique = tuple(dict.fromkeys(attention))  # a module may be called twice
     return Sites(unique, tuple(dict.fromkeys(tables)), stems[0] if stems else None)
 
 
@@ -99,8 +101,8 @@ def _stem(module: nn.Module, x: jax.Array) -> Stem | None:
     return Stem(module.path, window, strides, window[0] * window[1] * x.shape[-1])
 
 
-def _init(model: nn.Module, key: jax.Array, images: jax.Array, look: Callable[..., None]) -> Any:
-    """Makes the variables and shows `look` each module that is called on the way, with what it is given."""
+def _init(model: nn.Module, key: jax.Array, images: jax.Array, look: Callable[..., None]) -> Variables:
+    """Initializes the variables and calls `look(module, args, kwargs)` before each module call."""
 
     def watch(call, args, kwargs, context):
         if context.method_name == "__call__":
@@ -108,13 +110,13 @@ def _init(model: nn.Module, key: jax.Array, images: jax.Array, look: Callable[..
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
-        return model.init(key, images, train=False)
+        return cast(Variables, model.init(key, images, train=False))
 
 
 def stem_input(model: nn.Module, stem: Stem, images_BHWC: jax.Array) -> jax.Array:
-    """What the stem is given for these images: they themselves, patches of them, or these normalised.
+    """Returns the input of the stem for these images: the images, their patches, or normalised patches.
 
-    To be jitted: whatever comes after the stem is then not computed. Parameters before it are as they begin.
+    Jit it: then XLA drops everything after the stem. Layers before the stem have their initial parameters.
     """
     given: list[jax.Array] = []
 
@@ -127,22 +129,21 @@ def stem_input(model: nn.Module, stem: Stem, images_BHWC: jax.Array) -> jax.Arra
 
 
 def start_attention(
-    params: Mapping[str, Any],
+    params: Params,
     paths: Sequence[Path],
     key: jax.Array,
     *,
     query_key: tuple[float, float] = (0.7, 0.7),
     value_output: tuple[float, float] = (0.4, 0.4),
     joint: bool = False,
-) -> dict[str, Any]:
-    """The parameters with the kernels of the attentions at `paths` as `mimetic_attention` gives them.
+) -> Params:
+    """Returns the parameters with the kernels of the attentions at `paths` set by `mimetic_attention`.
 
-    Each attention draws from a key of its own, made from `key` and its path. What else it has, biases and norms, stays.
+    Each attention uses its own random key, derived from `key` and its path. Biases and norms do not change.
     """
     found = dict(params)
     for path in paths:
-        module = _at(found, path)
-        channels, heads, head_dim = module["query"]["kernel"].shape
+        channels, heads, head_dim = _leaf(found, (*path, "query", "kernel")).shape
         own = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
         kernels = mimetic_attention(
             own, channels, heads, head_dim, query_key=query_key, value_output=value_output, joint=joint
@@ -152,38 +153,36 @@ def start_attention(
     return found
 
 
-def start_positions(
-    params: Mapping[str, Any], tables: Sequence[tuple[Path, tuple[int, int]]], *, scale: float = 1.0
-) -> dict[str, Any]:
-    """The parameters with trained position tables at `scale` times the values of `sincos_positions`.
+def start_positions(params: Params, tables: Sequence[tuple[Path, tuple[int, int]]], *, scale: float = 1.0) -> Params:
+    """Returns the parameters with trained position tables set to `scale` times `sincos_positions`.
 
-    Leading rows that have no place, as a class token's, stay as they are.
+    Leading rows without a place in the image, such as the class token's, do not change.
 
     Raises:
-      ValueError: the number of channels does not suit.
+      ValueError: `sincos_positions` does not support the number of channels.
     """
     found = dict(params)
     for path, grid in tables:
-        table_NC = _at(found, path)["table"]
+        table_NC = _leaf(found, (*path, "table"))
         fixed_NC = scale * jnp.asarray(sincos_positions(grid, table_NC.shape[1]))
         prefix = table_NC.shape[0] - fixed_NC.shape[0]
         found = _with(found, (*path, "table"), jnp.concatenate([table_NC[:prefix], fixed_NC.astype(table_NC.dtype)]))
     return found
 
 
-def start_stem(params: Mapping[str, Any], stem: Stem, filters_PP: jax.Array) -> dict[str, Any]:
-    """The parameters with the stem's kernel as `jaxvit.ops.initial_values.place_filters` makes it."""
-    kernel = _at(params, stem.path)["kernel"]
+def start_stem(params: Params, stem: Stem, filters_PP: jax.Array | np.ndarray) -> Params:
+    """Returns the parameters with the stem's kernel set by `jaxvit.ops.initial_values.place_filters`."""
+    kernel = _leaf(params, (*stem.path, "kernel"))
     return _with(params, (*stem.path, "kernel"), place_filters(kernel, filters_PP))
 
 
-def _at(tree: Mapping[str, Any], path: Path) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
+def _leaf(tree: Params, path: Path) -> jax.Array:
+    for name in path[:-1]:
+        tree = cast(Params, tree[name])
+    return cast(jax.Array, tree[path[-1]])
 
 
-def _with(tree: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """A copy of the tree with another leaf; what is not on the way to it is shared."""
+def _with(tree: Params, path: Path, value: jax.Array) -> Params:
+    """Returns a copy of the tree with one leaf replaced; unchanged subtrees are shared."""
     name, *rest = path
-    return {**tree, name: _with(tree[name], tuple(rest), value) if rest else value}
+    return {**tree, name: _with(cast(Params, tree[name]), tuple(rest), value) if rest else value}

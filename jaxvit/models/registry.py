@@ -1,21 +1,24 @@
-"""Models by name: what each name stands for is a row of plain data in its family's file."""
+"""The registry of named models; the table `SIZES` in each family's file defines its names."""
 
 import dataclasses
 import difflib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from jaxvit import own_code
 from jaxvit.models import cct, shiftvit, vit
+from jaxvit.ops.arguments import dtype_name
 
 
 class NamedModel(NamedTuple):
-    """What a name stands for."""
+    """A named model: its class, its image size and its attributes."""
 
     model: type[nn.Module]
-    input: tuple[int, int, int]  # (H, W, C) the name was published for
-    attributes: dict[str, Any]
+    input: tuple[int, int, int]  # (H, W, C) of the images it was published for
+    attributes: dict[str, object]
 
 
 def _named_models(model: type[nn.Module], sizes: dict[str, dict]) -> dict[str, NamedModel]:
@@ -31,7 +34,7 @@ MODELS: dict[str, NamedModel] = {
     **_named_models(cct.CCT, cct.SIZES),
 }
 
-# Not published models: each family with sizes for small images, to be set by configuration.
+# The families with sizes for small images, to be changed by configuration; not published models.
 FAMILIES: dict[str, NamedModel] = {
     "vit": NamedModel(vit.ViT, (32, 32, 3), {}),
     "token_learner_vit": NamedModel(
@@ -41,15 +44,15 @@ FAMILIES: dict[str, NamedModel] = {
     "cct": NamedModel(cct.CCT, (32, 32, 3), {}),
 }
 
-# Attributes that were added to a family after the first config hashes were recorded. Each has a default with which the
-# model is what it was before; it enters a hash only where it differs from that (`jaxvit.config.identity`).
+# Attributes that were added to a family after the first config hashes were recorded. The default of each leaves the
+# model as it was; an attribute enters a hash only if it differs from its default (`jaxvit.config.identity`).
 ADDED_ATTRIBUTES: frozenset[str] = frozenset({"norm_after_pool"})
 
 _PLAIN = (bool, int, float, str, tuple)
 
 
 def list_models() -> tuple[str, ...]:
-    """Names of all published models, tutorials' and authors'."""
+    """Returns the names of all published models, those of the tutorials and those of the authors."""
     return tuple(MODELS)
 
 
@@ -68,7 +71,7 @@ def _lookup(name: str) -> NamedModel:
         return FAMILIES[name]
     if own_code.is_own_module(name):
         _load_class(name)
-    raise ValueError(f"{_unknown('model', name, [*MODELS, *FAMILIES])}; a class of your own is named 'module:Class'")
+    raise ValueError(f"{_unknown('model', name, [*MODELS, *FAMILIES])}; name your own class as 'module:Class'")
 
 
 def _load_class(name: str) -> type[nn.Module]:
@@ -82,16 +85,16 @@ def _load_class(name: str) -> type[nn.Module]:
 
 
 def resolve_class(name: str) -> type[nn.Module]:
-    """The Module class behind a name, or behind 'package.module:Class'.
+    """Returns the Module class of a name, or of 'package.module:Class'.
 
     Raises:
-      ValueError: there is none; the sentence suggests the nearest name.
+      ValueError: unknown name; the message suggests the nearest one.
     """
     return _lookup(name).model
 
 
 def input_shape(name: str) -> tuple[int, int, int]:
-    """(H, W, C) a name was published for; (32, 32, 3) for a class of one's own. Models take other sizes too."""
+    """Returns the (H, W, C) a name was published for, (32, 32, 3) for your own class. Models accept other sizes too."""
     return _lookup(name).input
 
 
@@ -99,11 +102,11 @@ def _fields(model: type[nn.Module]) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(model) if field.init and field.name not in ("parent", "name")]
 
 
-def model_defaults(name: str) -> dict[str, Any]:
-    """Every attribute of a named model that can be overridden, with the value the name gives it, as declared in order.
+def model_defaults(name: str) -> dict[str, object]:
+    """Returns {attribute: value} of a named model, for all attributes that can be overridden, in their declared order.
 
-    Values are bool, int, float, str or tuple. Attributes of a class of one's own that have another kind of default, or
-    none, are left out.
+    Values are bool, int, float, str or tuple. Attributes of your own class with another kind of default, or without
+    one, are left out.
     """
     entry = _lookup(name)
     defaults = {}
@@ -115,23 +118,25 @@ def model_defaults(name: str) -> dict[str, Any]:
 
 
 def attributes_without_default(name: str) -> tuple[str, ...]:
-    """The attributes of a class of one's own that must be given, because the class has no default for them."""
+    """Returns the attributes of your own class that have no default, so that `create_model` needs them."""
     fields = _fields(_lookup(name).model)
     return tuple(f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
 
 
 def why_no_key(name: str, attribute: str) -> str:
-    """Why an attribute of a class of one's own is not among its `model_defaults`; '' if the class has none such."""
+    """Returns why `model_defaults` leaves out an attribute of your own class; '' if the class has no such attribute."""
     fields = {field.name: field for field in _fields(_lookup(name).model)}
     if attribute not in fields or attribute in model_defaults(name):
         return ""
     return (
-        f"the default of '{attribute}' in {name} is no plain value; one of bool, int, float, str or tuple, such as "
+        f"the default of '{attribute}' in {name} is not a plain value; a bool, int, float, str or tuple, such as "
         f"`{attribute}: int = 8`, makes it a config key"
     )
 
 
-def _checked(name: str, key: str, value: Any, default: Any) -> Any:
+def _checked(name: str, key: str, value: object, default: object) -> object:
+    if key == "dtype" and isinstance(default, str) and not isinstance(value, str):
+        return dtype_name(name, cast(DTypeLike, value))
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list):
@@ -143,16 +148,21 @@ def _checked(name: str, key: str, value: Any, default: Any) -> Any:
     return value
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, **overrides: object) -> nn.Module:
     """Builds a model by name.
 
     Args:
-      name: of a published model (`list_models`), a family ('vit', …), or 'package.module:Class'.
-      **overrides: attributes to set otherwise than the name does; see `model_defaults`.
+      name: published model (`list_models`), family ('vit', 'token_learner_vit', 'shiftvit' or 'cct'), or
+        'package.module:Class'.
+      **overrides: attributes that differ from the name's own; `model_defaults` lists them.
 
     Raises:
-      ValueError: an unknown name or attribute (the sentence suggests the nearest), a value of the wrong type, or
+      ValueError: unknown name or attribute (the message suggests the nearest one), a value of the wrong type, or
         attributes that do not go together.
+
+    Example:
+      >>> create_model("tutorial_cct", depth=4).depth
+      4
     """
     entry = _lookup(name)
     defaults = model_defaults(name)
@@ -162,8 +172,9 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         if key not in fields:
             raise _unknown("attribute", key, fields, f" in model {name!r}")
         attributes[key] = _checked(name, key, value, defaults.get(key))
+    make: Callable[..., nn.Module] = entry.model
     try:
-        return entry.model(**attributes)
+        return make(**attributes)
     except TypeError as error:
         raise ValueError(f"model {name!r} cannot be built: {error}") from error
     except Exception as error:

@@ -1,24 +1,24 @@
-"""ShiftViT: a pyramid of maps, mixed by a shift that has no parameters.
+"""ShiftViT: a pyramid of maps, where a shift without parameters replaces attention.
 
-Paper: Wang et al. 2022 (arXiv:2201.10801); authors' code microsoft/SPACH. The `shiftvit_*` names are exactly theirs in
-parameters and operations; the plain names are the paper's Shift-T, -S and -B (MLP ratio 2), theirs `shiftvit_r2_*`. In
-each direction the tiny and small sizes move C // 12 channels, the base sizes C // 16 (their `n_div`): 8 in the first
-stage of all of them, a third or a quarter of the channels in all.
+Paper: Wang et al. 2022 (arXiv:2201.10801); authors' code microsoft/SPACH. The `shiftvit_*` models have the authors'
+parameters and operations. `shiftvit_tiny`, `_small` and `_base` are the paper's Shift-T, -S and -B (MLP ratio 2), which
+their code calls `shiftvit_r2_*`. In each direction, the tiny and small sizes move C // 12 channels and the base sizes
+C // 16 (their `n_div`): 8 channels in the first stage of every size, a third or a quarter of the channels in total.
 
-Departures of the Keras tutorial from the authors, each an attribute:
+Departures of the Keras tutorial from the authors. Each is an attribute:
 
 | tutorial | attribute | authors | effect |
 |---|---|---|---|
-| the shift never shifts: it crops and pads on the same side, so one border of each group turns zero | `shift='border'` | `'true'` | pixels mix in the merges only |
-| groups of 12 channels, not 12 groups: 50, 25, 12.5, 6.25 % of the channels, by stage | `groups='width'` | `'count'` | theirs: a third at every stage (base sizes: a quarter) |
-| drop-path rates rise from 0 anew in each stage | `drop_path_ramp='stage'` | `'all'` | early blocks drop more |
-| every drop-path layer has seed 1337 | `shared_drop_path=True` | `False` | one draw for all: drops are nested |
+| the shift does not shift: it crops and pads on the same side, which zeroes one border of each group | `shift='border'` | `'true'` | pixels mix in the merges only |
+| groups of 12 channels instead of 12 groups: 50, 25, 12.5, 6.25 % of the channels, by stage | `groups='width'` | `'count'` | theirs: a third at every stage (base sizes: a quarter) |
+| drop-path rates rise from 0 in each stage | `drop_path_ramp='stage'` | `'all'` | early blocks drop more |
+| every drop-path layer has seed 1337 | `shared_drop_path=True` | `False` | all layers draw the same numbers: drops are nested |
 | norm over channels | `norm='channels'` | `'sample'` | statistics per pixel, not per image |
-| no norm after the stem nor before the mean | `stem_norm=False`, `final_norm=False` | `True` | 1,728 parameters fewer |
+| no norm after the stem or before the mean | `stem_norm=False`, `final_norm=False` | `True` | 1,728 parameters fewer |
 | merges keep an odd last row and column | `merge_padding='SAME'` | `'VALID'` | 3x3 becomes 2x2, not 1x1 |
 
-That the shortcut starts after the shift is no departure: the authors' block does it too. The "one seed" row holds for
-the tutorial's layers as they are written; that the drops were nested in the published run is inferred.
+The residual connection starts after the shift in the authors' block too. The row on the seed follows from the code of
+the tutorial's layers; that the drops were nested in the published run is inferred.
 """  # noqa: E501
 
 from functools import partial
@@ -32,41 +32,70 @@ from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import Classifier
 from jaxvit.layers.shift import Downsample, ShiftBlock, ShiftStage
 from jaxvit.models.attributes import check_attributes
+from jaxvit.models.blocks import inherited, layer_of
 from jaxvit.ops.stochastic import drop_path_rates, dropout
 
 
 class ShiftViT(nn.Module):
-    """A ShiftViT for images of any size that its patches divide.
+    """A ShiftViT for images whose sides are multiples of `patch`.
+
+    The forward pass of `tutorial_shiftvit` for B images; each name is a submodule, in the order of execution:
+
+        images                        (B, 48, 48, 3)   float32, normalized
+        embed                         (B, 12, 12, 96)  4x4 patches, each projected to dim=96 channels
+        stages_0                      (B, 12, 12, 96)  2 blocks, each as block_0
+          block_0                     (B, 12, 12, 96)  first shifts some channels by a pixel, in 4 directions
+            norm                      (B, 12, 12, 96)
+            mlp                       (B, 12, 12, 96)  hidden layer of 192; x = x + mlp(norm(x))
+        merges_0                      (B, 6, 6, 192)   norm, then a 2x2 convolution with stride 2
+        stages_1                      (B, 6, 6, 192)   4 blocks
+        merges_1                      (B, 3, 3, 384)
+        stages_2                      (B, 3, 3, 384)   8 blocks
+        merges_2                      (B, 2, 2, 768)
+        stages_3                      (B, 2, 2, 768)   2 blocks; `features` returns this
+                                      (B, 768)         the mean over the places
+        head                          (B, 10)          logits, float32
+
+    The authors' models have a norm after the stem (norm_stem) and before the mean (norm_final).
 
     Attributes:
-      num_classes: K.
+      num_classes: number of classes K.
       patch: side of a patch in pixels.
       dim: channels of the first stage; each stage has twice as many as the one before.
-      depths: blocks per stage.
-      mlp_ratio: channels inside the MLP, as a multiple of the stage's channels.
-      shift: 'true', 'border' or 'none'; see the table above.
-      groups: 'count' or 'width'; see the table above.
+      depths: number of blocks of each stage.
+      mlp_ratio: channels of the MLP's hidden layer as a multiple of the stage's channels.
+      shift: 'true', 'border' or 'none'; the docstring of `jaxvit.models.shiftvit` compares them.
+      groups: 'count' or 'width'; see there.
       divisions: number ('count') or width ('width') of the groups of channels.
-      pixels: how far the shift moves.
+      pixels: distance of the shift.
       norm: 'sample' or 'channels'.
       norm_eps: epsilon of the norms.
-      stem_norm, final_norm: a norm after the stem, and before the mean over the map.
+      stem_norm: apply a norm after the stem.
+      final_norm: apply a norm before the mean over the map.
       merge_padding: 'VALID' or 'SAME'.
       activation: 'gelu' (exact), 'gelu_tanh' or 'relu'.
-      dropout: rate in the MLPs, and after the stem unless embed_dropout says otherwise.
-      embed_dropout: rate after the stem; -1 = as dropout.
-      drop_path: the highest rate of dropping a branch.
-      drop_path_ramp: 'all' = rates rise over all blocks; 'stage' = anew in each stage.
-      shared_drop_path: all blocks of a step draw the same numbers.
-      crop_to_patches: drop the rows and columns that do not fill a patch, instead of refusing the image.
-      initialiser: a name of `jaxvit.layers.initialisers`.
-      remat: what each block keeps for the backward pass, which computes the rest again: 'none' = keep everything,
-        'full' = its input only, 'dots' = matrix products too, 'dots_no_batch' = those of dense layers.
-      scan: compile one block per stage and loop.
-      dtype: of the computation; parameters, statistics and logits stay float32.
+      dropout: dropout rate in the MLPs, and after the stem if embed_dropout is -1.
+      embed_dropout: dropout rate after the stem; -1 = `dropout`.
+      drop_path: highest drop-path rate.
+      drop_path_ramp: 'all' = the rates rise over all blocks; 'stage' = they start at 0 in each stage.
+      shared_drop_path: all blocks of a step use the same random numbers.
+      crop_to_patches: drop rows and columns that do not fill a patch; False = such an image is an error.
+      initialiser: initial values; see `jaxvit.layers.initialisers`.
+      remat: what each block keeps for the backward pass, which computes the rest again: 'none' (keep everything),
+        'full' (its input only), 'dots' (also matrix products) or 'dots_no_batch' (also those of dense layers).
+      scan: compile one block per stage and loop over it.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16'. Parameters, statistics of norms and logits
+        are float32.
 
     Raises:
-      ValueError: attributes that do not go together, at construction; an image that does not suit, at the call.
+      ValueError: an attribute is not allowed, or two do not go together; at the call, the image does not fit.
+
+    Example:
+      >>> model = ShiftViT(depths=(1, 1))
+      >>> images = jnp.ones((2, 32, 32, 3))
+      >>> logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
+      >>> logits.shape, model.apply(variables, images, train=False, method="features").shape
+      ((2, 10), (2, 8, 8, 96))
     """
 
     num_classes: int = 10
@@ -95,6 +124,44 @@ class ShiftViT(nn.Module):
     scan: bool = False
     dtype: str = "float32"
 
+    def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        """Computes logits (B, K), float32, of normalized float images (B, H, W, C); `train` turns on dropout."""
+        x_BHWC = self.features(images_BHWC, train=train)
+        x_BC = jnp.mean(x_BHWC, axis=(1, 2), dtype=jnp.float32).astype(x_BHWC.dtype)
+        return self.head(x_BC, train=train)
+
+    def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        """Computes the map of the last stage after the final norm: (B, h, w, dim 2^(stages - 1))."""
+        x_BHWC = self.embed(images_BHWC.astype(self.dtype))
+        x_BHWC = self.norm_stem(x_BHWC) if self.stem_norm else x_BHWC
+        rate = inherited(self.embed_dropout, self.dropout)
+        if train and rate > 0:
+            x_BHWC = dropout(x_BHWC, rate, self.make_rng("dropout"))
+        path_key = self.make_rng("dropout") if train and self.shared_drop_path and self.drop_path > 0 else None
+        for i, stage in enumerate(self.stages):
+            x_BHWC = self.merges[i - 1](x_BHWC) if i else x_BHWC
+            x_BHWC = stage(x_BHWC, train=train, path_key=path_key)
+        return self.norm_final(x_BHWC) if self.final_norm else x_BHWC
+
+    def setup(self):
+        self.embed = layer_of(self, PatchEmbed, norm=False, crop=self.crop_to_patches)()
+        norm = partial(Norm, over=self.norm, epsilon=self.norm_eps, dtype=self.dtype)
+        if self.stem_norm:
+            self.norm_stem = norm()
+        block = layer_of(self, ShiftBlock, mlp_dropout=self.dropout)
+        self.stages = [ShiftStage(block, rates, self.remat, self.scan) for rates in self.drop_path_table()]
+        self.merges = [layer_of(self, Downsample, padding=self.merge_padding)() for _ in self.depths[1:]]
+        if self.final_norm:
+            self.norm_final = norm()
+        self.head = Classifier(num_classes=self.num_classes, initialiser=self.initialiser, dtype=self.dtype)
+
+    def drop_path_table(self) -> tuple[tuple[float, ...], ...]:
+        """Returns the drop-path rate of each block, by stage."""
+        if self.drop_path_ramp == "stage":
+            return tuple(drop_path_rates(self.drop_path, depth) for depth in self.depths)
+        rates = iter(drop_path_rates(self.drop_path, sum(self.depths)))
+        return tuple(tuple(next(rates) for _ in range(depth)) for depth in self.depths)
+
     def __post_init__(self):
         super().__post_init__()
         check_attributes(self)
@@ -106,63 +173,13 @@ class ShiftViT(nn.Module):
             raise ValueError(f"divisions={self.divisions} does not lie between 4 and dim={self.dim}")
 
     def idle_attributes(self) -> dict[str, str]:
-        """Attributes without effect beside the others' values, each with the one that makes it so."""
+        """Returns {attribute: reason} of the attributes that have no effect, given the values of the others."""
         idle = {}
         if self.shift == "none":
             idle |= dict.fromkeys(("groups", "divisions", "pixels"), "shift='none'")
         if not self.drop_path:
             idle |= dict.fromkeys(("drop_path_ramp", "shared_drop_path"), "drop_path=0.0")
         return idle
-
-    def drop_path_table(self) -> tuple[tuple[float, ...], ...]:
-        """The drop-path rate of each block, stage by stage."""
-        if self.drop_path_ramp == "stage":
-            return tuple(drop_path_rates(self.drop_path, depth) for depth in self.depths)
-        rates = iter(drop_path_rates(self.drop_path, sum(self.depths)))
-        return tuple(tuple(next(rates) for _ in range(depth)) for depth in self.depths)
-
-    def setup(self):
-        shared = {"norm_eps": self.norm_eps, "initialiser": self.initialiser, "dtype": self.dtype}
-        self.embed = PatchEmbed(dim=self.dim, patch=self.patch, crop=self.crop_to_patches, **shared)
-        norm = partial(Norm, over=self.norm, epsilon=self.norm_eps, dtype=self.dtype)
-        if self.stem_norm:
-            self.norm_stem = norm()
-        block = partial(
-            ShiftBlock,
-            mlp_ratio=self.mlp_ratio,
-            shift=self.shift,
-            groups=self.groups,
-            divisions=self.divisions,
-            pixels=self.pixels,
-            norm=self.norm,
-            mlp_dropout=self.dropout,
-            activation=self.activation,
-            **shared,
-        )
-        self.stages = [ShiftStage(block, rates, self.remat, self.scan) for rates in self.drop_path_table()]
-        self.merges = [Downsample(padding=self.merge_padding, norm=self.norm, **shared) for _ in self.depths[1:]]
-        if self.final_norm:
-            self.norm_final = norm()
-        self.head = Classifier(num_classes=self.num_classes, initialiser=self.initialiser, dtype=self.dtype)
-
-    def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        """The last stage's map after the final norm: (B, h, w, dim 2^(stages - 1))."""
-        x_BHWC = self.embed(images_BHWC.astype(self.dtype))
-        x_BHWC = self.norm_stem(x_BHWC) if self.stem_norm else x_BHWC
-        rate = self.dropout if self.embed_dropout < 0 else self.embed_dropout
-        if train and rate > 0:
-            x_BHWC = dropout(x_BHWC, rate, self.make_rng("dropout"))
-        path_key = self.make_rng("dropout") if train and self.shared_drop_path and self.drop_path > 0 else None
-        for i, stage in enumerate(self.stages):
-            x_BHWC = self.merges[i - 1](x_BHWC) if i else x_BHWC
-            x_BHWC = stage(x_BHWC, train=train, path_key=path_key)
-        return self.norm_final(x_BHWC) if self.final_norm else x_BHWC
-
-    def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        """Images, floats already normalised, to float32 logits (B, K)."""
-        x_BHWC = self.features(images_BHWC, train=train)
-        x_BC = jnp.mean(x_BHWC, axis=(1, 2), dtype=jnp.float32).astype(x_BHWC.dtype)
-        return self.head(x_BC, train=train)
 
 
 def _imagenet(dim: int, depths: tuple[int, ...], mlp_ratio: float, drop_path: float, divisions: int) -> dict:

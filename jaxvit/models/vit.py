@@ -1,108 +1,136 @@
-"""The vision transformer, plain or with learned tokens: patches, positions, equal blocks, one vector, class scores.
+"""The vision transformer, plain or with TokenLearner: patches, positions, a stack of blocks, pooling, class scores.
 
-Papers: Dosovitskiy et al. 2020 (arXiv:2010.11929); mean pooling, sine-cosine positions and the representation layer of
-the small models after Beyer et al. 2022 (arXiv:2205.01580); TokenLearner Ryoo et al. 2021 (arXiv:2106.11297).
+Papers: Dosovitskiy et al. 2020 (arXiv:2010.11929). Mean pooling, sine-cosine positions and the representation layer of
+the small models follow Beyer et al. 2022 (arXiv:2205.01580). TokenLearner: Ryoo et al. 2021 (arXiv:2106.11297).
 
-Departures from google-research/vision_transformer, whose numbers of parameters these models have:
+Departures from google-research/vision_transformer; the parameter counts are equal:
 
-- exact gelu, where theirs, big_vision's and Scenic's approximate with tanh: the paper's function. Below 1e-3 per value;
-  `activation='gelu_tanh'` is theirs, to be taken with their weights and recipes (`learner_activation` as well).
-- no dropout in `vit_l16_224`, where their configuration has .1 (the other sizes have none there either): the published
-  recipes choose it per run. Set `dropout`.
-- big_vision starts its learned position table at a standard deviation of 1 / √dim, the others at .02:
+- gelu is exact, as in the paper. Theirs, big_vision's and Scenic's is the tanh approximation, which differs by less than
+  1e-3 per value. Use `activation='gelu_tanh'` (and `learner_activation`) with their weights and recipes.
+- `vit_l16_224` has no dropout. Their configuration has .1 for this size alone; the published recipes choose the rate per
+  run. Set `dropout`.
+- The learned position table starts with a standard deviation of .02. big_vision's starts with 1 / √dim:
   `initialiser='big_vision'`.
-- timm's `global_pool='avg'` normalises after the mean: `norm_after_pool=True`. Its registers are ours; a class token
-  that takes part and is not read, as in MAE's fine-tuned models, is one register more, its position added to it.
-- with learned tokens, from google-research/scenic: what `jaxvit.layers.token_learner` lists; a class token may go with
-  them, which theirs documents and does not do; their configuration's stochastic depth, which nothing reads, is
-  `drop_path` here.
-- logits in float32 under bfloat16 too, because the loss needs them. Nothing changes in float32.
+- The final norm precedes the mean. timm's `global_pool='avg'` normalises after it: `norm_after_pool=True`. Registers are
+  an addition. A class token that attends but is not read, as in MAE's fine-tuned models, is one more register with its
+  position added.
+- With TokenLearner, the departures from google-research/scenic that `jaxvit.layers.token_learner` lists. A class token
+  may be combined with it, which theirs documents but does not implement. `drop_path` works; theirs ignores it.
+- Logits are float32 under bfloat16 too, because the loss needs them.
 
-Departures of the tutorials, each an attribute, so that one can walk from the tutorial to the paper a step at a time:
+Departures of the tutorials. Each is an attribute, so you can go from a tutorial to the paper one step at a time:
 
 | tutorial | attribute | paper |
 |---|---|---|
-| Fashion-MNIST: norm after the shortcut, one norm used twice in a block | `norm_order='post_shared'` | `'pre'` |
-| Fashion-MNIST: patches of 5 drop 3 of 28 rows and columns | `crop_to_patches=True` | a patch that divides |
-| Fashion-MNIST: raw patches are normalised first | `stem_norm=True` | `False` |
-| Fashion-MNIST: a dropout of .5 in the head is built and not connected | `head_dropout=0.0` | `0.5` was meant |
+| Fashion-MNIST: norm after the residual connection, and one norm used twice per block | `norm_order='post_shared'` | `'pre'` |
+| Fashion-MNIST: patches of 5 drop 3 of 28 rows and columns | `crop_to_patches=True` | a patch that divides the image |
+| Fashion-MNIST: normalises raw patches first | `stem_norm=True` | `False` |
+| Fashion-MNIST: builds a dropout of .5 in the head without connecting it | `head_dropout=0.0` | `0.5` was meant |
 | Fashion-MNIST: five convolutions and no norm in TokenLearner | `learner_convs=5`, `learner_norm=False` | `4`, `True` |
-| both TokenLearner tutorials: mean in place of sum | `learner_reduce='mean'` | `'sum'` |
-| CIFAR ones: gelu and dropout after both dense layers | `activate_twice=True` | `False` |
+| both TokenLearner tutorials: mean instead of sum | `learner_reduce='mean'` | `'sum'` |
+| CIFAR tutorials: gelu and dropout after both dense layers | `activate_twice=True` | `False` |
 | all: heads wider than dim // heads | `head_dim` | `0` |
-| all: Keras's reading of attention kernels as convolutions | `initialiser='keras_3d'` | `'keras'`, `'vit'` |
-| CIFAR-100: all tokens flattened into a wide head | `pool='flatten'` | `'cls'`, `'mean'` |
+| all: Keras's initial values, which take attention kernels for convolutions | `initialiser='keras_3d'` | `'keras'`, `'vit'` |
+| CIFAR-100: flattens all tokens into a wide head | `pool='flatten'` | `'cls'`, `'mean'` |
 
-Their last softmax is not part of these models: they give logits, and the loss takes logits.
-"""
-
-from functools import partial
+The tutorials end in a softmax. These models return logits, which the loss takes.
+"""  # noqa: E501
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxvit.layers.embed import POSITIONS, PatchEmbed, PositionEmbed, PrefixTokens
-from jaxvit.layers.encoder import Encoder, EncoderBlock, check_learner_at
+from jaxvit.layers.encoder import Encoder, check_learner_at
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import POOLS, Classifier, Pool
 from jaxvit.layers.token_learner import LEARNERS, TokenFuser, TokenLearner
 from jaxvit.models.attributes import check_attributes
+from jaxvit.models.blocks import encoder_block, inherited, layer_of, mlp_dim
 from jaxvit.ops.stochastic import dropout
 
 
 class ViT(nn.Module):
-    """A vision transformer for images of any size.
+    """A vision transformer, optionally with TokenLearner, for images of any size.
+
+    The forward pass of `tutorial_mini_vit_tl8` for B images; each name is a submodule, in the order of execution:
+
+        images                        (B, 48, 48, 3)   float32, normalized
+        embed                         (B, 8, 8, 128)   6x6 patches, each projected to dim=128 channels
+                                      (B, 64, 128)     flattened in row order; a class token would come first
+        position_embed                (B, 64, 128)     adds a learned vector per place, then dropout
+        encoder/block_0               (B, 64, 128)
+          norm_attention              (B, 64, 128)
+          attention                   (B, 64, 128)     4 heads; x = x + attention(norm_attention(x))
+          norm_mlp                    (B, 64, 128)
+          mlp                         (B, 64, 128)     hidden layer of 256; x = x + mlp(norm_mlp(x))
+        encoder/block_1               (B, 64, 128)
+        encoder/block_2               (B, 64, 128)
+        encoder/token_learner_3       (B, 8, 128)      8 weight maps over the 64 places; 8 weighted means
+        encoder/block_3               (B, 8, 128)      the same block on 8 tokens
+        norm                          (B, 8, 128)      `features` returns this
+        pooling                       (B, 128)         the mean of the tokens
+        head                          (B, 10)          logits, float32
+
+    With `fuse=True`, a token_fuser_i after block_i mixes the learned tokens back into the map of 64 places.
 
     Attributes:
-      num_classes: K.
+      num_classes: number of classes K.
       patch: side of a patch in pixels.
-      dim: channels of a token.
+      dim: channels C of a token.
       depth: number of blocks.
-      heads: attention heads.
+      heads: number of attention heads.
       head_dim: channels per head; 0 = dim // heads.
-      mlp_ratio: channels inside the MLP, as a multiple of dim.
-      mlp_dim: the same as a number; 0 = by mlp_ratio.
-      pool: 'cls' (a class token), 'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
-      registers: learned tokens without a place that no head reads.
+      mlp_ratio: channels of the MLP's hidden layer as a multiple of dim.
+      mlp_dim: the same as a number of channels; 0 = by mlp_ratio.
+      pool: 'cls' (class token), 'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
+      registers: number of learned tokens that have no place in the image and that the head does not read.
       positions: 'learned', 'sincos' (2-D, fixed), 'sine' (1-D, fixed) or 'none'.
-      stem: 'conv' or 'dense', the form of the patch embedding's kernel.
+      stem: kernel of the patch embedding, 'conv' or 'dense'.
       stem_norm: normalise the raw values of each patch ('dense' only).
-      crop_to_patches: drop the rows and columns that do not fill a patch, instead of refusing the image.
-      takes_patches: also take (B, h, w, patch² C) patches cut beforehand ('dense' only).
-      norm_order: 'pre', 'post', 'post_shared' or 'cct'.
+      crop_to_patches: drop rows and columns that do not fill a patch; False = such an image is an error.
+      takes_patches: also accept patches (B, h, w, patch² C) that are already cut ('dense' only).
+      norm_order: 'pre', 'post', 'post_shared' or 'cct'; see `jaxvit.layers.encoder`.
       norm_eps: epsilon of the norms.
-      final_norm: a norm after the last block.
-      norm_after_pool: the final norm stands after the mean over the tokens, not before it ('mean' only); timm's
+      final_norm: apply a norm after the last block.
+      norm_after_pool: apply the final norm after the mean over the tokens instead of before ('mean' only), as timm's
         `fc_norm`.
       activation: 'gelu' (exact), 'gelu_tanh' or 'relu'.
-      activate_twice: activation and dropout after both dense layers of the MLP.
-      qkv_bias, qk_norm: of the attention.
-      layer_scale: initial factor of the learned scale on each branch; 0 = none.
-      dropout: rate wherever the next two say nothing else, and in the MLP.
-      embed_dropout: rate after the positions; -1 = as dropout.
-      projection_dropout: rate after the attention's output; -1 = as dropout.
-      attention_dropout: rate on the attention weights.
-      drop_path: rate of dropping a branch, at the last block; rises linearly from 0.
-      learner: kind of TokenLearner, 'v1', 'v11_mlp' or 'v11_conv'; 'none' = keep all tokens.
-      learner_at: blocks, counted from 0, that it stands before; several need fuse.
-      learner_tokens: tokens it learns.
-      learner_reduce, learner_convs, learner_groups, learner_hidden, learner_norm, learner_activation: see
-        `jaxvit.layers.TokenLearner`.
-      fuse: after each of those blocks, a TokenFuser spreads the tokens over the map again.
+      activate_twice: apply activation and dropout after both dense layers of the MLP.
+      qkv_bias: whether query, key and value have biases.
+      qk_norm: normalise queries and keys per head.
+      layer_scale: initial value of a learned factor per channel on each branch; 0 = no such factor.
+      dropout: dropout rate in the MLP, and where the next two are -1.
+      embed_dropout: dropout rate after the positions; -1 = `dropout`.
+      projection_dropout: dropout rate after the attention's output; -1 = `dropout`.
+      attention_dropout: dropout rate of the attention weights.
+      drop_path: drop-path rate of the last block; rises linearly from 0 at the first.
+      learner: kind of TokenLearner, 'v1', 'v11_mlp' or 'v11_conv'; 'none' = no TokenLearner.
+      learner_at: indices of the blocks that follow a TokenLearner; more than one needs `fuse`.
+      learner_tokens, learner_reduce, learner_convs, learner_groups, learner_hidden, learner_norm, learner_activation:
+        attributes of `jaxvit.layers.TokenLearner`, without the prefix.
+      fuse: apply a TokenFuser after each of those blocks.
       rep_size: size of a tanh layer before the classifier; 0 = none.
-      head_hidden: sizes of hidden layers before the classifier.
-      head_activation: their activation.
-      head_dropout: rate after each of them.
-      head_input_dropout: rate before the first of them.
-      initialiser: a name of `jaxvit.layers.initialisers`.
-      remat: what each block keeps for the backward pass, which computes the rest again: 'none' = keep everything,
-        'full' = its input only, 'dots' = matrix products too, 'dots_no_batch' = those of dense layers.
-      scan: compile one block and loop.
-      dtype: of the computation; parameters, statistics, softmax and logits stay float32.
+      head_hidden: sizes of hidden layers of the classifier.
+      head_activation: activation of these layers.
+      head_dropout: dropout rate after each of them.
+      head_input_dropout: dropout rate before the first of them.
+      initialiser: initial values; see `jaxvit.layers.initialisers`.
+      remat: what each block keeps for the backward pass, which computes the rest again: 'none' (keep everything),
+        'full' (its input only), 'dots' (also matrix products) or 'dots_no_batch' (also those of dense layers).
+      scan: compile one block and loop over it.
+      dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16'. Parameters, statistics of norms, softmax and
+        logits are float32.
 
     Raises:
-      ValueError: attributes that do not go together, at construction; an image that does not suit, at the call.
+      ValueError: an attribute is not allowed, or two do not go together; at the call, the image does not fit.
+
+    Example:
+      >>> model = ViT(depth=2, learner="v11_mlp", learner_at=(1,))
+      >>> images = jnp.ones((2, 32, 32, 3))
+      >>> logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
+      >>> logits.shape, model.apply(variables, images, train=False, method="features").shape
+      ((2, 10), (2, 8, 128))
     """
 
     num_classes: int = 10
@@ -154,6 +182,67 @@ class ViT(nn.Module):
     scan: bool = False
     dtype: str = "float32"
 
+    def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        """Computes logits (B, K), float32, of normalized float images (B, H, W, C); `train` turns on dropout."""
+        x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
+        if self.norm_after_pool:
+            x_BC = self.norm(x_BC)
+        if self.rep_size:
+            x_BC = jnp.tanh(self.representation(x_BC))
+        return self.head(x_BC, train=train)
+
+    def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        """Computes the tokens after the last block and norm: (B, prefix + h * w, dim).
+
+        The class token is first, then the registers. After a TokenLearner without a fuser there are prefix +
+        learner_tokens tokens. With `norm_after_pool` they are not normalised.
+        """
+        x_BHWC = self.embed(images_BHWC.astype(self.dtype))
+        grid = (x_BHWC.shape[1], x_BHWC.shape[2])
+        x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
+        if self.pool == "cls":
+            x_BNC = self.class_token(x_BNC)
+        x_BNC = self.position_embed(x_BNC, grid=grid)
+        if self.registers:
+            head, rest = x_BNC[:, : self.prefix - self.registers], x_BNC[:, self.prefix - self.registers :]
+            x_BNC = jnp.concatenate([head, self.register_tokens(rest)], axis=1)
+        rate = inherited(self.embed_dropout, self.dropout)
+        if train and rate > 0:
+            x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
+        x_BNC = self.encoder(x_BNC, train=train, grid=grid)
+        return self.norm(x_BNC) if self.final_norm and not self.norm_after_pool else x_BNC
+
+    def setup(self):
+        self.embed = layer_of(self, PatchEmbed, kind=self.stem, norm=self.stem_norm, crop=self.crop_to_patches)()
+        if self.pool == "cls":
+            self.class_token = PrefixTokens(1)
+        self.position_embed = layer_of(self, PositionEmbed, kind=self.positions)()
+        if self.registers:
+            self.register_tokens = PrefixTokens(self.registers, stddev=0.02)
+        learner = layer_of(self, TokenLearner, "learner_", kind=self.learner, dropout=self.dropout)
+        fuser = layer_of(self, TokenFuser, hidden=self.learner_hidden, activation=self.learner_activation)
+        self.encoder = Encoder(
+            encoder_block(self),
+            self.depth,
+            drop_path=self.drop_path,
+            learner=None if self.learner == "none" else learner,
+            learner_at=self.learner_at,
+            fuser=fuser if self.fuse else None,
+            remat=self.remat,
+            scan=self.scan,
+        )
+        if self.final_norm:
+            self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
+        self.pooling = layer_of(self, Pool, kind=self.pool, prefix=self.prefix, mlp_dim=mlp_dim(self))()
+        if self.rep_size:
+            self.representation = nn.Dense(self.rep_size, dtype=self.dtype)
+        self.head = layer_of(self, Classifier, "head_", num_classes=self.num_classes)()
+
+    @property
+    def prefix(self) -> int:
+        """Number of leading tokens without a place in the image: the class token and the registers."""
+        return (self.pool == "cls") + self.registers
+
     def __post_init__(self):
         super().__post_init__()
         check_attributes(self)
@@ -166,9 +255,7 @@ class ViT(nn.Module):
         if (self.stem_norm or self.takes_patches) and self.stem != "dense":
             raise ValueError("stem_norm and takes_patches need whole patches as vectors: set stem='dense'")
         if self.norm_after_pool and not (self.final_norm and self.pool == "mean"):
-            raise ValueError(
-                "norm_after_pool moves the final norm behind the mean: set final_norm=True and pool='mean'"
-            )
+            raise ValueError("norm_after_pool moves the final norm after the mean: set final_norm=True and pool='mean'")
         if self.learner not in ("none", *LEARNERS):
             raise ValueError(f"learner={self.learner!r} is not one of none, {', '.join(LEARNERS)}")
         check_learner_at(self.learner_at, self.depth, fuse=self.fuse)
@@ -177,132 +264,8 @@ class ViT(nn.Module):
         if self.fuse and self.learner == "none":
             raise ValueError("fuse=True has no learned tokens to spread: set learner and learner_at, or fuse=False")
 
-    @property
-    def prefix(self) -> int:
-        """Leading tokens that have no place in the image."""
-        return (self.pool == "cls") + self.registers
-
-    def setup(self):
-        shared = {"initialiser": self.initialiser, "dtype": self.dtype}
-        mlp_dim = self.mlp_dim or int(self.dim * self.mlp_ratio)
-        self.embed = PatchEmbed(
-            dim=self.dim,
-            patch=self.patch,
-            kind=self.stem,
-            norm=self.stem_norm,
-            crop=self.crop_to_patches,
-            takes_patches=self.takes_patches,
-            norm_eps=self.norm_eps,
-            **shared,
-        )
-        if self.pool == "cls":
-            self.class_token = PrefixTokens(1)
-        self.position_embed = PositionEmbed(kind=self.positions, **shared)
-        if self.registers:
-            self.register_tokens = PrefixTokens(self.registers, stddev=0.02)
-        block = partial(
-            EncoderBlock,
-            heads=self.heads,
-            head_dim=self.head_dim,
-            mlp_dim=mlp_dim,
-            norm_order=self.norm_order,
-            norm_eps=self.norm_eps,
-            activation=self.activation,
-            activate_twice=self.activate_twice,
-            qkv_bias=self.qkv_bias,
-            qk_norm=self.qk_norm,
-            layer_scale=self.layer_scale,
-            attention_dropout=self.attention_dropout,
-            projection_dropout=self.dropout if self.projection_dropout < 0 else self.projection_dropout,
-            mlp_dropout=self.dropout,
-            **shared,
-        )
-        learner = partial(
-            TokenLearner,
-            tokens=self.learner_tokens,
-            kind=self.learner,
-            reduce=self.learner_reduce,
-            convs=self.learner_convs,
-            groups=self.learner_groups,
-            hidden=self.learner_hidden,
-            norm=self.learner_norm,
-            dropout=self.dropout,
-            norm_eps=self.norm_eps,
-            activation=self.learner_activation,
-            **shared,
-        )
-        fuser = partial(
-            TokenFuser,
-            hidden=self.learner_hidden,
-            dropout=self.dropout,
-            norm_eps=self.norm_eps,
-            activation=self.learner_activation,
-            **shared,
-        )
-        self.encoder = Encoder(
-            block,
-            self.depth,
-            drop_path=self.drop_path,
-            learner=None if self.learner == "none" else learner,
-            learner_at=self.learner_at,
-            fuser=fuser if self.fuse else None,
-            remat=self.remat,
-            scan=self.scan,
-        )
-        if self.final_norm:
-            self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
-        self.pooling = Pool(
-            kind=self.pool,
-            prefix=self.prefix,
-            heads=self.heads,
-            mlp_dim=mlp_dim,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            **shared,
-        )
-        if self.rep_size:
-            self.representation = nn.Dense(self.rep_size, dtype=self.dtype)
-        self.head = Classifier(
-            num_classes=self.num_classes,
-            hidden=self.head_hidden,
-            activation=self.head_activation,
-            dropout=self.head_dropout,
-            input_dropout=self.head_input_dropout,
-            **shared,
-        )
-
-    def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        """Tokens after the last block and norm: (B, prefix + h * w, dim), the class token first, registers next.
-
-        After a TokenLearner without a fuser there are prefix + learner_tokens of them. With `norm_after_pool` they are
-        not normalised.
-        """
-        x_BHWC = self.embed(images_BHWC.astype(self.dtype))
-        grid = x_BHWC.shape[1:3]
-        x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
-        if self.pool == "cls":
-            x_BNC = self.class_token(x_BNC)
-        x_BNC = self.position_embed(x_BNC, grid=grid)
-        if self.registers:
-            head, rest = x_BNC[:, : self.prefix - self.registers], x_BNC[:, self.prefix - self.registers :]
-            x_BNC = jnp.concatenate([head, self.register_tokens(rest)], axis=1)
-        rate = self.dropout if self.embed_dropout < 0 else self.embed_dropout
-        if train and rate > 0:
-            x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
-        x_BNC = self.encoder(x_BNC, train=train, grid=grid)
-        return self.norm(x_BNC) if self.final_norm and not self.norm_after_pool else x_BNC
-
-    def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        """Images, floats already normalised, to float32 logits (B, K)."""
-        x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
-        if self.norm_after_pool:
-            x_BC = self.norm(x_BC)
-        if self.rep_size:
-            x_BC = jnp.tanh(self.representation(x_BC))
-        return self.head(x_BC, train=train)
-
     def idle_attributes(self) -> dict[str, str]:
-        """Attributes without effect beside the others' values, each with the one that makes it so."""
+        """Returns {attribute: reason} of the attributes that have no effect, given the values of the others."""
         idle = {}
         if self.learner == "none":
             learner = ("tokens", "reduce", "convs", "groups", "hidden", "norm", "activation")

@@ -44,7 +44,7 @@ def _gelu_by_erf(x: jax.Array) -> jax.Array:
 
 @_gelu_by_erf.defjvp
 def _gelu_by_erf_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """A derivative by hand: the backward pass keeps one array of x's dtype instead of three float32 arrays."""
+    """An explicit derivative: the backward pass keeps one array of x's dtype instead of three float32 arrays."""
     ((x,), (dx,)) = primals, tangents
     wide, share = _cumulative(x)
     slope = share + wide * jnp.exp(-0.5 * wide * wide) * np.asarray((2 * np.pi) ** -0.5, wide.dtype)

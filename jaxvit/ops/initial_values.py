@@ -7,7 +7,7 @@ Single GPU" (arXiv:2404.00498).
 `mimetic_attention` departs from the paper as follows:
 
 - Value and output. The paper factors one C x C matrix, .4 Z - .4 I, over all heads together and splits the factors into
-  heads. `joint=True` does that. By default each head factors a matrix of its own, (.4 Z - .4 I) / heads, with the best
+  heads. `joint=True` does that. By default each head factors a separate matrix, (.4 Z - .4 I) / heads, with the best
   approximation of the head's rank. If the heads are at least C wide, as in the tutorials, nothing is lost, and the sum
   over the heads has the mean of the paper's matrix. Narrower heads keep only the largest singular values, and the sum
   is a weaker negative identity than the paper's.
@@ -150,10 +150,10 @@ def whitening_filters(moments_PP: np.ndarray, eps: float = 5e-4) -> np.ndarray:
     return (filters_PP * np.sign(largest_P1)).astype(np.float32)
 
 
-def place_filters(kernel: jax.Array, filters_PP: jax.Array) -> jax.Array:
+def place_filters(kernel: jax.Array, filters_PP: jax.Array | np.ndarray) -> jax.Array:
     """Writes filters into the first outputs of a kernel (…, O) with P values per output.
 
-    The first P outputs become the filters and the next P their negatives, as far as there are outputs. Further outputs
+    The first P outputs become the filters and the next P their negatives, until the outputs run out. Further outputs
     keep their values. With fewer outputs than filters only the first filters are used.
     """
     outputs = kernel.shape[-1]

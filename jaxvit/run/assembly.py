@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -20,16 +21,18 @@ from jaxvit import own_code
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.devices.hardware import memory_of_device
 from jaxvit.devices.sharding import over_images
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
+from jaxvit.models.count import count_params
 from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
+from jaxvit.ops.trees import Variables
 from jaxvit.run.initial_state import InitialValues, initial_values
 from jaxvit.training.metrics import Sums
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
-    Schedule,
     average_weights,
     decay_mask,
     layer_factors,
@@ -59,7 +62,7 @@ class Assembly:
     plan: Plan
     model: nn.Module
     optimizer: optax.GradientTransformation
-    schedule: Schedule
+    schedule: optax.Schedule
     abstract_state: TrainState
     classes: int
     initial: InitialValues | None = None
@@ -123,7 +126,7 @@ class Assembly:
 
     def apply(
         self,
-        variables: Any,
+        variables: Variables,
         images_BHWC: jax.Array,
         *,
         train: bool,
@@ -141,7 +144,7 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
-    def eval_step(self, variables: Any, batch: Batch, *, axis_name: str | None = None) -> Sums:
+    def eval_step(self, variables: Variables, batch: Batch, *, axis_name: str | None = None) -> Sums:
         """One evaluation step: (variables, batch) to sums; see `jaxvit.training.step.eval_step`."""
         transform = partial(preprocess, settings=self.plan.augment)
         by_class = self.plan.train.by_class
@@ -156,7 +159,7 @@ class Assembly:
         key = self.step_key() if key is None else key
         return prepare(step, batch, key=key, transform=partial(self.augment, root=key, mesh=mesh))
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
+    def init(self, key: jax.Array) -> Variables:
         """Initializes the variables, 'params' and any constants, by the modules' own initializers."""
         return _init(self.plan, self.model, key)
 
@@ -180,7 +183,7 @@ class Assembly:
         key = self.init_key() if key is None else key
         return create_state(partial(self._initial, measured), self.optimizer, key, ema=self.plan.ema_decay > 0)
 
-    def _initial(self, measured: np.ndarray | None, key: jax.Array) -> Any:
+    def _initial(self, measured: np.ndarray | None, key: jax.Array) -> Variables:
         variables = self.init(key)
         return self.initial(variables, key, measured) if self.initial else variables
 
@@ -188,7 +191,9 @@ class Assembly:
         """Measures what the initial values need of the training split; None if they need nothing."""
         return self.initial.measure(source) if self.initial else None
 
-    def host_transform(self, before: int = 0) -> Callable[[int, Mapping[str, Any]], dict[str, np.ndarray]] | None:
+    def host_transform(
+        self, before: int = 0
+    ) -> Callable[[int, Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None:
         """Returns (step, batch) -> batch, which augments the geometry on the host; None if the device does it.
 
         `before` is the number of images of the whole batch that precede those of this process.
@@ -211,7 +216,7 @@ class Assembly:
         return on_host
 
 
-def _init(plan: Plan, model: nn.Module, key: jax.Array) -> dict[str, Any]:
+def _init(plan: Plan, model: nn.Module, key: jax.Array) -> Variables:
     variables = dict(model.init(key, jnp.zeros((1, *plan.input_shape), jnp.float32), train=False))
     if "params" not in variables:
         raise UsageError(f"config.model.name='{plan.model.name}': has no parameters; there is nothing to train")
@@ -219,10 +224,16 @@ def _init(plan: Plan, model: nn.Module, key: jax.Array) -> dict[str, Any]:
 
 
 def _apply(
-    plan: Plan, model: nn.Module, variables: Any, images_BHWC: jax.Array, train: bool, key: jax.Array | None = None
+    plan: Plan,
+    model: nn.Module,
+    variables: Variables,
+    images_BHWC: jax.Array,
+    train: bool,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     with implementations.use(plan.train.implementations):
-        return model.apply(variables, images_BHWC, train=train, rngs={"dropout": key} if train else None)
+        rngs = {"dropout": key} if train and key is not None else None
+        return cast(jax.Array, model.apply(variables, images_BHWC, train=train, rngs=rngs))
 
 
 def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
@@ -283,6 +294,37 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial)
 
 
+def refuse_beyond_memory(plan: Plan, assembly: Assembly) -> None:
+    """Refuses sizes that no device here can hold, before XLA, which ends the process at some of them, sees them.
+
+    Raises:
+      UsageError: the state alone, or the images of a batch alone, take more than all of a device's memory.
+    """
+    room = memory_of_device()
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(assembly.abstract_state))
+    stored, seen = math.prod(plan.data.image_shape), 4 * math.prod(plan.input_shape)  # bytes: uint8, float32
+    train = plan.train
+    batch = train.per_device_batch * (stored + seen // train.accumulate)
+    evaluated = train.eval_batch_size // train.devices * (stored + seen)
+    parameters = count_params(assembly.abstract_state.variables)
+    for size, what, remedy in (
+        (
+            state // train.fsdp,
+            f"config.model: {parameters:,} parameters with their optimizer's state",
+            "a smaller model, or config.train.fsdp over more devices",
+        ),
+        (
+            batch,
+            f"config.train.batch_size={train.batch_size}: the images of a batch",
+            "a smaller one, or a larger config.train.accumulate",
+        ),
+        (evaluated, f"config.eval.batch_size={train.eval_batch_size}: the images of a batch", "a smaller one"),
+    ):
+        if room and size > room:
+            gigabytes = f"{size / 2**30:,.1f} GiB of memory on a device that has {room / 2**30:,.1f} GiB"
+            raise UsageError(f"{what} take {gigabytes}; what helps: {remedy}")
+
+
 def _why_it_fails(plan: Plan, error: Exception) -> str:
     """The one line for a model that cannot be traced."""
     name, size = plan.model.name, "×".join(map(str, plan.input_shape))
@@ -297,7 +339,7 @@ def _why_it_fails(plan: Plan, error: Exception) -> str:
     return f"config.model.name='{name}': does not work on images of {size}: {own_code.explain(error)}"
 
 
-def _check_scores(plan: Plan, found: Any, expected: tuple[int, int | None]) -> None:
+def _check_scores(plan: Plan, found: object, expected: tuple[int, int | None]) -> None:
     """Raises UsageError where a model's output is not an array of scores.
 
     `expected` is its shape: images, and the number of scores, None = at least as many as there are classes.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import SupportsFloat
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
 from jaxvit.config.plan_types import Plan
+from jaxvit.ops.trees import Params
 from jaxvit.shown import rich
 from jaxvit.training.muon import count_on_muon
 from jaxvit.training.settings import OPTIMIZERS
@@ -20,7 +21,9 @@ CURVE_WIDTH, CURVE_HEIGHT = 64, 8
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-def print_plan(plan: Plan, params: Any, learning_rate: Callable[[int], Any], console: Console | None = None) -> None:
+def print_plan(
+    plan: Plan, params: Params, learning_rate: Callable[[int], SupportsFloat], console: Console | None = None
+) -> None:
     """Prints a plan.
 
     Args:
@@ -56,9 +59,9 @@ def _plan_table(plan: Plan) -> Table:
     return table
 
 
-def _sections(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
+def _sections(plan: Plan) -> list[tuple[str, dict[str, object]]]:
     seeds = {"seeds": str(plan.seeds), "train.seeds": plan.seeds_run} if plan.seeds else {"seed": plan.seed}
-    sections: list[tuple[str, dict[str, Any]]] = [
+    sections: list[tuple[str, dict[str, object]]] = [
         ("", {**seeds, "config hash": plan.config_hash, "model": plan.model.name})
     ]
     sections.append(("model.", dict(plan.model.attributes)))
@@ -70,7 +73,7 @@ def _sections(plan: Plan) -> list[tuple[str, dict[str, Any]]]:
     return sections
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     if isinstance(value, tuple) and len(value) > 12:
         return f"{', '.join(map(str, value[:10]))}, … ({len(value)})"
     if isinstance(value, tuple):
@@ -78,7 +81,7 @@ def _show(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def parameter_table(params: Any, on_muon: Mapping[str, tuple[int, int]] | None = None) -> Table:
+def parameter_table(params: Params, on_muon: Mapping[str, tuple[int, int]] | None = None) -> Table:
     """Parameters by part of the model, two levels deep; `on_muon` is what `count_on_muon` says."""
     counts: dict[str, list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

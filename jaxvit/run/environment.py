@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -30,7 +29,7 @@ PACKAGES = (
 )
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, object]:
     """Versions, devices and the command of this process."""
     devices = jax.devices()
     about = hardware.machine()

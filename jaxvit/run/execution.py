@@ -11,9 +11,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 import jax
+from jax.sharding import Mesh
 
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.parts import Source, StreamedSource
@@ -33,10 +34,11 @@ from jaxvit.run.assembly import Assembly
 from jaxvit.run.folder import RunDirectory, checkpoint_folder
 from jaxvit.run.messages import print_result, print_start
 from jaxvit.run.program import StartOptions, make_program
+from jaxvit.run.result_types import Metrics, Result, Split
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal, open_writers, read_jsonl
-from jaxvit.training.loop import Position, Program, RunTracker, evaluate, fit
+from jaxvit.training.loop import Batch, Position, Program, RunTracker, evaluate, fit
 from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import SAVES_THE_STEP, StopRequest
@@ -52,7 +54,7 @@ def execute(
     options: StartOptions,
     stop: StopRequest,
     whole: RunDirectory | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Trains to the end and returns the result, which it also writes; see `jaxvit.train` for the errors.
 
     `whole` is the run of several seeds that this one is a part of.
@@ -113,7 +115,7 @@ def start(
     assembly: Assembly,
     sources: Sources,
     checkpoints: Checkpoints,
-    mesh: Any,
+    mesh: Mesh,
     options: StartOptions,
 ) -> tuple[TrainState, Position]:
     """The state and position to go on from: fresh, or the newest checkpoint's."""
@@ -156,8 +158,8 @@ def refuse_fewer_steps(plan: Plan, done: int) -> None:
 
 
 def _restore_newest(
-    checkpoints: Checkpoints, steps: list[int], shapes: Any, fall_back: bool
-) -> tuple[TrainState, dict[str, Any]]:
+    checkpoints: Checkpoints, steps: list[int], shapes: TrainState, fall_back: bool
+) -> tuple[TrainState, dict[str, object]]:
     """The newest checkpoint of those steps; or, if that is damaged and it is allowed, the newest that can be read.
 
     Nothing is moved before that one has been read: what looks like damage everywhere is something else.
@@ -190,21 +192,21 @@ def _finish(
     journal: Journal,
     stop: StopRequest,
     options: StartOptions,
-) -> dict[str, Any]:
+) -> Result:
     """Measures the chosen weights on the test split, once, and writes the figure and the result."""
     stop.answer = "stopping; the training is saved, and the same command goes on with the test"
     weights_of = "best" if plan.data.validation else "last"
     if position.best_step != position.step:
         state, weights_of = _restore_best(state, position, checkpoints, options.fall_back)
 
-    def unless_stopped(batches: Iterator[Any]) -> Iterator[Any]:
+    def unless_stopped(batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             _stop_if_asked(stop)
             if stop.must_hold():
                 stop.hold()
             yield batch
 
-    test = {}
+    test: dict[str, float] = {}
     if program.test:
         started = time.monotonic() - stop.held_seconds
         (totals,) = evaluate(program.eval_step, state.chosen_variables, unless_stopped(program.test()), program.place)
@@ -212,8 +214,8 @@ def _finish(
         position.seconds["eval"] += time.monotonic() - stop.held_seconds - started
         journal.write(position.step, position.step / program.steps_per_epoch, "test", test)
     journal.flush()
-    result = {
-        "test": test,
+    result: Result = {
+        "test": cast(Metrics, test),
         "validation": {plan.train.monitor: position.best_value} if plan.data.validation else {},
         "weights": "ema" if state.ema else "model",
         "weights_of": weights_of,
@@ -224,8 +226,9 @@ def _finish(
         "seconds": {name: round(value, 3) for name, value in position.seconds.items()},
         "config_hash": run.config_hash,
         "data": describe(sources),
-        **({"extensions": run.extensions} if run.extensions else {}),
     }
+    if run.extensions:
+        result["extensions"] = run.extensions
     # All wait for the one that draws and writes: one that has left counts as lost after a while.
     not_drawn = processes.on_first(lambda: _draw(run, plan, position))
     _stop_if_asked(stop)
@@ -279,6 +282,6 @@ def _stop_if_asked(stop: StopRequest) -> None:
         raise StoppedError("stopped before the test was done; the training is saved. The same command tests it", code)
 
 
-def describe(sources: Sources) -> dict[str, Any]:
+def describe(sources: Sources) -> dict[str, Split]:
     """What the splits are: names, notes (at the end of a run: of all damage that it met) and fingerprints."""
     return {part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()}

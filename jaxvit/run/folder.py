@@ -17,22 +17,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from ml_collections import ConfigDict
 
 from jaxvit._version import __version__
 from jaxvit.config.identity import config_hash, differences
 from jaxvit.config.key_table import EXTENDABLE, KEYS
-from jaxvit.config.keys import complete, from_plain, to_plain
+from jaxvit.config.keys import check_value, complete, flatten, from_plain, to_plain
 from jaxvit.config.plan_types import Plan
 from jaxvit.errors import UsageError, first_line, is_disk_failure
-from jaxvit.files import Lock, make_folder, naming, read_json, refuse_backslash, require, write_json
+from jaxvit.files import Lock, is_number, make_folder, naming, read_json, refuse_backslash, require, write_json
 from jaxvit.run.environment import describe_environment
+from jaxvit.run.result_types import Environment, Result, Split
 
 
 class RunDirectory:
@@ -51,8 +53,8 @@ class RunDirectory:
         self.path = path
         self.config = config
         self.writes = writes
-        self.extended: dict[str, tuple[Any, Any]] = {}
-        self.extensions: list[dict[str, Any]] = []
+        self.extended: dict[str, tuple[object, object]] = {}
+        self.extensions: list[dict[str, object]] = []
         if not writes and not (path / ".lock").exists():
             raise UsageError(
                 f"--workdir={path}: this process does not see the folder that the first one has opened; the processes "
@@ -109,7 +111,7 @@ class RunDirectory:
         )
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """The finished run's result; None while it is not finished."""
         return read_result(self.path) if (self.path / "result.json").exists() else None
 
@@ -122,8 +124,9 @@ class RunDirectory:
 
     def set_result_aside(self) -> None:
         """When a run is taken further: keeps the shorter run's result under its steps."""
-        if self.writes and self.result is not None:
-            os.replace(self.path / "result.json", self.path / f"result-{self.result['steps']}.json")
+        result = self.result
+        if self.writes and result is not None:
+            os.replace(self.path / "result.json", self.path / f"result-{result['steps']}.json")
 
     def write_config(self) -> None:
         """Writes config.json."""
@@ -153,7 +156,7 @@ class RunDirectory:
         """That of the config, with how the run was taken further."""
         return config_hash(self.config, self.extensions)
 
-    def check_data(self, data: Mapping[str, Any], class_names: Sequence[str] = ()) -> None:
+    def check_data(self, data: Mapping[str, Split], class_names: Sequence[str] = ()) -> None:
         """Compares the splits' fingerprints, and the classes, with those that the run began with; nothing is written.
 
         Raises:
@@ -176,16 +179,16 @@ class RunDirectory:
                     f"{was['sha256']} then, {now['sha256']} now); use the same data, or a new --workdir"
                 )
 
-    def write_environment(self, data: Mapping[str, Any]) -> None:
+    def write_environment(self, data: Mapping[str, Split]) -> None:
         """Adds this start to environment.json; `data` holds the splits' fingerprints, which `check_data` has passed."""
         starts = read_environment(self.path)["starts"]
         self._write("environment.json", {"data": dict(data), "starts": [*starts, describe_environment()]})
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: Result) -> None:
         """Writes result.json: from then on the run is finished."""
         self._write("result.json", result)
 
-    def _write(self, name: str, value: Any) -> None:
+    def _write(self, name: str, value: object) -> None:
         if self.writes:
             write_json(self.path / name, value, with_checksum=True)
 
@@ -194,12 +197,15 @@ class RunDirectory:
         if self._lock:
             with contextlib.suppress(OSError):
                 own = self.path / ".lock"
-                if all(path == own or (path.is_dir() and not any(path.iterdir())) for path in self.path.iterdir()):
+                others = [path for path in self.path.iterdir() if path != own]
+                if not any(path.is_file() or any(path.iterdir()) for path in others):
+                    for path in others:  # else the folder would count as one with other files
+                        path.rmdir()
                     own.unlink()  # it was refused before it began
             self._lock.close()
 
 
-def finished_result(path: Path, config: ConfigDict) -> dict[str, Any] | None:
+def finished_result(path: Path, config: ConfigDict) -> Result | None:
     """The result, if `path` holds a finished run of this very config; else None.
 
     Raises:
@@ -220,12 +226,10 @@ _RESULT = {
     "stopped_early": bool,
     "seconds": dict,
 }
+_MEASURED = {"top1": 1.0, "top5": 1.0, "loss": math.inf, "count": math.inf}  # and the largest that each can be
 
 
-_MEASURED = ("top1", "top5", "loss", "count")
-
-
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> Result:
     """What result.json of a finished run holds.
 
     Raises:
@@ -236,17 +240,21 @@ def read_result(path: Path) -> dict[str, Any]:
     found = read_json(file, remedy, expects_checksum=True)
     require(isinstance(found, dict), file, "it holds no result", remedy)
     for name, kind in _RESULT.items():
-        require(isinstance(found.get(name), kind), file, f"it holds no '{name}'", remedy)
-    test = found["test"]
-    numbers = [*(test.get(name) for name in _MEASURED if test), found["seconds"].get("train")]
+        right = type(found.get(name)) is kind and (kind is not int or found[name] >= 0)
+        require(right, file, f"it holds no '{name}'", remedy)
+    test, seconds = found["test"], found["seconds"]
+    numbers = {f"test.{name}": (test.get(name), most) for name, most in _MEASURED.items() if test}
+    numbers["seconds.train"] = seconds.get("train"), math.inf
     if "std" in test:
-        numbers += [test.get("n"), *(test["std"].get(n) for n in ("top1",) if isinstance(test["std"], dict))]
-    require(all(isinstance(n, int | float) for n in numbers), file, "numbers are missing", remedy)
+        spread = test["std"].get("top1") if isinstance(test["std"], dict) else None
+        numbers |= {"test.n": (test.get("n"), math.inf), "test.std.top1": (spread, 1.0)}
+    for name, (value, most) in numbers.items():
+        require(is_number(value, 0, most), file, f"'{name}' is no number that it can be", remedy)
     require("weights_of" in found or "seeds" in found, file, "it does not say which weights it is of", remedy)
     return found
 
 
-def read_environment(path: Path) -> dict[str, Any]:
+def read_environment(path: Path) -> Environment:
     """What environment.json of a run holds: `data`, the splits' fingerprints, and `starts`; both empty without one.
 
     Raises:
@@ -261,7 +269,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     require(whole, file, "it does not hold 'data' and 'starts'", remedy)
     for part, facts in found["data"].items():
         require(isinstance(facts, dict) and "sha256" in facts, file, f"'data.{part}' is no fingerprint", remedy)
-    return found
+    return cast(Environment, found)
 
 
 def read_config(path: Path) -> ConfigDict:
@@ -272,16 +280,25 @@ def read_config(path: Path) -> ConfigDict:
     """
     file, remedy = path / "config.json", "it is damaged, or this is no run directory: use a new --workdir"
     found = read_json(file, remedy, expects_checksum=True)
-    plain = found.get("config") if isinstance(found, dict) else None
-    require(isinstance(plain, dict) and isinstance(found.get("extensions", []), list), file, "it has no config", remedy)
+    found = found if isinstance(found, dict) else {}
+    plain = found.get("config")
+    require(isinstance(plain, dict), file, "it has no config", remedy)
+    extensions = found.get("extensions", [])
+    right = isinstance(extensions, list) and all(isinstance(one, dict) for one in extensions)
+    require(right, file, "its 'extensions' are none", remedy)
+    plain = cast(dict[str, object], plain)
     for section in dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key):
         right = isinstance(plain.get(section, {}), dict)
         require(right, file, f"config.{section} is no section", remedy)
     model = plain.get("model")
-    require(isinstance(model, dict) and "name" in model, file, "there is no key config.model.name", remedy)
+    named = isinstance(model, dict) and isinstance(model.get("name"), str)
+    require(named, file, "there is no key config.model.name", remedy)
     try:
-        return complete(from_plain(plain))
-    except (KeyError, TypeError, ValueError) as error:  # names that no config can have
+        config = complete(from_plain(plain))
+        for key, value in flatten(config):
+            check_value(key, value)
+        return config
+    except (KeyError, TypeError, ValueError, UsageError) as error:  # names that no config can have
         raise UsageError(f"{file} cannot be read ({first_line(error)}); {remedy}") from None
 
 

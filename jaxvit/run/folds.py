@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.keys import set_value
 from jaxvit.config.plan_types import Plan
+from jaxvit.config.reader import ConfigReader
 from jaxvit.data.sources import Dataset
 from jaxvit.devices import processes
 from jaxvit.errors import RunFailedError
@@ -20,6 +21,7 @@ from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
 from jaxvit.run.messages import print_result
 from jaxvit.run.program import StartOptions
+from jaxvit.run.result_types import Result
 from jaxvit.run.seeds import combine, open_run
 from jaxvit.training.checkpoint import saved_steps
 from jaxvit.training.stopping import StopRequest
@@ -28,7 +30,7 @@ from jaxvit.training.stopping import StopRequest
 def config_of_fold(config: ConfigDict, fold: int) -> ConfigDict:
     """The config of the single run with one of the folds as its test split."""
     config = copy.deepcopy(config)
-    config.data.fold = fold
+    set_value(config, "data.fold", fold)
     return config
 
 
@@ -37,7 +39,7 @@ def train_folds(
     prepare: Callable[[ConfigDict], tuple[Dataset, Plan, Assembly]],
     options: StartOptions,
     stop: StopRequest,
-) -> dict[str, Any]:
+) -> Result:
     """Trains a run for each fold and returns their result, which it also writes.
 
     Args:
@@ -45,10 +47,10 @@ def train_folds(
       prepare: makes the parts of the run of one fold from its config.
       options, stop: as for `jaxvit.run.execution.execute`.
     """
-    folds = run.config.data.folds
+    folds = ConfigReader(run.config)("data.folds", int)
     folders = [run.path / f"fold_{fold}" for fold in range(folds)]
     run.note_extension(max(max(saved_steps(checkpoint_folder(folder)), default=0) for folder in folders))
-    results = {}
+    results: dict[int, Result] = {}
     for fold, folder in enumerate(folders):
         print(f"fold {fold} ({fold + 1} of {folds})", flush=True)
         config = config_of_fold(run.config, fold)

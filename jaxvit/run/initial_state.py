@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,10 @@ from jaxvit.devices import processes
 from jaxvit.errors import UsageError, first_line
 from jaxvit.models.initial_sites import Stem, start_attention, start_positions, start_stem, stem_input, survey
 from jaxvit.ops.initial_values import patches_of, whitening_filters
+from jaxvit.ops.trees import Params, Variables
 
 MOST_VALUES = 4096  # of a patch that is whitened: the work grows with their cube
+Pair = tuple[int, int]
 _IMAGES = 64  # measured at a time
 
 
@@ -47,11 +49,13 @@ class InitialValues:
         stem, where = sites.stem, f"config.init.stem='{init.stem}': the first layer of {name}"
         if init.stem and stem is None:
             raise UsageError(f"{where} is neither dense nor a plain convolution of images; set it to ''")
-        if init.stem and stem.values > MOST_VALUES:
+        if init.stem and stem is not None and stem.values > MOST_VALUES:
             many = f"takes patches of {stem.values} values, and at most {MOST_VALUES} can be whitened"
             raise UsageError(f"{where} {many}; set it to ''")
 
-    def __call__(self, variables: dict[str, Any], key: jax.Array, filters: jax.Array | None = None) -> dict[str, Any]:
+    def __call__(
+        self, variables: Variables, key: jax.Array, filters: jax.Array | np.ndarray | None = None
+    ) -> dict[str, Params]:
         """The variables with these values; pure, to be traced.
 
         Args:
@@ -108,7 +112,10 @@ class InitialValues:
             if not good.any():
                 continue
             given = np.asarray(look(images[good]))
-            x = patches_of(given, stem.window, stem.strides) if stem.window else given.reshape(-1, stem.values)
+            if stem.window:
+                x = patches_of(given, cast(Pair, stem.window), cast(Pair, stem.strides))
+            else:
+                x = given.reshape(-1, stem.values)
             x = x.astype(np.float64)
             total += x.T @ x
             patches += len(x)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 
 from jaxvit.config.plan_types import Plan
 from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
+from jaxvit.run.result_types import Result
 from jaxvit.shown import terminal
 from jaxvit.training.loop import Position
 
@@ -35,23 +36,23 @@ def print_start(plan: Plan, assembly: Assembly, position: Position) -> None:
     print("compiling, or fetching what an earlier start has compiled", flush=True)
 
 
-def print_finished(result: dict[str, Any], path: Path) -> dict[str, Any]:
+def print_finished(result: Result, path: Path) -> Result:
     """Prints the result of a run that was finished before, says so, and returns it."""
     print_result(result, path, "this run is finished; nothing was trained")
     print("to take it further: the same command with a longer --config.train.duration")
     return result
 
 
-def print_result(result: dict[str, Any], path: Path, remark: str = "") -> None:
+def print_result(result: Result, path: Path, remark: str = "") -> None:
     """Prints a result, of one run or of several seeds; first the remark, if there is one."""
     if remark:
         print(remark)
     test = result["test"]
     if "std" in test:
         print(
-            f"test accuracy {test['top1']:.2%} ± {test['std']['top1']:.2%} (mean ± standard deviation of {test['n']} "
-            f"{'folds' if 'folds' in result else 'seeds'}, {test['count']:,} images), top-5 {test['top5']:.2%}, "
-            f"loss {test['loss']:.4f}"
+            f"test accuracy {test['top1']:.2%} ± {test['std']['top1']:.2%} (mean ± standard deviation of "
+            f"{test.get('n')} {'folds' if 'folds' in result else 'seeds'}, {test['count']:,} images), "
+            f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
         )
     elif test:
         right = round(test["top1"] * test["count"])
@@ -60,8 +61,9 @@ def print_result(result: dict[str, Any], path: Path, remark: str = "") -> None:
             f"top-5 {test['top5']:.2%}, loss {test['loss']:.4f}"
         )
     if "macro_f1" in test:
+        values, spread = cast(Mapping[str, float], test), test.get("std")
         by_class = [
-            f"{words} {test[name]:.2%}" + (f" ± {test['std'][name]:.2%}" if "std" in test else "")
+            f"{words} {values[name]:.2%}" + (f" ± {spread[name]:.2%}" if spread else "")
             for name, words in (("macro_f1", "macro F1"), ("balanced_accuracy", "balanced accuracy"))
         ]
         print(f"all classes alike: {', '.join(by_class)}")
@@ -85,7 +87,7 @@ def print_result(result: dict[str, Any], path: Path, remark: str = "") -> None:
     print(terminal(f"run: {path}"), flush=True)
 
 
-def _chosen_of_each(seeds: Sequence[dict[str, Any]]) -> str:
+def _chosen_of_each(seeds: Sequence[Result]) -> str:
     """Which weights the seeds' tests were measured with."""
     best = [one for one in seeds if one["weights_of"] == "best"]
     if not best:
@@ -93,5 +95,5 @@ def _chosen_of_each(seeds: Sequence[dict[str, Any]]) -> str:
         return f"last weights{damaged}"
     phrase = f"weights of epochs {', '.join(str(one['best_epoch']) for one in best)}, the best on validation"
     kind = "seed" if "seed" in seeds[0] else "fold"
-    others = ", ".join(str(one[kind]) for one in seeds if one["weights_of"] != "best")
+    others = ", ".join(str(one.get(kind)) for one in seeds if one["weights_of"] != "best")
     return f"{phrase}; of {kind}s {others} the last, since the best are damaged" if others else phrase

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Lowered, Wrapped
 
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.batches import TrainOrder
@@ -21,7 +23,8 @@ from jaxvit.devices import hardware, runtime
 from jaxvit.devices.sharding import own_rows, place_batch, place_call, replicate, split_batch
 from jaxvit.run.assembly import Assembly
 from jaxvit.training import nans
-from jaxvit.training.loop import Position, Program
+from jaxvit.training.loop import Batch as LoopBatch
+from jaxvit.training.loop import CallSums, Position, Program
 from jaxvit.training.metrics import Sums
 from jaxvit.training.state import TrainState
 from jaxvit.training.step import Batch, loss, train_steps
@@ -41,7 +44,7 @@ def make_program(
     assembly: Assembly,
     sources: dict[str, Source | StreamedSource],
     state: TrainState,
-    mesh: Any,
+    mesh: Mesh,
     position: Position,
     options: StartOptions,
     workdir: Path,
@@ -72,7 +75,7 @@ def make_program(
     rates = jax.device_get(jax.jit(jax.vmap(assembly.schedule))(np.arange(t.steps))).tolist()
     position.seconds["compile"] += time.monotonic() - started
 
-    def train_step(state: TrainState, call: Any, count: int) -> Any:
+    def train_step(state: TrainState, call: LoopBatch, count: int) -> tuple[TrainState, CallSums]:
         if jitted.whole_call:
             return run(state, feed.data, call, numbers[count], root)
         each = []
@@ -81,7 +84,7 @@ def make_program(
             each.append(sums)
         return state, {name: [sums[name] for sums in each] for name in each[0]}
 
-    def batches_of(part: str) -> Any:
+    def batches_of(part: str) -> Callable[[], Iterator[LoopBatch]] | None:
         if part not in sources:
             return None
         return lambda: evaluation_stream(sources[part], t.eval_batch_size, own_rows(mesh, t.eval_batch_size))
@@ -92,8 +95,8 @@ def make_program(
     def part(state: TrainState, i: int) -> TrainState:
         return cut(state, indices[i]) if seeds else state
 
-    def explain(before: TrainState, failed: Any) -> str:
-        batch = feed.pick(feed.data, failed, 0)
+    def explain(before: TrainState, failed: LoopBatch) -> str:
+        batch = feed.pick(feed.data, cast(Batch, failed), 0)
         prepare = partial(assembly.prepare, mesh=mesh)
         return nans.explain(
             prepare, partial(loss, apply=partial(assembly.apply, plain=True)), before, batch, t.accumulate
@@ -130,12 +133,12 @@ class JittedStep(NamedTuple):
       root: data of the root key, on the devices.
     """
 
-    run: Any
+    run: Wrapped
     whole_call: bool
     numbers: list[jax.Array]
     root: jax.Array
 
-    def lower(self, state: TrainState, feed: ResidentFeed | StreamFeed, call: Any) -> Any:
+    def lower(self, state: TrainState, feed: ResidentFeed | StreamFeed, call: LoopBatch) -> Lowered:
         """Traces the step for such a state and such a call of the feed; the result can be compiled."""
         return self.run.lower(state, feed.data, call, self.numbers[0], self.root)
 
@@ -144,7 +147,7 @@ def jit_train_step(
     assembly: Assembly,
     feed: ResidentFeed | StreamFeed,
     state: TrainState,
-    mesh: Any,
+    mesh: Mesh,
     steps_per_call: int,
     seeds: Sequence[int] = (),
     *,
@@ -180,20 +183,20 @@ def jit_train_step(
     )
 
 
-def _key_data(keys: Any) -> np.ndarray:
+def _key_data(keys: jax.Array | list[jax.Array]) -> np.ndarray:
     return np.asarray(jax.random.key_data(jnp.stack(keys) if isinstance(keys, list) else keys))
 
 
 def train_program(
     state: TrainState,
-    data: Any,
-    call: Any,
+    data: Batch,
+    call: Batch,
     i: jax.Array,
     root: jax.Array,
     *,
     assembly: Assembly,
-    pick: Callable[[Any, Any, jax.Array], dict[str, jax.Array]],
-    mesh: Any,
+    pick: Callable[[Batch, Batch, jax.Array], dict[str, jax.Array]],
+    mesh: Mesh,
     steps_per_call: int,
     together: bool,
 ) -> tuple[TrainState, Sums]:
@@ -228,7 +231,7 @@ def make_feed(
     plan: Plan,
     assembly: Assembly,
     source: Source | StreamedSource,
-    mesh: Any,
+    mesh: Mesh,
     steps_per_call: int,
     seeds: Sequence[int] = (),
 ) -> ResidentFeed | StreamFeed:
@@ -242,7 +245,7 @@ def make_feed(
 
     own = own_rows(mesh, t.batch_size)
 
-    def put_call(call: Any) -> Any:
+    def put_call(call: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         return place_call(mesh, call, axis=2 if seeds else 1)
 
     if t.feed == "resident":
@@ -270,7 +273,7 @@ def make_feed(
     )
 
 
-def _abstract_batch(source: Source | StreamedSource, size: int, mesh: Any) -> Any:
+def _abstract_batch(source: Source | StreamedSource, size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {
         "image": ((size, *source.image_shape), np.uint8),
         "label": ((size,), np.int32),

@@ -14,10 +14,11 @@ import dataclasses
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvit.config.plan_types import Plan
@@ -30,6 +31,7 @@ from jaxvit.run.execution import Sources, begin, describe, execute, read_sources
 from jaxvit.run.folder import RunDirectory, checkpoint_folder, finished_result
 from jaxvit.run.messages import print_result
 from jaxvit.run.program import StartOptions, make_program
+from jaxvit.run.result_types import Result
 from jaxvit.training.checkpoint import Checkpoints, saved_steps
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.loop import Position, RunTracker, fit
@@ -47,7 +49,7 @@ def config_of_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 def train_seeds(
     run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: StartOptions, stop: StopRequest
-) -> dict[str, Any]:
+) -> Result:
     """Trains a run for each seed and returns their result, which it also writes.
 
     Args:
@@ -167,7 +169,10 @@ def _train_hindmost(
         step = min(lane.position.step for lane in lanes)
         until = min((lane.position.step for lane in lanes if lane.position.step > step), default=plan.train.steps)
         lanes = [lane for lane in lanes if lane.position.step == step]
-        state = _stack([lane.state for lane in lanes], shard_together(shard_state(mesh, assembly.abstract_state)))
+        state = _stack(
+            [lane.state for lane in lanes if lane.state is not None],
+            shard_together(shard_state(mesh, assembly.abstract_state)),
+        )
         for lane in lanes:
             lane.state = None
         seeds = [lane.seed for lane in lanes]
@@ -208,7 +213,7 @@ def _open_lane(
     seed: int,
     assembly: Assembly,
     sources: Sources,
-    mesh: Any,
+    mesh: Mesh,
     options: StartOptions,
 ) -> Lane | None:
     """The run of a seed as its folder holds it, open until `stack` closes; None if it is finished."""
@@ -224,11 +229,11 @@ def _open_lane(
     return Lane(seed, single, own, checkpoints, state, position)
 
 
-def _stack(states: list[Any], layout: Any) -> TrainState:
+def _stack(states: list[TrainState], layout: TrainState) -> TrainState:
     return jax.jit(lambda *s: jax.tree.map(lambda *x: jnp.stack(x), *s), out_shardings=layout)(*states)
 
 
-def combine(results: dict[int, dict[str, Any]], run: RunDirectory, of: str = "seed") -> dict[str, Any]:
+def combine(results: dict[int, Result], run: RunDirectory, of: str = "seed") -> Result:
     """The result of several seeds: means, sample standard deviations (of n - 1) under `std`, and each seed's own.
 
     `weights_of` is 'mixed' where the best weights of some are damaged. `of` is 'seed' or 'fold': the result of folds
@@ -236,8 +241,8 @@ def combine(results: dict[int, dict[str, Any]], run: RunDirectory, of: str = "se
     """
     folds = of == "fold"
     each = list(results.values())
-    tests = [result["test"] for result in each]
-    test: dict[str, Any] = {}
+    tests = [cast(dict[str, float], result["test"]) for result in each]
+    test: dict[str, object] = {}
     if all(tests):
         names = [name for name in tests[0] if name != "count"]
         test = {name: statistics.fmean(t[name] for t in tests) for name in names}
@@ -246,13 +251,14 @@ def combine(results: dict[int, dict[str, Any]], run: RunDirectory, of: str = "se
         test |= {"count": count, "std": spread, "n": len(tests)}
     validations = [result["validation"] for result in each]
     weights_of = {result["weights_of"] for result in each}
-    return {
+    runs = [
+        {of: number, **{key: value for key, value in result.items() if folds or key != "data"}}
+        for number, result in results.items()
+    ]
+    combined = {
         "test": test,
         "validation": {name: statistics.fmean(v[name] for v in validations) for name in validations[0]},
-        f"{of}s": [
-            {of: number, **{key: value for key, value in result.items() if folds or key != "data"}}
-            for number, result in results.items()
-        ],
+        f"{of}s": runs,
         "weights": each[0]["weights"],
         "weights_of": weights_of.pop() if len(weights_of) == 1 else "mixed",
         "params": each[0]["params"],
@@ -261,6 +267,7 @@ def combine(results: dict[int, dict[str, Any]], run: RunDirectory, of: str = "se
         "stopped_early": any(result["stopped_early"] for result in each),
         "seconds": {name: round(sum(r["seconds"][name] for r in each), 3) for name in each[0]["seconds"]},
         "config_hash": run.config_hash,
-        **({} if folds else {"data": each[0]["data"]}),
+        **({} if folds else {"data": each[0].get("data")}),
         **({"extensions": run.extensions} if run.extensions else {}),
     }
+    return cast(Result, combined)

@@ -12,13 +12,14 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
+from ml_collections import ConfigDict
 
 from jaxvit import errors
 from jaxvit.config.identity import differences
@@ -38,9 +39,11 @@ from jaxvit.files import (
     write_csv,
     write_json,
 )
+from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.folder import finished_result
+from jaxvit.run.result_types import Result
 from jaxvit.run.train import train
 from jaxvit.shown import terminal
 
@@ -55,7 +58,7 @@ class Cell:
     """
 
     settings: dict[str, str]
-    config: Any
+    config: ConfigDict
     overrides: tuple[str, ...]
 
     @property
@@ -164,12 +167,11 @@ def _written(settings: dict[str, str]) -> str:
 
 def _size(assembly: Assembly) -> tuple[int, int]:
     model = assembly.model
-    plain = {name: value for name, value in (("remat", "none"), ("scan", False)) if hasattr(model, name)}
-    macs = count_macs(model.clone(**plain), assembly.plan.input_shape)["all"]
+    macs = count_macs(plainly(model), assembly.plan.input_shape)["all"]
     return count_params(assembly.abstract_state.variables), macs
 
 
-def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], workdir: Path) -> None:
+def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, object]], workdir: Path) -> None:
     """Trains what is not finished; `rows`, made by `begin_rows`, and sweep.csv are kept up to date.
 
     sweep.csv keeps the lines of cells that an earlier start had and this one does not go over.
@@ -202,7 +204,7 @@ def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], workdir: Path) 
         write()
 
 
-def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any]]:
+def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, object]]:
     """A row for each cell as it stands before anything is trained: finished ones with their numbers."""
     # Of an earlier start's table, so that finished cells need not be traced again.
     multiply_adds = {row["cell"]: int(row["macs"]) for row in _read_rows(workdir / "sweep.csv") if row["macs"]}
@@ -230,33 +232,34 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
     return [row | {"macs": row.get("macs", "")} for row in rows] if sound else []
 
 
-def new_row(cell: Cell) -> dict[str, Any]:
+def new_row(cell: Cell) -> dict[str, object]:
     """The row of a cell that has not been run."""
     return {"cell": cell.name, **cell.settings, "params": "", "macs": "", "status": "not run"}
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, Any]:
+def _numbers(result: Result) -> dict[str, object]:
     test = result["test"]
+    values = cast(Mapping[str, object], test)
     return {
-        **{name: test[name] for name in ("top1", "top5", "loss", "count") if name in test},
-        **({"top1_std": test["std"]["top1"], "n": test["n"]} if "std" in test else {}),
+        **{name: values[name] for name in ("top1", "top5", "loss", "count") if name in test},
+        **({"top1_std": test["std"]["top1"], "n": test.get("n")} if "std" in test else {}),
         "train_seconds": result["seconds"]["train"],
         "best_epoch": result.get("best_epoch", ""),
     }
 
 
-def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def write_rows(rows: Sequence[Mapping[str, object]], file: Path) -> None:
     """All rows as CSV, whole or not at all."""
     write_csv(file, list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
-def count_done(rows: Sequence[dict[str, Any]]) -> int:
+def count_done(rows: Sequence[dict[str, object]]) -> int:
     """How many of the rows are of finished cells."""
     return sum(row["status"] == "done" for row in rows)
 
 
 @contextlib.contextmanager
-def open_sweep(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterator[None]:
+def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]]) -> Iterator[None]:
     """The sweep's folder, for this process alone; what is asked for stands in sweep.json.
 
     Raises:
@@ -289,7 +292,8 @@ def open_sweep(workdir: Path, config: Any, grid: dict[str, list[str]]) -> Iterat
     except OSError as error:
         if is_disk_failure(error):
             raise
-        raise UsageError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
+        reason = "it is a file" if workdir.is_file() else error.strerror
+        raise UsageError(f"--workdir={workdir}: cannot be written ({reason}); name another folder") from None
     with lock:
         write_json(file, {"grid": grid, "config": to_plain(config)}, with_checksum=True)
         yield

@@ -42,10 +42,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import jax
 import orbax.checkpoint as ocp
+from jax.tree_util import KeyPath
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from jaxvit.devices import processes
 from jaxvit.errors import (
@@ -57,8 +60,12 @@ from jaxvit.errors import (
     first_line,
 )
 from jaxvit.files import check_regular, make_folder, read_json, refuse_backslash, take_brackets_literally
+from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.manifest import ChangedError, check_manifest, write_manifest
 from jaxvit.training.state import TrainState
+
+if TYPE_CHECKING:
+    from etils import epath  # Orbax's own paths
 
 take_brackets_literally()  # else Orbax, below a folder with brackets, leaves the arrays' index out of a checkpoint
 
@@ -113,9 +120,9 @@ class Weights(NamedTuple):
       ema: average of the parameters, a tree like `params`; {} where the run keeps none.
     """
 
-    params: dict[str, Any]
-    constants: dict[str, Any]
-    ema: dict[str, Any]
+    params: Params
+    constants: Variables
+    ema: Params
 
 
 def restore_weights(folder: Path, step: int) -> Weights:
@@ -136,7 +143,7 @@ def restore_weights(folder: Path, step: int) -> Weights:
       UsageError: the system does not let it be read for another reason, and may do so another time.
     """
     refuse_backslash(folder)
-    place = _state_folder(folder, step).absolute()
+    place = cast("epath.Path", _state_folder(folder, step).absolute())
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         try:
             check_manifest(folder / str(step), "state")
@@ -200,7 +207,9 @@ def _not_now(checkpoint: Path, reason: str) -> str:
 class _NewestAndBest:
     """Orbax preservation policy: the newest two checkpoints, and those that they name as the best."""
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> list[bool]:
         del context
         kept = {info.step for info in checkpoints[-2:]}
         kept |= {(info.metrics or {}).get("best_step", -1) for info in checkpoints[-2:]}
@@ -310,7 +319,7 @@ class Checkpoints:
             f"checkpoint {folder} cannot be read: {reason}; {remedy or 'use a new --workdir'}"
         )
 
-    def save(self, state: TrainState, progress: dict[str, Any], step: int, best_step: int) -> None:
+    def save(self, state: TrainState, progress: dict[str, object], step: int, best_step: int) -> None:
         """Starts to save; nothing happens when this step is saved already.
 
         Raises:
@@ -333,11 +342,11 @@ class Checkpoints:
             return
         (written,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            if not jax.tree.leaves(handler.metadata(written / "state").tree):
+            if not jax.tree.leaves(handler.metadata(cast("epath.Path", written / "state")).tree):
                 raise OSError("what was saved cannot be opened")
         write_manifest(written)
 
-    def restore(self, step: int, like: TrainState, remedy: str = "") -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, step: int, like: TrainState, remedy: str = "") -> tuple[TrainState, dict[str, object]]:
         """The state and the progress of a step.
 
         Args:
@@ -352,7 +361,7 @@ class Checkpoints:
         """
         return processes.on_all(lambda: self._read(step, like, remedy))
 
-    def _read(self, step: int, like: TrainState, remedy: str) -> tuple[TrainState, dict[str, Any]]:
+    def _read(self, step: int, like: TrainState, remedy: str) -> tuple[TrainState, dict[str, object]]:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         folder = self._directory / str(step)
         earlier = [s for s in self.steps() if s < step]
@@ -364,7 +373,9 @@ class Checkpoints:
             check_manifest(folder, "state", "progress")
             # Not by the manager, which then waits for the other processes: one of them may have failed to read.
             handlers = self._handlers
-            arrays, progress = (place(self._directory, step) for place in (_state_folder, _progress_folder))
+            arrays, progress = (
+                cast("epath.Path", place(self._directory, step)) for place in (_state_folder, _progress_folder)
+            )
             if _shapes(handlers["state"].metadata(arrays).tree) != _shapes(abstract):
                 raise UsageError(f"checkpoint {folder} cannot be read: it is of another model; use a new --workdir")
             state = handlers["state"].restore(arrays, args=ocp.args.StandardRestore(abstract))
@@ -391,7 +402,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or not processes.has_lost_another(error):  # else the save would wait for the lost process
             self.close()
         if isinstance(error, OSError) and (failed := find_system_error(error)):  # of what is written beside the saves
@@ -402,10 +413,10 @@ class Checkpoints:
         return f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
 
 
-def _shapes(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _shapes(tree: object) -> dict[tuple[str, ...], tuple[int, ...]]:
     """{path: shape}; dictionaries and dataclasses, lists and tuples are one and the same."""
 
-    def names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    def names(path: KeyPath) -> tuple[str, ...]:
         return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
     return {names(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -435,7 +446,7 @@ class _SavingErrors:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not isinstance(error, Exception):
             return
         if processes.has_lost_another(error):

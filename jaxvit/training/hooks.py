@@ -1,27 +1,27 @@
-"""Functions of the user's own that are called at the end of each epoch, with the state and the epoch's metrics.
+"""Hooks: the user's own functions, called at the end of each epoch with the state and the epoch's metrics.
 
-A hook is ``function(state, metrics)``. It is called after the epoch's evaluation and before its save, in the order of
-``config.train.hooks``, in every process of a run, and for each seed that is trained together with others.
+A hook is ``function(state, metrics)``. All hooks are called after the epoch's evaluation and before its checkpoint, in
+the order of ``config.train.hooks``, in every process of a run, and separately for each of several seeds that train
+together.
 
 - `state` is the `jaxvit.training.state.TrainState` on the devices: ``state.params``, ``state.ema``, ``state.step``. The
-  next training step takes its arrays away: what a hook keeps it copies, as by ``jax.device_get(state.params)``. It
-  cannot change the run's state.
+  next training step donates its arrays, so a hook must copy what it keeps: ``jax.device_get(state.params)``. A hook
+  cannot change the state of the run.
 - `metrics` is a dict: ``step``; ``epoch``, counted from 1; ``train``, ``validation`` and ``validation_ema``, each a
-  dict like a line of metrics.jsonl, empty where there is none; ``learning_rate`` of the last step; ``is_best``
-  and ``best_epoch`` by validation; ``seed``; ``workdir``, the run's folder.
-- It returns None or False to go on, True or a reason (str) to end the training as early stopping does: the state is
-  saved and the test follows.
+  dict like a line of metrics.jsonl, or empty; ``learning_rate`` of the last step; ``is_best`` and ``best_epoch`` by
+  validation; ``seed``; ``workdir``, the run folder.
+- A hook returns None or False to continue, and True or a reason (str) to end the training like early stopping: the
+  state is saved and the test follows.
 
-One that raises ends the run, after the state has been saved; the same command then calls all hooks for this end of an
-epoch again and goes on. After a kill, too, training goes on from the last save: a hook is called at least once for each
-end of an epoch, not exactly once.
+If a hook raises, the state is saved and the run ends. The same command calls all hooks for this epoch again and
+continues. After a kill, training resumes from the last checkpoint. So a hook is called at least once per epoch, not
+exactly once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,12 +31,13 @@ from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.training.state import TrainState
 
 
-def check_hooks(names: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names, when each is that of a function of two arguments.
+def check_hooks(names: tuple[object, ...]) -> tuple[str, ...]:
+    """Returns the names if each is the name of a function with two parameters.
 
     Raises:
-      UsageError: one is not.
+      UsageError: a name is not.
     """
+    checked: list[str] = []
     for name in names:
         if not isinstance(name, str) or ":" not in name:
             raise UsageError(
@@ -47,15 +48,17 @@ def check_hooks(names: tuple[Any, ...]) -> tuple[str, ...]:
         if not own_code.takes(function, None, None):
             found = own_code.parameter_names(function)
             raise UsageError(f"config.train.hooks='{name}': must take (state, metrics); it takes {found}")
-    return tuple(names)
+        checked.append(name)
+    return tuple(checked)
 
 
 class Hooks:
     """The hooks of one run.
 
     Args:
-      names: as `check_hooks` has passed them.
-      seed, workdir: of the run, for its metrics.
+      names: names of the functions, checked by `check_hooks`.
+      seed: seed of the run, for the metrics.
+      workdir: folder of the run, for the metrics.
     """
 
     def __init__(self, names: tuple[str, ...], *, seed: int, workdir: Path):
@@ -65,7 +68,7 @@ class Hooks:
     def __bool__(self) -> bool:
         return bool(self._functions)
 
-    def __call__(self, state: TrainState, metrics: Mapping[str, Any]) -> str:
+    def __call__(self, state: TrainState, metrics: Mapping[str, object]) -> str:
         """Calls all, in every process of the run; returns why the training shall end, '' to go on.
 
         Raises:
@@ -74,7 +77,7 @@ class Hooks:
         said = processes.gather_strings(lambda: "; ".join(filter(None, self._reasons(state, metrics))))
         return next(filter(None, said), "")
 
-    def _reasons(self, state: TrainState, metrics: Mapping[str, Any]) -> list[str]:
+    def _reasons(self, state: TrainState, metrics: Mapping[str, object]) -> list[str]:
         reasons = []
         for name, function in self._functions.items():
             try:
@@ -89,7 +92,7 @@ class Hooks:
         return reasons
 
 
-def _failure(name: str, metrics: Mapping[str, Any], what: str) -> RunFailedError:
+def _failure(name: str, metrics: Mapping[str, object], what: str) -> RunFailedError:
     return RunFailedError(
         f"config.train.hooks: '{name}' at the end of epoch {metrics['epoch']:g} (step {metrics['step']:,}) {what}; the "
         "state is saved: mend the hook, and the same command calls it again and goes on"

@@ -1,7 +1,7 @@
-"""Where metrics go: a small list of writers that anybody can extend.
+"""Writers of metrics: metrics.jsonl, TensorBoard, Weights & Biases, MLflow.
 
 A writer has `write(record)`, `flush()` and `close()`. A record is a flat dict with 'step', 'epoch', 'split' and
-numbers. To add one, write such a class and name it in `open_writers`.
+numbers. To add a writer, write such a class and add it to `open_writers`.
 """
 
 from __future__ import annotations
@@ -12,49 +12,54 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias, cast
 
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import make_folder, naming, read_regular, sync_folder, write_text
+from jaxvit.files import is_number, make_folder, naming, parse_json, read_regular, sync_folder, write_text
+from jaxvit.training.trackers import TRACKERS, MLflow, WeightsAndBiases
 
-_MOST_BYTES = 1 << 31  # of a metrics.jsonl that is read
+_MOST_BYTES = 1 << 31  # size limit of a metrics.jsonl
 
-Record = dict[str, Any]
+# 'step', 'epoch', 'split' and numbers, of which None stands for one that is not finite.
+Record: TypeAlias = "dict[str, float | str | None]"
 
 
 class Writer(Protocol):
-    """What the journal asks of a writer."""
+    """The interface of a writer."""
 
-    def write(self, record: Record) -> None: ...
+    def write(self, record: Record) -> None:
+        """Writes one record; it may stay in a buffer."""
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Writes the buffer to disk."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Flushes and releases the file or connection."""
 
 
 class JsonLines:
-    """metrics.jsonl: one JSON object a line. Reopened at a step, it drops what is written again.
+    """Writes metrics.jsonl, one JSON object per line. A resumed run drops the records that it will write again.
 
     Args:
-      path: of the file; made when missing.
-      resume_step: what came after it is dropped.
-      again: splits whose records at that very step are, too.
+      path: the file; created if missing.
+      resume_step: records of later steps are dropped.
+      again: splits whose records of `resume_step` itself are dropped too.
     """
 
     def __init__(self, path: Path, resume_step: int, again: Sequence[str] = ("test",)):
         kept = [
             record
             for record in read_jsonl(path)
-            if record["step"] < resume_step or (record["step"] == resume_step and record["split"] not in again)
+            if _step(record) < resume_step or (_step(record) == resume_step and record["split"] not in again)
         ]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path, self._file = path, path.open("a")
-        sync_folder(path.parent)  # without it, a power cut could bring the old file back, or none
+        sync_folder(path.parent)  # else a power cut could restore the old file, or none
 
     def write(self, record: Record) -> None:
-        # JSON knows no NaN and no infinity.
+        # JSON has no NaN and no infinity.
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with naming(self._path):
             self._file.write(json.dumps(clean) + "\n")
@@ -68,15 +73,15 @@ class JsonLines:
         try:
             self.flush()
         finally:
-            with contextlib.suppress(OSError):  # what could not be written just now
+            with contextlib.suppress(OSError):  # the flush has raised already
                 self._file.close()
 
 
 class TensorBoard:
-    """Event files, one scalar 'split/metric' each.
+    """Writes TensorBoard event files, with one scalar 'split/metric' per number.
 
-    Written in this thread: tensorboardX's own SummaryWriter leaves it to another, which a full disk kills, and whose
-    queue its flush does not wait for.
+    It writes in the calling thread. tensorboardX's SummaryWriter uses a background thread, which dies on a full disk
+    and whose queue `flush` does not wait for.
     """
 
     def __init__(self, directory: Path, resume_step: int):
@@ -84,15 +89,16 @@ class TensorBoard:
         from tensorboardX.proto import event_pb2
 
         make_folder(directory)
-        own = f".{os.getpid()}.{time.monotonic_ns()}"  # two starts in one second must not share a file
-        self._new_event = event_pb2.Event
+        own = f".{os.getpid()}.{time.monotonic_ns()}"  # two starts within a second must not share a file
+        # protobuf makes the classes at import, so type checkers do not see them.
+        self._new_event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+        log = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         self._events = EventsWriter(str(directory / "events"), own)
         (self._file,) = directory.glob(f"events.*{own}")
-        # Has TensorBoard drop what earlier files hold from this step on: it is written again.
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(resume_step + 1, session_log=restart)
+        # Makes TensorBoard drop the events from this step on in earlier files: they are written again.
+        self._add(resume_step + 1, session_log=log(status=log.START))
 
-    def _add(self, step: int, **content: Any) -> None:
+    def _add(self, step: int, **content: object) -> None:
         with naming(self._file):
             self._events.write_event(self._new_event(wall_time=time.time(), step=step, **content))
 
@@ -100,7 +106,7 @@ class TensorBoard:
         from tensorboardX.summary import scalar
 
         for name, value in _numbers(record).items():
-            self._add(record["step"], summary=scalar(f"{record['split']}/{name}", value))
+            self._add(_step(record), summary=scalar(f"{record['split']}/{name}", value))
 
     def flush(self) -> None:
         with naming(self._file):
@@ -114,82 +120,35 @@ class TensorBoard:
                 self._events.close()
         finally:
             with contextlib.suppress(OSError):
-                if not self._file.stat().st_size:  # the disk took nothing
+                if not self._file.stat().st_size:  # the disk was full
                     self._file.unlink()
 
 
-class WeightsAndBiases:
-    """A run of the installed `wandb`; its own environment variables (WANDB_PROJECT, WANDB_MODE) apply."""
-
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
-        import wandb
-
-        stored = directory / "wandb_run_id"
-        previous = stored.read_text().strip() if stored.exists() else None
-        self._run = wandb.init(dir=str(directory), id=previous, name=name, resume="allow", config=config)
-        write_text(stored, self._run.id)
-        # Evaluation and training of one step come as two records; W&B's own step could not go back for the second.
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, record: Record) -> None:
-        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._run.log({"step": record["step"], **values})
-
-    def flush(self) -> None:
-        return None
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class MLflow:
-    """A run of the installed `mlflow`; its own environment variables (MLFLOW_TRACKING_URI, …) apply."""
-
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]):
-        import mlflow
-
-        self._mlflow = mlflow
-        stored = directory / "mlflow_run_id"
-        previous = stored.read_text().strip() if stored.exists() else None
-        run = mlflow.start_run(run_id=previous, run_name=None if previous else name)
-        write_text(stored, run.info.run_id)
-        if not previous:
-            mlflow.log_dict(config, "config.json")
-
-    def write(self, record: Record) -> None:
-        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._mlflow.log_metrics(values, step=record["step"])
-
-    def flush(self) -> None:
-        return None
-
-    def close(self) -> None:
-        self._mlflow.end_run()
-
-
 class Journal:
-    """Several writers as one."""
+    """Writes each record to several writers."""
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
 
-    def write(self, step: int, epoch: float, split: str, values: dict[str, Any]) -> None:
+    def write(self, step: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
+        """Writes the metrics of a split: 'steps', 'train', 'validation', 'validation_ema' or 'test'."""
         record = {"step": step, "epoch": round(epoch, 4), "split": split, **values}
         for writer in self._writers:
             writer.write(record)
 
     def flush(self) -> None:
-        """Before a checkpoint is made: what it has seen must be on disk."""
+        """Writes everything to disk; called before each checkpoint, so that no metrics of a saved step are lost."""
         for writer in self._writers:
             writer.flush()
 
     def close(self) -> None:
-        with contextlib.ExitStack() as stack:  # each of them, also where one fails
+        """Closes all writers, even if one of them fails."""
+        with contextlib.ExitStack() as stack:
             for writer in self._writers:
                 stack.callback(writer.close)
 
 
-WRITERS = ("jsonl", "tensorboard", "wandb", "mlflow")
+WRITERS = ("jsonl", "tensorboard", *TRACKERS)
 
 
 def check_writers(names: Sequence[str]) -> None:
@@ -197,7 +156,7 @@ def check_writers(names: Sequence[str]) -> None:
     for name in names:
         if name not in WRITERS:
             raise UsageError(f"config.log.writers: there is no writer '{name}'{nearest(name, WRITERS)}")
-        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise UsageError(f"config.log.writers: '{name}' is not installed; pip install {name}, or leave it out")
 
 
@@ -207,10 +166,19 @@ def open_writers(
     *,
     resume_step: int,
     name: str,
-    config: dict[str, Any],
+    config: dict[str, object],
     again: Sequence[str] = ("test",),
 ) -> list[Writer]:
-    """The writers named in ``config.log.writers``; `check_writers` has passed them. `again`: see `JsonLines`."""
+    """Opens the writers of a run.
+
+    Args:
+      names: names from ``config.log.writers``, checked by `check_writers`.
+      workdir: folder of the run.
+      resume_step: step that the run resumes from; 0 for a new run.
+      name: name of the run, for W&B and MLflow.
+      config: config of the run, for W&B and MLflow.
+      again: as for `JsonLines`.
+    """
     makers = {
         "jsonl": lambda: JsonLines(workdir / "metrics.jsonl", resume_step, again),
         "tensorboard": lambda: TensorBoard(workdir / "tensorboard", resume_step),
@@ -221,10 +189,10 @@ def open_writers(
 
 
 def read_jsonl(path: Path) -> list[Record]:
-    """All whole records of a metrics.jsonl; a last line cut off by a crash is left out.
+    """Reads all complete records of a metrics.jsonl; leaves out a last line that a crash cut off.
 
     Raises:
-      UsageError: a line before that is no record.
+      UsageError: another line is not a record.
     """
     if not path.exists():
         return []
@@ -246,23 +214,26 @@ def read_jsonl(path: Path) -> list[Record]:
 
 
 def deciding_validations(records: Sequence[Record]) -> list[Record]:
-    """Of a run's records the validations that its weights are chosen by: where an average of the weights is kept, that
-    average's.
-    """
+    """Returns the validations that choose the best weights: those of the EMA weights if kept, else the raw ones."""
     averaged = [record for record in records if record["split"] == "validation_ema"]
     return averaged or [record for record in records if record["split"] == "validation"]
 
 
 def _parsed(line: bytes) -> Record | None:
-    """A line's record; None if it is none."""
+    """Returns the record in a line; None if there is none."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("split"), str):
         return None
-    numbers = all(value is None or isinstance(value, int | float) for key, value in record.items() if key != "split")
-    return record if numbers and None not in (record.get("step"), record.get("epoch")) else None
+    numbers = all(value is None or is_number(value) for key, value in record.items() if key != "split")
+    placed = type(record.get("step")) is int and record["step"] >= 0 and is_number(record.get("epoch"), 0)
+    return record if numbers and placed else None
+
+
+def _step(record: Record) -> int:
+    return cast(int, record["step"])
 
 
 def _numbers(record: Record) -> dict[str, float]:

@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
 from jaxvit.devices.hardware import Profiler
 from jaxvit.errors import RunFailedError, StoppedError
+from jaxvit.ops.trees import Variables
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.hooks import Hooks
 from jaxvit.training.journal import Journal
@@ -24,7 +25,9 @@ from jaxvit.training.progress import Progress
 from jaxvit.training.state import TrainState
 from jaxvit.training.stopping import StopRequest
 
-Batch = Mapping[str, Any]
+Batch: TypeAlias = "Mapping[str, jax.Array | np.ndarray]"
+# Sums of the steps of a call: scalars of one step, arrays or lists of several.
+CallSums: TypeAlias = "Mapping[str, jax.Array | list[jax.Array]]"
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Program:
       explain: for a step that is not finite, names the module at fault, from the state before it and its batch.
     """
 
-    train_step: Callable[[TrainState, Batch, int], tuple[TrainState, Mapping[str, jax.Array]]]
-    eval_step: Callable[[Any, Batch], Mapping[str, jax.Array]]
+    train_step: Callable[[TrainState, Batch, int], tuple[TrainState, CallSums]]
+    eval_step: Callable[[Variables, Batch], Mapping[str, jax.Array]]
     train_batch: Callable[[int, int], Batch]
     validation: Callable[[], Iterator[Batch]] | None
     test: Callable[[], Iterator[Batch]] | None
@@ -82,19 +85,21 @@ class Position:
     best_value: float = math.nan
     epochs_waited: int = 0
     stopped_early: bool = False
-    hooks_due: dict[str, Any] = field(default_factory=dict)  # metrics of this epoch's end, until all hooks had them
+    hooks_due: dict[str, object] = field(default_factory=dict)  # metrics of this epoch's end, until all hooks had them
     last_step: int = 0  # of the run as it was planned when this was saved
     patience_epochs: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "train": 0.0, "eval": 0.0, "save": 0.0})
 
-    def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        return values | {"best_value": None if math.isnan(self.best_value) else self.best_value}
+    def to_json(self) -> dict[str, object]:
+        values: dict[str, object] = asdict(self)
+        values["best_value"] = None if math.isnan(self.best_value) else self.best_value
+        return values
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Position:
+    def from_json(cls, values: Mapping[str, object]) -> Position:
+        make: Callable[..., Position] = cls
         best = values["best_value"]
-        return cls(**{**values, "best_value": math.nan if best is None else best})
+        return make(**{**values, "best_value": math.nan if best is None else best})
 
 
 class RunTracker:
@@ -129,7 +134,7 @@ class RunTracker:
         return self.position.stopped_early or self.position.step >= self._program.steps
 
     def book(
-        self, step: int, values: Mapping[str, Any], seconds: float, before: TrainState | None, batch: Batch
+        self, step: int, values: Mapping[str, float], seconds: float, before: TrainState | None, batch: Batch
     ) -> None:
         """Takes a step's sums, and the seconds that it took.
 
@@ -255,12 +260,12 @@ def fit(
     (step,) = {tracker.position.step for _, tracker in active} or {program.steps}
     last = program.steps if until is None else min(until, program.steps)
     clock = _Clock(stop)
-    pending: list[tuple[int, int, Mapping[str, jax.Array], TrainState | None, Batch]] = []
+    pending: list[tuple[int, int, CallSums, TrainState | None, Batch]] = []
 
     def lap(name: str) -> float:
         return clock.lap(name, [tracker for _, tracker in active])
 
-    def settle(start: int, count: int, sums: Mapping[str, jax.Array], before: TrainState | None, batch: Batch) -> None:
+    def settle(start: int, count: int, sums: CallSums, before: TrainState | None, batch: Batch) -> None:
         """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
         host = {name: np.reshape(value, (-1, len(trackers))) for name, value in jax.device_get(sums).items()}
         for k in range(count):
@@ -341,11 +346,12 @@ def _call_hooks(program: Program, state: TrainState, active: Sequence[tuple[int,
 
 def _validate(program: Program, state: TrainState, runs: int, stop: StopRequest) -> list[list[Mapping[str, float]]]:
     """For each run the validation of its weights and, where one is kept, of their average; [] without a split."""
-    if program.validation is None:
+    validation = program.validation
+    if validation is None:
         return [[] for _ in range(runs)]
 
     def batches() -> Iterator[Batch]:
-        for batch in program.validation():
+        for batch in validation():
             if stop.must_hold():
                 stop.hold()
             yield batch
@@ -356,8 +362,8 @@ def _validate(program: Program, state: TrainState, runs: int, stop: StopRequest)
 
 
 def evaluate(
-    eval_step: Callable[[Any, Batch], Mapping[str, jax.Array]],
-    variables: Any,
+    eval_step: Callable[[Variables, Batch], Mapping[str, jax.Array]],
+    variables: Variables,
     batches: Iterable[Batch],
     place: Callable[[Batch], Batch],
     runs: int = 1,

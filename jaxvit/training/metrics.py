@@ -1,4 +1,4 @@
-"""Metrics as sums and counts: they merge by addition over steps, devices and hosts, and are divided once at the end."""
+"""Metrics as sums and counts. They merge by addition over steps, devices and hosts; one division at the end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from jaxvit.ops.labels import one_hot
 
-# Metrics that weigh all classes alike, however many images each has.
+# Metrics in which all classes have the same weight, whatever their number of images.
 BY_CLASS = ("macro_f1", "balanced_accuracy")
-# Metrics that can decide which weights are best, and what is better.
+# Metrics that can choose the best weights: `max` or `min` is better.
 MONITORS = {"top1": max, "top5": max, "precision": max, "recall": max, "loss": min, **dict.fromkeys(BY_CLASS, max)}
 
-COUNTS = ("labelled", "predicted", "right")  # sums with one number for each class
+COUNTS = ("labelled", "predicted", "right")  # sums with one number per class
 
-# float32 scalars, or one number for each class; counts of images stay exact up to 2**24 a batch
+# float32 scalars, or one number per class; counts are exact up to 2**24 images per batch
 Sums = dict[str, jax.Array]
 
 
@@ -30,24 +30,24 @@ def classification_sums(
     *,
     by_class: bool = False,
 ) -> Sums:
-    """Sums over the images whose mask is 1.
+    """Sums metrics over the images whose mask is 1.
 
     Args:
-      logits_BK: float32 scores.
+      logits_BK: float32 logits.
       labels_B: int labels.
       loss_B: loss of each image.
-      mask_B: 1.0 for an image that counts, 0.0 for padding.
-      top: k of top-k accuracy, clamped to the number of classes.
-      by_class: count for each class too.
+      mask_B: 1.0 for an image, 0.0 for padding.
+      top: k of top-k accuracy, at most the number of classes.
+      by_class: also count per class.
 
     Returns:
-      loss, top1, top5: summed over images; count: images; confident: class probabilities above 1/2 (one an image at
-      most), and confident_right: those that are the label's. The last two make Keras' micro-averaged precision and
-      recall at threshold 0.5. With `by_class`, [K] each: labelled, predicted and right: images of a class, images that
-      are taken for it, and images of which both hold.
+      loss, top1, top5: sums over images. count: number of images. confident: images with a class probability above 1/2;
+      confident_right: those where this class is the label. The last two give Keras' micro-averaged precision and recall
+      at threshold 0.5. With `by_class`, also [K] each: labelled, images of the class; predicted, images predicted as
+      the class; right, images where both hold.
     """
     label_logit_B = jnp.take_along_axis(logits_BK, labels_B[:, None], axis=-1)[:, 0]
-    # Rank by counting, ties to the lower class as in argmax; a logit that is not a number is never right.
+    # The rank counts larger logits; ties go to the lower class, as in argmax. A NaN logit is never right.
     lower_BK = jnp.arange(logits_BK.shape[-1])[None, :] < labels_B[:, None]
     tied_BK = (logits_BK == label_logit_B[:, None]) & lower_BK
     ahead_B = jnp.sum((logits_BK > label_logit_B[:, None]) | tied_BK, axis=-1)
@@ -56,7 +56,7 @@ def classification_sums(
     top_probability_B = jnp.exp(jnp.max(logits_BK, axis=-1) - jax.nn.logsumexp(logits_BK, axis=-1))
 
     def total(values_B: jax.Array) -> jax.Array:
-        # where, not a product: a padded image's NaN must not leak.
+        # `where`, not a product: NaN * 0 is NaN.
         return jnp.sum(jnp.where(mask_B > 0, values_B.astype(jnp.float32), 0.0))
 
     counts = {}
@@ -64,7 +64,7 @@ def classification_sums(
         classes = logits_BK.shape[-1]
         counted_B1 = (mask_B > 0).astype(jnp.float32)[:, None]
         label_BK = one_hot(labels_B, classes) * counted_B1
-        # A logit that is not a number is the largest for argmax, and never right.
+        # argmax picks a NaN logit; it is never right.
         guess_BK = one_hot(jnp.argmax(logits_BK, axis=-1), classes) * counted_B1
         counts = {
             "labelled": label_BK.sum(axis=0),
@@ -82,13 +82,14 @@ def classification_sums(
 
 
 class Totals:
-    """Sums gathered on the host in float64, in the order of the steps, so that regrouping changes nothing."""
+    """Accumulates sums on the host in float64, in the order of the steps, so that grouping does not change them."""
 
     def __init__(self, values: Mapping[str, float] | None = None):
         self.values: dict[str, float] = dict(values or {})
         self._by_class: dict[str, np.ndarray] = {}
 
     def add(self, sums: Mapping[str, float | np.ndarray]) -> None:
+        """Adds the sums of one step or batch."""
         for name, value in sums.items():
             if name in COUNTS:
                 self._by_class[name] = self._by_class.get(name, 0.0) + np.asarray(value, np.float64)
@@ -96,10 +97,10 @@ class Totals:
                 self.values[name] = self.values.get(name, 0.0) + float(value)
 
     def means(self) -> dict[str, float]:
-        """loss, top1, top5, precision, recall (and means over steps of whatever is summed over steps), and count.
+        """Returns loss, top1, top5, precision, recall and count; norms as means over steps; {} without images.
 
-        Where images were counted by class, also macro_f1 and balanced_accuracy: the means of F1 and of recall over the
-        classes that have images, as `jaxvit evaluate` reports them (its `f1.macro` and `recall.macro`).
+        With counts per class, also macro_f1 and balanced_accuracy: the means of F1 and recall over the classes that
+        have images. `jaxvit evaluate` reports them as `f1.macro` and `recall.macro`.
         """
         v = self.values
         count = v.get("count", 0.0)

@@ -1,33 +1,37 @@
-"""Finds where a number that is not finite first comes from, by running one step again module by module."""
+"""Finds the source of a NaN or infinity by running a step again, module by module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxvit.training.state import TrainState
-from jaxvit.training.step import cut_examples
+from jaxvit.training.step import Batch, cut_examples
+
+# (params, constants, examples) -> (loss, other values); see `jaxvit.training.step.loss`.
+Loss: TypeAlias = Callable[..., tuple[jax.Array, object]]
 
 
 def explain(
-    prepare: Callable[..., Any],
-    loss: Callable[..., Any],
+    prepare: Callable[[jax.Array, Batch], dict[str, jax.Array]],
+    loss: Loss,
     state: TrainState,
-    batch: Mapping[str, Any],
+    batch: Batch,
     accumulate: int = 1,
 ) -> str:
-    """A phrase that names the first module whose output, or else the first parameter whose gradient, is not finite.
+    """Returns a phrase that names the first module with a non-finite output, or else the first such gradient.
 
     Args:
       prepare: the run's augmentation, (step, batch) -> examples; see `jaxvit.training.step.prepare`.
       loss: the run's loss, (params, constants, examples) -> (loss, …); see `jaxvit.training.step.loss`.
-      state: before the step that went wrong.
-      batch: of that step.
-      accumulate: parts that the step cuts its batch into; each draws noise of its own.
+      state: state before the failed step.
+      batch: batch of that step.
+      accumulate: number of parts that the step cuts its batch into; each has its own random key.
     """
     examples = prepare(state.step, batch)
     parts = [examples]
@@ -40,11 +44,16 @@ def explain(
     return "forward pass and gradients are finite when repeated; the update itself is not: lower optim.peak_lr"
 
 
-def _explain_part(loss: Callable[..., Any], state: TrainState, examples: Mapping[str, Any]) -> str:
-    """The same for one part; '' where all is finite."""
+def _explain_part(loss: Loss, state: TrainState, examples: Batch) -> str:
+    """`explain` for one part; '' if everything is finite."""
     culprits: list[str] = []
 
-    def watch(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def watch(
+        next_fun: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        context: nn.module.InterceptorContext,
+    ) -> object:
         inputs_fine = _finite((args, kwargs))
         outputs = next_fun(*args, **kwargs)
         if inputs_fine and not _finite(outputs):
@@ -53,7 +62,7 @@ def _explain_part(loss: Callable[..., Any], state: TrainState, examples: Mapping
 
     with nn.intercept_methods(watch):
         loss(state.params, state.constants, examples)
-    # Inner modules finish before the outer ones that contain them: the first entry is the innermost.
+    # Inner modules return before outer ones, so the first entry is the innermost.
     if culprits:
         return f"the output of module {culprits[0]} is the first that is not finite"
     gradients, _ = jax.grad(loss, has_aux=True)(state.params, state.constants, examples)
@@ -64,11 +73,11 @@ def _explain_part(loss: Callable[..., Any], state: TrainState, examples: Mapping
     return ""
 
 
-def _finite(tree: Any) -> bool:
+def _finite(tree: object) -> bool:
     arrays = [
         x
         for x in jax.tree.leaves(tree)
-        # A module of somebody's own may trace a part of itself; a tracer has no values to look at.
-        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
+        # A user's module may jit a part of itself; tracers have no values.
+        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.inexact)
     ]
     return all(bool(jnp.isfinite(x).all()) for x in arrays)

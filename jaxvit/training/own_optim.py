@@ -1,34 +1,38 @@
-"""A schedule or an optimizer of one's own, by name: 'package.module:function'. docs/extend.md has an example of each.
+"""The user's own schedule or optimizer, named 'package.module:function'. docs/extend.md has an example of each.
 
-schedule: ``function(settings) -> schedule``; ``schedule(step)`` is the learning rate of a step, int32 from 0.
+schedule: ``function(settings) -> schedule``; ``schedule(step)`` is the learning rate at a step, int32 from 0.
 optimizer: ``function(learning_rate, settings) -> optax.GradientTransformation``; `learning_rate` is a schedule.
 
-`settings` are `jaxvit.training.settings.OptimizerSettings`: the keys of ``config.optim``, lengths in steps. Gradients
-are clipped by ``optim.clip_norm`` before the optimizer sees them, and its updates are scaled by ``optim.layer_decay``
-and then added to the parameters; all else, weight decay too, is the optimizer's own.
+`settings` is a `jaxvit.training.settings.OptimizerSettings`: the keys of ``config.optim``, with lengths in steps.
+``optim.clip_norm`` clips the gradients before the optimizer, and ``optim.layer_decay`` scales its updates before they
+are added to the parameters. The optimizer does everything else itself, including weight decay.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import KeyPath
+from jax.typing import ArrayLike
 
 from jaxvit import own_code
 from jaxvit.errors import UsageError
 from jaxvit.training.settings import OptimizerSettings
 
+T = TypeVar("T")
 
-def own_schedule(settings: OptimizerSettings) -> Callable[[jax.Array | int], jax.Array]:
-    """The schedule that the function named by `settings.schedule` makes, in float32.
+
+def own_schedule(settings: OptimizerSettings) -> optax.Schedule:
+    """Calls the function named by `settings.schedule` and returns its schedule, in float32.
 
     Raises:
-      UsageError: there is no such function, or it fails; so does the schedule, if it fails.
+      UsageError: the function does not exist or fails. The schedule raises it too, if it fails at a step.
     """
     where = f"config.optim.schedule='{settings.schedule}'"
     function = own_code.load_function(settings.schedule, "optim.schedule")
@@ -41,7 +45,7 @@ def own_schedule(settings: OptimizerSettings) -> Callable[[jax.Array | int], jax
             "optax.constant_schedule(settings.peak_lr)"
         )
 
-    def rate(step: jax.Array | int) -> jax.Array:
+    def rate(step: ArrayLike) -> jax.Array:
         found = _called(f"{where}: the schedule that it returns fails at a step", schedule, step)
         shape = getattr(found, "shape", () if isinstance(found, int | float) else None)
         if shape != ():
@@ -52,14 +56,12 @@ def own_schedule(settings: OptimizerSettings) -> Callable[[jax.Array | int], jax
     return rate
 
 
-def own_optimizer(
-    settings: OptimizerSettings, learning_rate: Callable[[jax.Array | int], jax.Array]
-) -> optax.GradientTransformation:
-    """The optimizer that the function named by `settings.name` makes.
+def own_optimizer(settings: OptimizerSettings, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Calls the function named by `settings.name` and returns its optimizer.
 
     Raises:
-      UsageError: there is no such function, or it fails, or it makes no optimizer. So do the optimizer's `init` and
-        `update`, traced, if they fail, or give updates or a state of another shape or type than they were given.
+      UsageError: the function does not exist, fails, or does not return an optimizer. The optimizer's `init` and
+        `update` raise it at trace time, if they fail or change the shape or dtype of updates or state.
     """
     where = f"config.optim.name='{settings.name}'"
     function = own_code.load_function(settings.name, "optim.name")
@@ -70,15 +72,17 @@ def own_optimizer(
     if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
         raise UsageError(f"{where}: returns {_kind(inner)}; it must return an optax.GradientTransformation")
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         return _called(f"{where}: its init fails on this model's parameters", inner.init, params)
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         fails = f"{where}: its update fails as update(gradients, state, params)"
-        found = _called(fails, inner.update, gradients, state, params)
+        found = _called(fails, inner.update, updates, state, params)
         if not (isinstance(found, tuple) and len(found) == 2):
             raise UsageError(f"{where}: its update returns {_kind(found)}; it must return (updates, state)")
-        _compare(f"{where}: its update gives updates that differ from the gradients", found[0], gradients)
+        _compare(f"{where}: its update gives updates that differ from the gradients", found[0], updates)
         _compare(f"{where}: its update gives a state that differs from the one before", found[1], state)
         return found
 
@@ -86,17 +90,17 @@ def own_optimizer(
 
 
 def check_own(settings: OptimizerSettings, steps: int) -> frozenset[str]:
-    """Tries out what of the settings is the user's own, but for what needs a model's parameters.
+    """Tries the user's own schedule and optimizer, as far as possible without a model's parameters.
 
     Args:
-      settings: of the run.
-      steps: of the whole training.
+      settings: settings of the run.
+      steps: number of training steps.
 
     Returns:
-      Names of the settings that the functions read.
+      The names of the settings that the functions read.
 
     Raises:
-      UsageError: as `own_schedule` and `own_optimizer`; or a learning rate is negative or not finite.
+      UsageError: see `own_schedule` and `own_optimizer`; or a learning rate is negative or not finite.
     """
     read: set[str] = set()
     noting = _noting(settings, read)
@@ -116,26 +120,26 @@ def check_own(settings: OptimizerSettings, steps: int) -> frozenset[str]:
 
 
 def _noting(settings: OptimizerSettings, read: set[str]) -> OptimizerSettings:
-    """The same settings, of a class that notes in `read` which of them are looked at."""
+    """Returns equal settings that add the name of each field that is read to `read`."""
 
     class Noting(OptimizerSettings):
-        def __getattribute__(self, name: str) -> Any:
+        def __getattribute__(self, name: str) -> object:
             read.add(name)
             return super().__getattribute__(name)
 
     return Noting(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
 
 
-def _called(fails: str, function: Callable[..., Any], *args: Any) -> Any:
+def _called(fails: str, function: Callable[..., T], *args: object) -> T:
     try:
         return function(*args)
     except UsageError:
         raise
-    except Exception as error:  # it is the user's code: whatever it raises
+    except Exception as error:  # user code may raise anything
         raise UsageError(f"{fails}: {own_code.explain(error)}") from error
 
 
-def _compare(what: str, found: Any, expected: Any) -> None:
+def _compare(what: str, found: object, expected: object) -> None:
     there, wanted = (
         {_join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)} for tree in (found, expected)
     )
@@ -147,15 +151,15 @@ def _compare(what: str, found: Any, expected: Any) -> None:
         raise UsageError(f"{what}: the tree is built of other nodes")
 
 
-def _form(leaf: Any) -> str:
+def _form(leaf: ArrayLike | None) -> str:
     if leaf is None:
         return "absent"
     return f"{getattr(leaf, 'dtype', None) or jnp.result_type(leaf)} {np.shape(leaf)}"
 
 
-def _join(path: tuple[Any, ...]) -> str:
+def _join(path: KeyPath) -> str:
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"

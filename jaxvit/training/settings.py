@@ -1,4 +1,4 @@
-"""What the optimizer and its schedule are: plain values, without jax."""
+"""Settings of the optimizer and its schedule: plain values, without jax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DECAY_MASKS = ("kernels", "all", "not_1d")
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What `make_optimizer` needs; lengths in steps, meanings as in the config keys of the same names."""
+    """Settings of `make_optimizer`. A field means what the config key ``optim.FIELD`` means; lengths are in steps."""
 
     name: str = "adamw"
     schedule: str = "cosine"

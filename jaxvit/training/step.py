@@ -8,24 +8,28 @@ two see the whole batch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxvit.ops.labels import one_hot
+from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.loss import cross_entropy
 from jaxvit.training.metrics import Sums, classification_sums
 from jaxvit.training.state import TrainState
+
+T = TypeVar("T")
 
 Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits float32 [B, K]
 Batch = Mapping[str, jax.Array]  # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]
 # (key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])
 Transform = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
-Average = Callable[[Any, Any, jax.Array], Any]  # (average, new parameters, step) -> average
+Average = Callable[[Params, Params, jax.Array], Params]  # (average, new parameters, step) -> average
 
 
 def train_step(
@@ -62,7 +66,7 @@ def train_step(
     gradients, sums = gradients_and_sums(state, examples, apply=apply, accumulate=accumulate)
     gradients, sums = _sum_over_devices((gradients, sums), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(Params, optax.apply_updates(state.params, updates))
     sums = sums | {
         "steps": jnp.float32(1.0),
         "gradient_norm": optax.tree.norm(gradients),
@@ -70,7 +74,7 @@ def train_step(
         "update_norm": optax.tree.norm(updates),
     }
     ema = average(state.ema, params, state.step) if average else state.ema
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), sums
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), sums
 
 
 def prepare(
@@ -104,7 +108,7 @@ def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> 
 
 
 def loss(
-    params: Any, constants: Any, examples: Batch, *, apply: Apply
+    params: Params, constants: Variables, examples: Batch, *, apply: Apply
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the model on examples made by `prepare`.
 
@@ -119,15 +123,15 @@ def loss(
     return total / examples["count"], (logits_BK, loss_B)
 
 
-def gradients_and_sums(state: TrainState, examples: Batch, *, apply: Apply, accumulate: int = 1) -> tuple[Any, Sums]:
+def gradients_and_sums(state: TrainState, examples: Batch, *, apply: Apply, accumulate: int = 1) -> tuple[Params, Sums]:
     """Gradients of the mean loss, and the metrics' sums; with `accumulate` > 1, part by part."""
 
-    def of_part(part: Batch) -> tuple[Any, Sums]:
+    def of_part(part: Batch) -> tuple[Params, Sums]:
         gradient = jax.grad(partial(loss, apply=apply), has_aux=True)
         gradients, (logits_BK, loss_B) = gradient(state.params, state.constants, part)
         return gradients, classification_sums(logits_BK, part["label"], loss_B, part["mask"])
 
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
+    def add(total: tuple[Params, Sums], part: Batch) -> tuple[tuple[Params, Sums], None]:
         return jax.tree.map(jnp.add, total, of_part({"count": examples["count"], **part})), None
 
     if accumulate == 1:
@@ -185,7 +189,7 @@ def train_steps(
 
 
 def eval_step(
-    variables: Any,
+    variables: Variables,
     batch: Batch,
     *,
     apply: Apply,
@@ -209,5 +213,5 @@ def eval_step(
     return _sum_over_devices(sums, axis_name)
 
 
-def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
+def _sum_over_devices(tree: T, axis_name: str | None) -> T:
     return jax.lax.psum(tree, axis_name) if axis_name else tree

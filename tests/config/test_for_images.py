@@ -134,7 +134,7 @@ def test_names_and_folders_of_runs(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"--data=./gone: .*/gone does not exist"):
         data_name("./gone")
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(UsageError, match="is no folder, and no table"):
+    with pytest.raises(UsageError, match="is neither a folder nor a table"):
         data_name("file.txt")
 
 

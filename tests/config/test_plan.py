@@ -211,7 +211,7 @@ def test_where_the_batches_come_from(monkeypatch):
     with pytest.raises(UsageError, match="sends batches from the host"):
         resolve(tiny_config(augment__where="host", data__feed="resident"))
     with monkeypatch.context() as patch:  # a part of a split that is too large to keep is no smaller than it
-        patch.setattr("jaxvit.data.sources.CACHE_BYTES", 100 * 64)
+        patch.setattr("jaxvit.data.stored.CACHE_BYTES", 100 * 64)
         assert resolve(tiny_config(augment__mean=(0.5,))).train.feed == "stream"
         with pytest.raises(UsageError, match=r"config\.data\.feed='resident': digits is too large to keep"):
             resolve(tiny_config(data__feed="resident"))

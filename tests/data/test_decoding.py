@@ -3,15 +3,17 @@
 import io
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
-from jaxvit.data.decoding import decode, open_image, upright_size
+from jaxvit.data.decoding import Limits, decode, open_image, upright_size
 from jaxvit.data.depth import Depth, hint
 from jaxvit.data.image_kinds import FORMATS, HEAD, kind_of, reads_heic
 from jaxvit.data.sources import open_dataset
+from jaxvit.errors import RunFailedError
 
 UPRIGHT = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 4)).astype(np.uint8))
 # How to store what people see as row 0 and column 0, by EXIF 2.3.
@@ -216,15 +218,16 @@ def sixteen_bits(folder, highest, kind="PNG"):
 def test_twelve_bits_in_files_of_sixteen_are_measured_and_can_be_scaled(tmp_path, capsys, monkeypatch):
     name = sixteen_bits(tmp_path / "dark", 4000)
     says = "4 images of 16 bits hold no value above 4,000, of 65,535, and come out dark: --config.data.white=4095 makes"
-    for _ in range(2):  # from the files, and from the cache
-        source = open_dataset(name, tmp_path / "tfds").read("train")
-        assert source.images.max() == 15 and says in capsys.readouterr().err
+    source = open_dataset(name, tmp_path / "tfds").read("train")
+    assert source.images.max() == 15 and says in capsys.readouterr().err
+    source = open_dataset(name, tmp_path / "tfds").read("train")  # from the cache
     assert source.notes["sixteen_bits"] == {"train": {"count": 4, "highest": 4000.0}}
     bright = open_dataset(name, tmp_path / "tfds", white=4095).read("train")
+    capsys.readouterr()
     assert bright.images.max() == round(4000 * 255 / 4095) and not capsys.readouterr().err
     open_dataset(sixteen_bits(tmp_path / "full", 65_535), tmp_path / "tfds").read("train")
     assert not capsys.readouterr().err
-    monkeypatch.setattr("jaxvit.data.sources.CACHE_BYTES", 1)  # streamed: by the sample that the fingerprint takes
+    monkeypatch.setattr("jaxvit.data.stored.CACHE_BYTES", 1)  # streamed: by the sample that the fingerprint takes
     assert open_dataset(name, tmp_path / "tfds").read("train").fingerprint["count"] == 4
     assert says in capsys.readouterr().err
 
@@ -241,6 +244,42 @@ def test_white_by_formula_and_where_nothing_is_known():
     assert decode(stream.getvalue(), 1, depth=Depth(1))[..., 0].tolist() == [[0, 128, 255, 0]]
     assert not hint({"count": 1, "highest": 40_000.0}) and not hint({}) and not hint({"count": 1, "highest": 0.0})
     assert "data.white=255" in hint({"count": 1, "highest": 9.0})
+
+
+def colour_of_sixteen_bits(values_HWC):
+    """A PNG of 16-bit RGB or RGBA, which Pillow cannot write."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    height, width, channels = values_HWC.shape
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((16, 2 if channels == 3 else 6, 0, 0, 0))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    parts = chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_colour_of_twelve_bits_is_measured_and_scaled_by_its_upper_bits():
+    values = np.random.default_rng(2).integers(0, 4096, (5, 4, 3))
+    values[0, 0] = 4095
+    depth = Depth()
+    dark = decode(colour_of_sixteen_bits(values), 3, depth=depth)
+    np.testing.assert_array_equal(dark, values >> 8)
+    assert "1 images of 16 bits" in hint(depth.notes) and "data.white=4095" in hint(depth.notes)
+    bright = decode(colour_of_sixteen_bits(values), 3, depth=Depth(4095))
+    np.testing.assert_array_equal(bright, np.minimum(255, np.rint((values >> 8) * 257 * 255 / 4095)))
+    clear = np.concatenate([values, np.full((5, 4, 1), 65_535)], axis=-1)  # what is opaque stays so
+    np.testing.assert_array_equal(decode(colour_of_sixteen_bits(clear), 3, depth=Depth(4095)), bright)
+    depth = Depth()
+    decode(colour_of_sixteen_bits(values * 16), 3, depth=depth)
+    assert depth.count == 1 and not hint(depth.notes)
+
+
+def test_a_limit_names_its_key(tmp_path):
+    name = sixteen_bits(tmp_path / "photos", 65_535)
+    for limits, key in ((Limits(pixels=35), "max_pixels"), (Limits(bytes=20), "max_bytes")):
+        with pytest.raises(RunFailedError, match=rf"{key} allows \d\d\); raise --config\.data\.{key}, or leave such"):
+            open_dataset(name, tmp_path / "tfds", side=4, limits=limits).read("train")
 
 
 def test_heic_without_its_extra_names_the_remedy(monkeypatch):

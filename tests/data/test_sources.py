@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvit.data import cache, fingerprint, prepared, sources
+from jaxvit.data import cache, fingerprint, prepared, stored
 from jaxvit.data.decoding import Damage, Record, decode, decode_records
 from jaxvit.data.feed import evaluation_stream
 from jaxvit.data.gathered import Gathered
+from jaxvit.data.parts import StreamedSource
 from jaxvit.data.sources import open_dataset
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
@@ -255,10 +256,10 @@ def test_the_fingerprint_tells_order_and_content_apart(data_directory, capsys, m
 
 def test_a_set_too_large_to_keep_is_decoded_as_it_is_read(folder, tmp_path, monkeypatch):
     whole = open_dataset(f"image_folder:{folder}", tmp_path).read("train[2:9]")
-    monkeypatch.setattr(sources, "CACHE_BYTES", 10)
+    monkeypatch.setattr(stored, "CACHE_BYTES", 10)
     dataset = open_dataset(f"image_folder:{folder}", tmp_path)
     source = dataset.read("train[2:9]")
-    assert isinstance(source, sources.StreamedSource) and len(source) == 7
+    assert isinstance(source, StreamedSource) and len(source) == 7
     rows = np.array([4, 0, 6, 4])
     for got, expected in zip(source.batch(rows), whole.batch(rows), strict=True):
         np.testing.assert_array_equal(got, expected)
@@ -271,8 +272,8 @@ def test_a_set_too_large_to_keep_is_decoded_as_it_is_read(folder, tmp_path, monk
 def test_of_a_set_too_large_to_keep_nothing_is_decoded_beforehand(folder, tmp_path, monkeypatch, capsys):
     broken = folder / "train" / "dog" / "3.png"
     broken.write_bytes(b"no image")
-    monkeypatch.setattr(sources, "CACHE_BYTES", 10)
-    monkeypatch.setattr(sources, "decoded_split", lambda *_: pytest.fail("decoded whole"))
+    monkeypatch.setattr(stored, "CACHE_BYTES", 10)
+    monkeypatch.setattr(stored, "decoded_split", lambda *_: pytest.fail("decoded whole"))
     with pytest.raises(UsageError, match=r"config\.data\.classes=\(1,\): the train split .* too large"):
         open_dataset(f"image_folder:{folder}", tmp_path, classes=(1,)).count("train")
     dataset = open_dataset(f"image_folder:{folder}", tmp_path, on_error="skip")
@@ -282,7 +283,7 @@ def test_of_a_set_too_large_to_keep_nothing_is_decoded_beforehand(folder, tmp_pa
 def test_a_damaged_image_of_a_stream_counts_nowhere_and_is_told(folder, tmp_path, monkeypatch, capsys):
     broken = folder / "train" / "dog" / "3.png"
     broken.write_bytes(b"no image")
-    monkeypatch.setattr(sources, "CACHE_BYTES", 10)
+    monkeypatch.setattr(stored, "CACHE_BYTES", 10)
     source = open_dataset(f"image_folder:{folder}", tmp_path, on_error="skip").read("train")
     assert "skipped" not in source.notes
     for _ in range(2):  # epochs; the second finds nothing new
@@ -360,8 +361,8 @@ def test_permuting_in_place_is_indexing():
 
 def test_the_order_that_is_told_is_the_one_that_was_made(data_directory, monkeypatch):
     dataset = open_dataset("digits", data_directory)
-    decoded = dataset._decode("test")
-    monkeypatch.setitem(dataset._decoded, "test", dataclasses.replace(decoded, order="stored"))
+    decoded = dataset._whole.decoded("test")
+    monkeypatch.setitem(dataset._whole._decoded, "test", dataclasses.replace(decoded, order="stored"))
     assert dataset.read("test").notes["order"].startswith("stored order")
 
 
@@ -439,7 +440,7 @@ def test_a_damaged_cache_is_named_and_decoded_again(folder, tmp_path, capsys):
 
 def test_class_subsets_and_joined_splits_copy_nothing_until_asked(data_directory):
     dataset = open_dataset("digits", data_directory, classes=(7, 2))
-    part, whole = dataset.read("train"), dataset._decode("train").images
+    part, whole = dataset.read("train"), dataset._whole.decoded("train").images
     assert isinstance(part.images, Gathered) and part.images._arrays[0] is whole
     assert dataset.read("train") is part
     joined = open_dataset("digits", data_directory).read("train[:3]+test[:2]")
@@ -502,6 +503,6 @@ FIRST_LABELS = {
 @pytest.mark.skipif("JAXVIT_TEST_DATA" not in os.environ, reason="JAXVIT_TEST_DATA names no TFDS directory")
 @pytest.mark.parametrize(("name", "split"), FIRST_LABELS)
 def test_the_published_sets_begin_as_published(name, split, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "cache_folder", lambda directory: tmp_path)  # the directory stays as it is
+    monkeypatch.setattr(stored, "cache_folder", lambda directory: tmp_path)  # the directory stays as it is
     source = open_dataset(name, Path(os.environ["JAXVIT_TEST_DATA"])).read(f"{split}[:10]")
     assert source.labels.tolist() == FIRST_LABELS[name, split] and "warning" not in source.notes

@@ -13,7 +13,7 @@ from tiny import family_config
 
 import jaxvit
 from jaxvit.config.plan import resolve
-from jaxvit.data import sources
+from jaxvit.data import stored
 from jaxvit.data.parts import StreamedSource
 from jaxvit.errors import STOPPED, StoppedError, UsageError
 from jaxvit.ops.positions import sincos_positions
@@ -72,7 +72,7 @@ def test_what_is_measured_depends_on_the_images_and_the_config_alone(monkeypatch
     np.testing.assert_allclose(filters, expected_filters(chosen, 3, 1, 5e-4), atol=5e-3)
     config.seed = 5
     np.testing.assert_array_equal(parts(config)[0].measure(source), filters)
-    monkeypatch.setattr(sources, "CACHE_BYTES", 10)
+    monkeypatch.setattr(stored, "CACHE_BYTES", 10)
     streamed = parts(config)[1]
     assert isinstance(streamed, StreamedSource)
     np.testing.assert_array_equal(assembly.measure(streamed), filters)

@@ -1,0 +1,162 @@
+"""The splits of a data set as they are stored, each as a whole: decoded, and known by what its images show."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxvit.data.cache import FORMAT, Decoded, cache_folder, decoded_split
+from jaxvit.data.content import BAD, array_content
+from jaxvit.data.cut import Contents
+from jaxvit.data.decoding import Damage, Limits, Records
+from jaxvit.data.depth import Depth, hint
+from jaxvit.data.image_folder import FolderStore
+from jaxvit.data.own import OwnStore
+from jaxvit.data.prepared import PreparedStore
+from jaxvit.errors import UsageError
+from jaxvit.shown import terminal
+
+_said: set[str] = set()
+CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
+
+
+def warn_once(said: str, *, known: bool = False) -> None:
+    """Prints a line on stderr, once a process: a start opens a set more than once. If it is `known` already, never."""
+    if said not in _said:
+        _said.add(said)
+        if not known:
+            print(terminal(said), file=sys.stderr, flush=True)
+
+
+class StoredSplits:
+    """What is stored, as it is decoded; the arguments are those of `jaxvit.data.sources.Dataset`."""
+
+    def __init__(
+        self,
+        store: PreparedStore | FolderStore | OwnStore,
+        *,
+        on_error: str = "stop",
+        side: int = 0,
+        limits: Limits | None = None,
+        white: int = 0,
+    ):
+        self._store, self._on_error, self._side = store, on_error, side
+        self.limits, self.white = limits or Limits(), white
+        self._decoded: dict[str, Decoded] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[H, W, C] as decoded.
+
+        Raises:
+          UsageError: the images vary in size, and no side is given.
+        """
+        if self._side and isinstance(self._store, OwnStore):
+            raise UsageError(
+                f"config.data.side={self._side}: the images of {self._store.name} are used as they are; set it to 0"
+            )
+        if self._side:
+            return self._side, self._side, self._store.channels
+        height, width = self._store.image_shape[:2]
+        if not (height and width):
+            raise UsageError(
+                f"config.data.side=0: the images of {self._store.name} vary in size; set config.data.side to the side, "
+                "in pixels, that they are brought to when they are decoded, such as 256"
+            )
+        return height, width, self._store.channels
+
+    @property
+    def skipped(self) -> list[tuple[int, tuple[str, ...]]]:
+        """How many images cannot be decoded, and the first names, of each split that has been decoded."""
+        return [decoded.skipped for decoded in self._decoded.values()]
+
+    def fits(self, split: str) -> bool:
+        """Whether a split is small enough to be kept decoded."""
+        if isinstance(self._store, OwnStore):
+            return True  # it is in memory already
+        return self._store.sizes[split] * math.prod(self.image_shape) <= CACHE_BYTES
+
+    def damage(self, announced: int = 0) -> Damage:
+        """A new one, by the settings."""
+        return Damage(self._store.name, self._on_error, announced, self.limits, Depth(self.white))
+
+    def decoded(self, split: str) -> Decoded:
+        """The whole split, from the cache; what is missing or looks wrong in it is said on stderr."""
+        if split not in self._decoded:
+            store = self._store
+            if isinstance(store, OwnStore):
+                self._decoded[split] = store.decoded(split)
+                return self._decoded[split]
+            settings = f"{store.content(split)}-{self._side}-{self._on_error}"
+            if self._on_error == "skip" and self.limits != Limits():
+                settings += f"-{self.limits}"  # others are left out
+            if self.white:
+                settings += f"-white{self.white}"
+            label = "".join(c if c.isalnum() else "_" for c in store.name)[-60:]
+            folder = cache_folder(store.directory) / f"{label}-{store.version}-{split}-{_digest(settings)}"
+            self._decoded[split] = decoded_split(
+                _Lazy(store, split), folder, self.image_shape, self._side, self.damage()
+            )
+            skipped, names = self._decoded[split].skipped
+            if skipped:
+                shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
+                warn_once(f"warning: {self._store.name} {split}: {skipped} damaged images are left out: {shown}")
+            if said := hint(self._decoded[split].depth, self.white):
+                warn_once(f"warning: {self._store.name} {split}: {said}")
+        return self._decoded[split]
+
+    def contents(self, split: str) -> Contents:
+        """Contents and labels of the images of a stored split, without images that cannot be decoded.
+
+        Raises:
+          UsageError: the split is too large to be kept decoded, and no folder of files.
+        """
+        if isinstance(self._store, FolderStore):
+            damage = self.damage()
+            every, labels = self._store.contents(split, damage), self._store.labels(split)
+            good = np.array([content != BAD for content in every])
+            names = [
+                str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
+                for root in [self._store.found.root]
+                for file, _ in self._store.found.parts[split]
+            ]
+            # Of a split that is kept, what cannot be decoded has no number.
+            rows = np.flatnonzero(good) if not self.fits(split) else np.arange(good.sum())
+            chosen = np.flatnonzero(good)
+            return Contents([every[i] for i in chosen], labels[chosen], rows, [names[i] for i in chosen])
+        if not self.fits(split):
+            raise UsageError(
+                f"config.data.cut: the {split} split of {self._store.name} is too large to be kept decoded, and only a "
+                "set that is kept can be cut by content; name parts of it, such as --config.data.train='train[:90%]' "
+                "and --config.data.validation='train[90%:]'"
+            )
+        decoded = self.decoded(split)
+        every = [array_content(image) for image in decoded.images]
+        return Contents(every, np.asarray(decoded.labels), np.arange(len(every)), [])
+
+
+class _Lazy:
+    """Opens the records only when the cache has to be built."""
+
+    def __init__(self, store: PreparedStore | FolderStore | OwnStore, split: str):
+        self._store, self._split = store, split
+
+    @cached_property
+    def _records(self) -> Records:
+        return self._store.records(self._split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, rows: Sequence[int]) -> list[Any]:
+        return self._records.read(rows)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(f"{FORMAT}/{text}".encode(), digest_size=8).hexdigest()
