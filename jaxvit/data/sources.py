@@ -172,32 +172,8 @@ class Dataset:
         return self._cut.pieces(self._store.sizes, self.contents, self.name)
 
     def contents(self, split: str) -> Contents:
-<<<<<<< HEAD
-        """Contents and labels of the images of a stored split, without images that cannot be decoded.
-
-        Raises:
-          UsageError: the split is too large to be kept decoded, and no folder of files.
-        """
-        if isinstance(self._store, FolderStore):
-            every, names = self._store.contents(split, self._damage()), self._store.names(split)
-            chosen = np.flatnonzero([content != BAD for content in every])
-            # The decoded split has no index for files that cannot be decoded.
-            rows = np.arange(len(chosen)) if self._fits(split) else chosen
-            labels = self._store.labels(split)[chosen]
-            return Contents([every[i] for i in chosen], labels, rows, [names[i] for i in chosen])
-        if not self._fits(split):
-            raise UsageError(
-                f"config.data.cut: the {split} split of {self.name} is too large to be kept decoded, and only a set "
-                "that is kept can be cut by content; name parts of it, such as --config.data.train='train[:90%]' and "
-                "--config.data.validation='train[90%:]'"
-            )
-        decoded = self._decode(split)
-        every = [array_content(image) for image in decoded.images]
-        return Contents(every, np.asarray(decoded.labels), np.arange(len(every)), [])
-=======
         """Contents and labels of a stored split; see `jaxvit.data.stored.StoredSplits.contents`."""
         return self._whole.contents(split)
->>>>>>> 5e3f7bcb3bb6b575bc640c59ec89fe7c805fbd88
 
     def count(self, split: str, key: str = "split") -> int:
         """Number of images of a split expression.
@@ -282,14 +258,9 @@ class Dataset:
         parts, labels = [], []
         for name, start, stop in ranges:
             for stored, rows in self._rows_of(name, start, stop):
-<<<<<<< HEAD
                 self._check_unchanged(stored)
-                parts.append((self._decode(stored).images, rows))
-                labels.append(self._relabel(self._decode(stored).labels[rows]))
-=======
                 parts.append((self._whole.decoded(stored).images, rows))
                 labels.append(self._relabel(self._whole.decoded(stored).labels[rows]))
->>>>>>> 5e3f7bcb3bb6b575bc640c59ec89fe7c805fbd88
         _, start, stop = ranges[0]
         contiguous = len(ranges) == 1 and not self._cut and len(self._kept(ranges[0][0])) == len(parts[0][0])
         return Source(
@@ -315,7 +286,7 @@ class Dataset:
 
     def _check_unchanged(self, stored: str) -> None:
         """Raises UsageError if files of a split that was cut by content have changed before they were decoded."""
-        if self._cut and self.has_files and len(self._decode(stored).labels) != len(self.contents(stored).rows):
+        if self._cut and self.has_files and len(self._whole.decoded(stored).labels) != len(self.contents(stored).rows):
             raise UsageError(f"{self.name}: its files changed while they were read; start again")
 
     def _stored_of(self, ranges: list[tuple[str, int, int]]) -> list[str]:
