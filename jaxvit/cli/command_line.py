@@ -96,7 +96,7 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows no '×' gets an escape for it, and not an error.
+        # A terminal whose encoding lacks '×' gets an escape sequence instead of an error.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     quieten_libraries()

@@ -1,4 +1,4 @@
-"""System calls fail while a verb runs: it prints one line, leaves nothing half-written, and the same command resumes.
+"""System calls fail while a verb runs: it prints one line, leaves nothing half-written, and can resume.
 
 `faults.c` makes the calls fail, `verbs.py` runs the verbs; each case is a process. Without a C compiler only the tests of
 standard streams run.

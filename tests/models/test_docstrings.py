@@ -1,4 +1,4 @@
-"""What a family's docstring says of its forward pass is what the model does, and its example runs."""
+"""The forward pass in a family's docstring matches the model, and its example runs."""
 
 import doctest
 import re
