@@ -25,6 +25,7 @@ ALLOWED = {
     "devices": "errors files",
     "data": "errors shown files own_code ops",
     "training": "errors shown files own_code ops devices",
+    "weights": "errors shown files ops layers models",
     "config": "errors files own_code ops layers models devices data training",
     "figures": "errors files ops layers models training",
     "run": "errors shown files own_code ops layers models devices data training config figures",

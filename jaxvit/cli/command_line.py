@@ -1,13 +1,9 @@
-"""The entry point: lists the verbs, runs one, and turns errors into one line on stderr and an exit code.
-
-Each verb is in the file of its name in this folder.
-"""
+"""The entry point: lists the verbs, runs one (each has a file here), turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import os
 import sys
 import threading
@@ -20,6 +16,7 @@ from jaxvit._version import __version__
 from jaxvit.cli.other_libraries import quieten_libraries
 from jaxvit.cli.streams import (
     discard_output,
+    escape_unknown_characters,
     needs_stdout,
     open_missing_streams,
     print_error,
@@ -95,10 +92,7 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     closed = open_missing_streams()
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal whose encoding lacks '×' gets an escape sequence instead of an error.
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
+    escape_unknown_characters()
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()

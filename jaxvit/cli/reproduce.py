@@ -45,6 +45,15 @@ exit codes: 0 all named rows pass; 1 a row misses a target, cannot be tested or 
 and 130 stopped and saved, the same command resumes. With --queue: 0 all done, 1 some runs failed, 75 time is up
 """
 
+_PATHS = (
+    ("take", "", "DIR", "merge the results in DIR into this table; run nothing"),
+    ("queue", "", "FILE", "run the rows listed in FILE, see docs/scale.md"),
+    ("runs", "runs/reproduce", "DIR", "folder of runs, or an archive DIR.tar (default: runs/reproduce)"),
+    ("pack", "", "FILE.tar", "pack the runs into an archive; run nothing"),
+    ("results", "results", "DIR", "folder of the results (default: results)"),
+    ("configs", None, "DIR", "folder of the rows' configs (default: those of jaxvit)"),
+)
+
 
 def _show(rows: Sequence[TableRow], lines: Sequence[dict[str, str]], options: Any) -> None:
     table = Table(title=f"{len(rows)} row{'s' * (len(rows) != 1)}", title_justify="left")
@@ -73,35 +82,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--together", action="store_true", help="train a row's seeds in one program, for accelerators")
     parser.add_argument("--epochs", type=int, metavar="N", help="run a short form of N epochs")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="compute dtype (noted in results)")
-    parser.add_argument(
-        "--take",
-        default="",
-        type=local_path,
-        metavar="DIR",
-        help="merge the results in DIR into this table; run nothing",
-    )
-    parser.add_argument(
-        "--queue", default="", type=local_path, metavar="FILE", help="run the rows listed in FILE, see docs/scale.md"
-    )
-    parser.add_argument(
-        "--limit", default="", metavar="TIME", help="with --queue: stop after this time, such as '2 hours'"
-    )
-    parser.add_argument(
-        "--runs",
-        default="runs/reproduce",
-        type=local_path,
-        metavar="DIR",
-        help="folder of runs, or an archive DIR.tar (default: runs/reproduce)",
-    )
-    parser.add_argument(
-        "--pack", default="", type=local_path, metavar="FILE.tar", help="pack the runs into an archive; run nothing"
-    )
-    parser.add_argument(
-        "--results", default="results", type=local_path, metavar="DIR", help="folder of the results (default: results)"
-    )
-    parser.add_argument(
-        "--configs", type=local_path, metavar="DIR", help="folder of the rows' configs (default: those of jaxvit)"
-    )
+    parser.add_argument("--limit", default="", metavar="TIME", help="with --queue: stop after this time: '2 hours'")
+    for name, default, metavar, what in _PATHS:
+        parser.add_argument(f"--{name}", default=default, type=local_path, metavar=metavar, help=what)
     parser.add_argument("--dry_run", action="store_true", help="show the rows that would run; train nothing")
     return parser
 

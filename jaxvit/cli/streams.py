@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,13 @@ def open_missing_streams() -> set[str]:
             closed.add(name)
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, for as long as the process lives
     return closed
+
+
+def escape_unknown_characters() -> None:
+    """Makes stdout and stderr print an escape for a character such as '×' that the terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def needs_stdout(words: Sequence[str]) -> bool:

@@ -358,8 +358,10 @@ def located(name: str) -> str:
       >>> located("cifar10"), located("image_folder:/data/../pets")
       ('cifar10', 'image_folder:/pets')
     """
-    prefix, colon, path = name.partition(":")
-    if not colon or is_own(name):
+    if "://" in name:
+        local_path(name)  # says what to do in place of a URL
+    prefix, _, path = name.partition(":")
+    if not path or is_own(name):
         return name
     return f"{prefix}:{os.path.abspath(local_path(path))}"
 
@@ -374,7 +376,6 @@ def open_dataset(
     limits: Limits | None = None,
     white: int = 0,
     cut: Cut | None = None,
-    tell: bool = True,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
@@ -382,17 +383,15 @@ def open_dataset(
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
       classes, on_error, side, limits, white, cut: see `Dataset`.
-      tell: say on stderr, once a process, what a folder or a table has that is left out; False = the caller says it.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
+    located(name)  # refuses a URL
     if name in (PREFIX, TABLE_PREFIX):
         raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
-        if store.found.left_out:
-            warn_once(f"note: {store.name}: left out: {'; '.join(map(str, store.found.left_out))}", known=not tell)
     elif is_own(name):
         store = OwnStore(name, directory)
     elif {"", ".", ".."} & {*name.split("/")}:

@@ -1,9 +1,12 @@
 """Checks the values of a model's attributes at construction, by name; a name means the same in all families."""
 
 import dataclasses
-from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
 
 from jaxvit.layers.stack import REMAT
+from jaxvit.ops.arguments import DTYPES
 
 # 1 or more.
 COUNTS = ("num_classes", "patch", "dim", "depth", "heads", "kernel", "conv_layers", "conv_width", "divisions",
@@ -13,11 +16,13 @@ AMOUNTS = ("head_dim", "mlp_dim", "registers", "rep_size", "stride", "pixels", "
 # Rates of dropout and drop path. For an inherited rate, -1 means the model's `dropout`.
 RATES = ("dropout", "attention_dropout", "drop_path", "head_dropout", "head_input_dropout")
 INHERITED_RATES = ("embed_dropout", "projection_dropout")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_attributes(model: Any) -> None:
-    """Raises ValueError, which names the attribute, for a value that no model can have."""
+def check_attributes(model: nn.Module) -> None:
+    """Raises ValueError, which names the attribute, for a value that no model can have.
+
+    A `dtype` that is a type, such as `jnp.bfloat16`, is replaced by its name.
+    """
     names = {field.name for field in dataclasses.fields(model)}
 
     def check(name: str, fine: bool, range_: str) -> None:
@@ -36,4 +41,6 @@ def check_attributes(model: Any) -> None:
         check(name, getattr(model, name) > 0, "above 0")
     if "remat" in names:
         check("remat", model.remat in REMAT, f"one of {', '.join(REMAT)}")
+    if not isinstance(model.dtype, str):
+        object.__setattr__(model, "dtype", jnp.dtype(model.dtype).name)
     check("dtype", model.dtype in DTYPES, f"one of {', '.join(DTYPES)}")

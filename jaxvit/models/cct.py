@@ -146,7 +146,7 @@ class CCT(nn.Module):
     def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
         """Computes the tokens after the last block and norm: (B, prefix + h * w, dim); a class token is first."""
         x_BHWC = self.embed(images_BHWC.astype(self.dtype))
-        grid = x_BHWC.shape[1:3]
+        grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
         x_BNC = self.class_token(x_BNC) if self.prefix else x_BNC
         x_BNC = self.position_embed(x_BNC, grid=grid)
@@ -156,14 +156,14 @@ class CCT(nn.Module):
         return self.norm(self.encoder(x_BNC, train=train, grid=grid))
 
     def setup(self):
-        shared = {"initialiser": self.initialiser, "dtype": self.dtype}
+        """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
         if self.tokenizer == "conv":
             self.embed = layer_of(self, ConvTokenizer, layers=self.conv_layers, width=self.conv_width)()
         else:
             self.embed = layer_of(self, PatchEmbed, crop=self.crop_to_patches)()
         if self.prefix:
             self.class_token = PrefixTokens(1)
-        self.position_embed = PositionEmbed(kind=self.positions, frozen=self.frozen_positions, **shared)
+        self.position_embed = layer_of(self, PositionEmbed, kind=self.positions, frozen=self.frozen_positions)()
         self.encoder = Encoder(
             encoder_block(self), self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan
         )
@@ -171,7 +171,7 @@ class CCT(nn.Module):
         self.pooling = layer_of(
             self, Pool, kind=self.pool, prefix=self.prefix, mlp_dim=mlp_dim(self), activation="gelu"
         )()
-        self.head = Classifier(num_classes=self.num_classes, **shared)
+        self.head = Classifier(num_classes=self.num_classes, initialiser=self.initialiser, dtype=self.dtype)
 
     @property
     def prefix(self) -> int:

@@ -8,9 +8,9 @@ The modules do not change.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxvit.layers.attention import Attention
 from jaxvit.layers.embed import PositionEmbed
 from jaxvit.ops.initial_values import mimetic_attention, place_filters
 from jaxvit.ops.positions import sincos_positions
+from jaxvit.ops.trees import Params, Variables
 
 Path = tuple[str, ...]  # names of a module's parents, from the model down, and its own
 _WITH_KERNEL = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
@@ -100,7 +101,7 @@ def _stem(module: nn.Module, x: jax.Array) -> Stem | None:
     return Stem(module.path, window, strides, window[0] * window[1] * x.shape[-1])
 
 
-def _init(model: nn.Module, key: jax.Array, images: jax.Array, look: Callable[..., None]) -> Any:
+def _init(model: nn.Module, key: jax.Array, images: jax.Array, look: Callable[..., None]) -> Variables:
     """Initializes the variables and calls `look(module, args, kwargs)` before each module call."""
 
     def watch(call, args, kwargs, context):
@@ -109,7 +110,7 @@ def _init(model: nn.Module, key: jax.Array, images: jax.Array, look: Callable[..
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
-        return model.init(key, images, train=False)
+        return cast(Variables, model.init(key, images, train=False))
 
 
 def stem_input(model: nn.Module, stem: Stem, images_BHWC: jax.Array) -> jax.Array:
@@ -128,22 +129,21 @@ def stem_input(model: nn.Module, stem: Stem, images_BHWC: jax.Array) -> jax.Arra
 
 
 def start_attention(
-    params: Mapping[str, Any],
+    params: Params,
     paths: Sequence[Path],
     key: jax.Array,
     *,
     query_key: tuple[float, float] = (0.7, 0.7),
     value_output: tuple[float, float] = (0.4, 0.4),
     joint: bool = False,
-) -> dict[str, Any]:
+) -> Params:
     """Returns the parameters with the kernels of the attentions at `paths` set by `mimetic_attention`.
 
     Each attention uses its own random key, derived from `key` and its path. Biases and norms do not change.
     """
     found = dict(params)
     for path in paths:
-        module = _at(found, path)
-        channels, heads, head_dim = module["query"]["kernel"].shape
+        channels, heads, head_dim = _leaf(found, (*path, "query", "kernel")).shape
         own = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
         kernels = mimetic_attention(
             own, channels, heads, head_dim, query_key=query_key, value_output=value_output, joint=joint
@@ -153,9 +153,7 @@ def start_attention(
     return found
 
 
-def start_positions(
-    params: Mapping[str, Any], tables: Sequence[tuple[Path, tuple[int, int]]], *, scale: float = 1.0
-) -> dict[str, Any]:
+def start_positions(params: Params, tables: Sequence[tuple[Path, tuple[int, int]]], *, scale: float = 1.0) -> Params:
     """Returns the parameters with trained position tables set to `scale` times `sincos_positions`.
 
     Leading rows without a place in the image, such as the class token's, do not change.
@@ -165,26 +163,26 @@ def start_positions(
     """
     found = dict(params)
     for path, grid in tables:
-        table_NC = _at(found, path)["table"]
+        table_NC = _leaf(found, (*path, "table"))
         fixed_NC = scale * jnp.asarray(sincos_positions(grid, table_NC.shape[1]))
         prefix = table_NC.shape[0] - fixed_NC.shape[0]
         found = _with(found, (*path, "table"), jnp.concatenate([table_NC[:prefix], fixed_NC.astype(table_NC.dtype)]))
     return found
 
 
-def start_stem(params: Mapping[str, Any], stem: Stem, filters_PP: jax.Array) -> dict[str, Any]:
+def start_stem(params: Params, stem: Stem, filters_PP: jax.Array | np.ndarray) -> Params:
     """Returns the parameters with the stem's kernel set by `jaxvit.ops.initial_values.place_filters`."""
-    kernel = _at(params, stem.path)["kernel"]
+    kernel = _leaf(params, (*stem.path, "kernel"))
     return _with(params, (*stem.path, "kernel"), place_filters(kernel, filters_PP))
 
 
-def _at(tree: Mapping[str, Any], path: Path) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
+def _leaf(tree: Params, path: Path) -> jax.Array:
+    for name in path[:-1]:
+        tree = cast(Params, tree[name])
+    return cast(jax.Array, tree[path[-1]])
 
 
-def _with(tree: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+def _with(tree: Params, path: Path, value: jax.Array) -> Params:
     """Returns a copy of the tree with one leaf replaced; unchanged subtrees are shared."""
     name, *rest = path
-    return {**tree, name: _with(tree[name], tuple(rest), value) if rest else value}
+    return {**tree, name: _with(cast(Params, tree[name]), tuple(rest), value) if rest else value}

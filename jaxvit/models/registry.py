@@ -2,12 +2,15 @@
 
 import dataclasses
 import difflib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from jaxvit import own_code
 from jaxvit.models import cct, shiftvit, vit
+from jaxvit.ops.arguments import dtype_name
 
 
 class NamedModel(NamedTuple):
@@ -15,7 +18,7 @@ class NamedModel(NamedTuple):
 
     model: type[nn.Module]
     input: tuple[int, int, int]  # (H, W, C) of the images it was published for
-    attributes: dict[str, Any]
+    attributes: dict[str, object]
 
 
 def _named_models(model: type[nn.Module], sizes: dict[str, dict]) -> dict[str, NamedModel]:
@@ -99,7 +102,7 @@ def _fields(model: type[nn.Module]) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(model) if field.init and field.name not in ("parent", "name")]
 
 
-def model_defaults(name: str) -> dict[str, Any]:
+def model_defaults(name: str) -> dict[str, object]:
     """Returns {attribute: value} of a named model, for all attributes that can be overridden, in their declared order.
 
     Values are bool, int, float, str or tuple. Attributes of your own class with another kind of default, or without
@@ -131,7 +134,9 @@ def why_no_key(name: str, attribute: str) -> str:
     )
 
 
-def _checked(name: str, key: str, value: Any, default: Any) -> Any:
+def _checked(name: str, key: str, value: object, default: object) -> object:
+    if key == "dtype" and isinstance(default, str) and not isinstance(value, str):
+        return dtype_name(name, cast(DTypeLike, value))
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list):
@@ -143,7 +148,7 @@ def _checked(name: str, key: str, value: Any, default: Any) -> Any:
     return value
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, **overrides: object) -> nn.Module:
     """Builds a model by name.
 
     Args:
@@ -167,8 +172,9 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         if key not in fields:
             raise _unknown("attribute", key, fields, f" in model {name!r}")
         attributes[key] = _checked(name, key, value, defaults.get(key))
+    make: Callable[..., nn.Module] = entry.model
     try:
-        return entry.model(**attributes)
+        return make(**attributes)
     except TypeError as error:
         raise ValueError(f"model {name!r} cannot be built: {error}") from error
     except Exception as error:

@@ -1,7 +1,7 @@
 """Summarizes a model without running it: parameters, multiply-adds, tokens, modules."""
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,27 @@ from jaxvit.models.registry import create_model, input_shape
 from jaxvit.ops.implementations import use
 
 
-def summary(model: str | nn.Module, image_size: int | tuple[int, ...] = 0, **attributes: Any) -> dict[str, Any]:
+class Layer(TypedDict):
+    """One module: `output` is the shape of its output without the batch."""
+
+    path: str
+    type: str
+    output: list[int]
+    params: int
+
+
+class Summary(TypedDict):
+    """What `summary` returns."""
+
+    name: str
+    params: int
+    macs: dict[str, int]
+    input: list[int]
+    tokens: list[int]
+    layers: list[Layer]
+
+
+def summary(model: str | nn.Module, image_size: int | tuple[int, ...] = 0, **attributes: object) -> Summary:
     """Summarizes a model for one image, without running it.
 
     Args:
@@ -46,7 +66,7 @@ def summary(model: str | nn.Module, image_size: int | tuple[int, ...] = 0, **att
     return summarize(model, shape, name=name)
 
 
-def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "") -> dict:
+def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "") -> Summary:
     """Summarizes a module for one input of a given shape; see `summary`.
 
     Args:
@@ -56,8 +76,8 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "")
     """
     model = plainly(model)
     variables = abstract_variables(model, input_shape)
-    rows: dict[str, dict] = {}
-    tokens = []
+    rows: dict[str, Layer] = {}
+    tokens: list[int] = []
 
     def record(call, args, kwargs, context):
         module = context.module
@@ -66,7 +86,8 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "")
         if isinstance(module, (EncoderBlock, ShiftBlock)):
             tokens.append(math.prod(args[0].shape[1:-1]))
         path = "/".join(module.path)
-        row = rows.setdefault(path, {"path": path, "type": type(module).__name__})  # parents before children
+        empty = Layer(path=path, type=type(module).__name__, output=[], params=0)
+        row = rows.setdefault(path, empty)  # before the call, so that parents precede children
         out = call(*args, **kwargs)
         row["output"] = list(getattr(out, "shape", ())[1:])
         row["params"] = count_params({"params": _at(variables.get("params", {}), module.path)})

@@ -198,7 +198,7 @@ class ViT(nn.Module):
         learner_tokens tokens. With `norm_after_pool` they are not normalised.
         """
         x_BHWC = self.embed(images_BHWC.astype(self.dtype))
-        grid = x_BHWC.shape[1:3]
+        grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
         if self.pool == "cls":
             x_BNC = self.class_token(x_BNC)
@@ -213,11 +213,11 @@ class ViT(nn.Module):
         return self.norm(x_BNC) if self.final_norm and not self.norm_after_pool else x_BNC
 
     def setup(self):
-        shared = {"initialiser": self.initialiser, "dtype": self.dtype}
+        """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
         self.embed = layer_of(self, PatchEmbed, kind=self.stem, norm=self.stem_norm, crop=self.crop_to_patches)()
         if self.pool == "cls":
             self.class_token = PrefixTokens(1)
-        self.position_embed = PositionEmbed(kind=self.positions, **shared)
+        self.position_embed = layer_of(self, PositionEmbed, kind=self.positions)()
         if self.registers:
             self.register_tokens = PrefixTokens(self.registers, stddev=0.02)
         learner = layer_of(self, TokenLearner, "learner_", kind=self.learner, dropout=self.dropout)

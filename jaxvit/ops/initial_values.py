@@ -150,7 +150,7 @@ def whitening_filters(moments_PP: np.ndarray, eps: float = 5e-4) -> np.ndarray:
     return (filters_PP * np.sign(largest_P1)).astype(np.float32)
 
 
-def place_filters(kernel: jax.Array, filters_PP: jax.Array) -> jax.Array:
+def place_filters(kernel: jax.Array, filters_PP: jax.Array | np.ndarray) -> jax.Array:
     """Writes filters into the first outputs of a kernel (…, O) with P values per output.
 
     The first P outputs become the filters and the next P their negatives, until the outputs run out. Further outputs

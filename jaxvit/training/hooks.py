@@ -1,7 +1,8 @@
 """Hooks: the user's own functions, called at the end of each epoch with the state and the epoch's metrics.
 
-A hook is ``function(state, metrics)``. All hooks are called after the epoch's evaluation and before its checkpoint, in the
-order of ``config.train.hooks``, in every process of a run, and separately for each of several seeds that train together.
+A hook is ``function(state, metrics)``. All hooks are called after the epoch's evaluation and before its checkpoint, in
+the order of ``config.train.hooks``, in every process of a run, and separately for each of several seeds that train
+together.
 
 - `state` is the `jaxvit.training.state.TrainState` on the devices: ``state.params``, ``state.ema``, ``state.step``. The
   next training step donates its arrays, so a hook must copy what it keeps: ``jax.device_get(state.params)``. A hook
@@ -9,11 +10,12 @@ order of ``config.train.hooks``, in every process of a run, and separately for e
 - `metrics` is a dict: ``step``; ``epoch``, counted from 1; ``train``, ``validation`` and ``validation_ema``, each a
   dict like a line of metrics.jsonl, or empty; ``learning_rate`` of the last step; ``is_best`` and ``best_epoch`` by
   validation; ``seed``; ``workdir``, the run folder.
-- A hook returns None or False to continue, and True or a reason (str) to end the training like early stopping: the state
-  is saved and the test follows.
+- A hook returns None or False to continue, and True or a reason (str) to end the training like early stopping: the
+  state is saved and the test follows.
 
-If a hook raises, the state is saved and the run ends. The same command calls all hooks for this epoch again and continues.
-After a kill, training resumes from the last checkpoint. So a hook is called at least once per epoch, not exactly once.
+If a hook raises, the state is saved and the run ends. The same command calls all hooks for this epoch again and
+continues. After a kill, training resumes from the last checkpoint. So a hook is called at least once per epoch, not
+exactly once.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class Hooks:
         for name, function in self._functions.items():
             try:
                 answer = function(state, {**metrics, **self._facts})
-            except (Exception, SystemExit) as error:  # it is the user's code: whatever it raises
+            except (Exception, SystemExit) as error:  # user code may raise anything
                 raise _failure(name, metrics, f"fails: {own_code.explain(error)}") from error
             if answer is not None and not isinstance(answer, bool | np.bool_ | str):
                 kind = type(answer).__name__
@@ -93,5 +95,5 @@ class Hooks:
 def _failure(name: str, metrics: Mapping[str, object], what: str) -> RunFailedError:
     return RunFailedError(
         f"config.train.hooks: '{name}' at the end of epoch {metrics['epoch']:g} (step {metrics['step']:,}) {what}; the "
-        "state is saved: mend the hook, and the same command calls it again and goes on"
+        "state is saved: mend the hook, and the same command calls it again and resumes"
     )

@@ -43,8 +43,8 @@ def classification_sums(
     Returns:
       loss, top1, top5: sums over images. count: number of images. confident: images with a class probability above 1/2;
       confident_right: those where this class is the label. The last two give Keras' micro-averaged precision and recall
-      at threshold 0.5. With `by_class`, also [K] each: labelled, images of the class; predicted, images predicted as the
-      class; right, images where both hold.
+      at threshold 0.5. With `by_class`, also [K] each: labelled, images of the class; predicted, images predicted as
+      the class; right, images where both hold.
     """
     label_logit_B = jnp.take_along_axis(logits_BK, labels_B[:, None], axis=-1)[:, 0]
     # The rank counts larger logits; ties go to the lower class, as in argmax. A NaN logit is never right.
@@ -99,8 +99,8 @@ class Totals:
     def means(self) -> dict[str, float]:
         """Returns loss, top1, top5, precision, recall and count; norms as means over steps; {} without images.
 
-        With counts per class, also macro_f1 and balanced_accuracy: the means of F1 and recall over the classes that have
-        images. `jaxvit evaluate` reports them as `f1.macro` and `recall.macro`.
+        With counts per class, also macro_f1 and balanced_accuracy: the means of F1 and recall over the classes that
+        have images. `jaxvit evaluate` reports them as `f1.macro` and `recall.macro`.
         """
         v = self.values
         count = v.get("count", 0.0)

@@ -1,22 +1,25 @@
-"""Muon (Jordan et al. 2024, github.com/KellerJordan/Muon): for a matrix, momentum with all singular values made equal.
+"""The Muon optimizer (Jordan et al. 2024, github.com/KellerJordan/Muon): momentum with equalized singular values.
 
-    M ← β M + (1 − β) G;   N = β M̂ + (1 − β) Ĝ, corrected for the zeros at the start (optax);
-    update = N / ‖N‖, then five times X ← 3.4445 X − 4.7750 (X Xᵀ) X + 2.0315 (X Xᵀ)² X, which takes the singular values
+    M ← β M + (1 − β) G;   N = β M̂ + (1 − β) Ĝ, with bias correction (optax);
+    update = N / ‖N‖, then five times X ← 3.4445 X − 4.7750 (X Xᵀ) X + 2.0315 (X Xᵀ)² X, which moves the singular values
     to between 0.7 and 1.2; then · rms · √max(rows, columns).
 
-Rows are inputs and columns are outputs of a kernel. With the last factor, of Liu et al. (2025, arXiv:2502.16982), the
-update's RMS is about `rms` whatever the shape: exactly that where all singular values are 1. Adam's updates are about
-0.2 in RMS, so learning rate and weight decay keep their meaning when a run goes from AdamW to Muon.
+Rows are the inputs of a kernel and columns its outputs. The last factor, from Liu et al. (2025, arXiv:2502.16982),
+gives the update an RMS of about `rms` for every shape, and of exactly `rms` if all singular values are 1. Adam's
+updates have an RMS of about 0.2, so learning rate and weight decay keep their meaning when you change from AdamW to
+Muon.
 
 Departures from the authors' code:
-- what is no matrix is left to Adam at the same learning rate, with the same decay and the same clipping by the global
-  norm of all gradients; the authors clip nothing and give Adam a rate of its own;
-- a kernel of an attention layer is one matrix over all heads, (C, heads · head_dim), or one for each head; the authors'
-  language models have it as one, and flatten a convolution (out, in · h · w) as it is flattened here;
-- `rms` of 0.2 for all kernels in place of √max(1, outputs / inputs), by which the authors scale;
-- float32, not bfloat16; the corrections for the start, which the authors do not have.
-optax's own `optax.contrib.muon` gives Adam Nesterov's momentum and takes every array of two axes for a matrix, position
-tables and heads among them; here Adam is the plain one.
+
+- Adam trains all other parameters with the same learning rate, decay and clipping by the global norm of all gradients.
+  The authors do not clip, and give Adam its own learning rate.
+- An attention kernel is one matrix over all heads, (C, heads · head_dim), or one matrix per head. The authors' language
+  models have one matrix. A convolution is flattened as theirs, (out, in · h · w).
+- `rms` is 0.2 for all kernels. The authors scale by √max(1, outputs / inputs).
+- Updates are float32, not bfloat16, and have bias correction, which the authors do not use.
+
+`optax.contrib.muon` gives Adam Nesterov momentum and applies Muon to every array with two axes, including position
+tables and heads; here Adam has none.
 """
 
 from __future__ import annotations
@@ -34,20 +37,20 @@ from jaxvit.errors import UsageError
 from jaxvit.ops.trees import Params
 from jaxvit.training.settings import OptimizerSettings
 
-_PROJECTIONS = ("query", "key", "value")  # (C, heads, head_dim): the first axis is the inputs, not all but the last
+_PROJECTIONS = ("query", "key", "value")  # (C, heads, head_dim): only the first axis is inputs
 
 
 def matrix_axes(path: str, shape: tuple[int, ...], heads: str = "matrix") -> MuonDimensionNumbers | None:
-    """Which axes of a parameter are rows (inputs) and which are columns (outputs); None if it is no matrix.
+    """Returns which axes of a parameter are rows (inputs) and which columns (outputs); None if it is not a matrix.
 
-    The last axis is the outputs and all others are the inputs, as of a convolution (h, w, i, o) and of an attention's
-    `out` (heads, head_dim, C); of `query`, `key` and `value` (C, heads, head_dim) the first is the inputs. An array
-    with one row or one column is a vector, not a matrix.
+    The last axis is outputs and all others are inputs, as in a convolution (h, w, i, o) and attention's `out` (heads,
+    head_dim, C). In `query`, `key` and `value` (C, heads, head_dim), the first axis is inputs. An array with one row or
+    one column is a vector, not a matrix.
 
     Args:
       path: names from the root of the parameter tree, joined by '/'.
-      shape: of the parameter.
-      heads: 'matrix', or 'per_head' for a matrix of each head of an attention kernel.
+      shape: shape of the parameter.
+      heads: 'matrix' = an attention kernel is one matrix; 'per_head' = one matrix per head.
 
     Example:
       >>> matrix_axes('block_0/attention/query/kernel', (128, 4, 32))
@@ -68,7 +71,7 @@ def matrix_axes(path: str, shape: tuple[int, ...], heads: str = "matrix") -> Muo
 
 
 def muon_axes(path: str, shape: tuple[int, ...], settings: OptimizerSettings) -> MuonDimensionNumbers | None:
-    """As `matrix_axes`; None also for what the patterns `muon_on` and `muon_off` of the settings leave to Adam."""
+    """As `matrix_axes`; also None for parameters that the patterns `muon_on` and `muon_off` leave to Adam."""
     s = settings
     if not _matches(path, s.muon_on) or _matches(path, s.muon_off):
         return None
@@ -76,11 +79,11 @@ def muon_axes(path: str, shape: tuple[int, ...], settings: OptimizerSettings) ->
 
 
 def scale_by_muon_and_adam(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """The updates of all parameters before decay and learning rate: Muon's for the matrices, Adam's for the rest."""
+    """Makes the transformation before decay and learning rate: Muon for matrices, Adam for all other parameters."""
     s = settings
 
     def axes(params: optax.Params) -> optax.Params:
-        # Of Muon's part of the tree, in which what is Adam's is an empty node.
+        # `params` is Muon's part of the tree; Adam's parameters are empty nodes there.
         return jax.tree_util.tree_map_with_path(lambda path, x: muon_axes(_join(path), x.shape, s), params)
 
     def owners(params: optax.Params) -> Mapping[str, object]:
@@ -102,7 +105,7 @@ def scale_by_muon_and_adam(settings: OptimizerSettings) -> optax.GradientTransfo
 
 
 def count_on_muon(params: Params, settings: OptimizerSettings) -> dict[str, tuple[int, int]]:
-    """{path: (numbers, matrices)} of the parameters that are on Muon; `params` may be shapes only."""
+    """Returns {path: (parameters, matrices)} of Muon's part of a parameter tree, which may be abstract."""
     counts = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         axes = muon_axes(_join(path), leaf.shape, settings)
@@ -113,11 +116,11 @@ def count_on_muon(params: Params, settings: OptimizerSettings) -> dict[str, tupl
 
 
 def check_patterns(params: Params, settings: OptimizerSettings) -> None:
-    """Refuses patterns that do not fit a model's parameters.
+    """Checks that the patterns fit a model's parameters.
 
     Raises:
-      UsageError: one of `muon_on` matches no matrix; one of `muon_off`, the defaults apart, matches nothing; or nothing
-        is on Muon.
+      UsageError: a pattern of `muon_on` matches no matrix; a pattern of `muon_off` other than the defaults matches
+        nothing; or Muon would train nothing.
     """
     s = settings
     shapes = {_join(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -1,10 +1,10 @@
-"""Learning-rate schedule, optimizer and averaged weights, made of optax parts. Muon has a file of its own, `muon.py`.
+"""Learning-rate schedule, optimizer and EMA of the weights, built from optax; Muon is in `muon.py`.
 
-Two meanings of weight decay are in use, and published numbers were made with both:
+There are two definitions of weight decay, and published results use both:
 
-- `lr_scaled`: ``w -= lr(t) · decay · w``, Loshchilov and Hutter (2019) as optax, PyTorch and Keras 3 write it;
-- `independent`: ``w -= decay · w``, whatever the learning rate, as tensorflow-addons' AdamW does, which most of the
-  tutorials used. At a learning rate of 1e-3 the same number decays a thousand times faster than the other way.
+- `lr_scaled`: ``w -= lr(t) · decay · w`` (Loshchilov and Hutter 2019), as in optax, PyTorch and Keras 3;
+- `independent`: ``w -= decay · w`` at every learning rate, as in tensorflow-addons' AdamW, which most of the tutorials
+  use. At a learning rate of 1e-3, the same value decays a thousand times faster.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from jaxvit.training.muon import scale_by_muon_and_adam
 from jaxvit.training.own_optim import own_optimizer, own_schedule
 from jaxvit.training.settings import OptimizerSettings
 
-# Names by which the layer-wise learning rate knows a part's place: numbered ones, and those before the first block.
+# Names that give a part its layer in `layer_factors`: numbered parts, and the parts before the first block.
 _NUMBERED = re.compile(r"^(stages|merges|block|blocks|layers|token_learner|token_fuser)_(\d+)$")
 _FIRST_LAYER = ("embed", "class_token", "position_embed", "register_tokens", "norm_stem")
 
 
 def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
-    """Learning rate of a step.
+    """Makes the learning-rate schedule, a function of the step.
 
-    Linear from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`; from there to `end_lr`, by half a cosine or a
-    straight line, at `total_steps - cooldown_steps`; `end_lr` after it. 'constant' stays at `peak_lr` until the
-    cooldown, and goes down to `end_lr` in a straight line through it. 'package.module:function' is the user's own, see
-    `jaxvit.training.own_optim`, and all of this is left to it.
+    It rises linearly from `start_lr` at step 0 to `peak_lr` at step `warmup_steps`, then decays, by half a cosine or
+    linearly, to `end_lr` at step `total_steps - cooldown_steps`, and stays there. 'constant' stays at `peak_lr` until
+    the cooldown, and decays linearly to `end_lr` in it. 'package.module:function' is the user's own schedule, which
+    ignores all of this; see `jaxvit.training.own_optim`.
     """
     s = settings
     if ":" in s.schedule:
@@ -57,15 +57,15 @@ def make_schedule(settings: OptimizerSettings) -> optax.Schedule:
 
 
 def decay_mask(params: Params, which: str) -> Mapping[str, object]:
-    """True for each parameter that weight decay shrinks.
+    """Returns a tree with True for each parameter that weight decay applies to.
 
     Args:
       params: parameter tree.
-      which: 'all'; 'kernels' = matrices and convolution kernels: whatever is named ``kernel``, which biases, norms,
-        position tables and learned tokens are not; or 'not_1d' = every array of two or more axes but biases: kernels,
-        and position tables, class tokens, registers and queries of poolings too. Our attention biases (heads, head_dim)
-        are vectors in PyTorch, and do not decay. This is the rule of timm's ``create_optimizer_v2`` for a model that
-        names no exceptions, and so the recipe of Compact Transformers.
+      which: 'all'; 'kernels' = parameters named ``kernel``: matrices and convolution kernels, but not biases, norms,
+        position tables and learned tokens; or 'not_1d' = all arrays of two or more axes except biases: kernels,
+        position tables, class tokens, registers and queries of poolings. Attention biases (heads, head_dim) are vectors
+        in PyTorch, so they do not decay. 'not_1d' is the rule of timm's ``create_optimizer_v2`` for models without
+        exceptions, and so of the Compact Transformers recipe.
     """
 
     def decays(path: KeyPath, value: jax.Array) -> bool:
@@ -78,21 +78,21 @@ def decay_mask(params: Params, which: str) -> Mapping[str, object]:
 
 
 def layer_factors(params: optax.Params, decay: float) -> Mapping[str, object]:
-    """Factor of the learning rate for each parameter: ``decay ** (layers above it)`` (Clark et al., 2020; BEiT).
+    """Returns each parameter's learning-rate factor, ``decay ** (layers above it)`` (Clark et al., 2020; BEiT).
 
-    Patch embedding, positions and class token are layer 0; then come the blocks in their order, by the numbers in
-    their names (a token learner or fuser belongs to its block; ``merges_0`` follows the blocks of ``stages_0``); final
-    norm, pooling and head are the last layer, with factor 1.
+    Layer 0 is the patch embedding, the positions and the class token. The blocks follow in the order of the numbers in
+    their names: a TokenLearner or TokenFuser belongs to its block, and ``merges_0`` follows the blocks of ``stages_0``.
+    The last layer is the final norm, the pooling and the head, with factor 1.
 
     Raises:
-      UsageError: no part has a number, so that there are no layers to tell apart.
+      UsageError: no part of the model has a number in its name.
     """
 
     def place(names: tuple[str, ...]) -> tuple[float, ...]:
         if names[0] in _FIRST_LAYER:
             return (0,)
         found = [match for name in names[:2] if (match := _NUMBERED.match(name))]
-        # A merge comes after whatever number of blocks its stage has.
+        # A merge follows all blocks of its stage.
         numbers = [part for match in found for part in (int(match[2]), *[math.inf] * (match[1] == "merges"))]
         return (1, *numbers) if numbers else (2,)
 
@@ -109,9 +109,9 @@ def layer_factors(params: optax.Params, decay: float) -> Mapping[str, object]:
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """Clipping by the global norm, moments, weight decay, layer-wise factors, learning rate: in this order.
+    """Makes the optimizer: clipping by the global norm, moments, weight decay, layer-wise factors, learning rate.
 
-    An optimizer of the user's own, 'package.module:function', stands between clipping and layer-wise factors.
+    The user's own optimizer, 'package.module:function', replaces everything between clipping and layer-wise factors.
     """
     s = settings
     parts: list[optax.GradientTransformation] = [optax.clip_by_global_norm(s.clip_norm)] if s.clip_norm else []
@@ -141,14 +141,14 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
 
 
 def average_weights(ema: Params, params: Params, step: jax.Array, decay: float, ramp: bool) -> Params:
-    """Exponential moving average of the weights after an update.
+    """Updates the exponential moving average of the weights.
 
     Args:
-      ema: average before; at step 0 the initial weights.
+      ema: average before the update; at step 0, the initial weights.
       params: weights after the update.
-      step: int32, number of updates made before this one.
-      decay: of the average.
-      ramp: use ``min(decay, (1 + step) / (10 + step))``, so that short runs leave their start behind.
+      step: number of updates before this one, int32.
+      decay: decay rate of the average.
+      ramp: use ``min(decay, (1 + step) / (10 + step))``, so that short runs forget their initial weights.
     """
     rate = jnp.float32(decay)
     if ramp:

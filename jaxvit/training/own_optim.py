@@ -1,11 +1,11 @@
-"""A schedule or an optimizer of one's own, by name: 'package.module:function'. docs/extend.md has an example of each.
+"""The user's own schedule or optimizer, named 'package.module:function'. docs/extend.md has an example of each.
 
-schedule: ``function(settings) -> schedule``; ``schedule(step)`` is the learning rate of a step, int32 from 0.
+schedule: ``function(settings) -> schedule``; ``schedule(step)`` is the learning rate at a step, int32 from 0.
 optimizer: ``function(learning_rate, settings) -> optax.GradientTransformation``; `learning_rate` is a schedule.
 
-`settings` are `jaxvit.training.settings.OptimizerSettings`: the keys of ``config.optim``, lengths in steps. Gradients
-are clipped by ``optim.clip_norm`` before the optimizer sees them, and its updates are scaled by ``optim.layer_decay``
-and then added to the parameters; all else, weight decay too, is the optimizer's own.
+`settings` is a `jaxvit.training.settings.OptimizerSettings`: the keys of ``config.optim``, with lengths in steps.
+``optim.clip_norm`` clips the gradients before the optimizer, and ``optim.layer_decay`` scales its updates before they
+are added to the parameters. The optimizer does everything else itself, including weight decay.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 def own_schedule(settings: OptimizerSettings) -> optax.Schedule:
-    """The schedule that the function named by `settings.schedule` makes, in float32.
+    """Calls the function named by `settings.schedule` and returns its schedule, in float32.
 
     Raises:
-      UsageError: there is no such function, or it fails; so does the schedule, if it fails.
+      UsageError: the function does not exist or fails. The schedule raises it too, if it fails at a step.
     """
     where = f"config.optim.schedule='{settings.schedule}'"
     function = own_code.load_function(settings.schedule, "optim.schedule")
@@ -57,11 +57,11 @@ def own_schedule(settings: OptimizerSettings) -> optax.Schedule:
 
 
 def own_optimizer(settings: OptimizerSettings, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer that the function named by `settings.name` makes.
+    """Calls the function named by `settings.name` and returns its optimizer.
 
     Raises:
-      UsageError: there is no such function, or it fails, or it makes no optimizer. So do the optimizer's `init` and
-        `update`, traced, if they fail, or give updates or a state of another shape or type than they were given.
+      UsageError: the function does not exist, fails, or does not return an optimizer. The optimizer's `init` and
+        `update` raise it at trace time, if they fail or change the shape or dtype of updates or state.
     """
     where = f"config.optim.name='{settings.name}'"
     function = own_code.load_function(settings.name, "optim.name")
@@ -90,17 +90,17 @@ def own_optimizer(settings: OptimizerSettings, learning_rate: optax.Schedule) ->
 
 
 def check_own(settings: OptimizerSettings, steps: int) -> frozenset[str]:
-    """Tries out what of the settings is the user's own, but for what needs a model's parameters.
+    """Tries the user's own schedule and optimizer without a model's parameters.
 
     Args:
-      settings: of the run.
-      steps: of the whole training.
+      settings: settings of the run.
+      steps: number of training steps.
 
     Returns:
-      Names of the settings that the functions read.
+      The names of the settings that the functions read.
 
     Raises:
-      UsageError: as `own_schedule` and `own_optimizer`; or a learning rate is negative or not finite.
+      UsageError: see `own_schedule` and `own_optimizer`; or a learning rate is negative or not finite.
     """
     read: set[str] = set()
     noting = _noting(settings, read)
@@ -120,7 +120,7 @@ def check_own(settings: OptimizerSettings, steps: int) -> frozenset[str]:
 
 
 def _noting(settings: OptimizerSettings, read: set[str]) -> OptimizerSettings:
-    """The same settings, of a class that notes in `read` which of them are looked at."""
+    """Returns equal settings that add the name of each field that is read to `read`."""
 
     class Noting(OptimizerSettings):
         def __getattribute__(self, name: str) -> object:
@@ -135,7 +135,7 @@ def _called(fails: str, function: Callable[..., T], *args: object) -> T:
         return function(*args)
     except UsageError:
         raise
-    except Exception as error:  # it is the user's code: whatever it raises
+    except Exception as error:  # user code may raise anything
         raise UsageError(f"{fails}: {own_code.explain(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: one live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rich.text import Text
 
 from jaxvit.shown import rich
 
-PLAIN_SECONDS = 20.0  # between plain lines, when nothing else is printed
+PLAIN_SECONDS = 20.0  # interval of plain lines, if nothing else is printed
 
 
 class _MayClose:
-    """A text stream whose reader may go away (`| head`, a closed terminal): from then on, nothing is written."""
+    """A text stream whose reader may close it (`| head`, a closed terminal); later output is discarded."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -42,7 +42,7 @@ class _MayClose:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 error.filename = error.filename or "standard output"
                 raise
-            # What the stream still holds must go somewhere too, at the latest when the process ends.
+            # The stream's buffer is flushed too, at the latest at exit: it needs an open file.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -50,22 +50,22 @@ class _MayClose:
 
 @contextlib.contextmanager
 def nobody_need_listen() -> Iterator[None]:
-    """Whatever is printed within is no reason to fail."""
+    """Inside this context, printing to a closed standard output is not an error."""
     with contextlib.ExitStack() as stack:
-        # Python has None for a standard output that was closed before it started.
+        # sys.stdout is None if it was closed before Python started.
         stream = sys.stdout or stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(contextlib.redirect_stdout(_MayClose(stream)))  # type: ignore[type-var]
         yield
 
 
 class Progress:
-    """Shows epoch, step, images a second, loss, accuracy and the time left.
+    """Shows epoch, step, images per second, loss, accuracy and remaining time.
 
     Args:
-      steps: of the whole run.
-      steps_per_epoch: of one epoch.
-      start_step: where this process starts; speed and time left count from there.
-      console: for tests; by default stdout.
+      steps: number of steps of the run.
+      steps_per_epoch: number of steps of an epoch.
+      start_step: first step of this process; speed and remaining time count from there.
+      console: where to print; None = stdout.
     """
 
     def __init__(self, steps: int, steps_per_epoch: int, start_step: int = 0, console: Console | None = None):
@@ -88,12 +88,12 @@ class Progress:
             self._live = None
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         self._console.print(rich(line))
         self._last_shown = time.monotonic()
 
     def step(self, step: int, sums: Mapping[str, float], means: Mapping[str, float], seconds: float) -> None:
-        """After a step: its sums, the epoch's means so far, and the seconds that it took."""
+        """Shows a finished step: its sums, the means of the epoch so far, and its duration in seconds."""
         self._images += sums["count"]
         self._training_seconds += seconds
         now = time.monotonic()
@@ -110,7 +110,7 @@ class Progress:
         note: str = "",
         label: str = "",
     ) -> None:
-        """At the end of an epoch."""
+        """Prints the line of a finished epoch; `label` comes first, `note` last."""
         parts = [f"{label}epoch {self._epoch(step)}", _metrics("train", train)]
         if validation:
             parts.append(_metrics("validation", validation))

@@ -11,7 +11,7 @@ DECAY_MASKS = ("kernels", "all", "not_1d")
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of `make_optimizer`. Each field means what the config key ``optim.FIELD`` means; lengths are in steps."""
+    """Settings of `make_optimizer`. A field means what the config key ``optim.FIELD`` means; lengths are in steps."""
 
     name: str = "adamw"
     schedule: str = "cosine"

@@ -1,7 +1,7 @@
-"""Being asked to stop: SIGTERM (a scheduler), SIGHUP (a closed terminal), Ctrl-C. The step is finished and saved.
+"""Requests to stop: SIGTERM (a scheduler), SIGHUP (a closed terminal), Ctrl-C. The current step is finished and saved.
 
-In a run of several processes a signal to one of them stops all, at the same step: jax's preemption service, which
-listens to SIGTERM, agrees on it. There the other signals are passed on as a SIGTERM.
+In a run of several processes, a signal to one process stops all at the same step. jax's preemption service, which
+listens to SIGTERM, agrees on the step; the other signals are forwarded as SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from jaxvit.errors import INTERRUPTED, STOPPED
 SAVES_THE_STEP = "stopping after this step, to save it"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# The service agrees on one of its looks, and counts for as long as the process lives; nobody else may look.
+# The service agrees on a count of its calls, which must be the same in all processes: only `StopRequest` may call it.
 _LOOKS = itertools.count(1)
 
 
 class StopRequest:
-    """Context manager that turns signals into a request.
+    """Context manager that turns signals into a request to stop.
+
+    The loop also asks it whether to pause, and whether to save between the saves of the config. This class answers no;
+    a subclass may answer yes, in a run of one process.
 
     Attributes:
-      exit_code: 0 until a signal came; then 75 for SIGTERM and SIGHUP, also when Ctrl-C came beside them, and 130 for
-        Ctrl-C alone. A second Ctrl-C stops at once.
-      answer: what a first Ctrl-C is told will happen.
-      held_seconds: how long `hold` has waited so far.
-
-    The loop also asks whether to stand still, and whether to save between the saves of the config. Here the answer is
-    no; a subclass may say otherwise, in a run of one process.
+      exit_code: 0 before any signal; 75 after SIGTERM or SIGHUP, with or without Ctrl-C; 130 after Ctrl-C alone. A
+        second Ctrl-C stops at once.
+      answer: message for the first Ctrl-C.
+      held_seconds: total seconds that `hold` has waited.
     """
 
     def __init__(self) -> None:
@@ -47,35 +47,35 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def check(self) -> int:
-        """0 to go on; the exit code to stop with, once the present step is saved. To be asked once a step.
+        """Returns the exit code to stop with after saving the current step; 0 = continue. Call it once per step.
 
-        All processes of a run get the same answer at the same step, but for the code: one stopped by Ctrl-C says so.
+        All processes of a run stop at the same step; the exit code of each depends on its own signals.
         """
         if not self._several:
             return self.exit_code
         return (self.exit_code or STOPPED) if multihost_utils.reached_preemption_sync_point(next(_LOOKS)) else 0
 
     def must_hold(self) -> bool:
-        """Whether `hold` is to be called, before anything more is computed. To be asked once a step or batch."""
+        """Returns whether to call `hold` before the next computation. Call it once per step or batch."""
         return False
 
     def hold(self) -> None:
-        """Waits until the work may go on, or until it is asked to stop. What was started should be done before."""
+        """Waits until the run may continue or must stop. Finish dispatched steps before calling it."""
 
     def save_is_due(self) -> bool:
-        """Whether to save after this step. To be asked once a step."""
+        """Returns whether to save after this step. Call it once per step."""
         return False
 
     def note_save(self) -> None:
-        """To be called after every save."""
+        """Call this after every save."""
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if self._several and number == signal.SIGTERM:
-                    continue  # with a handler of our own, jax's would not hear of it
+                    continue  # jax's handler needs it
                 if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                    continue  # nohup ignores it, and means it; a shell's `&` ignores Ctrl-C, but a kill -INT means us
+                    continue  # nohup ignores SIGHUP on purpose; a shell's `&` ignores SIGINT, but `kill -INT` must work
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -93,8 +93,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self._interrupted = True
         self.exit_code = self.exit_code or INTERRUPTED
-        # Straight to the descriptor: the signal may have come in the middle of somebody's print. And the terminal may
-        # have gone.
+        # Writes to the descriptor: the signal may interrupt a print, and the terminal may be closed.
         with contextlib.suppress(OSError):
             os.write(2, f"{self.answer}; Ctrl-C again stops at once\n".encode())
         self._tell_the_others()

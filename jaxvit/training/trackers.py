@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import StoppedError, UsageError, first_line
-from jaxvit.files import write_text
+from jaxvit.files import read_regular, write_text
 from jaxvit.shown import terminal
 
 TRACKERS = ("wandb", "mlflow")
 _OFFLINE = ("offline", "dryrun", "disabled")
-# MLflow's own defaults wait ten minutes for a server that is not there. What the user has set stays.
+# With its defaults MLflow waits ten minutes for a server that does not answer. The user's own values stay.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _PARAMS_AT_ONCE = 100
 _LONGEST_KEY = 250
@@ -32,8 +32,8 @@ def reach_trackers(names: Iterable[str], workdir: Path) -> None:
     """Asks the trackers among `names` whether a run can be written there; `check_writers` has passed them.
 
     Args:
-      names: of ``config.log.writers``.
-      workdir: of the run; it need not be there.
+      names: writers in ``config.log.writers``.
+      workdir: folder of the run, which may not exist yet.
 
     Raises:
       UsageError: nobody is logged in, the server cannot be reached, or it does not know the run that was begun there.
@@ -84,7 +84,7 @@ def _reach_wandb() -> None:
     settings = wandb.setup().settings
     if mode in _OFFLINE or getattr(settings, "mode", "") in _OFFLINE:
         return
-    # Where there is a terminal it asks for the key.
+    # On a terminal it asks for the key.
     if not wandb.login(verify=True):
         raise UsageError(
             "config.log.writers: 'wandb': nobody is logged in; `wandb login` logs in, WANDB_MODE=offline keeps all of "
@@ -107,11 +107,17 @@ def _reach_mlflow(run_id: str) -> None:
 def _stored_id(workdir: Path, name: str) -> str:
     """The id of the tracker's run that an earlier start has begun; '' = there is none."""
     file = workdir / f"{name}_run_id"
-    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    if not file.exists():
+        return ""
+    try:
+        return read_regular(file, 1000).decode().strip()
+    except (OSError, ValueError) as error:  # a pipe, another text
+        reason = getattr(error, "strerror", None) or "it contains no id"
+        raise UsageError(f"{file} cannot be read ({reason}); delete it, and a new run of {name} begins") from None
 
 
 class Tracker:
-    """What the two have in common: records wait until they are taken.
+    """Base class of both trackers: records wait until the server has taken them.
 
     Args:
       name: 'wandb' or 'mlflow'.
@@ -159,7 +165,7 @@ class Tracker:
             print(f"warning: {self._name}: {told}", file=sys.stderr, flush=True)
 
     def _tell(self, what: str, error: Exception) -> None:
-        """Says it once: a server that is away for an hour need not be told of at every step."""
+        """Warns once, even if the server is away for an hour."""
         if not self._told:
             self._told = True
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"

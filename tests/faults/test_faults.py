@@ -1,4 +1,4 @@
-"""System calls fail while a verb runs: it prints one line, leaves nothing half-written, and can resume.
+"""System calls fail while a verb runs: it prints one line, leaves no half-written file, and the same command resumes.
 
 `faults.c` makes the calls fail, `verbs.py` runs the verbs; each case is a process. Without a C compiler, only the tests
 of standard streams run.
@@ -135,7 +135,7 @@ class Verbs:
         return answer
 
     def fail(self, *argv: object, folder: Path, name: str, kinds: int, kind: str, number: int = 1, **asked: object):
-        """Runs a verb with an injected error; checks that it occurred, and that the verb ended with the line for it."""
+        """Runs a verb with an injected error; checks that the error occurred and that the verb printed its line."""
         fault = {"folder": str(folder), "name": name, "kinds": kinds, "number": number}
         fault |= {"errno": getattr(errno, kind), "stays": kind in STAYS}
         answer = self(*argv, fault=fault, **asked)

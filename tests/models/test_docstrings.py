@@ -1,4 +1,4 @@
-"""The forward pass in a family's docstring matches the model, and its example runs."""
+"""Tests of the families' docstrings: the annotated forward pass is correct, and the example runs."""
 
 import doctest
 import re

@@ -140,7 +140,7 @@ def test_mlflow_cuts_what_is_too_long_and_says_how_a_run_ended(database, tmp_pat
 
 
 def offline_records(folder):
-    """The records that W&B wrote for each run: blocks of 32 KiB, in the format of LevelDB logs."""
+    """Reads the files of W&B's runs: blocks of 32 KiB in the format of LevelDB's logs."""
     from wandb.proto import wandb_internal_pb2
 
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns):
