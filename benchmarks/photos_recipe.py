@@ -1,15 +1,15 @@
-"""Which model and recipe does well from scratch on a small set: the variants of configs/photos.py, by cross-validation.
+"""Compares models and recipes on small data sets, from scratch: the variants of configs/photos.py, by cross-validation.
 
-    python benchmarks/photos_recipe.py runs/recipe                       everything: hours on two CPU cores
+    python benchmarks/photos_recipe.py runs/recipe                       everything; takes hours on two CPU cores
     python benchmarks/photos_recipe.py runs/recipe --sets=cifar --variants=cct,plain
-    python benchmarks/photos_recipe.py runs/recipe --table               only what is there so far
+    python benchmarks/photos_recipe.py runs/recipe --table               only the table of finished runs
 
-Two sets of five classes with 100 images each are written as folders of PNGs: the first images of CIFAR-10's classes
-airplane to deer, and of Fashion-MNIST's t-shirt to coat, both from the training split of the prepared set. Each variant
-is trained as a user would, `jaxvit train --data=SET --config=photos:VARIANT --folds=5`. The same command again goes on
-where it was stopped, and leaves out what is done.
+The script writes two data sets with five classes of 100 images each as folders of PNGs: the first training images of
+CIFAR-10's classes airplane to deer, and of Fashion-MNIST's t-shirt to coat. It trains each variant like a user, with
+`jaxvit train --data=SET --config=photos:VARIANT --folds=5`. The same command resumes and skips finished runs.
 
-Writes OUT/table.md and OUT/table.csv: test accuracy, mean ± standard deviation of the folds, each image tested once.
+It writes OUT/table.md and OUT/table.csv: test accuracy, mean ± standard deviation over the folds; each image is tested
+once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from jaxvit.files import csv_text, read_json, write_text
 
 SETS = {"cifar": ("cifar10", (0, 1, 2, 3, 4)), "fashion": ("fashion_mnist", (0, 1, 2, 3, 4))}
 VARIANTS = ("cct", "plain", "vit", "shiftvit", "token_learner")
-IMAGES, FOLDS = 100, 5  # of each class
+IMAGES, FOLDS = 100, 5  # images per class, folds
 
 
 def make_set(name: str, folder: Path, images: int = IMAGES) -> None:
-    """Writes a set as folder/CLASS/NUMBER.png, unless it is there."""
+    """Writes a data set as folder/CLASS/NUMBER.png, unless the folder exists."""
     if folder.is_dir():
         return
     prepared, classes = SETS[name]
@@ -54,7 +54,7 @@ def command(name: str, variant: str, out: Path) -> list[str]:
 
 
 def rows(out: Path) -> list[dict[str, object]]:
-    """What is finished so far."""
+    """The results of finished runs."""
     found = []
     for name in SETS:
         for variant in VARIANTS:
@@ -81,7 +81,7 @@ def rows(out: Path) -> list[dict[str, object]]:
 
 
 def markdown(found: list[dict[str, object]]) -> str:
-    """A line for each variant, a column for each set."""
+    """A Markdown table with a line per variant and a column per data set."""
     lines = ["| variant | parameters | " + " | ".join(SETS) + " |", "|---" * (2 + len(SETS)) + "|"]
     for variant in VARIANTS:
         by_set = {row["set"]: row for row in found if row["variant"] == variant}
@@ -93,7 +93,7 @@ def markdown(found: list[dict[str, object]]) -> str:
 
 
 def main() -> int:
-    """Trains what is not done yet, and writes the table."""
+    """Trains the unfinished runs and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of sets, runs and table")
     parser.add_argument("--sets", default=",".join(SETS))

@@ -1,15 +1,15 @@
-"""Your own photos, or any small set, from scratch: what `jaxvit train --data=…` trains.
+"""Your own photos, or any small data set, from scratch: the config of `jaxvit train --data=…`.
 
-    jaxvit train --data=photos                          photos/CLASS/IMAGE.jpg, or photos/train/CLASS/IMAGE.jpg and so on
+    jaxvit train --data=photos                          photos/CLASS/IMAGE.jpg, or photos/train/CLASS/IMAGE.jpg etc.
     jaxvit train --data=labels.csv --folds=5            labels from a table; five-fold cross-validation
-    jaxvit train --data=photos --config.model.depth=6   every value below, and every one that is chosen, can be changed
+    jaxvit train --data=photos --config.model.depth=6   any value, set here or derived, can be changed
 
-The side, the parts, batch size, length, mean and std are chosen from the images (jaxvit/config/for_images.py); those below
-hold where nothing is chosen: with --config=photos, for the folder ./photos.
+Image size, splits, batch size, duration, mean and std are derived from the images (jaxvit/config/for_images.py). The
+values below apply without --data: with --config=photos, to the folder ./photos.
 
-Variants, which benchmarks/photos_recipe.py compares: cct (default); plain, the same without mixing, policy and erasing; vit;
-shiftvit; token_learner.
-"""  # noqa: E501
+Variants, compared by benchmarks/photos_recipe.py: cct (default); plain (cct without mixup, CutMix, augmentation policy
+and erasing); vit; shiftvit; token_learner.
+"""
 
 from ml_collections import ConfigDict
 
@@ -50,7 +50,7 @@ def _train(config: ConfigDict) -> ConfigDict:
     config.data.side = 64
     config.data.cut = "content"
     config.data.validation, config.data.test = "validation", "test"
-    config.data.on_error = "skip"  # among people's photos there are broken ones: they are named and counted
+    config.data.on_error = "skip"  # collections of photos have damaged files: they are reported and counted
 
     config.augment.mean, config.augment.std = (), ()
     config.augment.train, config.augment.scale = "random_resized_crop", (0.5, 1.0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxvit.trained.history import History
     from jaxvit.trained.load import load
     from jaxvit.trained.predict import predict
+    from jaxvit.weights.pretrained import load_weights
 
 # name -> module that holds it
 _FUNCTIONS = {
@@ -29,6 +30,7 @@ _FUNCTIONS = {
     "export": "jaxvit.exports.write",
     "list_models": "jaxvit.models.registry",
     "load": "jaxvit.trained.load",
+    "load_weights": "jaxvit.weights.pretrained",
     "predict": "jaxvit.trained.predict",
     "summary": "jaxvit.models.summarize",
     "train": "jaxvit.run.train",
@@ -44,6 +46,7 @@ __all__ = [
     "layers",
     "list_models",
     "load",
+    "load_weights",
     "models",
     "ops",
     "predict",

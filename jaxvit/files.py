@@ -16,7 +16,9 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -25,9 +27,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxvit.errors import UsageError, is_disk_failure
-from jaxvit.shown import csv_cell
+from jaxvit.shown import csv_cell, terminal
 
 INSTALLED_IN = Path(__file__).parents[1]  # the folder that holds this package: a checkout, or site-packages
+
+
+def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Whether what a file says is a finite number from `least` to `most`; true and false are none.
+
+    Example:
+      >>> is_number(0.5, 0, 1), is_number(True), is_number("897 %")
+      (True, False, False)
+    """
+    return type(value) in (int, float) and -math.inf < value < math.inf and least <= value <= most
 
 
 def require(right: bool, file: Path, reason: str, remedy: str) -> None:
@@ -87,16 +99,41 @@ def checksum(value: Any) -> str:
     return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"
 
 
+def _finite(word: str) -> float:
+    if not math.isfinite(value := float(word)):
+        raise ValueError(f"it has the number {word:.20}, which is not finite")
+    return value
+
+
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """What JSON says.
+
+    Raises:
+      ValueError: it is none, or has a number that is not finite: NaN, 1e400.
+    """
+
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        return _JSON.decode(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError("it is no JSON") from None
+    except ValueError as error:
+        # Python reads no integer of more than 4,300 digits.
+        raise ValueError("it has a number that is too long" if "digits" in str(error) else str(error)) from None
+
+
 def checked_json(data: bytes | str) -> dict[str, Any]:
     """What a JSON file with a checksum holds, without that.
 
     Raises:
       ValueError: it is none, or has changed since it was written.
     """
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ValueError("it is no JSON") from None
+    found = parse_json(data)
     said = found.pop(CHECKSUM, None) if isinstance(found, dict) else None
     if said is None:
         raise ValueError("it has no checksum")
@@ -143,7 +180,7 @@ def read_json(
       UsageError: there is no such file, it is no JSON, or its content has changed since it was written.
     """
     try:
-        found = json.loads(read_regular(path, _MOST_JSON).decode("utf-8"))
+        found = parse_json(read_regular(path, _MOST_JSON))
         said = found.pop(CHECKSUM, None) if isinstance(found, dict) else None
         if said is None:
             if expects_checksum and isinstance(found, dict):
@@ -155,10 +192,8 @@ def read_json(
         remedy += f"; if you have changed it yourself, delete '{CHECKSUM}' from it"
     except OSError as error:
         reason = error.strerror
-    except ValueError:  # cut off, another text, no text
-        reason = "it is no JSON"
-    except RecursionError:
-        reason = "it is nested too deeply"
+    except ValueError as error:  # cut off, another text, no text
+        reason = str(error)
     raise UsageError(f"{path} cannot be read ({reason}); {remedy}")
 
 
@@ -306,6 +341,66 @@ def make_writable(folder: Path, remedy: str) -> None:
             raise
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UsageError(f"{folder} cannot be written ({reason}); {remedy}") from None
+
+
+# 'gs://bucket/run', and what `Path` makes of it: 'gs:/bucket/run'. A single letter is a Windows drive.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of Linux and most file systems
+_WITHIN_NAMES = re.compile("[\x01-\x1f\x7f]")
+
+
+def local_path(text: str | os.PathLike[str]) -> str:
+    """A path that a user names, '~' expanded; every flag, config key and variable that names one is read through it.
+
+    Args:
+      text: the path; '' = none, and comes back as it is.
+
+    Raises:
+      UsageError: it is a URL, or nothing can have such a name.
+
+    Example:
+      >>> local_path("runs/digits")
+      'runs/digits'
+    """
+    text = os.fspath(text)
+    shown = terminal(text if len(text) <= 100 else f"{text[:60]}…{text[-30:]}")
+    if url := _URL.fullmatch(text):
+        scheme, rest = url.groups()
+        remedy = (
+            "mount the bucket and name the mounted folder, or copy the folder there, or from there, by the store's "
+            "own tool"
+        )
+        if scheme.lower() == "file":
+            remedy = f"write it without the scheme: /{terminal(rest.lstrip('/'))}"
+        raise UsageError(f"{shown} is a URL, and jaxvit reads and writes files of this machine only: {remedy}")
+    try:
+        path = os.path.expanduser(text)
+        lengths = [len(os.fsencode(name)) for name in path.split("/")]
+        possible = "\0" not in path
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise UsageError(f"{shown} has characters that no path can have; leave them out")
+    if path.startswith("~"):
+        raise UsageError(f"{shown}: there is no such user or home folder; write the whole path")
+    size = sum(lengths) + len(lengths) - 1
+    if max(lengths) > _LONGEST_NAME:
+        raise UsageError(f"{shown}: a name in this path has {max(lengths)} bytes; at most {_LONGEST_NAME} are possible")
+    if size > _LONGEST_PATH:
+        raise UsageError(f"{shown}: this path has {size} bytes; at most {_LONGEST_PATH} are possible")
+    if _WITHIN_NAMES.search(path) and not os.path.lexists(path):
+        raise UsageError(f"{shown}: there is no such path, and none is made with control characters in its name")
+    return path
+
+
+def user_cache() -> Path:
+    """The user's cache folder: XDG_CACHE_HOME, which counts where it is an absolute path, else ~/.cache."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(named) and "\0" not in named:
+        return Path(named)
+    home = os.path.expanduser("~")
+    # Without a home, as in some containers, there is at least the folder for temporary files.
+    return Path(home) / ".cache" if os.path.isabs(home) else Path(tempfile.gettempdir()) / f"jaxvit-{os.getuid()}"
 
 
 def refuse_backslash(path: Path, flag: str = "") -> None:

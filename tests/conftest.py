@@ -33,6 +33,23 @@ import pytest
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run under nohup
 gc.set_threshold(100_000, 20, 50)  # tracing makes and keeps millions of objects
 
+# Files that take longest, from the longest on. With `--dist loadfile` the workers begin with them, so that none is left
+# with a long one when the others have finished.
+LONGEST = ("run/test_seeds", "run/test_reliability", "exports/test_export", "run/test_train", "run/test_sweep")
+LONGEST += ("test_readme", "reproduce/test_reproduce", "config/test_every_key", "reproduce/test_queue")
+LONGEST += ("devices/test_processes", "speed/test_benchmark", "pages/test_report", "test_trust", "test_own_code")
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # by number of tests
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"tests/{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -1,4 +1,4 @@
-"""What tests do with runs: stop them, and read what they leave."""
+"""Helpers for tests with runs: stop them, and read their files."""
 
 import jax
 

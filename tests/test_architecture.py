@@ -25,6 +25,7 @@ ALLOWED = {
     "devices": "errors files",
     "data": "errors shown files own_code ops",
     "training": "errors shown files own_code ops devices",
+    "weights": "errors shown files ops layers models",
     "config": "errors files own_code ops layers models devices data training",
     "figures": "errors files ops layers models training",
     "run": "errors shown files own_code ops layers models devices data training config figures",
@@ -159,7 +160,7 @@ def imported(file):
 
 
 def test_no_test_imports_another():
-    """What several need is in a module without tests, such as tests/tiny.py: else one's change breaks the other."""
+    """Shared code is in modules without tests, such as tests/tiny.py: so a change of one test cannot break another."""
     files = sorted((ROOT / "tests").rglob("*.py"))
     tests = {file.stem for file in files if file.stem.startswith("test_")}
     assert len(tests) > 50

@@ -40,3 +40,43 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+PROMISES = [ROOT / "docs" / "reliability.md", ROOT / "docs" / "trust.md"]
+
+
+def rows_of_promises(page):
+    """(promise, cell with its tests) of every row of a table whose last column is 'shown by'."""
+    inside = False
+    for line in page.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[-1] == "shown by":
+            inside = True
+        elif inside and not line.startswith("|--"):
+            yield cells[0], cells[-1]
+
+
+def names_of_tests(file):
+    tree = ast.parse(file.read_text())
+    return {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")}
+
+
+@pytest.mark.parametrize("page", PROMISES, ids=lambda page: page.name)
+def test_every_promise_has_a_test_that_is_there(page):
+    rows = list(rows_of_promises(page))
+    assert len(rows) > 12
+    for promise, cell in rows:
+        found, file = 0, ROOT / "tests" / "test_trust.py"
+        for span in re.findall(r"`([^`]+)`", cell):
+            path, _, name = span.rpartition("::") if "::" in span or span.startswith("test_") else (span, "", "")
+            if path and path != "…":
+                file = ROOT / path
+            assert file.is_file() and file.parts[len(ROOT.parts)] == "tests", f"{page.name}: {promise[:60]}: {span}"
+            if not file.name.startswith("test_"):
+                continue  # a program beside the tests, which is named too
+            names = names_of_tests(file)
+            assert name in names if name else names, f"{page.name}: {promise[:60]}: there is no {span}"
+            found += 1
+        assert found, f"{page.name}: no test is named for: {promise[:80]}"

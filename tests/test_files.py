@@ -6,7 +6,7 @@ import os
 import pytest
 
 from jaxvit.errors import UsageError, describe_system_error, find_system_error
-from jaxvit.files import make_folder, make_writable, naming, no_empty_folders, replaced, write_text
+from jaxvit.files import make_folder, make_writable, naming, no_empty_folders, read_json, replaced, write_text
 
 
 def test_folders_that_a_refused_command_made_are_gone_and_what_was_there_stays(tmp_path):
@@ -67,3 +67,10 @@ def test_other_errors_are_not():
         BrokenPipeError(errno.EPIPE, "x"),
     ):
         assert find_system_error(error) is None
+
+
+def test_a_json_file_beyond_the_limit_is_not_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate((1 << 28) + 1)  # holes: nothing is written
+    with pytest.raises(UsageError, match=r"config.json cannot be read \(it has 268,435,457 bytes"):
+        read_json(tmp_path / "config.json")

@@ -281,7 +281,7 @@ def test_a_data_set_that_is_none(write, tmp_path, function, says):
         ("my_code.inner:FIRST", "there is no module 'my_code.inner'"),
         (
             "my_import:FIRST",
-            "import fails: ModuleNotFoundError: No module named 'nothing_here' (my_import.py, line 2)",
+            "importing it fails: ModuleNotFoundError: No module named 'nothing_here' (my_import.py, line 2)",
         ),
         ("my_syntax:FIRST", "module 'my_syntax' exists, but importing it fails: SyntaxError: "),
         ("my_exit:FIRST", "module 'my_exit' exists, but importing it fails: SystemExit: 3"),

@@ -20,7 +20,7 @@ from jaxvit.reproduce.rows import read_rows
 from jaxvit.reproduce.table import newest, results_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/extend.md", "docs/scale.md", "docs/performance.md", "docs/export.md")
+PAGES = ("README.md", "docs/extend.md", "docs/photos.md", "docs/scale.md", "docs/performance.md", "docs/export.md")
 
 
 def blocks(page, language):
@@ -79,6 +79,7 @@ def test_every_command_of_a_page_runs(page, reader, trained, capsys):
         (reader / name).write_text(text)
     if not really:
         shutil.copytree(trained, reader, dirs_exist_ok=True)
+        (reader / "runs" / "photos").symlink_to("digits")
         (reader / "results").mkdir()
         queue = (ROOT / "results" / "queue.toml").read_text().split("[[run]]")[:3]  # tests/reproduce reads all of it
         (reader / "results" / "queue.toml").write_text("[[run]]".join(queue))

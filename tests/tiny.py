@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def edit_json(file: Path, old: str, new: str) -> None:
 
 
 def family_config(name: str, attributes: dict[str, Any] | None = None, **changes: Any) -> ConfigDict:
-    """`tiny_config` with a model of `FAMILIES`; `attributes` are other values of its own."""
+    """`tiny_config` with a model of `FAMILIES`; `attributes` overrides its values."""
     config = tiny_config(**changes)
     family = {"fuser": "token_learner_vit"}.get(name, name)
     config.model = base_config(family, **{**FAMILIES[name], **(attributes or {})}).model
@@ -61,11 +63,16 @@ def family_config(name: str, attributes: dict[str, Any] | None = None, **changes
 
 
 def train_family(workdir: Path, name: str) -> Path:
-    """A run of one step of a model of `FAMILIES`."""
-    config = family_config(name, train__duration="1 steps", data__validation="")
-    with jax.numpy_dtype_promotion("standard"):
-        jaxvit.train(config, workdir)
-    return workdir
+    """A run of one step of a model of `FAMILIES`; trained once in this process, and copied from then on."""
+    kept = Path(_families.name) / name
+    if not kept.exists():
+        config = family_config(name, train__duration="1 steps", data__validation="")
+        with jax.numpy_dtype_promotion("standard"):
+            jaxvit.train(config, kept)
+    return Path(shutil.copytree(kept, workdir))
+
+
+_families = tempfile.TemporaryDirectory(prefix="jaxvit-families-")
 
 
 # Of results/rows.toml; to be formatted with weights and target.

@@ -14,7 +14,7 @@ from jaxvit.cli import command_line
 from jaxvit.devices import quiet
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.exports.formats import format_of
-from jaxvit.files import make_writable, write_text
+from jaxvit.files import local_path, make_writable, write_text
 from jaxvit.shown import terminal
 from jaxvit.speed.models import PACKAGES, circumstances, measure_each, measure_one
 from jaxvit.speed.page import in_short, markdown, show, show_plan, write_tables
@@ -22,12 +22,12 @@ from jaxvit.speed.steps import Effort, facts_of
 from jaxvit.speed.subject import configure, make_subject
 
 _EXAMPLES = """examples:
-  jaxvit benchmark --model=tutorial_cct                         batch size and optimizer of its document, synthetic
-  images jaxvit benchmark --model=tutorial_cct --batch=32 --dtype=bfloat16 --json jaxvit benchmark
-  --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    writes benchmark.md and benchmark.csv jaxvit benchmark
-  --config=digits --config.augment.policy=trivial                data and feed of the config jaxvit benchmark
-  --model=vit --config.model.depth=4 --trace=profile --dry_run   print the plan only jaxvit benchmark
-  --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files, batch 1 and 32
+  jaxvit benchmark --model=tutorial_cct                         workload of its document, on synthetic images
+  jaxvit benchmark --model=tutorial_cct --batch=32 --dtype=bfloat16 --json
+  jaxvit benchmark --model=tutorial_mini_vit,tutorial_mini_vit_tl4 --out=speed    writes benchmark.md and benchmark.csv
+  jaxvit benchmark --config=digits --config.augment.policy=trivial                data and feed of the config
+  jaxvit benchmark --model=vit --config.model.depth=4 --trace=profile --dry_run   prints the plan only
+  jaxvit benchmark --file=export/model.onnx,export/model.stablehlo --workdir=runs/digits   exported files
 
 The measurements take turns: --rounds turns of --seconds each, blocking only after several steps. Results are medians
 and quartiles. TFLOP/s count 2 operations per multiply-add of `jaxvit summary` ('all'), times 3 for training; the peak
@@ -47,7 +47,11 @@ def _parser() -> command_line.Parser:
         "--file", action="append", default=[], metavar="FILE", help="exported files instead of --model; runs them"
     )
     parser.add_argument(
-        "--workdir", default="", metavar="RUN", help="with --file: the run they were exported from, for comparison"
+        "--workdir",
+        default="",
+        type=local_path,
+        metavar="RUN",
+        help="with --file: the run they were exported from, for comparison",
     )
     parser.add_argument(
         "--own_code", action="store_true", help="with --workdir or a hub folder: import the user's code that it names"
@@ -59,8 +63,8 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--synthetic", action="store_true", help="use random images even if the data set exists")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of a turn (default: 2)")
-    parser.add_argument("--trace", metavar="DIR", help="write a profile of some steps to DIR")
-    parser.add_argument("--out", metavar="DIR", help="write benchmark.md and benchmark.csv to DIR")
+    parser.add_argument("--trace", type=local_path, metavar="DIR", help="write a profile of some steps to DIR")
+    parser.add_argument("--out", type=local_path, metavar="DIR", help="write benchmark.md and benchmark.csv to DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object per model and line")
     parser.add_argument("--dry_run", action="store_true", help="print what would be measured; measure nothing")
     return parser
@@ -148,7 +152,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     from jaxvit.speed.files import BATCHES, measure_files, page
 
     parser.refuse_unknown(rest)
-    files = [Path(name) for value in options.file for name in value.split(",")]
+    files = [Path(local_path(name)) for value in options.file for name in value.split(",")]
     if not files:
         raise UsageError(
             "--workdir and --own_code are for --file: name exported files, such as --file=RUN/export/model.stablehlo"

@@ -1,7 +1,4 @@
-"""The entry point: lists the verbs, runs one, and turns errors into one line on stderr and an exit code.
-
-Each verb is in the file of its name in this folder.
-"""
+"""The entry point: lists the verbs, runs one (each has a file here), turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -19,13 +16,14 @@ from jaxvit._version import __version__
 from jaxvit.cli.other_libraries import quieten_libraries
 from jaxvit.cli.streams import (
     discard_output,
+    escape_unknown_characters,
     needs_stdout,
     open_missing_streams,
     print_error,
     refuse_closed_stdout,
 )
 from jaxvit.config.overrides import ELSEWHERE
-from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages
+from jaxvit.devices.runtime import choose_cpu_libraries, keep_compiled_programs, take_huge_pages, why_refused
 from jaxvit.errors import UsageError, nearest
 from jaxvit.files import no_empty_folders
 
@@ -94,6 +92,7 @@ def run(verb: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> 
     closed = open_missing_streams()
     if argv is None and _is_the_process():
         take_huge_pages(sys.orig_argv[1:])
+    escape_unknown_characters()
     quieten_libraries()
     keep_compiled_programs()
     choose_cpu_libraries()
@@ -113,9 +112,9 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         with no_empty_folders():
             try:
                 code = verb(words)
-            except SystemExit as left:  # argparse's, after --help
+            except SystemExit as left:  # from argparse, after --help
                 code = int(left.code or 0)
-            sys.stdout.flush()  # here, where it is no mystery if it fails
+            sys.stdout.flush()  # a failure here is still reported as one line
         return code, None
     except UsageError as error:
         return _complain(error, errors.USAGE), error
@@ -130,6 +129,8 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:
+        if reason := why_refused(error):
+            return _complain(reason, errors.USAGE), UsageError(reason)
         if failed := errors.find_system_error(error):
             try:
                 sys.stdout.flush()

@@ -28,7 +28,7 @@ from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import make_writable
+from jaxvit.files import local_path, make_writable
 from jaxvit.pages.terminal import print_lines
 from jaxvit.pages.training import draw_training
 from jaxvit.shown import terminal
@@ -56,8 +56,12 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--config", metavar="NAME[:VARIANT]", help="for show, export, benchmark: a config of jaxvit, or a file"
     )
-    parser.add_argument("--data_dir", default="", metavar="DIR", help="TFDS directory (default: TFDS_DATA_DIR)")
-    parser.add_argument("--from", dest="given", metavar="FILE", help="prepare: local archive, or folder with the files")
+    parser.add_argument(
+        "--data_dir", default="", type=local_path, metavar="DIR", help="TFDS directory (default: TFDS_DATA_DIR)"
+    )
+    parser.add_argument(
+        "--from", dest="given", type=local_path, metavar="FILE", help="prepare: local archive, or folder with the files"
+    )
     parser.add_argument("--force", action="store_true", help="prepare: replace an existing data set")
     parser.add_argument("--split", default="test", help="export: split in TFDS notation (default: test)")
     parser.add_argument("--n", type=int, default=16, help="export, show: number of images (default: 16)")
@@ -101,7 +105,7 @@ def _prepare(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
                 f"{', '.join(PREPARABLE)}; for other sets: tfds build {name} --file_format=array_record"
             )
         try:
-            given = Path(options.given).expanduser() if options.given else None
+            given = Path(options.given) if options.given else None
             prepare(name, directory, given, force=options.force)
         except PermissionError as error:
             raise UsageError(
@@ -119,7 +123,7 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     for key in overrides:
         if key not in ("data.name", "data.dir", "data.classes", "data.on_error", "data.side", *LIMITS):
             raise UsageError(f"--config.{key}: this key has no effect on an export; --split and --n choose the images")
-    target = Path(options.names[0])
+    target = Path(local_path(options.names[0]))
     source = dataset_of(config).read(options.split)
     images, labels, good = source.batch(np.arange(min(options.n, len(source))))
     make_writable(target, "name another folder")
@@ -147,7 +151,7 @@ def _configured(options: Any, rest: list[str]) -> tuple[ConfigDict, dict[str, An
 
 def _show(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
     config, overrides = _configured(options, rest)
-    folder = Path(options.names[0] if options.names else "pictures")
+    folder = Path(local_path(options.names[0]) if options.names else "pictures")
     print(", ".join(map(str, draw_training(config, folder, overrides=overrides, images=options.n))))
     return 0
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
-from jaxvit.files import locked_folder, make_writable, write_json
+from jaxvit.files import local_path, locked_folder, make_writable, write_json
 from jaxvit.pages.terminal import print_table
 from jaxvit.shown import rich, terminal
 from jaxvit.trained import scores
@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
         "--split", default="", help="the run's train, validation or test split, or TFDS notation (default: test)"
     )
     parser.add_argument("--data", default="", metavar="NAME", help="another data set with the same classes")
-    parser.add_argument("--out", default="", metavar="DIR", help="folder for the files (default: RUN/evaluation)")
+    parser.add_argument(
+        "--out", default="", type=local_path, metavar="DIR", help="folder for the files (default: RUN/evaluation)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options, rest = parser.parse_known_args(argv)
     parser.refuse_unknown(rest)

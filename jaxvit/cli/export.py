@@ -7,6 +7,7 @@ from jaxvit.cli.options import add_run_options, load_run
 from jaxvit.errors import DONE
 from jaxvit.exports.formats import FORMATS, formats_named
 from jaxvit.exports.write import export_files
+from jaxvit.files import local_path
 from jaxvit.trained.weights import KINDS
 
 _EXAMPLES = """examples:
@@ -34,7 +35,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--dtype", choices=KINDS, default="float32", help="dtype of the stored weights (default: float32)"
     )
-    parser.add_argument("--out", default="", metavar="DIR", help="folder for the files (default: RUN/export)")
+    parser.add_argument(
+        "--out", default="", type=local_path, metavar="DIR", help="folder for the files (default: RUN/export)"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print what would be written; write nothing")
     options, rest = parser.parse_known_args(argv)
     parser.refuse_unknown(rest)

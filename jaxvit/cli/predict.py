@@ -16,11 +16,10 @@ import numpy as np
 from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
-from jaxvit.data.decoding import Limits
 from jaxvit.data.depth import Depth, hint
 from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
-from jaxvit.files import make_writable
+from jaxvit.files import local_path, make_writable
 from jaxvit.shown import csv_cell, terminal
 from jaxvit.trained.image_files import find_images
 from jaxvit.trained.predict import Prediction, predict_files
@@ -48,20 +47,18 @@ def main(argv: list[str]) -> int:
     """
     parser = command_line.Parser("predict", "Classifies image files with a trained model.", _EXAMPLES)
     parser.add_argument(
-        "images", nargs="*", metavar="IMAGES", help="files, folders, patterns; - reads names from stdin"
+        "images",
+        nargs="*",
+        type=local_path,
+        metavar="IMAGES",
+        help="files, folders, patterns; - reads names from stdin",
     )
     add_run_options(parser)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to print for each image (default: 5)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="format of stdout (default: table)")
-    for name, default in (("pixels", Limits.pixels), ("bytes", Limits.bytes)):
-        parser.add_argument(
-            f"--max_{name}",
-            type=int,
-            default=default,
-            metavar="N",
-            help=f"maximum {name} of a file (default: {default:,})",
-        )
-    parser.add_argument("--figure", default="", metavar="FILE", help="draw the images with their predictions")
+    parser.add_argument(
+        "--figure", default="", type=local_path, metavar="FILE", help="draw the images with their predictions"
+    )
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help=f"number of images in the figure (default: {PICTURES})"
     )
@@ -69,12 +66,11 @@ def main(argv: list[str]) -> int:
     parser.refuse_unknown(rest)
     if not options.images:
         raise UsageError("name images: files, folders, patterns, or - for a list on stdin; see jaxvit predict --help")
-    for name in ("top", "pictures", "max_pixels", "max_bytes"):
+    for name in ("top", "pictures"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
     figure = _figure_file(options.figure)
     loaded = load_run(options)
-    limits = Limits(options.max_pixels, options.max_bytes)
     passed_over, depth = PassedOver(), Depth(loaded.config.data.white)
     names = find_images(options.images, sys.stdin, passed_over)
     some = list(itertools.islice(names, 2))
@@ -85,9 +81,9 @@ def main(argv: list[str]) -> int:
     pictures: list[tuple[np.ndarray, Prediction]] = []
     write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
     counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
+    how = {"top": options.top, "batch": options.batch_size, "devices": options.devices}
     with _Progress() as advance:
-        how = {"top": options.top, "batch": options.batch_size, "devices": options.devices}
-        for image, said in predict_files(loaded, names, **how, limits=limits, depth=depth):
+        for image, said in predict_files(loaded, names, **how, depth=depth):
             write(said)
             advance()
             counts["failed" if said.error else "done"] += 1

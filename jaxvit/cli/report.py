@@ -11,6 +11,7 @@ from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.cli.options import add_run_options, load_run
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.pages.comparison import WRITERS, find_runs, summarize_run, with_checkpoints
 from jaxvit.shown import terminal
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
       UsageError: no runs found.
     """
     parser = command_line.Parser("report", "Compares runs in a table; draws the figures of each.", _EXAMPLES)
-    parser.add_argument("folders", nargs="*", metavar="DIR", help="runs, or folders that contain runs")
+    parser.add_argument("folders", nargs="*", type=local_path, metavar="DIR", help="runs, or folders that contain runs")
     parser.add_argument("--figures", action="store_true", help="draw each run's figures")
     parser.add_argument("--format", choices=[*WRITERS], default="table", help="format of the table (default: table)")
     parser.add_argument("--split", default="", help="figures: split to evaluate (default: test)")

@@ -12,6 +12,7 @@ from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.devices.runtime import lower_priority
 from jaxvit.errors import RunFailedError, UsageError, first_line
+from jaxvit.files import local_path
 from jaxvit.pages.terminal import print_table
 from jaxvit.reproduce.archive import SUFFIX as ARCHIVE_SUFFIX
 from jaxvit.reproduce.archive import archived, folder_for, opened, pack, renew
@@ -44,6 +45,15 @@ exit codes: 0 all named rows pass; 1 a row misses a target, cannot be tested or 
 and 130 stopped and saved, the same command resumes. With --queue: 0 all done, 1 some runs failed, 75 time is up
 """
 
+_PATHS = (
+    ("take", "", "DIR", "merge the results in DIR into this table; run nothing"),
+    ("queue", "", "FILE", "run the rows listed in FILE, see docs/scale.md"),
+    ("runs", "runs/reproduce", "DIR", "folder of runs, or an archive DIR.tar (default: runs/reproduce)"),
+    ("pack", "", "FILE.tar", "pack the runs into an archive; run nothing"),
+    ("results", "results", "DIR", "folder of the results (default: results)"),
+    ("configs", None, "DIR", "folder of the rows' configs (default: those of jaxvit)"),
+)
+
 
 def _show(rows: Sequence[TableRow], lines: Sequence[dict[str, str]], options: Any) -> None:
     table = Table(title=f"{len(rows)} row{'s' * (len(rows) != 1)}", title_justify="left")
@@ -72,22 +82,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument("--together", action="store_true", help="train a row's seeds in one program, for accelerators")
     parser.add_argument("--epochs", type=int, metavar="N", help="run a short form of N epochs")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="", help="compute dtype (noted in results)")
-    parser.add_argument(
-        "--take", default="", metavar="DIR", help="merge the results in DIR into this table; run nothing"
-    )
-    parser.add_argument("--queue", default="", metavar="FILE", help="run the rows listed in FILE, see docs/scale.md")
-    parser.add_argument(
-        "--limit", default="", metavar="TIME", help="with --queue: stop after this time, such as '2 hours'"
-    )
-    parser.add_argument(
-        "--runs",
-        default="runs/reproduce",
-        metavar="DIR",
-        help="folder of runs, or an archive DIR.tar (default: runs/reproduce)",
-    )
-    parser.add_argument("--pack", default="", metavar="FILE.tar", help="pack the runs into an archive; run nothing")
-    parser.add_argument("--results", default="results", metavar="DIR", help="folder of the results (default: results)")
-    parser.add_argument("--configs", metavar="DIR", help="folder of the rows' configs (default: those of jaxvit)")
+    parser.add_argument("--limit", default="", metavar="TIME", help="with --queue: stop after this time: '2 hours'")
+    for name, default, metavar, what in _PATHS:
+        parser.add_argument(f"--{name}", default=default, type=local_path, metavar=metavar, help=what)
     parser.add_argument("--dry_run", action="store_true", help="show the rows that would run; train nothing")
     return parser
 

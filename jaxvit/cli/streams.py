@@ -1,8 +1,9 @@
-"""Standard streams that are closed, full or broken: a command still ends with a clear line and the right exit code."""
+"""Handles standard streams that are closed, full or broken: a command still ends with a clear line and exit code."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ _WRITE_FILES = ("train", "sweep", "evaluate", "export", "reproduce")
 
 
 def open_missing_streams() -> set[str]:
-    """Opens /dev/null in place of the standard streams that the parent process closed; returns their names.
+    """Opens /dev/null for standard streams that the parent process closed; returns their names.
 
     Python sets a closed stream to None and gives its number to the next file that it opens: text that a library writes
     to stderr would end up in a checkpoint.
@@ -29,13 +30,20 @@ def open_missing_streams() -> set[str]:
     return closed
 
 
+def escape_unknown_characters() -> None:
+    """Makes stdout and stderr print an escape for a character such as '×' that the terminal's encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def needs_stdout(words: Sequence[str]) -> bool:
-    """True if a command's only result is what it prints."""
+    """True if a command writes no files: its result is its printed output."""
     return not words or words[0] not in _WRITE_FILES or bool({"--help", "-h", "--json", "--dry_run"} & set(words))
 
 
 def refuse_closed_stdout(words: list[str]) -> NoReturn:
-    """Takes the place of a verb that `needs_stdout` when it is closed; raises UsageError."""
+    """Runs instead of a verb that needs the closed standard output; raises UsageError."""
     what = " ".join(["jaxvit", *words[:1]])
     raise UsageError(f"standard output is closed, and {what} prints there; open it, or redirect it to a file (> FILE)")
 
@@ -48,7 +56,7 @@ def discard_output() -> None:
 
 
 def print_error(message: object) -> None:
-    """Prints ``jaxvit: message`` on stderr. If the stream fails too, the exit code is all that is left."""
+    """Prints ``jaxvit: message`` on stderr. If the stream fails too, only the exit code remains."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
     if known.list:
         print("\n".join(list_models()))
         return 0
+    if known.depth < 0:
+        raise UsageError(f"--depth={known.depth}: must be 1 or more; 0 = all")
     if not known.model:
         raise UsageError("--model is missing; name one, or see --list")
     try:
@@ -74,7 +76,7 @@ def _size(text: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
         sides = [int(side) for side in text.split("x")]
     except ValueError:
         sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
+    if len(sides) not in (1, 2) or min(sides) < 1 or max(sides) > 10**6:
         raise ValueError(f"--image_size={text} is not a size such as 96 or 96x64")
     return sides[0], sides[-1], default[2]
 

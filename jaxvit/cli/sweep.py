@@ -16,6 +16,7 @@ from jaxvit.config.files import load_grid
 from jaxvit.config.overrides import parse_config_arguments, split_overrides
 from jaxvit.errors import StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
+from jaxvit.files import local_path
 from jaxvit.pages.terminal import print_table
 from jaxvit.run.sweep import begin_rows, count_done, make_cells, new_row, open_sweep, parse_grid, sweep
 from jaxvit.shown import rich, terminal
@@ -69,7 +70,9 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--over", action="append", default=[], metavar="KEY=V,V,…", help="a key and its values; repeat for further keys"
     )
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the sweep, with a subfolder for each cell")
+    parser.add_argument(
+        "--workdir", type=local_path, metavar="DIR", help="folder of the sweep, with a subfolder for each cell"
+    )
     parser.add_argument("--dry_run", action="store_true", help="list the cells with their sizes; train nothing")
     return parser
 

@@ -17,6 +17,7 @@ from jaxvit.config.plan import resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.devices import hardware, processes
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.dry_run import print_plan
 from jaxvit.run.train import train
@@ -51,7 +52,9 @@ def _parser() -> command_line.Parser:
         metavar="NAME[:VARIANT]",
         help="a config of jaxvit, such as digits:vit, or a file, such as ./mine.py:small",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run (with --data, default: runs/NAME)")
+    parser.add_argument(
+        "--workdir", type=local_path, metavar="DIR", help="folder of the run (with --data, default: runs/NAME)"
+    )
     parser.add_argument(
         "--data",
         metavar="PATH",

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.keys import check_keys, complete, model_config
 from jaxvit.errors import UsageError, first_line, nearest
-from jaxvit.files import packaged
+from jaxvit.files import local_path, packaged
 from jaxvit.own_code import search_working_folder
 
 
@@ -135,7 +135,7 @@ def _file_of(spec: str) -> Path:
         if os.path.isfile(f"{path}.py"):
             remedy = f"; for the file of that name in this folder, write --config=./{path}.py{of_variant}"
         raise UsageError(f"--config={spec}: jaxvit has no config '{path}'{remedy}")
-    file = Path(os.path.expanduser(path))
+    file = Path(local_path(path))
     if os.path.isfile(file):
         return file
     if file.stem in names:

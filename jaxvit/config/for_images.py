@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import set_value
-from jaxvit.config.plan_data import resolve_cut
+from jaxvit.config.plan_data import check_classes, resolve_cut
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
 from jaxvit.data.decoding import Limits
@@ -26,6 +26,7 @@ from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import Dataset, located, open_dataset
 from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 
 CONFIG = "photos"  # the packaged config that `--data` stands for
 SIDES = (64, 48, 32)  # sides to resize images to, in pixels; smaller images keep their side
@@ -63,7 +64,7 @@ def data_name(text: str) -> str:
     """
     if ":" in text:
         return located(text)
-    path = os.path.abspath(os.path.expanduser(text))
+    path = os.path.abspath(local_path(text))
     if text.lower().endswith(TABLE_ENDINGS):
         return TABLE_PREFIX + path
     if os.path.isdir(path):
@@ -100,14 +101,17 @@ def choose(
     """
     config = config.copy_and_resolve_references()
     get = ConfigReader(config)
-    _set(config, {"data.name": name, **({"data.folds": folds} if folds else {})}, given)
+    _set(config, {"data.name": name, "data.classes": (), **({"data.folds": folds} if folds else {})}, given)
     opened = _open(get, name)
-    side, of_side = _side(opened, get)
+    check_classes(opened, name, get("data.classes", tuple))
+    side, of_side = _side(opened)
+    if get("data.side", int) and not whole_recipe:
+        side, of_side = get("data.side", int), "as in the config"
     _set(config, {"data.side": side, "augment.mean": (), "augment.std": ()}, given)
     stored = opened.changed(side=get("data.side", int), cut=None)
     images = sum(stored.stored_sizes.values())
     if images > _MANY:
-        print(f"decoding {images:,} images; later starts find them in the cache", flush=True)
+        print(f"reading {images:,} images (decoded once, then cached)", flush=True)
     _set(config, _parts(stored, get("data.folds", int)), given)
     cut = resolve_cut(get)
     dataset = stored.changed(side=get("data.side", int), cut=cut) if cut else stored
@@ -122,7 +126,7 @@ def choose(
             _set(config, {"model.conv_layers": choose_conv_layers(_shown_side(dataset))}, given)
         if dataset.is_grey:
             _set(config, {"augment.flip": False}, given)
-            reasons["augment.flip"] = "the images are grey, and what is written must not be mirrored"
+            reasons["augment.flip"] = "all images are grey; mirrored writing is wrong"
     lines, warnings = _describe(stored, dataset, get, counts, reasons, given)
     return Chosen(config, lines, warnings)
 
@@ -152,16 +156,22 @@ def choose_conv_layers(side: int) -> int:
 
 
 def _open(get: ConfigReader, name: str) -> Dataset:
-    return open_dataset(
-        name,
-        data_dir(get("data.dir", str)),
-        classes=get("data.classes", tuple),
-        on_error=get("data.on_error", str),
-        side=get("data.side", int),
-        white=get("data.white", int),
-        limits=Limits(get("data.max_pixels", int), get("data.max_bytes", int)),
-        tell=False,  # `Chosen.lines` names the files left out
-    )
+    try:
+        return open_dataset(
+            name,
+            data_dir(get("data.dir", str)),
+            classes=get("data.classes", tuple),
+            on_error=get("data.on_error", str),
+            side=get("data.side", int),
+            white=get("data.white", int),
+            limits=Limits(get("data.max_pixels", int), get("data.max_bytes", int)),
+        )
+    except UsageError as error:
+        if ":" in name:
+            raise
+        raise UsageError(
+            f"--data={name}: there is no such folder or table here, and no such data set: {error}"
+        ) from None
 
 
 def _set(config: ConfigDict, values: Mapping[str, object], given: Collection[str]) -> None:
@@ -187,11 +197,11 @@ def _parts(stored: Dataset, folds: int) -> dict[str, str]:
     return parts | {"data.train": "train[:80%]", "data.validation": "train[80%:90%]", "data.test": "train[90%:]"}
 
 
-def _side(stored: Dataset, get: ConfigReader) -> tuple[int, str]:
+def _side(stored: Dataset) -> tuple[int, str]:
     """(value of data.side, reason)."""
     sizes = stored.sample_sizes()
     if not sizes:
-        return get("data.side", int) or SIDES[0], "the images' sizes are not known before they are read"
+        return SIDES[0], "the sizes of the images are not known before they are read"
     shorter = statistics.median(min(size) for size in sizes)
     middle = "×".join(str(round(statistics.median(s[axis] for s in sizes))) for axis in (0, 1))
     same = len(set(sizes)) == 1
@@ -230,6 +240,7 @@ def _describe(
     left_out = [str(one) for one in dataset.left_out]
     if left_out:
         lines.append(f"  left out: {'; '.join(left_out)}")
+    stored.say_left_out(already=True)
     batch = get("train.batch_size", int)
     steps = -(-counts["train"] // batch)
     chosen = {

@@ -6,6 +6,7 @@ tuple ``VARIANTS`` of their names. For `jaxvit sweep` it may define ``get_grid(v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -126,6 +127,40 @@ def model_attributes(name: str) -> dict[str, object]:
     return {f"model.{key}": 0 if key == "num_classes" else value for key, value in defaults.items()}
 
 
+# What jax counts by are int32; a seed is a uint32. Of files there may be more.
+_LARGEST = {
+    **dict.fromkeys(("seed", "seeds", "data.white"), 2**32 - 1),
+    **dict.fromkeys(("data.max_pixels", "data.max_bytes"), 2**53),
+}
+_LARGEST_ATTRIBUTE = 10**6  # of a model: a larger size is a slip, and jax cannot even trace it
+_TUPLES_OF_WORDS = ("log.writers", "optim.muon_off", "optim.muon_on", "train.hooks")  # all others are of numbers
+
+
+def check_value(path: str, value: object) -> None:
+    """Looks at the value of a key, or of a model's attribute 'model.NAME': is it of the key's type, and a number that
+    something can be computed with? Which values make sense together, `jaxvit.config.plan.resolve` says.
+
+    Raises:
+      UsageError: it is not.
+    """
+    if path in KEYS:
+        example = KEYS[path].default
+        wanted = type(example)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise UsageError(f"config.{path}={value!r}: must be of type {wanted.__name__}, such as {example!r}")
+        kinds = (str,) if path in _TUPLES_OF_WORDS else (int, float)
+        if wanted is tuple and not all(type(each) in kinds for each in value):
+            of = "words" if str in kinds else "numbers"
+            raise UsageError(f"config.{path}={value!r}: must be a tuple of {of}")
+    attribute = path.startswith("model.")
+    most = _LARGEST.get(path, _LARGEST_ATTRIBUTE if attribute else 2**31 - 1)
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, float) and not math.isfinite(each):
+            raise UsageError(f"config.{path}={value}: must be finite")
+        if isinstance(each, int | float if attribute else int) and abs(each) > most:
+            raise UsageError(f"config.{path}={each:.12g}: must be at most {most:,}")
+
+
 def check_keys(config: ConfigDict) -> None:
     """Checks that a config has all keys, no other keys, and values of the right types.
 
@@ -134,14 +169,9 @@ def check_keys(config: ConfigDict) -> None:
     """
     leaves = dict(flatten(config))
     for path, value in leaves.items():
-        if path.startswith("model."):
-            continue
-        if path not in KEYS:
+        if path not in KEYS and not path.startswith("model."):
             raise UsageError(f"config.{path}: {gone(path) or f'there is no such key{nearest(path, KEYS)}'}")
-        wanted = type(KEYS[path].default)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            example = KEYS[path].default
-            raise UsageError(f"config.{path}={value!r}: must be of type {wanted.__name__}, such as {example!r}")
+        check_value(path, value)
     missing = [path for path in KEYS if path not in leaves]
     if missing:
         raise UsageError(f"config.{missing[0]}: this key is missing; make the config with jaxvit.config.base_config()")

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.key_table import KEYS
-from jaxvit.config.keys import flatten, gone
+from jaxvit.config.keys import check_value, flatten, gone
 from jaxvit.errors import UsageError, first_line, nearest
 
 
@@ -60,6 +60,7 @@ def parse_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDi
         # absl parses text that is not a Python literal as a tuple of one string.
         if isinstance(value, tuple) and any(isinstance(v, str) and v.startswith(("(", "[")) for v in value):
             raise UsageError(f"--config.{key}={value[0]}: expected {_TYPE_NAMES[tuple]}")
+        check_value(key, value)
     return cast(ConfigDict, values.config), applied, rest
 
 

@@ -26,11 +26,14 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
     side, white = get.at_least("data.side", 0), get.at_least("data.white", 0)
     limits = Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1))
     cut, name, directory = resolve_cut(get), get("data.name", str), data_dir(get("data.dir", str))
-    if opened is not None:
-        return opened
-    return open_dataset(
+    if side**2 > limits.pixels:
+        most = f"config.data.max_pixels={limits.pixels}"
+        raise UsageError(f"config.data.side={side}: that is more pixels than {most} allows")
+    dataset = opened or open_dataset(
         name, directory, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut
     )
+    dataset.say_left_out()
+    return dataset
 
 
 def resolve_cut(get: ConfigReader) -> Cut | None:

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from jaxvit.errors import UsageError, nearest
 
+LONGEST = 10**9  # steps; JAX counts them in an int32
+
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
@@ -109,5 +111,9 @@ def parse_duration(text: str, *, key: str, steps_per_epoch: int, whole: int = 0)
     if unit == "%":
         if not whole:
             raise UsageError(f"config.{key}='{text}': this key takes no share; write it as {forms}")
-        return int(number * whole / 100)
-    return int(number * steps_per_epoch) if unit.startswith("epoch") else int(number)
+        steps = number * whole / 100
+    else:
+        steps = number * steps_per_epoch if unit.startswith("epoch") else number
+    if steps > LONGEST:
+        raise UsageError(f"config.{key}='{text:.40}': more than {LONGEST:,} steps cannot be counted; write fewer")
+    return int(steps)

@@ -1,10 +1,10 @@
-"""Classes of unequal size: their counts, and weights that make up for them.
+"""Weights for classes of unequal size.
 
-A class's weight multiplies its images' share of the loss, or how often they are drawn. Weights are scaled so that their
-mean over the training images is 1: the loss keeps its scale, and an epoch its number of images.
+The weight of a class multiplies the loss of its images, or the frequency with which they are drawn. The mean weight
+over the training images is 1, so the loss keeps its scale and an epoch its number of images.
 
 Sources: inverse frequency, as scikit-learn's `class_weight='balanced'`; effective number, Cui et al. 2019
-(arXiv:1901.05555), equation 2: (1 - β^n) / (1 - β) images in place of n.
+(arXiv:1901.05555), equation 2: n images count as (1 - β^n) / (1 - β).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 BALANCES = ("none", "sampling", "loss")
 WEIGHTINGS = ("inverse", "effective")
-UNEVEN = 3.0  # the largest class has more than this times the images of the smallest: said
+UNEVEN = 3.0  # ratio of the largest class to the smallest above which a warning is printed
 
 
 def class_weights(counts: np.ndarray, weighting: str = "inverse", beta: float = 0.999) -> tuple[float, ...]:
@@ -43,21 +43,21 @@ def class_weights(counts: np.ndarray, weighting: str = "inverse", beta: float = 
 
 
 def sampled_order(labels: np.ndarray, weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
-    """Numbers of the images of an epoch [N], each drawn in proportion to its class's weight, in random order.
+    """Indices of the images of an epoch [N], drawn in proportion to the weights of their classes, in random order.
 
-    Systematic resampling (Kitagawa 1996): an image of weight w, of mean 1, comes floor(w) or ceil(w) times, w on
-    average, and each class has its share of the epoch to within one image.
+    Systematic resampling (Kitagawa 1996): an image with weight w occurs floor(w) or ceil(w) times, w on average, and
+    each class has its share of the epoch to within one image.
 
     Args:
-      labels: of all images [N].
-      weights: of each class, 0 or more, as `class_weights` gives them.
-      seed, epoch: whose draw.
+      labels: labels of all images [N].
+      weights: weight of each class, as `class_weights` returns them.
+      seed, epoch: the draw is a function of both.
     """
     count = len(labels)
     key = hashlib.blake2b(f"balance/{seed}/{epoch}".encode(), digest_size=16).digest()
     noise = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(2 * count + 1)
-    # Class after class on a line, each image as long as its weight, in another order in each epoch; evenly spaced
-    # ticks from a random start fall on those that are drawn.
+    # The images are laid on a line, class by class, each as long as its weight, in a new order each epoch. Evenly
+    # spaced ticks from a random start select the images.
     along = np.lexsort((noise[:count], labels))
     line = np.cumsum(np.asarray(weights)[labels[along]])
     ticks = (np.arange(count) + (noise[-1] >> np.uint64(11)) * 2.0**-53) * (line[-1] / count)

@@ -27,7 +27,17 @@ import numpy as np
 
 from jaxvit.data.decoding import CHUNK, Damage, Records, decode_records
 from jaxvit.errors import UsageError, first_line
-from jaxvit.files import Lock, check_regular, checked_json, file_hash, make_folder, naming, read_regular, write_json
+from jaxvit.files import (
+    Lock,
+    check_regular,
+    checked_json,
+    file_hash,
+    make_folder,
+    naming,
+    read_regular,
+    user_cache,
+    write_json,
+)
 
 FORMAT = 3  # of the folders; part of their names
 
@@ -73,8 +83,7 @@ def cache_folder(directory: Path) -> Path:
     parent = next(p for p in (inside, *inside.parents) if p.exists())
     if os.access(parent, os.W_OK):
         return inside
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "jaxvit" / hashlib.blake2b(os.fsencode(directory.absolute()), digest_size=6).hexdigest()
+    return user_cache() / "jaxvit" / hashlib.blake2b(os.fsencode(directory.absolute()), digest_size=6).hexdigest()
 
 
 def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> Decoded:

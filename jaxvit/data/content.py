@@ -1,6 +1,6 @@
-"""Content hashes of images: of their decoded pixels, so that copies are found whatever their files are called.
+"""Content hashes: hashes of decoded pixels, by which copies of an image are found under any file name.
 
-To decode a folder takes time; what was found for a file is kept, by its size and time of change.
+Decoding a folder takes time, so the hashes are cached by file name, size and time of change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from jaxvit.data.decoding import Damage, decode
 from jaxvit.files import CHECKSUM, checked_json, checksum, read_regular, replaced
 
-BAD = b""  # the content of what cannot be decoded
+BAD = b""  # content of an image that cannot be decoded
 _THREADS = 4  # a photo of 80 million pixels takes 240 MB
 
 
@@ -30,12 +30,12 @@ def array_content(image_HWC: np.ndarray) -> bytes:
 
 
 def file_contents(files: Sequence[Path], damage: Damage, memo: Path) -> list[bytes]:
-    """The content of each file, decoded in full and upright, in RGB; `BAD` where it cannot be decoded.
+    """The content of each file, decoded in full, upright, in RGB; `BAD` if it cannot be decoded.
 
     Args:
-      files: of images.
-      damage: takes note of what cannot be decoded; it raises, or lets it be skipped.
-      memo: a file that keeps what was found, where it can be written.
+      files: image files.
+      damage: records files that cannot be decoded, and raises unless they are skipped.
+      memo: file in which the hashes are cached, if it can be written.
     """
     known: dict[str, list] = {}
     with contextlib.suppress(OSError, ValueError):

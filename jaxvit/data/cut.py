@@ -1,6 +1,6 @@
-"""Splits that a data set does not store: parts that it lacks, and the folds of a cross-validation, cut by content.
+"""Splits that a data set does not store: missing parts, and the folds of a cross-validation.
 
-See `jaxvit.data.split_by_content` for how.
+`jaxvit.data.split_by_content` cuts them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Pieces = dict[str, list[tuple[str, np.ndarray]]]
 
 @dataclass(frozen=True)
 class Contents:
-    """What the images of a stored split show.
+    """Contents and labels of the images of a stored split, without images that cannot be decoded.
 
     Attributes:
-      hashes: the content of each image [N].
+      hashes: content hash of each image [N].
       labels: int [N].
-      rows: the number of each in its split [N].
-      names: of their files [N]; [] where there are none.
+      rows: index of each image in its split [N].
+      names: file names [N]; [] if the images are not files.
     """
 
     hashes: list[bytes]
@@ -35,24 +35,24 @@ class Contents:
 
 @dataclass(frozen=True)
 class Cut:
-    """What is cut.
+    """How splits are cut.
 
     Attributes:
-      folds: of the images of `train` and `validation`, one fold becomes `test`, a tenth of the rest `validation`; 0 =
-        no folds: `validation` and `test`, where they are not stored, are cut off `train`.
-      fold: which one, from 0.
+      folds: number of folds of the images of `train` and `validation`. One fold becomes `test`, a tenth of the rest
+        `validation`. 0 = no folds: missing splits `validation` and `test` are cut off `train`.
+      fold: index of the fold that becomes `test`.
     """
 
     folds: int = 0
     fold: int = 0
 
     def pieces(self, sizes: Mapping[str, int], contents: Callable[[str], Contents], owner: str) -> Pieces:
-        """{split: [(stored split, numbers of its images in it, ascending), …]}.
+        """{split: [(stored split, indices of images in it, ascending), …]}.
 
         Args:
-          sizes: images in each stored split.
-          contents: of a stored split.
-          owner: the data set's name, for errors.
+          sizes: number of images in each stored split.
+          contents: stored split -> its contents.
+          owner: name of the data set, for errors.
 
         Raises:
           UsageError: there is no split to cut, or it holds too few images.

@@ -1,8 +1,7 @@
 """`image_folder:PATH` and `image_table:FILE`: image files as a data set.
 
-Which files belong to it, `jaxvit.data.photo_folder` and `jaxvit.data.label_table` say. Within a split, images stand in
-an order that is fixed by their file names but looks random, so that any contiguous part, such as 'train[:90%]', holds
-all classes.
+`jaxvit.data.photo_folder` and `jaxvit.data.label_table` find the files. The order of the images in a split is fixed by
+their file names but looks random, so that any contiguous part, such as 'train[:90%]', contains all classes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image,
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
 from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
 from jaxvit.errors import UsageError, is_disk_failure
-from jaxvit.files import make_folder, read_regular, replaced
+from jaxvit.files import local_path, make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
 _SAMPLE = 300  # files whose sizes say what the sizes of all are like
@@ -40,7 +39,7 @@ def open_image_files(
       UsageError: there is no such folder or table, or it cannot be used.
     """
     prefix = PREFIX if name.startswith(PREFIX) else TABLE_PREFIX
-    path = Path(name.removeprefix(prefix)).expanduser()
+    path = Path(local_path(name.removeprefix(prefix)))
     where = f"config.data.name='{prefix}{path}'"
     if prefix == PREFIX:
         found = read_photo_folder(path, where)
@@ -128,7 +127,7 @@ class FolderStore:
         return total.hexdigest()
 
     def sample_sizes(self) -> list[tuple[int, int]]:
-        """(height, width), upright, of a few hundred files that are spread over the set, as far as they can be read."""
+        """(height, width), upright, of a few hundred readable files that are spread over the set."""
         return [size for size, _ in self._sample]
 
     @property

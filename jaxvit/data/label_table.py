@@ -4,8 +4,8 @@
     1.jpg,cat               {"file": "more/2.jpg", "label": "dog"}
     more/2.jpg,dog
 
-Paths are relative to the table's folder. A third column `split`, with names such as train, val and test, says which
-part a file belongs to; without it all of them are 'train'.
+Paths are relative to the folder of the table. An optional third column, `split`, assigns files to parts by names such
+as train, val and test; without it all files are in 'train'.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxvit.files import read_regular
 
 TABLE_PREFIX = "image_table:"
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
-# What a column may be called, in any case.
+# Accepted column names, in any case.
 _COLUMNS = {
     "file": ("file", "filename", "file_name", "path", "image"),
     "label": ("label", "class", "class_name", "category"),
@@ -37,12 +37,12 @@ def read_label_table(path: Path, where: str, *, skip_missing: bool = False) -> P
     """Reads a table of files and labels.
 
     Args:
-      path: of the table, '.csv', '.tsv' or '.jsonl'.
-      where: what the user wrote, for errors.
-      skip_missing: leave out rows whose file is not there, rather than refuse the table.
+      path: path of a '.csv', '.tsv' or '.jsonl' file.
+      where: the start of error messages.
+      skip_missing: leave out rows whose file does not exist, instead of an error.
 
     Raises:
-      UsageError: it is no such table; a row has no file or no label; a file has two labels, or is not there.
+      UsageError: the table cannot be read; a row lacks a file or a label; a file has two labels or does not exist.
     """
     listed: dict[str, list[tuple[Path, str, bytes]]] = {}
     seen: dict[str, tuple[str, str, int]] = {}
@@ -77,14 +77,14 @@ def read_label_table(path: Path, where: str, *, skip_missing: bool = False) -> P
     if missing and not skip_missing:
         number, file = missing[0]
         raise UsageError(
-            f"{where}: {len(missing):,} of the {len(seen):,} files are not there, such as '{file}' of row "
+            f"{where}: {len(missing):,} of the {len(seen):,} files do not exist, such as '{file}' of row "
             f"{number}; paths are relative to {path.parent}; --config.data.on_error=skip leaves such rows out"
         )
     if not listed:
         raise UsageError(f"{where}: it names no image; write one row for each, FILE,LABEL")
     left_out = []
     if missing:
-        left_out = [LeftOut("rows whose file is not there", len(missing), tuple(file for _, file in missing[:3]))]
+        left_out = [LeftOut("rows whose file does not exist", len(missing), tuple(file for _, file in missing[:3]))]
     if again:
         left_out.append(LeftOut("rows that name a file again", len(again), tuple(again[:3])))
     return arrange(path.parent, listed, left_out)
@@ -131,7 +131,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _json_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -1,6 +1,6 @@
-"""What a folder of photos holds: its parts, its classes, and what is passed over and why.
+"""Finds the parts and classes of a folder of photos, and lists the files that are left out, with reasons.
 
-Two layouts are read:
+There are two layouts:
 
     PATH/train/CLASS/x.jpg  PATH/val/CLASS/y.jpg  PATH/test/CLASS/z.jpg      a folder for each part
     PATH/CLASS/x.jpg                                                         one part, 'train'
@@ -19,7 +19,7 @@ from pathlib import Path
 from jaxvit.data.image_files import Found, class_name, find_images
 from jaxvit.errors import UsageError
 
-# What the folder of a part may be called, in any case.
+# Names of the folders of parts, in any case.
 PART_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
@@ -30,12 +30,12 @@ _FEW = 3  # names that a message gives
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that is passed over.
+    """Files or folders that are left out for one reason.
 
     Attributes:
-      what: such as 'class folders without an image'.
-      count: how many.
-      names: of the first few.
+      what: their kind, for example 'class folders without an image'.
+      count: number of them.
+      names: names of the first few.
     """
 
     what: str
@@ -50,14 +50,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """Files with their classes.
+    """Image files with their classes.
 
     Attributes:
       root: the folder that holds them.
       parts: {part: ((file, number of its class), …)}, 'train' first, none of them empty. The order within a part is
         fixed by the names and looks random, so that any stretch of it holds all classes.
       class_names: K names, sorted; ``class_names[number]``.
-      left_out: what is passed over.
+      left_out: files and folders that are left out.
     """
 
     root: Path
@@ -72,11 +72,11 @@ class PhotoFiles:
 
 
 def read_photo_folder(path: Path, where: str) -> PhotoFiles:
-    """Looks through a folder of photos; which files are images, `jaxvit.data.image_files` says.
+    """Reads the layout of a folder of photos. `jaxvit.data.image_files` decides which files are images.
 
     Args:
       path: the folder.
-      where: what the user wrote, for errors: "config.data.name='image_folder:photos'".
+      where: the start of error messages, for example "config.data.name='image_folder:photos'".
 
     Raises:
       UsageError: there is no such folder, it holds no images in folders of classes, or two folders claim one part.
@@ -91,7 +91,7 @@ def read_photo_folder(path: Path, where: str) -> PhotoFiles:
 
 
 class _Layout:
-    """Tells parts and classes by where the images lie, and gathers what is left out."""
+    """Derives parts and classes from the paths of the images, and collects what is left out."""
 
     def __init__(self, path: Path, where: str, found: Found):
         self._path, self._where = path, where
@@ -122,7 +122,7 @@ class _Layout:
         return arrange(self._path, listed, self._left_out)
 
     def _part_folders(self) -> dict[str, str]:
-        """{part: name of its folder}; without 'train', the whole is that."""
+        """{part: name of its folder}. If 'train' is missing, the whole folder is the training part."""
         self._note("empty folders", [name for name in self._empty if part_named(name)])
         filled = [name for name in self._inside if name]
         others = [name for name in filled if part_named(name) is None]
@@ -154,11 +154,11 @@ class _Layout:
             del self._inside[name]
         if "train" in found:
             for name in others:
-                self._note(f"images of the folder {name}, which is no part", self._names(name))
+                self._note(f"images in the folder {name}, which is not a part", self._names(name))
         return found
 
     def _classes_of(self, part_folder: str) -> list[tuple[Path, str, bytes]]:
-        """(file, class, place) of the images of a part's folder."""
+        """(file, class, path within the part as bytes) of the images in the folder of a part."""
         entries = self._inside[part_folder]
         self._note("images that lie in no class's folder", [os.path.join(*i) for _, i in entries if len(i) == 2])
         listed = [
@@ -183,18 +183,18 @@ class _Layout:
 
 
 def part_named(folder: str) -> str | None:
-    """The part that a folder of this name holds, 'train', 'validation' or 'test'; None for any other name."""
+    """The part 'train', 'validation' or 'test' that a folder name stands for; None for other names."""
     return PART_NAMES.get(folder.lower())
 
 
 def arrange(
     root: Path, listed: dict[str, Sequence[tuple[Path, str, bytes]]], left_out: Sequence[LeftOut] = ()
 ) -> PhotoFiles:
-    """Numbers the classes and fixes the order.
+    """Numbers the classes and orders the files by a hash of their paths.
 
     Args:
       root: see `PhotoFiles`.
-      listed: {part: (file, name of its class, what its place in the order comes from)}.
+      listed: {part: [(file, class name, path to hash), …]}.
       left_out: see `PhotoFiles`.
     """
     class_names = tuple(sorted({class_name(name) for found in listed.values() for _, name, _ in found}))

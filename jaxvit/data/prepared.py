@@ -20,7 +20,7 @@ from jaxvit.data.cache import content_hash
 from jaxvit.data.decoding import Record, Unreadable
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.errors import UsageError, find_system_error, first_line, is_disk_failure, nearest
-from jaxvit.files import read_json, take_brackets_literally
+from jaxvit.files import local_path, read_json, take_brackets_literally
 
 
 class PreparedStore:
@@ -275,4 +275,4 @@ def quiet() -> Iterator[None]:
 
 def data_dir(config_value: str) -> Path:
     """The TFDS directory: the config's, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(config_value or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(local_path(config_value or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))

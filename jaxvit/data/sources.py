@@ -30,6 +30,7 @@ from jaxvit.data.prepared import PreparedStore, open_prepared
 from jaxvit.data.splits import resolve_split
 from jaxvit.data.stored import StoredSplits, warn_once
 from jaxvit.errors import UsageError
+from jaxvit.files import local_path
 from jaxvit.own_code import is_own_module, load_function
 from jaxvit.shown import terminal
 
@@ -122,6 +123,17 @@ class Dataset:
         bad = self._whole.skipped
         return (*found, *(LeftOut("images that cannot be decoded", count, names[:3]) for count, names in bad if count))
 
+    def say_left_out(self, *, already: bool = False) -> None:
+        """Prints what a folder or a table holds that is left out, on stderr, once a process.
+
+        Args:
+          already: it has been printed in another way.
+        """
+        found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
+        said = f"note: {self.name}: left out: {'; '.join(map(str, found))}"
+        if found:
+            warn_once(said, known=already)
+
     def sample_sizes(self) -> list[tuple[int, int]]:
         """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
         if isinstance(self._store, FolderStore):
@@ -150,17 +162,17 @@ class Dataset:
 
     @cached_property
     def _pieces(self) -> dict[str, list[tuple[str, np.ndarray]]]:
-        """Of each split, the stored splits that it is cut from, and the numbers of its images in these, ascending.
+        """{split: [(stored split, indices of images in it, ascending), …]}.
 
-        They are numbers in the decoded split where that is kept, else of records. Empty arrays where nothing is cut:
-        then a split is what is stored under its name.
+        The indices count the images of the decoded split, or the records of a split that is too large to be kept
+        decoded. Without a cut, each split is the stored split of that name, and the indices are empty.
         """
         if not self._cut:
             return {split: [(split, _NO_ROWS)] for split in self._store.sizes}
         return self._cut.pieces(self._store.sizes, self.contents, self.name)
 
     def contents(self, split: str) -> Contents:
-        """What the images of a stored split show, see `jaxvit.data.stored.StoredSplits.contents`."""
+        """Contents and labels of a stored split; see `jaxvit.data.stored.StoredSplits.contents`."""
         return self._whole.contents(split)
 
     def count(self, split: str, key: str = "split") -> int:
@@ -212,7 +224,7 @@ class Dataset:
         return stored
 
     def _rows_of(self, split: str, start: int = 0, stop: int | None = None) -> list[tuple[str, np.ndarray]]:
-        """Of a stretch of a split: the stored splits, and the numbers of the images in these, of the classes kept."""
+        """[(stored split, indices), …] of the images from `start` to `stop` of a split, of the chosen classes."""
         found = []
         for stored, rows in self._pieces[split]:
             if not self._cut:
@@ -346,10 +358,12 @@ def located(name: str) -> str:
       >>> located("cifar10"), located("image_folder:/data/../pets")
       ('cifar10', 'image_folder:/pets')
     """
-    prefix, colon, path = name.partition(":")
-    if not colon or is_own(name):
+    if "://" in name:
+        local_path(name)  # says what to do in place of a URL
+    prefix, _, path = name.partition(":")
+    if not path or is_own(name):
         return name
-    return f"{prefix}:{os.path.abspath(os.path.expanduser(path))}"
+    return f"{prefix}:{os.path.abspath(local_path(path))}"
 
 
 def open_dataset(
@@ -362,7 +376,6 @@ def open_dataset(
     limits: Limits | None = None,
     white: int = 0,
     cut: Cut | None = None,
-    tell: bool = True,
 ) -> Dataset:
     """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
 
@@ -370,17 +383,19 @@ def open_dataset(
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
       classes, on_error, side, limits, white, cut: see `Dataset`.
-      tell: say on stderr, once a process, what a folder or a table has that is left out; False = the caller says it.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
+    located(name)  # refuses a URL
+    if name in (PREFIX, TABLE_PREFIX):
+        raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
-        if store.found.left_out:
-            warn_once(f"note: {store.name}: left out: {'; '.join(map(str, store.found.left_out))}", known=not tell)
     elif is_own(name):
         store = OwnStore(name, directory)
+    elif {"", ".", ".."} & {*name.split("/")}:
+        raise UsageError(f"config.data.name='{name}': is not the name of a data set, such as 'cifar10'")
     else:
         try:
             store = open_prepared(name, directory)

@@ -1,7 +1,8 @@
-"""Parts and folds cut by what the images show: each class in its share, copies of an image never on two sides.
+"""Cuts a set of images into parts or folds by content: stratified by class, with all copies of an image on one side.
 
-An image's content is a hash of its decoded pixels, so a copy is a copy whatever its file is called and however it is
-stored. Images are taken in the order of that hash: the cut depends on the images alone, not on names or machines.
+The content of an image is a hash of its decoded pixels, so a copy counts as a copy under any file name and in any
+lossless format. Images are processed in the order of this hash: the cut depends only on the images, not on names or
+machines.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Of each class, where a data set lacks these parts.
+# Share of each class for the parts that a data set lacks.
 SHARES = {"test": 0.1, "validation": 0.1}
 
 
 def cut_by_content(contents: Sequence[bytes], labels: np.ndarray, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Cuts parts off a set of images; what is left is 'train'.
+    """Cuts parts off a set of images; the rest is 'train'.
 
-    Every class gives its share, rounded, to each part; at least one image as long as there are enough for all parts, of
-    two the one to the first part. Images of one content stay together: a group that would take more than is wanted of
-    one of its classes stays in 'train', and so a class can give less than its share.
+    Every class gives its share of images, rounded, to each part, and at least one image if it has enough of them; a
+    class of two images gives one to the first part. Images with the same content stay together. A group of copies that
+    exceeds the share of a class stays in 'train', so a class can give less than its share.
 
     Args:
       contents: a hash of each image's pixels [N].
@@ -56,7 +57,7 @@ def cut_by_content(contents: Sequence[bytes], labels: np.ndarray, shares: Mappin
             if fits and leaves_some(i):
                 move(i, part)
                 break
-    # A class whose every group is larger than its share still has to be judged: by its smallest group.
+    # If every group of a class exceeds its share, its smallest group is taken, so that the class is tested at all.
     for part in shares:
         for c, quota in wanted[part].items():
             of_class = [i for i, name in enumerate(part_of) if name == "train" and c in classes[i] and leaves_some(i)]
@@ -71,8 +72,8 @@ def cut_by_content(contents: Sequence[bytes], labels: np.ndarray, shares: Mappin
 def fold_by_content(contents: Sequence[bytes], labels: np.ndarray, folds: int) -> np.ndarray:
     """The fold of each image, int [N], from 0.
 
-    Every class is spread evenly over the folds; images of one content are in one fold. A class all of whose images have
-    one content is in no fold (-1): wherever it were tested, nothing could have been learned of it.
+    Every class is spread evenly over the folds; images with the same content are in one fold. A class with a single
+    content is in no fold (-1): a run that tests on it could not train on it.
 
     Args:
       contents, labels: as for `cut_by_content`.
@@ -97,7 +98,7 @@ def fold_by_content(contents: Sequence[bytes], labels: np.ndarray, folds: int) -
 
 
 def copies(contents: Sequence[bytes]) -> list[np.ndarray]:
-    """Row numbers of images that have one content, a group each; in the order of their first rows."""
+    """Groups of row numbers whose images have the same content, ordered by their first row."""
     return sorted((rows for rows in _groups(contents) if len(rows) > 1), key=lambda rows: rows[0])
 
 
@@ -105,7 +106,7 @@ _NONE = np.zeros(0, np.int64)
 
 
 def _groups(contents: Sequence[bytes]) -> list[np.ndarray]:
-    """Row numbers of each content, in the order of the contents."""
+    """Groups of row numbers with the same content, ordered by content."""
     rows: dict[bytes, list[int]] = {}
     for i, content in enumerate(contents):
         rows.setdefault(content, []).append(i)

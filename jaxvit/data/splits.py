@@ -44,6 +44,8 @@ def resolve_split(expression: str, sizes: Mapping[str, int], *, owner: str, key:
             raise UsageError(f"{key}='{expression}': not a split of {owner}{nearest(name, sizes)}; it has {have}")
         size = sizes[name]
         for bound in (low, high):
+            if bound and bound.endswith("%") and abs(int(bound[:-1])) > 100:
+                raise UsageError(f"{key}='{expression}': {bound} of {name} is more than there is; it has {have}")
             if bound and not bound.endswith("%") and abs(int(bound)) > size:
                 raise UsageError(f"{key}='{expression}': {name} of {owner} has only {size} images; it has {have}")
         start, stop = _bound(low, size, 0), _bound(high, size, size)

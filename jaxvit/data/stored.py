@@ -112,7 +112,7 @@ class StoredSplits:
         return self._decoded[split]
 
     def contents(self, split: str) -> Contents:
-        """What the images of a stored split show, and their classes, without those that cannot be decoded.
+        """Contents and labels of the images of a stored split, without images that cannot be decoded.
 
         Raises:
           UsageError: the split is too large to be kept decoded, and no folder of files.

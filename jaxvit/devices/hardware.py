@@ -56,6 +56,18 @@ def device_count() -> int:
         raise UsageError(f"jax cannot start its devices (JAX_PLATFORMS='{platforms}'): {reason}") from None
 
 
+def memory_of_device() -> int:
+    """Bytes of memory of this process' first device; of a CPU, those of the machine. 0 = not known."""
+    import jax
+
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return int((device.memory_stats() or {}).get("bytes_limit", 0))
+    with contextlib.suppress(OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether JAX raised an error because the device is out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxvit.errors import UsageError
-from jaxvit.files import Lock, is_locked
+from jaxvit.files import Lock, is_locked, local_path, user_cache
 
 PATIENCE = 120.0  # seconds; background work does not check `asked` while it compiles or draws figures
 _POLL = 0.1
@@ -32,9 +32,8 @@ _POLL = 0.1
 def locks() -> Path:
     """Returns the folder of the lock files."""
     if named := os.environ.get("JAXVIT_LOCKS"):
-        return Path(named)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "jaxvit" / "locks" / (platform.node() or "here")
+        return Path(local_path(named))
+    return user_cache() / "jaxvit" / "locks" / (platform.node() or "here")
 
 
 def lock_file(name: str) -> Path:

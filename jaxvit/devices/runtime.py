@@ -9,10 +9,12 @@ import platform
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxvit.errors import UsageError
+from jaxvit.files import user_cache
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # On CPU, jaxlib 0.10 multiplies matrices with a library that takes twice as long as XLA's own code. 0.12 does not.
@@ -25,14 +27,17 @@ def keep_compiled_programs() -> None:
 
     ``JAX_COMPILATION_CACHE_DIR`` sets another folder, or no cache if it is ''. Settings of jax.config are kept.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     settings = {
-        "jax_compilation_cache_dir": str(cache / "jaxvit" / "xla"),
+        "jax_compilation_cache_dir": str(user_cache() / "jaxvit" / "xla"),
         # JAX's default keeps only programs that took a second to compile, which a small model's do not.
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     unset = {name: value for name, value in settings.items() if name.upper() not in os.environ}
     if "jax" not in sys.modules:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", settings["jax_compilation_cache_dir"])
+        if folder and "://" not in folder and not _can_be_made(Path(folder)):  # jax takes gs://…
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+            print(f"note: compiled programs are not kept: {folder} cannot be written", file=sys.stderr, flush=True)
         os.environ.update({name.upper(): str(value) for name, value in unset.items()})
         return
     # JAX has read its environment already.
@@ -43,6 +48,25 @@ def keep_compiled_programs() -> None:
         for name, value in unset.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()  # after a compilation without a cache, JAX does not look for one again
+
+
+def _can_be_made(folder: Path) -> bool:
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    return there.is_dir() and os.access(there, os.W_OK)
+
+
+def why_refused(error: Exception) -> str:
+    """What to say where jax does not take a variable of the environment; '' = the error is another.
+
+    Jax reads most of its variables when it is imported, and JAX_PLATFORMS when the first device is asked for.
+    """
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    given = [f"{name}='{value}'" for name, value in os.environ.items() if name.startswith("JAX_")]
+    if not given or not modules & {"jax._src.config", "jax._src.xla_bridge"}:
+        return ""
+    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    shown = ", ".join(g for g in given if g.partition("=")[0] in str(error)) or ", ".join(given)
+    return f"jax does not take these variables of the environment ({shown}): {reason}; correct or unset them"
 
 
 def choose_cpu_libraries() -> None:

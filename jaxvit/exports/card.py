@@ -9,6 +9,7 @@ from typing import Any
 from jaxvit.config.key_table import KEYS
 from jaxvit.config.keys import flatten
 from jaxvit.data.image_folder import PREFIX
+from jaxvit.data.label_table import TABLE_PREFIX
 from jaxvit.exports.model import ExportModel
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.models.registry import model_defaults
@@ -87,7 +88,10 @@ def model_card(model: ExportModel) -> str:
 
 def public_name(data: str) -> str:
     """The name of a data set without its location: for an image folder, only the last part of its path."""
-    return f"{PREFIX}{Path(data.removeprefix(PREFIX)).name}" if data.startswith(PREFIX) else data
+    for prefix in (PREFIX, TABLE_PREFIX):
+        if data.startswith(prefix):
+            return f"{prefix}{Path(data.removeprefix(prefix)).name}"
+    return data
 
 
 def _stored(kind: str) -> str:

@@ -221,7 +221,7 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
         except (UsageError, RunFailedError, OSError):
             raise
         except Exception as error:  # converters raise all kinds of errors for models that they do not support
-            if failed := find_system_error(error):  # safetensors gives the number in its text
+            if failed := find_system_error(error):  # safetensors raises its own error, with errno in the text
                 raise failed from error
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"
             raise RunFailedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from jaxvit import own_code
 from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
+from jaxvit.devices.hardware import memory_of_device
 from jaxvit.devices.sharding import over_images
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
+from jaxvit.models.count import count_params
 from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
 from jaxvit.ops.trees import Variables
@@ -289,6 +292,37 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     if initial:
         jax.eval_shape(initial, abstract.variables, key)
     return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial)
+
+
+def refuse_beyond_memory(plan: Plan, assembly: Assembly) -> None:
+    """Refuses sizes that no device here can hold, before XLA, which ends the process at some of them, sees them.
+
+    Raises:
+      UsageError: the state alone, or the images of a batch alone, take more than all of a device's memory.
+    """
+    room = memory_of_device()
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(assembly.abstract_state))
+    stored, seen = math.prod(plan.data.image_shape), 4 * math.prod(plan.input_shape)  # bytes: uint8, float32
+    train = plan.train
+    batch = train.per_device_batch * (stored + seen // train.accumulate)
+    evaluated = train.eval_batch_size // train.devices * (stored + seen)
+    parameters = count_params(assembly.abstract_state.variables)
+    for size, what, remedy in (
+        (
+            state // train.fsdp,
+            f"config.model: {parameters:,} parameters with their optimizer's state",
+            "a smaller model, or config.train.fsdp over more devices",
+        ),
+        (
+            batch,
+            f"config.train.batch_size={train.batch_size}: the images of a batch",
+            "a smaller one, or a larger config.train.accumulate",
+        ),
+        (evaluated, f"config.eval.batch_size={train.eval_batch_size}: the images of a batch", "a smaller one"),
+    ):
+        if room and size > room:
+            gigabytes = f"{size / 2**30:,.1f} GiB of memory on a device that has {room / 2**30:,.1f} GiB"
+            raise UsageError(f"{what} take {gigabytes}; what helps: {remedy}")
 
 
 def _why_it_fails(plan: Plan, error: Exception) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,10 @@ from ml_collections import ConfigDict
 from jaxvit._version import __version__
 from jaxvit.config.identity import config_hash, differences
 from jaxvit.config.key_table import EXTENDABLE, KEYS
-from jaxvit.config.keys import complete, from_plain, to_plain
+from jaxvit.config.keys import check_value, complete, flatten, from_plain, to_plain
 from jaxvit.config.plan_types import Plan
 from jaxvit.errors import UsageError, first_line, is_disk_failure
-from jaxvit.files import Lock, make_folder, naming, read_json, refuse_backslash, require, write_json
+from jaxvit.files import Lock, is_number, make_folder, naming, read_json, refuse_backslash, require, write_json
 from jaxvit.run.environment import describe_environment
 from jaxvit.run.result_types import Environment, Result, Split
 
@@ -196,7 +197,10 @@ class RunDirectory:
         if self._lock:
             with contextlib.suppress(OSError):
                 own = self.path / ".lock"
-                if all(path == own or (path.is_dir() and not any(path.iterdir())) for path in self.path.iterdir()):
+                others = [path for path in self.path.iterdir() if path != own]
+                if not any(path.is_file() or any(path.iterdir()) for path in others):
+                    for path in others:  # else the folder would count as one with other files
+                        path.rmdir()
                     own.unlink()  # it was refused before it began
             self._lock.close()
 
@@ -222,9 +226,7 @@ _RESULT = {
     "stopped_early": bool,
     "seconds": dict,
 }
-
-
-_MEASURED = ("top1", "top5", "loss", "count")
+_MEASURED = {"top1": 1.0, "top5": 1.0, "loss": math.inf, "count": math.inf}  # and the largest that each can be
 
 
 def read_result(path: Path) -> Result:
@@ -238,12 +240,16 @@ def read_result(path: Path) -> Result:
     found = read_json(file, remedy, expects_checksum=True)
     require(isinstance(found, dict), file, "it holds no result", remedy)
     for name, kind in _RESULT.items():
-        require(isinstance(found.get(name), kind), file, f"it holds no '{name}'", remedy)
-    test = found["test"]
-    numbers = [*(test.get(name) for name in _MEASURED if test), found["seconds"].get("train")]
+        right = type(found.get(name)) is kind and (kind is not int or found[name] >= 0)
+        require(right, file, f"it holds no '{name}'", remedy)
+    test, seconds = found["test"], found["seconds"]
+    numbers = {f"test.{name}": (test.get(name), most) for name, most in _MEASURED.items() if test}
+    numbers["seconds.train"] = seconds.get("train"), math.inf
     if "std" in test:
-        numbers += [test.get("n"), *(test["std"].get(n) for n in ("top1",) if isinstance(test["std"], dict))]
-    require(all(isinstance(n, int | float) for n in numbers), file, "numbers are missing", remedy)
+        spread = test["std"].get("top1") if isinstance(test["std"], dict) else None
+        numbers |= {"test.n": (test.get("n"), math.inf), "test.std.top1": (spread, 1.0)}
+    for name, (value, most) in numbers.items():
+        require(is_number(value, 0, most), file, f"'{name}' is no number that it can be", remedy)
     require("weights_of" in found or "seeds" in found, file, "it does not say which weights it is of", remedy)
     return found
 
@@ -276,17 +282,23 @@ def read_config(path: Path) -> ConfigDict:
     found = read_json(file, remedy, expects_checksum=True)
     found = found if isinstance(found, dict) else {}
     plain = found.get("config")
-    right = isinstance(plain, dict) and isinstance(found.get("extensions", []), list)
-    require(right, file, "it has no config", remedy)
+    require(isinstance(plain, dict), file, "it has no config", remedy)
+    extensions = found.get("extensions", [])
+    right = isinstance(extensions, list) and all(isinstance(one, dict) for one in extensions)
+    require(right, file, "its 'extensions' are none", remedy)
     plain = cast(dict[str, object], plain)
     for section in dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key):
         right = isinstance(plain.get(section, {}), dict)
         require(right, file, f"config.{section} is no section", remedy)
     model = plain.get("model")
-    require(isinstance(model, dict) and "name" in model, file, "there is no key config.model.name", remedy)
+    named = isinstance(model, dict) and isinstance(model.get("name"), str)
+    require(named, file, "there is no key config.model.name", remedy)
     try:
-        return complete(from_plain(plain))
-    except (KeyError, TypeError, ValueError) as error:  # names that no config can have
+        config = complete(from_plain(plain))
+        for key, value in flatten(config):
+            check_value(key, value)
+        return config
+    except (KeyError, TypeError, ValueError, UsageError) as error:  # names that no config can have
         raise UsageError(f"{file} cannot be read ({first_line(error)}); {remedy}") from None
 
 

@@ -1,6 +1,6 @@
-"""Cross-validation: a run for each fold, in a folder of its own, and their mean and spread.
+"""Cross-validation: one run for each fold, and their mean and standard deviation.
 
-Each folder, ``fold_K``, is what the single run with ``data.fold=K`` would leave; the runs follow one another.
+The folder ``fold_K`` is the same as that of a single run with ``data.fold=K``. The runs are trained one after another.
 """
 
 from __future__ import annotations

@@ -292,7 +292,8 @@ def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]]) ->
     except OSError as error:
         if is_disk_failure(error):
             raise
-        raise UsageError(f"--workdir={workdir}: cannot be written ({error.strerror}); name another folder") from None
+        reason = "it is a file" if workdir.is_file() else error.strerror
+        raise UsageError(f"--workdir={workdir}: cannot be written ({reason}); name another folder") from None
     with lock:
         write_json(file, {"grid": grid, "config": to_plain(config)}, with_checksum=True)
         yield

@@ -16,8 +16,8 @@ from jaxvit.config.reader import ConfigReader
 from jaxvit.data.sources import Dataset, located
 from jaxvit.devices import hardware, processes, runtime
 from jaxvit.errors import RunFailedError, UsageError, describe_system_error, find_system_error
-from jaxvit.files import no_empty_folders, refuse_backslash
-from jaxvit.run.assembly import Assembly, assemble
+from jaxvit.files import local_path, no_empty_folders, refuse_backslash
+from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.run.execution import execute
 from jaxvit.run.folder import RunDirectory, finished_result
 from jaxvit.run.folds import train_folds
@@ -27,6 +27,7 @@ from jaxvit.run.result_types import Result
 from jaxvit.run.seeds import train_seeds
 from jaxvit.training.progress import nobody_need_listen
 from jaxvit.training.stopping import StopRequest
+from jaxvit.training.trackers import reach_trackers
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     config = _with_located_data(complete(config))  # one that was kept from an earlier version lacks what came since
-    path = Path(workdir)
+    path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
@@ -84,7 +85,11 @@ def train(
         plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
         if profile and profile[0] > plan.train.steps:
             raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
-        return dataset, plan, assemble(plan, overrides)
+        assembly = assemble(plan, overrides)
+        refuse_beyond_memory(plan, assembly)
+        if processes.is_first():  # it alone writes to them
+            reach_trackers(plan.train.writers, path / f"seed_{plan.seeds[0]}" if plan.seeds else path)
+        return dataset, plan, assembly
 
     asked = contextlib.nullcontext(stop) if stop else StopRequest()
     with no_empty_folders(), asked as stop, nobody_need_listen(), _device_and_disk_errors(config):
@@ -106,7 +111,7 @@ def _with_located_data(config: ConfigDict) -> ConfigDict:
     """The config with absolute paths of its data: the run's folder can then be used from any other."""
     get = ConfigReader(config)
     name, folder = get("data.name", str), get("data.dir", str)
-    absolute = located(name), os.path.abspath(os.path.expanduser(folder)) if folder else ""
+    absolute = located(name), os.path.abspath(local_path(folder)) if folder else ""
     if absolute == (name, folder):
         return config
     config = config.copy_and_resolve_references()

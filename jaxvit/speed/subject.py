@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from jaxvit.data.synthetic import synthetic_dataset
 from jaxvit.devices import hardware
 from jaxvit.errors import UsageError
 from jaxvit.models.registry import input_shape
-from jaxvit.run.assembly import Assembly, assemble
+from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.shown import terminal
 from jaxvit.speed.workloads import DOCUMENTS, workload_of
 
@@ -145,7 +146,9 @@ def make_subject(
     config.train.duration = f"{STEPS} steps"
     config.log.writers = ("jsonl",)
     plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
-    return Subject(plan, assemble(plan, overrides), dataset, origin)
+    assembly = assemble(plan, overrides)
+    refuse_beyond_memory(plan, assembly)
+    return Subject(plan, assembly, dataset, origin)
 
 
 def _dataset(config: ConfigDict, overrides: tuple[str, ...]) -> Dataset | None:
@@ -172,4 +175,8 @@ def _synthetic(config: ConfigDict) -> Dataset:
     except ValueError as error:
         raise UsageError(f"config.model.name: {error}") from None
     classes = config.model.get("num_classes", 0) or workload.classes
-    return synthetic_dataset(shape, classes, 2 * config.train.batch_size)
+    batch, room = config.train.batch_size, hardware.memory_of_device()
+    if room and (size := 2 * batch * math.prod(shape)) > room:
+        gigabytes = f"{size / 2**30:,.1f} GiB of memory on a device that has {room / 2**30:,.1f} GiB"
+        raise UsageError(f"config.train.batch_size={batch}: the images of two batches take {gigabytes}; name fewer")
+    return synthetic_dataset(shape, classes, 2 * batch)

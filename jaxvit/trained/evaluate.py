@@ -9,7 +9,6 @@ from typing import Any
 from jaxvit import own_code as gate
 from jaxvit.config.plan import dataset_of
 from jaxvit.data import image_folder
-from jaxvit.data.decoding import Limits
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import Dataset, open_dataset
@@ -34,6 +33,8 @@ def evaluate(
     batch_size: int = 0,
     devices: int = 0,
     own_code: bool = False,
+    max_pixels: int = 0,
+    max_bytes: int = 0,
 ) -> dict[str, Any]:
     """Evaluates a trained model on every image of a split, once.
 
@@ -46,6 +47,8 @@ def evaluate(
       checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
       batch_size: images at a time; 0 = as the run's evaluation. It changes no result but by rounding.
       devices: how many; 0 = all.
+      max_pixels, max_bytes: what a stored image, and the file of one, may have; 0 = as in the run's config. A larger
+        one counts as one that cannot be decoded.
 
     Returns:
       split, data, step, weights, and everything of `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions),
@@ -60,6 +63,7 @@ def evaluate(
       0.9944
     """
     loaded = run if isinstance(run, Loaded) else load(run, checkpoint=checkpoint, weights=weights, own_code=own_code)
+    loaded = loaded.with_limits(max_pixels, max_bytes)
     name, source = read_split(loaded, split, data, data_dir)
     return evaluate_source(loaded, source, split=name, batch_size=batch_size, devices=devices)[0]
 
@@ -89,7 +93,7 @@ def read_split(
     if split in PARTS and not data and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
     if data:  # the user names it
-        dataset = _other(data, config, loaded.image_shape)
+        dataset = _other(data, config, loaded)
     else:
         with gate.named_by(loaded.workdir, allowed=loaded.own_code):
             dataset = dataset_of(config)
@@ -111,12 +115,14 @@ def read_split(
     return split, source
 
 
-def _other(name: str, config: Any, image_shape: tuple[int, ...]) -> Dataset:
-    side, limits = config.data.side, Limits(config.data.max_pixels, config.data.max_bytes)
-    if name.startswith(image_folder.PREFIX) and image_shape[0] == image_shape[1]:
-        side = image_shape[0]  # files of any size are brought to the model's
-    how = {"on_error": config.data.on_error, "side": side, "limits": limits, "white": config.data.white}
-    return open_dataset(name, data_dir(config.data.dir), **how)
+def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
+    side, shape = config.data.side, loaded.image_shape
+    if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
+        side = shape[0]  # files of any size are brought to the model's
+    how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
+    dataset = open_dataset(name, data_dir(config.data.dir), **how)
+    dataset.say_left_out()
+    return dataset
 
 
 def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:
@@ -150,8 +156,7 @@ def evaluate_source(
       (split, data, checkpoint step, weights and everything of `jaxvit.trained.scores.score`; what was said of each
       image).
     """
-    config = loaded.config
-    predictor = Predictor(loaded, batch_size or config.eval.batch_size or config.train.batch_size, devices)
+    predictor = Predictor(loaded, batch_size or loaded.evaluation_batch, devices)
     outcomes = predictor.outcomes(source)
     facts = {"split": split, "data": source.name, "step": loaded.step, "weights": loaded.weights}
     return {**facts, **scores.score(outcomes, loaded.class_names, places=predictor.places)}, outcomes

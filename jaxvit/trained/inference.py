@@ -6,6 +6,7 @@ grows with the number of images only.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -15,10 +16,10 @@ import numpy as np
 import scipy.special
 
 from jaxvit.data.parts import Source, StreamedSource
-from jaxvit.devices.hardware import device_errors
+from jaxvit.devices.hardware import device_errors, memory_of_device
 from jaxvit.devices.runtime import forward_options
 from jaxvit.devices.sharding import make_mesh, place_batch, replicate
-from jaxvit.errors import RunFailedError
+from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.trained.load import Loaded
 
 AHEAD = 2  # batches that the device has while the host reads the one before
@@ -50,6 +51,17 @@ class Outcomes:
         return len(self.labels)
 
 
+def refuse_batch(loaded: Loaded, batch_size: int, devices: int = 0) -> None:
+    """Raises UsageError where no device has the memory for so many images at a time; `devices`: 0 = all."""
+    size = -(-batch_size // (devices or jax.local_device_count())) * math.prod(loaded.image_shape)
+    room = memory_of_device()
+    if batch_size < 1:
+        raise UsageError(f"batches of {batch_size} images: must be of 1 or more; name another --batch_size")
+    if room and size > room:
+        gigabytes = f"{size / 2**30:,.1f} GiB of memory on a device that has {room / 2**30:,.1f} GiB"
+        raise UsageError(f"batches of {batch_size} images take {gigabytes}; name a smaller --batch_size")
+
+
 class Predictor:
     """Scores of any number of images; the model is compiled once, for one size of batch.
 
@@ -61,11 +73,15 @@ class Predictor:
     Attributes:
       batch_size: as it is used.
       places: K, scores of an image.
+
+    Raises:
+      UsageError: no device has the memory for so many images.
     """
 
     def __init__(self, loaded: Loaded, batch_size: int, devices: int = 0):
         self._loaded = loaded
         count = devices or jax.local_device_count()
+        refuse_batch(loaded, batch_size, count)
         self._mesh = make_mesh(count)
         self.batch_size = -(-batch_size // count) * count
         self._variables = replicate(self._mesh, loaded.variables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,11 @@ from ml_collections import ConfigDict
 
 from jaxvit.data.augment import preprocess
 from jaxvit.data.colour import denormalize
+from jaxvit.data.decoding import Limits
 from jaxvit.data.settings import Preprocessing
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
+from jaxvit.files import local_path
 from jaxvit.ops import implementations
 from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
 from jaxvit.trained import hub
@@ -63,6 +66,32 @@ class Loaded:
     def implementations(self) -> str:
         """The `jaxvit.ops.implementations` it was trained with and runs with: "fast" or "plain"."""
         return self.config.train.get("implementations", "fast")
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images at a time in the evaluations of its training."""
+        return self.config.eval.batch_size or self.config.train.batch_size
+
+    @property
+    def limits(self) -> Limits:
+        """How large the images of a data set may be as they are stored: those of the run's config."""
+        return Limits(self.config.data.max_pixels, self.config.data.max_bytes)
+
+    def with_limits(self, max_pixels: int = 0, max_bytes: int = 0) -> Loaded:
+        """The same with other `limits`: pixels (height × width) of a stored image and bytes of its file; 0 = as here.
+
+        Raises:
+          UsageError: a limit is below 0.
+        """
+        for name, value in (("max_pixels", max_pixels), ("max_bytes", max_bytes)):
+            if value < 0:
+                raise UsageError(f"{name}={value}: must be 1 or more; 0 = as in the run")
+        if not (max_pixels or max_bytes):
+            return self
+        config = self.config.copy_and_resolve_references()
+        config.data.max_pixels = max_pixels or config.data.max_pixels
+        config.data.max_bytes = max_bytes or config.data.max_bytes
+        return dataclasses.replace(self, config=config)
 
     def _checked(self, images_BHWC: Any) -> Any:
         if not hasattr(images_BHWC, "dtype"):  # a list of images
@@ -133,7 +162,7 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
       >>> model(np.zeros((2, *model.image_shape), np.uint8)).shape  # doctest: +SKIP
       (2, 10)
     """
-    path = Path(workdir)
+    path = Path(local_path(workdir))
     for name, value, known in (("checkpoint", checkpoint, CHECKPOINTS), ("weights", weights, WEIGHTS)):
         if value not in known:
             raise UsageError(f"{name}='{value}': must be one of {', '.join(known)}")
@@ -143,6 +172,9 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
     if not exported and not checkpoint_folder(path).exists():
         refuse_seeds(path)
     config = read_config(path)
+    if (chosen := config.train.implementations) not in ("fast", "plain"):
+        where = f"{path / 'config.json'}: config.train.implementations='{chosen}'"
+        raise UsageError(f"{where} is neither 'fast' nor 'plain'; {REMEDY}")
     steps = [] if exported else saved_steps(checkpoint_folder(path))
     if not (exported or steps):
         raise UsageError(f"{path} holds no checkpoint yet; train it first")

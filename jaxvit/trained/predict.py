@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxvit.data.decoding import Limits
 from jaxvit.data.depth import Depth
 from jaxvit.data.image_files import class_name
 from jaxvit.trained.image_files import ImageFile, find_images, read_images
@@ -51,8 +50,8 @@ def predict(
     batch_size: int = 0,
     devices: int = 0,
     own_code: bool = False,
-    max_pixels: int = Limits.pixels,
-    max_bytes: int = Limits.bytes,
+    max_pixels: int = 0,
+    max_bytes: int = 0,
 ) -> list[Prediction]:
     """What a trained model says about image files.
 
@@ -63,7 +62,8 @@ def predict(
       checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
       batch_size: images at a time; 0 = 64, or as few as there are.
       devices: how many; 0 = all.
-      max_pixels, max_bytes: what a file may have; a larger one counts as one that cannot be read.
+      max_pixels, max_bytes: what a file may have, 0 = as in the run's config; a larger one counts as one that cannot
+        be read.
 
     Returns:
       A `Prediction` for each file, in order; a file that cannot be read has an `error` and no classes.
@@ -79,8 +79,8 @@ def predict(
     loaded = run if isinstance(run, Loaded) else load(run, checkpoint=checkpoint, weights=weights, own_code=own_code)
     words = [images] if isinstance(images, str | Path) else images
     names = find_images(str(word) for word in words)
-    limits = Limits(max_pixels, max_bytes)
-    return [said for _, said in predict_files(loaded, names, top=top, batch=batch_size, devices=devices, limits=limits)]
+    loaded = loaded.with_limits(max_pixels, max_bytes)
+    return [said for _, said in predict_files(loaded, names, top=top, batch=batch_size, devices=devices)]
 
 
 def predict_files(
@@ -90,18 +90,16 @@ def predict_files(
     top: int = 5,
     batch: int = 0,
     devices: int = 0,
-    limits: Limits | None = None,
     depth: Depth | None = None,
 ) -> Iterator[tuple[np.ndarray | None, Prediction]]:
     """Yields (pixels uint8 [H, W, C] as the model is given them, what it says) for each file, in order.
 
     Args:
-      loaded: the trained model.
+      loaded: the trained model; a file beyond its `limits` counts as one that cannot be read.
       names: of the files; they are read as the results are asked for.
       top: classes to name, at most K.
       batch: images at a time; 0 = 64, or as few as there are.
       devices: how many; 0 = all.
-      limits: on the size of a file; None = the usual ones.
       depth: takes note of images of more than 8 bits; None = the run's own `data.white`, noted nowhere.
     """
     depth = depth or Depth(loaded.config.data.white)
@@ -114,7 +112,7 @@ def predict_files(
 
     def batches() -> Iterator[np.ndarray]:
         named = itertools.chain(first, names)
-        for files in read_images(named, loaded.image_shape, predictor.batch_size, limits, depth):
+        for files in read_images(named, loaded.image_shape, predictor.batch_size, loaded.limits, depth):
             waiting.append(files)
             pixels = [file.pixels for file in files if file.pixels is not None]
             yield np.stack(pixels) if pixels else np.empty((0, *loaded.image_shape), np.uint8)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol, TypeAlias, cast
 
 from jaxvit.errors import UsageError, nearest
-from jaxvit.files import make_folder, naming, read_regular, sync_folder, write_text
+from jaxvit.files import is_number, make_folder, naming, parse_json, read_regular, sync_folder, write_text
+from jaxvit.training.trackers import TRACKERS, MLflow, WeightsAndBiases
 
 _MOST_BYTES = 1 << 31  # size limit of a metrics.jsonl
 
@@ -123,55 +124,6 @@ class TensorBoard:
                     self._file.unlink()
 
 
-class WeightsAndBiases:
-    """A run of the installed `wandb`; its own environment variables (WANDB_PROJECT, WANDB_MODE) apply."""
-
-    def __init__(self, directory: Path, name: str, config: dict[str, object]):
-        import wandb  # pyright: ignore[reportMissingImports]  (optional)
-
-        stored = directory / "wandb_run_id"
-        previous = stored.read_text().strip() if stored.exists() else None
-        self._run = wandb.init(dir=str(directory), id=previous, name=name, resume="allow", config=config)
-        write_text(stored, self._run.id)
-        # A step can have two records, for training and evaluation; W&B's own step counter cannot repeat.
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, record: Record) -> None:
-        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._run.log({"step": record["step"], **values})
-
-    def flush(self) -> None:
-        return None
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class MLflow:
-    """A run of the installed `mlflow`; its own environment variables (MLFLOW_TRACKING_URI, …) apply."""
-
-    def __init__(self, directory: Path, name: str, config: dict[str, object]):
-        import mlflow  # pyright: ignore[reportMissingImports]  (optional)
-
-        self._mlflow = mlflow
-        stored = directory / "mlflow_run_id"
-        previous = stored.read_text().strip() if stored.exists() else None
-        run = mlflow.start_run(run_id=previous, run_name=None if previous else name)
-        write_text(stored, run.info.run_id)
-        if not previous:
-            mlflow.log_dict(config, "config.json")
-
-    def write(self, record: Record) -> None:
-        values = {f"{record['split']}/{name}": value for name, value in _numbers(record).items()}
-        self._mlflow.log_metrics(values, step=_step(record))
-
-    def flush(self) -> None:
-        return None
-
-    def close(self) -> None:
-        self._mlflow.end_run()
-
-
 class Journal:
     """Writes each record to several writers."""
 
@@ -196,7 +148,7 @@ class Journal:
                 stack.callback(writer.close)
 
 
-WRITERS = ("jsonl", "tensorboard", "wandb", "mlflow")
+WRITERS = ("jsonl", "tensorboard", *TRACKERS)
 
 
 def check_writers(names: Sequence[str]) -> None:
@@ -204,7 +156,7 @@ def check_writers(names: Sequence[str]) -> None:
     for name in names:
         if name not in WRITERS:
             raise UsageError(f"config.log.writers: there is no writer '{name}'{nearest(name, WRITERS)}")
-        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
             raise UsageError(f"config.log.writers: '{name}' is not installed; pip install {name}, or leave it out")
 
 
@@ -270,13 +222,14 @@ def deciding_validations(records: Sequence[Record]) -> list[Record]:
 def _parsed(line: bytes) -> Record | None:
     """Returns the record in a line; None if there is none."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("split"), str):
         return None
-    numbers = all(value is None or isinstance(value, int | float) for key, value in record.items() if key != "split")
-    return record if numbers and None not in (record.get("step"), record.get("epoch")) else None
+    numbers = all(value is None or is_number(value) for key, value in record.items() if key != "split")
+    placed = type(record.get("step")) is int and record["step"] >= 0 and is_number(record.get("epoch"), 0)
+    return record if numbers and placed else None
 
 
 def _step(record: Record) -> int:

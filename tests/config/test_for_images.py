@@ -69,6 +69,14 @@ def test_given_values_stay(tmp_path):
     assert resolve(config).train.steps == 3
 
 
+def test_another_recipe_keeps_all_but_the_data(tmp_path):
+    path = photos(tmp_path / "pets", cat=20, dog=20)
+    other = load_config_file("fashion_mnist:vit")
+    found = choose(other, data_name(str(path)), whole_recipe=False).config
+    assert other.data.classes and found.data.classes == () and found.data.cut == "content" and found.data.side == 8
+    assert (found.train.batch_size, found.model.name) == (other.train.batch_size, other.model.name)
+
+
 def test_given_parts_and_copies_across_them(tmp_path):
     photos(tmp_path / "p" / "Training", cat=12, dog=12)
     photos(tmp_path / "p" / "VAL", cat=2, dog=2)
@@ -92,7 +100,7 @@ def test_grey_images_are_not_mirrored(tmp_path):
             grey = np.asarray(Image.open(tmp_path / "p" / name / f"{i}.png").convert("L"))
             Image.fromarray(grey).save(tmp_path / "p" / name / f"{i}.png")
     found = chosen(tmp_path / "p", tmp_path)
-    assert found.config.augment.flip is False and "augment.flip False (the images are grey" in found.lines[-1]
+    assert found.config.augment.flip is False and "augment.flip False (all images are grey" in found.lines[-1]
     assert load_config_file("photos").augment.flip is True
 
 
@@ -144,10 +152,12 @@ def test_sides():
 def test_what_cannot_be_learned_is_refused(tmp_path):
     one = photos(tmp_path / "one", only=20)
     with pytest.raises(UsageError, match=r"all of its images are of one class \(only\).*PATH/CLASS/IMAGE.jpg"):
-        resolve(chosen(one, tmp_path).config)
+        chosen(one, tmp_path)
+    with pytest.raises(UsageError, match=r"--data=gone: there is no such folder or table here, and no such data set: "):
+        chosen("gone", tmp_path)
     photos(tmp_path / "p" / "train", cat=9, dog=9)
     photos(tmp_path / "p" / "test", ant=1, cat=1)
     with pytest.raises(UsageError, match=r"1 of its 3 classes \(ant\) have no image in train.*data.classes='\(1, 2\)'"):
-        resolve(chosen(tmp_path / "p", tmp_path).config)
-    config = chosen(tmp_path / "p", tmp_path, data__classes=(1, 2)).config
+        chosen(tmp_path / "p", tmp_path)
+    config = chosen(tmp_path / "p", tmp_path, given=("data.classes",), data__classes=(1, 2)).config
     assert resolve(config).data.class_names == ("cat", "dog")

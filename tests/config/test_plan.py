@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny import tiny_config
 
-from jaxvit.config.plan import resolve
+from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.reader import parse_duration
 from jaxvit.data.augment import augment, preprocess
 from jaxvit.errors import UsageError
@@ -313,3 +313,23 @@ def test_the_host_is_not_asked_to_do_nothing():
     with pytest.raises(UsageError, match="no resizing, crop, flip, rotation or zoom is on"):
         resolve(config)
     assert resolve(tiny_config(augment__where="host", augment__pad_crop=0, augment__flip=True)).train.feed == "stream"
+
+
+def test_test_images_that_select_the_weights_are_reported():
+    plan = resolve(tiny_config(data__validation="train[60:90]", data__test="train[80:100]"))
+    (warning,) = plan.warnings
+    assert (
+        warning.startswith("10 of the 20 images of config.data.test='train[80:100]'")
+        and "select the weights" in warning
+    )
+    assert not resolve(tiny_config()).warnings
+
+
+def test_what_a_folder_leaves_out_is_reported_once(tmp_path, capsys):
+    for name in ("a", "b"):
+        picture(tmp_path / name / "1.png", 8, 8)
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        dataset_of(tiny_config(data__name=f"image_folder:{tmp_path}"))
+    err = capsys.readouterr().err
+    assert err.count("left out: 1 class folders without an image (empty)") == 1

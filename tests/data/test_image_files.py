@@ -80,6 +80,7 @@ def test_images_are_told_by_content_and_the_rest_is_counted_and_named(nasty):
 def test_what_a_data_set_leaves_out_is_said_once(nasty, tmp_path, capsys):
     for _ in range(2):
         dataset = open_dataset(f"image_folder:{nasty}", tmp_path, side=4, on_error="skip")
+        dataset.say_left_out()
     assert dataset.class_names == ("cat", "dog") and dataset.split_sizes == {"train": 5}
     said = capsys.readouterr().err
     assert said.count("note: ") == 1

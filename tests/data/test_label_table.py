@@ -60,10 +60,10 @@ def test_rows_that_say_the_same_again_count_once(folder):
 
 def test_missing_files_are_refused_or_left_out(folder):
     (folder / "l.csv").write_text("file,label\n1.png,cat\nlost.png,cat\n3.png,dog\n")
-    with pytest.raises(UsageError, match=r"1 of the 3 files are not there, such as 'lost.png' of row 3"):
+    with pytest.raises(UsageError, match=r"1 of the 3 files do not exist, such as 'lost.png' of row 3"):
         read_label_table(folder / "l.csv", "--data=x")
     found = read_label_table(folder / "l.csv", "--data=x", skip_missing=True)
-    assert len(found.parts["train"]) == 2 and str(found.left_out[0]) == "1 rows whose file is not there (lost.png)"
+    assert len(found.parts["train"]) == 2 and str(found.left_out[0]) == "1 rows whose file does not exist (lost.png)"
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,6 @@ def test_a_table_that_is_not_there(tmp_path):
 
 
 def test_numbers_in_json_are_names(folder):
-    (folder / "l.jsonl").write_text(json.dumps({"file": "1.png", "label": 3}))
-    assert read_label_table(folder / "l.jsonl", "--data=x").class_names == ("3",)
+    rows = [{"file": "1.png", "label": 3}, {"file": "3.png", "label": "a\u2028b"}]  # a line end for some, not in JSON
+    (folder / "l.jsonl").write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert read_label_table(folder / "l.jsonl", "--data=x").class_names == ("3", "a\u2028b")

@@ -78,7 +78,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path):
         "1 class folders without an image (train/bird)",
         "1 images that lie in no class's folder (train/loose.png)",
         "1 empty folders (val)",
-        "2 images of the folder backup, which is no part (backup/0.png, backup/1.png)",
+        "2 images in the folder backup, which is not a part (backup/0.png, backup/1.png)",
         "(train/cat/notes.txt)",
     ):
         assert phrase in said

@@ -1,6 +1,6 @@
-"""Runs verbs of jaxvit one after another, each in a process of its own that has imported everything already.
+"""Runs verbs of jaxvit one after another, each in a forked process whose parent has imported everything.
 
-`python tests/faults/verbs.py` reads a JSON object a line from stdin, and answers each with one on stdout::
+`python tests/faults/verbs.py` reads one JSON object per line from stdin, and answers each with one on stdout::
 
     {"argv": ["train", …], "fault": {"folder": "/…", "kinds": 15, "number": 7, "errno": 5, "stays": false}}
     {"code": 70, "out": "…", "err": "…", "cpu": 0.9, "calls": ["2 /…", …]}

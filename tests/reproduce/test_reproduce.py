@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,15 +29,34 @@ def _optax_mixes_dtypes():
         yield
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A project of one row, which is run in seconds."""
-    (tmp_path / "tiny_row.py").write_text(
+def make_project(folder):
+    """A project of one row, which is run in seconds; returns the flags that name its folders."""
+    (folder / "tiny_row.py").write_text(
         f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
         "def get_config(): return tiny_config(log__writers=('jsonl',))\n"
     )
-    (tmp_path / "rows.toml").write_text(TINY_ROW.format(weights="latest", target=0.01))
-    return [f"--{name}={tmp_path / folder}" for name, folder in (("results", ""), ("configs", ""), ("runs", "runs"))]
+    (folder / "rows.toml").write_text(TINY_ROW.format(weights="latest", target=0.01))
+    return [f"--{name}={folder / part}" for name, part in (("results", ""), ("configs", ""), ("runs", "runs"))]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_run")
+    with jax.numpy_dtype_promotion("standard"):
+        assert verb.main([*make_project(folder), "tiny", "--seeds=1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def project_with_a_run(one_run, tmp_path):
+    """The project after `reproduce tiny --seeds=1`."""
+    shutil.copytree(one_run, tmp_path, dirs_exist_ok=True)
+    return make_project(tmp_path)
 
 
 def test_a_row_is_run_kept_compared_and_not_run_again(project, tmp_path, capsys, monkeypatch):
@@ -90,7 +110,7 @@ def test_a_missed_target_and_a_short_form(project, tmp_path, capsys):
     (metrics,) = (tmp_path / "metrics").iterdir()
     assert metrics.name.startswith("tiny_1_of_2_epochs_seed_0_") and not (tmp_path / "curves").exists()
     assert verb.main([*project, "--all", "--seeds=1", "--epochs=5"]) == 1  # it has no more than 2, which is all of it
-    assert "misses it by" in (out := capsys.readouterr().out) and "tiny, n = 25, 1 of 2 seeds: top1 " in out
+    assert "missed by" in (out := capsys.readouterr().out) and "tiny, n = 25, 1 of 2 seeds: top1 " in out
     with (tmp_path / "results.csv").open() as file:
         assert [row["form"] for row in csv.DictReader(file)] == ["1 of 2 epochs", "full"]
 
@@ -215,7 +235,7 @@ def test_a_row_that_cannot_be_run_is_a_mistake_and_its_partner_decides_nothing(p
     assert not (tmp_path / "results.csv").exists()
     assert verb.main([*project, "tiny", "--seeds=1"]) == 0
     said = capsys.readouterr().out
-    assert "partner, n = 25, 1 of 2 seeds: top1 " in said and "misses it by" in said and "0.001 asked: passes" in said
+    assert "partner, n = 25, 1 of 2 seeds: top1 " in said and "missed by" in said and "(target 0.001: passes)" in said
     assert verb.main([*project, "partner", "--seeds=1"]) == 1
 
 
@@ -230,8 +250,8 @@ def test_where_and_by_what_a_run_was_trained_is_that_of_its_training(project, tm
     assert (line["epochs"], line["data"].count("/")) == ("2.0", 2) and line["recipe"] != ""
 
 
-def test_results_of_another_machine_are_taken(project, tmp_path, capsys):
-    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+def test_results_of_another_machine_are_taken(project_with_a_run, tmp_path, capsys):
+    project = project_with_a_run
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "rows.toml").write_text((tmp_path / "rows.toml").read_text())
     words = [f"--results={tmp_path / 'here'}", f"--take={tmp_path}", project[1]]
@@ -281,12 +301,13 @@ def test_judged_are_the_runs_that_were_asked_for_not_what_the_table_has(project,
     assert "99.00%" in (tmp_path / "README.md").read_text()  # of more seeds
 
 
-def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project, tmp_path, capsys):
-    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project_with_a_run, tmp_path, capsys):
+    project = project_with_a_run
     rows = (tmp_path / "rows.toml").read_text()
     (tmp_path / "rows.toml").write_text(rows.replace("epochs = 2", "epochs = 3"))
     with pytest.raises(
-        UsageError, match=r"seed_0: holds a run of another config .train.duration: '2 epochs' there, '3 epochs' here"
+        UsageError,
+        match=r"seed_0: contains a run with another config .train.duration: '2 epochs' there, '3 epochs' here",
     ):
         verb.main([*project, "tiny", "--seeds=1"])
     assert verb.main([*project, "--list"]) == 0 and "not run" in capsys.readouterr().out
@@ -300,11 +321,11 @@ def test_runs_of_another_recipe_are_neither_gone_on_with_nor_shown(project, tmp_
     assert verb.main([*project, "tiny", "--seeds=1", f"--runs={tmp_path / 'others'}"]) == 0
     page = (tmp_path / "README.md").read_text()
     assert len(results_of(tmp_path / "results.csv")) == 2 and len(list((tmp_path / "metrics").iterdir())) == 2
-    assert page.count("passes so far") == 1 and "changed after the run: `tiny`." in page
+    assert page.count("passes so far") == 1 and "has changed since: `tiny`." in page
 
 
-def test_a_config_that_cannot_be_read_is_told_and_the_page_stays(project, tmp_path):
-    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+def test_a_config_that_cannot_be_read_is_told_and_the_page_stays(project_with_a_run, tmp_path):
+    project = project_with_a_run
     page = (tmp_path / "README.md").read_text()
     with pytest.raises(UsageError, match="tiny_row"):
         verb.main([project[0], "--list"])
@@ -316,8 +337,8 @@ def test_a_config_that_cannot_be_read_is_told_and_the_page_stays(project, tmp_pa
     assert (tmp_path / "README.md").read_text() == page and not (tmp_path / "results.csv").exists()
 
 
-def test_a_run_counts_wherever_it_was_trained(project, tmp_path, capsys, monkeypatch):
-    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+def test_a_run_counts_wherever_it_was_trained(project_with_a_run, tmp_path, capsys, monkeypatch):
+    project = project_with_a_run
     environment = tmp_path / "runs" / "tiny" / "seed_0" / "environment.json"
     edit_json(environment, '"cores": ', '"cores": "9 of ", "cores_": ')
     (environment.parent / "line.json").unlink()  # it has the hardware that the run really had
@@ -326,8 +347,8 @@ def test_a_run_counts_wherever_it_was_trained(project, tmp_path, capsys, monkeyp
     assert len({line["hardware"] for line in results_of(tmp_path / "results.csv")}) == 2
 
 
-def test_a_damaged_file_of_metrics_stops_nothing(project, tmp_path, capsys):
-    assert verb.main([*project, "tiny", "--seeds=1"]) == 0
+def test_a_damaged_file_of_metrics_stops_nothing(project_with_a_run, tmp_path, capsys):
+    project = project_with_a_run
     next((tmp_path / "metrics").iterdir()).write_text("no\nmetrics\n")
     (tmp_path / "rows.toml").write_text(
         TINY_ROW.format(weights="latest", target=0.01)

@@ -1,4 +1,4 @@
-"""What a config makes of a model."""
+"""Models assembled from configs."""
 
 from functools import partial
 

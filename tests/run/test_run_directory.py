@@ -67,24 +67,29 @@ def test_a_damaged_result(run, trained, text):
         ) as error:
             read()
         assert "\n" not in str(error.value)
+
+
+def test_deleting_a_damaged_file_helps_as_the_line_says(run, trained):
+    """Without its result, a run is only tested again; without the environment, its next start counts as the first."""
     (run / "result.json").unlink()
-    again = jaxvit.train(settings(), run)  # what the line says helps
-    assert again["test"] == trained[1]["test"]
+    assert jaxvit.train(settings(), run)["test"] == trained[1]["test"]
+    assert len(read_environment(run)["starts"]) == 2
+    for name in ("result.json", "environment.json"):
+        (run / name).unlink()
+    assert jaxvit.train(settings(), run)["test"] == trained[1]["test"]
+    assert len(read_environment(run)["starts"]) == 1
 
 
 @pytest.mark.parametrize(
     "text", ['{"data": {', "[]", '{"data": []}', '{"data": {"train": 1}, "starts": []}', '{"data": {}}']
 )
-def test_a_damaged_environment(run, trained, text):
+def test_a_damaged_environment(run, text):
     (run / "result.json").unlink()
     (run / "environment.json").write_text(text)
     with pytest.raises(UsageError, match=r"run/environment.json cannot be read \(.*\); it is damaged: delete it"):
         jaxvit.train(settings(), run)
     with pytest.raises(UsageError, match=r"run/environment.json cannot be read"):
         jaxvit.cli.evaluate.main([f"--workdir={run}"])
-    (run / "environment.json").unlink()
-    assert jaxvit.train(settings(), run)["test"] == trained[1]["test"]
-    assert len(read_environment(run)["starts"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_a_dry_run_says_the_sizes_and_measures_nothing(tmp_path, capsys, monkeyp
     monkeypatch.setattr(models, "measure", None)
     assert main(["--model=tutorial_cct,vit", "--dry_run", f"--out={tmp_path / 'out'}"]) == 0
     out = capsys.readouterr().out
-    assert "416,331 parameters, 41,189,376 multiply-adds" in out and "batch 128, adamw: its document's" in out
+    assert "416,331 parameters, 41,189,376 multiply-adds" in out and "batch 128, adamw: as in its document" in out
     assert "32×32×3, 10 classes, feed resident" in out and out.endswith("nothing was measured\n")
     assert not (tmp_path / "out").exists()
 

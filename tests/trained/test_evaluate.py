@@ -19,7 +19,7 @@ from tiny import tiny_config
 import jaxvit
 from jaxvit.cli.evaluate import main
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.files import read_json
+from jaxvit.files import checksum, read_json
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.inference import Predictor, judge
 from jaxvit.trained.scores import calibration, score
@@ -146,7 +146,9 @@ def test_the_files_hold_what_was_found(run, capsys):
     assert main([f"--workdir={workdir}"]) == 0
     assert f"({round(25 * result['test']['top1'])} of 25 images)" in capsys.readouterr().out
     folder = workdir / "evaluation"
-    found = json.loads((folder / "test.json").read_text())
+    found = read_json(folder / "test.json")
+    said = json.loads((folder / "test.json").read_text())
+    assert said.pop("checksum") == checksum(said) and said == found
     assert {"split", "count", "loss", "top1", "top5", "per_class", "confusion", "ece"} <= set(found)
     rows = list(csv.DictReader((folder / "test.csv").open()))
     assert [row["name"] for row in rows] == list("0123456789") and sum(int(row["count"]) for row in rows) == 25

@@ -174,7 +174,7 @@ def test_no_flip_in_exported_weights_is_silent(tmp_path):
 
 @contextlib.contextmanager
 def soon(what):
-    """What waits for ever fails instead."""
+    """Fails if the body takes longer than a minute."""
 
     def fail(*_):
         raise AssertionError(f"{what} is waited for")

@@ -1,5 +1,6 @@
 """The loop with plain numbers instead of a model, so that every decision is predictable."""
 
+import dataclasses
 import io
 import time
 from types import SimpleNamespace
@@ -145,6 +146,16 @@ def test_a_call_is_dispatched_before_the_sums_of_the_one_before_are_read(tmp_pat
     run(Program(**{**program.__dict__, "train_step": train_step}), tmp_path)
     epoch = ["call 1", "call 2", 1, "call 3", 2, "call 4", 3, 4]  # the last is read before the evaluation
     assert events == epoch + [f"call {int(e[-1]) + 4}" if isinstance(e, str) else e + 4 for e in epoch]
+
+
+def test_a_step_that_copies_to_the_device_is_an_error(tmp_path):
+    program = make_program([1.0])
+    step = program.train_step
+    program = dataclasses.replace(
+        program, train_step=lambda state, batch, count: step(state, {"value": np.float32(1)}, count)
+    )
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run(program, tmp_path)
 
 
 def test_the_last_steps_are_in_a_line_of_their_own(tmp_path):

@@ -93,10 +93,15 @@ def _optax_mixes_dtypes():
 
 def run(settings, gradients, params, steps):
     optimizer = make_optimizer(settings)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
     state = optimizer.init(params)
     for _ in range(steps):
-        updates, state = optimizer.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state)
     return params
 
 
@@ -125,8 +130,7 @@ def test_clipping_bounds_the_global_norm_before_adam():
     optimizer = make_optimizer(
         OptimizerSettings(clip_norm=1.0, weight_decay=0.0, b1=0.0, peak_lr=1.0, schedule="constant")
     )
-    state = optimizer.init(gradients)
-    _, state = optimizer.update(gradients, state, gradients)
+    _, state = jax.jit(lambda g: optimizer.update(g, optimizer.init(g), g))(gradients)
     first_moment = next(s.mu for s in state if hasattr(s, "mu"))
     assert float(optax.tree.norm(first_moment)) == pytest.approx(1.0, rel=1e-5)
 

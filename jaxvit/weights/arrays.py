@@ -1,0 +1,168 @@
+"""Reads a file of weights into {name: array}, whatever format it has: PyTorch, safetensors or NumPy."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from jaxvit.errors import UsageError, first_line
+from jaxvit.files import check_regular, read_json
+from jaxvit.weights import torch_file
+
+INDEX = ".index.json"  # ends the name of a list of the files that weights are spread over
+_NESTED = ("model", "state_dict", "model_ema", "state_dict_ema", "ema", "params", "net", "module")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_MOST_RATIO = 200  # how many times its compressed size a member of an .npz may have
+_MOST_HEADER = 100 << 20  # bytes of a safetensors header
+
+
+def read_arrays(path: Path, part: str = "") -> dict[str, np.ndarray]:
+    """Reads the weights in a file.
+
+    Args:
+      path: a PyTorch zip archive, a safetensors file, an `.npz`, or an index (`model.safetensors.index.json`) of
+        several such files beside it. The format is told by the content, not by the name.
+      part: which entry of a PyTorch checkpoint holds the weights, 'model_ema' for example; '' takes 'model', else
+        'state_dict', else the first that does.
+
+    Returns:
+      {name: array}, with the prefixes `module.` and `_orig_mod.` that wrappers add taken off. Arrays keep their dtype.
+
+    Raises:
+      UsageError: the file is missing, damaged, of another format, or holds no arrays; or has no such part.
+    """
+    if path.name.endswith(INDEX):
+        return _read_index(path, part)
+    kind = _kind(path)
+    if kind == "safetensors":
+        arrays = _read_safetensors(path)
+    elif kind == "npz":
+        arrays = _read_npz(path)
+    else:
+        arrays = state_dict(torch_file.read_torch(path), path, part)
+    if part and kind != "torch":
+        raise UsageError(f"{path} has no parts: leave {part!r} out")
+    if not arrays:
+        raise UsageError(f"{path} holds no arrays; take the file with the model's weights")
+    return without_prefix(arrays)
+
+
+def _kind(path: Path) -> str:
+    """'torch', 'npz' or 'safetensors', by a file's first bytes.
+
+    Raises:
+      UsageError: the file has another format; the message names it.
+    """
+    try:
+        size = check_regular(path).st_size
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror or first_line(error)}); check the path") from None
+    if not size:
+        raise UsageError(f"{path} is empty, as after a download that failed; download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise UsageError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` where it came from")
+    if start.startswith(torch_file.LEGACY):
+        return "torch"
+    if start.startswith(torch_file.MAGIC):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            raise UsageError(f"{path} is a damaged or truncated archive ({reason}); download it again") from None
+        return "npz" if names and all(name.endswith(".npy") for name in names) else "torch"
+    if len(start) > 8 and start[8:9] == b"{":
+        if 8 + int.from_bytes(start[:8], "little") > size:
+            raise UsageError(f"{path} is a truncated safetensors file; download it again")
+        return "safetensors"
+    if start.lstrip()[:1] == b"<":
+        raise UsageError(f"{path} is a web page, not weights; download the file that the page links to")
+    if start[:1] == b"\x80":
+        raise UsageError(
+            f"{path} is a bare pickle, which is a program, not data; save the weights as .npz or safetensors"
+        )
+    raise UsageError(
+        f"{path} is not a file of weights: known are PyTorch zip archives (.pth), .safetensors, .npz and *{INDEX}"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file:
+            if int.from_bytes(file.read(8), "little") > _MOST_HEADER:
+                raise ValueError("its header is too long")
+        with safetensors.safe_open(path, framework="numpy") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, no mapping
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UsageError(f"{path} cannot be read ({reason}); download it again") from None
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.file_size > _MOST_RATIO * max(info.compress_size, 1 << 16):
+                    raise ValueError(f"{info.filename} unfolds to {info.file_size:,} bytes")
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UsageError(f"{path} cannot be read ({reason}); download it again") from None
+    return {name: _bfloat16(array) for name, array in arrays.items()}
+
+
+def _bfloat16(array: np.ndarray) -> np.ndarray:
+    """NumPy stores bfloat16 as two bytes without a type."""
+    import ml_dtypes
+
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+
+
+def _read_index(path: Path, part: str) -> dict[str, np.ndarray]:
+    found = read_json(path, "download it again")
+    table = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise UsageError(f"{path} is not an index of weights: it has no weight_map")
+    arrays: dict[str, np.ndarray] = {}
+    for name in sorted(set(table.values())):
+        if Path(name).name != name or name.endswith(INDEX):
+            raise UsageError(f"{path} names {json.dumps(name)}, which is not a file beside it")
+        file = path.with_name(name)
+        if not file.exists():
+            raise UsageError(f"{file} is missing, which {path.name} names; download it to the same folder")
+        arrays |= read_arrays(file, part)
+    return arrays
+
+
+def state_dict(tree: object, path: Path, part: str = "") -> dict[str, np.ndarray]:
+    """Finds the weights in what a PyTorch file holds; see `read_arrays`."""
+    if part:
+        if not (isinstance(tree, Mapping) and part in tree):
+            parts = [str(key) for key in tree] if isinstance(tree, Mapping) else []
+            raise UsageError(f"{path} has no part {part!r}; it has {', '.join(parts[:8]) or 'none'}")
+        tree = tree[part]
+    for _ in range(4):  # {'state_dict': {'model': ...}}
+        if not isinstance(tree, Mapping):
+            break
+        arrays = {str(name): value for name, value in tree.items() if isinstance(value, np.ndarray)}
+        nested = [key for key in _NESTED if isinstance(tree.get(key), Mapping)]
+        if not nested or len(arrays) > len(tree) // 2:
+            return arrays
+        tree = tree[nested[0]]
+    raise UsageError(f"{path} holds no named tensors; save `model.state_dict()`")
+
+
+def without_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Takes off the prefixes that DataParallel, `torch.compile` and wrappers put before every name."""
+    found = dict(arrays)
+    while prefix := next((p for p in _PREFIXES if found and all(name.startswith(p) for name in found)), ""):
+        found = {name.removeprefix(prefix): array for name, array in found.items()}
+    return found

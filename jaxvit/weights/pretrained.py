@@ -1,0 +1,220 @@
+"""Weights of other projects as variables of a model of this one, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxvit.errors import UsageError
+from jaxvit.models.registry import create_model
+from jaxvit.weights import mapping
+from jaxvit.weights.arrays import read_arrays
+from jaxvit.weights.compact_transformers import COMPACT_TRANSFORMERS
+from jaxvit.weights.google import BIG_VISION, SCENIC, VISION_TRANSFORMER
+from jaxvit.weights.layouts import Shape
+from jaxvit.weights.mapping import Arrays
+from jaxvit.weights.origin import Guess, NotImportable, Origin, Value
+from jaxvit.weights.spach import SPACH
+from jaxvit.weights.timm import TIMM
+from jaxvit.weights.transformers import TRANSFORMERS
+
+# In the order in which a file's names are tried.
+ORIGINS: dict[str, Origin] = {
+    origin.name: origin
+    for origin in (SPACH, COMPACT_TRANSFORMERS, SCENIC, BIG_VISION, VISION_TRANSFORMER, TRANSFORMERS, TIMM)
+}
+_HEAD = "head/"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights of another project, translated.
+
+    Attributes:
+      origin: where they come from.
+      guess: the model that the file's shapes tell.
+      model: the model, built.
+      params: its parameters, a nested dict of float32 arrays.
+      input: (height, width, channels) of its images.
+      fresh: paths that the file has no weights for, at their initial values: a classifier, or nothing.
+      unused: names in the file that the model has no place for.
+    """
+
+    origin: Origin
+    guess: Guess
+    model: nn.Module
+    params: dict
+    input: tuple[int, int, int]
+    fresh: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+def find_origin(arrays: Mapping[str, np.ndarray], path: Path) -> Origin:
+    """The project whose names a file has.
+
+    Raises:
+      UsageError: none that is known; the sentence shows a few names.
+    """
+    for origin in ORIGINS.values():
+        if origin.fits(arrays):
+            return origin
+    names = ", ".join(sorted(arrays)[:3])
+    known = ", ".join(origin.title for origin in ORIGINS.values())
+    raise UsageError(f"{path} has names of no project that is known, such as {names:.200}; known are {known}")
+
+
+def shapes_of(model: nn.Module, image: tuple[int, int, int]) -> dict[str, Shape]:
+    """{path: shape} of a model's parameters, paths joined by '/', without running it."""
+    images = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    found = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
+    leaves = jax.tree_util.tree_flatten_with_path(found["params"])[0]
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+
+def read_pretrained(
+    path: Path | str,
+    *,
+    origin: str = "",
+    part: str = "",
+    model: str = "",
+    overrides: Mapping[str, Value] | None = None,
+    input: tuple[int, int, int] | None = None,
+) -> Pretrained:
+    """Reads a file of another project into a model of this one.
+
+    Args:
+      path: the file; see `jaxvit.weights.arrays.read_arrays` for the formats.
+      origin: a name of `ORIGINS`; '' finds it by the names in the file.
+      part: which part of a PyTorch checkpoint; see `read_arrays`.
+      model: a name of `jaxvit.list_models` that the file must suit; '' goes by the shapes.
+      overrides: attributes that the file does not tell, or tells wrongly.
+      input: (height, width, channels) of the images; None goes by the position table.
+
+    Raises:
+      UsageError: the file cannot be read, holds a model that this project does not have, or does not suit `model`.
+    """
+    path = Path(path)
+    arrays = read_arrays(path, part)
+    if origin and origin not in ORIGINS:
+        raise UsageError(f"no origin {origin!r}; known are {', '.join(ORIGINS)}")
+    found = ORIGINS[origin] if origin else find_origin(arrays, path)
+    try:
+        guess = found.guess(arrays)
+    except NotImportable as error:
+        raise UsageError(f"{path} cannot be imported: it holds {error}") from None
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise UsageError(f"{path} is not whole, or not of {found.title}: {_reason(error)}") from None
+    try:
+        if model:
+            built = create_model(model, **(overrides or {}))
+        else:
+            built = create_model(guess.model, **{**guess.attributes, **(overrides or {})})
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    image = input or guess.input
+    try:
+        prepared = found.prepare(arrays, _attributes(built))
+        shapes = shapes_of(built, image)
+        read = mapping.read(prepared, found.lines, shapes)
+    except (mapping.MappingError, ValueError) as error:
+        raise UsageError(f"{path} does not suit the model: {error}") from None
+    _check(path, read)
+    unused = tuple(name for name in read.unused if not any(re.fullmatch(p, name) for p in found.ignored))
+    params = unflatten_dict({tuple(name.split("/")): array for name, array in read.params.items()})
+    if read.missing:
+        fresh = jax.jit(lambda key, x: built.init(key, x, train=False))(jax.random.key(0), jnp.zeros((1, *image)))
+        flat = flatten_dict(fresh["params"])
+        params = unflatten_dict(
+            {
+                **flatten_dict(params),
+                **{tuple(n.split("/")): np.asarray(flat[tuple(n.split("/"))]) for n in read.missing},
+            }
+        )
+    return Pretrained(found, guess, built, params, image, read.missing, unused)
+
+
+def _attributes(model: nn.Module) -> dict[str, Value]:
+    """A model's attributes that are plain values."""
+    found = {each.name: getattr(model, each.name) for each in dataclasses.fields(model) if each.init}
+    return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str, tuple))}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _check(path: Path, read: mapping.Read) -> None:
+    missing = [name for name in read.missing if not name.startswith(_HEAD)]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UsageError(f"{path} has no weights for {', '.join(missing[:3])}{more}")
+    for name, array in read.params.items():
+        if not np.isfinite(array).all():
+            raise UsageError(f"{path} has NaN or infinite weights, in {name}; take another checkpoint")
+
+
+def write_arrays(params: Mapping, origin: Origin, model: nn.Module) -> Arrays:
+    """The weights of a model in another project's names and layouts.
+
+    Args:
+      params: its parameters, a nested dict.
+      origin: whose names.
+      model: the model.
+
+    Returns:
+      {their name: array}; what `read_pretrained` reads back bit by bit.
+
+    Raises:
+      UsageError: the model has a part that the project's has not.
+    """
+    flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(params)).items()}
+    left_out = origin.not_written(_attributes(model))
+    lines = [line for line in origin.lines if not line.theirs.startswith(left_out)] if left_out else origin.lines
+    try:
+        return origin.restore(mapping.write(flat, lines))
+    except mapping.MappingError as error:
+        raise UsageError(f"the model cannot be written as {origin.title} does: {error}") from None
+
+
+def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int] | None = None) -> dict:
+    """Variables for a model of yours from a published file.
+
+    Args:
+      path: `.pth`, `.safetensors` or `.npz` of one of the projects in `ORIGINS`.
+      model: the model of the file.
+      input: (height, width, channels) of its images; None goes by the file.
+
+    Returns:
+      {'params': nested dict of float32 arrays}.
+
+    Raises:
+      UsageError: the file cannot be read, or does not suit the model.
+
+    Example:
+      >>> model = jaxvit.create_model("cct_7_3x1_32")  # doctest: +SKIP
+      >>> variables = jaxvit.load_weights("cct_7_3x1_cifar10_300epochs.pth", model)  # doctest: +SKIP
+    """
+    path = Path(path)
+    arrays = read_arrays(path)
+    origin = find_origin(arrays, path)
+    try:
+        prepared = origin.prepare(arrays, _attributes(model))
+        image = input or origin.guess(arrays).input
+        read = mapping.read(prepared, origin.lines, shapes_of(model, image))
+    except (NotImportable, mapping.MappingError, KeyError, ValueError) as error:
+        raise UsageError(f"{path} does not suit the model: {_reason(error)}") from None
+    _check(path, read)
+    if read.missing:
+        raise UsageError(f"{path} has no weights for {', '.join(read.missing[:3])}: set num_classes as it has them")
+    return {"params": unflatten_dict({tuple(name.split("/")): array for name, array in read.params.items()})}
