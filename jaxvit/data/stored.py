@@ -111,6 +111,22 @@ class StoredSplits:
                 warn_once(f"warning: {self._store.name} {split}: {said}")
         return self._decoded[split]
 
+    def file_names(self, split: str) -> list[str]:
+        """The file of each image of a stored split, numbered as `Contents.rows` numbers them; [] = no files."""
+        if not isinstance(self._store, FolderStore):
+            return []
+        names = self._store.file_names(split)
+        if not self.fits(split):
+            return names
+        count, known = self.decoded(split).skipped
+        if not count:
+            return names
+        skipped = {*known}
+        paths = (str(file) for file, _ in self._store.found.parts[split])
+        kept = [name for name, path in zip(names, paths, strict=True) if path not in skipped]
+        # Only the first that were skipped are kept by name, and by the path that the folder had then.
+        return kept if len(kept) == len(names) - count else self.contents(split).names
+
     def contents(self, split: str) -> Contents:
         """Contents and labels of the images of a stored split, without images that cannot be decoded.
 
@@ -121,11 +137,7 @@ class StoredSplits:
             damage = self.damage()
             every, labels = self._store.contents(split, damage), self._store.labels(split)
             good = np.array([content != BAD for content in every])
-            names = [
-                str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
-                for root in [self._store.found.root]
-                for file, _ in self._store.found.parts[split]
-            ]
+            names = self._store.file_names(split)
             # Of a split that is kept, what cannot be decoded has no number.
             rows = np.flatnonzero(good) if not self.fits(split) else np.arange(good.sum())
             chosen = np.flatnonzero(good)
