@@ -34,10 +34,10 @@ _EXAMPLES = """examples:
   jaxvit embed --workdir=runs/digits images --out=features.parquet --figure=map.png
   jaxvit embed --workdir=runs/digits images --figure=map.svg --map=pca --points=300
 
-Images are read as by jaxvit predict. FILE.npz holds the arrays features (float32, a row for each image), file, true and
-predicted: np.load(FILE)["features"]. FILE.parquet has the same as columns. The map is coloured by the class that the
-folder of a file names, else by the predicted class. Files that cannot be read are reported and left out; the exit code
-is then 1.
+Images are read as by jaxvit predict. FILE.npz holds the arrays features (float32, a row for each image), files, true
+and predicted: np.load(FILE)["features"]. FILE.parquet has the columns file, true, predicted and features. On the map,
+the colour is that of the class that the folder of a file names, else of the predicted class. Files that cannot be read
+are reported and left out; the exit code is then 1.
 """
 
 

@@ -147,8 +147,8 @@ def write_features(found: Iterable[Embedded], file: Path) -> int:
 
     Args:
       found: read one by one. A Parquet file is written as they come; for .npz, the features are kept in memory.
-      file: path that ends in .npz (arrays `features` float32 [N, C], `file`, `true` and `predicted`, strings [N]; no
-        pickles) or .parquet (the same as columns, `features` a list of C numbers).
+      file: path that ends in .npz (arrays `features` float32 [N, C]; `files`, `true` and `predicted`, strings [N]; no
+        pickles) or .parquet (columns `file`, `true`, `predicted`, and `features`, a list of C numbers).
 
     Raises:
       UsageError: no file could be read.
@@ -171,7 +171,7 @@ def write_features(found: Iterable[Embedded], file: Path) -> int:
             return count
         every = [*_with_first(first, good)]
         names = {
-            "file": np.array([one.file for one in every]),
+            "files": np.array([one.file for one in every]),
             "true": np.array([one.truth for one in every]),
             "predicted": np.array([one.predicted for one in every]),
         }
@@ -233,13 +233,14 @@ def place_on_map(features_NC: np.ndarray, how: str = "tsne", seed: int = 0) -> n
 
     count = len(features_NC)
     features_NC = features_NC.astype(np.float64)
-    if how == "tsne" and count >= FEWEST and np.ptp(features_NC, axis=0).max() > 0:
+    places_N2 = np.zeros((count, 2))
+    if not np.ptp(features_NC, axis=0).any():  # all alike
+        return places_N2
+    if how == "tsne" and count >= FEWEST:
         perplexity = min(30.0, (count - 1) / 3)
         init = "pca" if features_NC.shape[1] > 1 else "random"
         tsne = TSNE(2, init=init, perplexity=perplexity, random_state=seed)
         return np.asarray(tsne.fit_transform(features_NC))
-    places_N2 = np.zeros((count, 2))
-    if count > 1:
-        dims = min(2, *features_NC.shape)
-        places_N2[:, :dims] = PCA(dims, svd_solver="full").fit_transform(features_NC)
+    dims = min(2, *features_NC.shape)
+    places_N2[:, :dims] = PCA(dims, svd_solver="full").fit_transform(features_NC)
     return places_N2

@@ -98,7 +98,7 @@ def test_grey_images_for_an_rgb_model(runs, tmp_path, capsys):
     assert found["count"] == 1
     assert predict([f"--workdir={runs / 'rgb'}", str(tmp_path)]) == 0
     assert "note: 1 image in grey was converted to RGB, which is what the model takes" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="its classes .* are not those of the model"):
+    with pytest.raises(UsageError, match=r"its classes .* are not those of the model"):
         main([f"--workdir={runs / 'rgb'}", "--data=digits"])
 
 

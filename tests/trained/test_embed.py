@@ -1,6 +1,5 @@
 """Features before the head, with the names of their files, and their map."""
 
-
 import jax
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ def test_the_head_makes_the_scores_of_the_features(tmp_path, family):
     loaded = jaxvit.load(train_family(tmp_path / "run", family))
     pixels = np.random.default_rng(0).integers(0, 255, (2, *loaded.image_shape), np.uint8)
     found = np.asarray(jax.jit(lambda v, x: features_and_logits(loaded, v, x))(loaded.variables, pixels))
-    head = loaded.variables["params"]["head"]["logits"]
+    head = jax.device_get(loaded.variables["params"]["head"]["logits"])
     features, logits = np.split(found, [head["kernel"].shape[0]], axis=1)
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(logits, loaded.logits(pixels), rtol=1e-4, atol=1e-5)
@@ -51,13 +50,13 @@ def test_files_of_features(run, images, tmp_path, capsys):
     assert said.err.splitlines()[-1] == f"6 images; 1 could not be read; {out}; {figure}"
     assert "note: 6 images in colour were converted to grey" in said.err
     with np.load(out) as found:  # without pickles
-        features, files, true = found["features"], found["file"], found["true"]
+        features, files, true = found["features"], found["files"], found["true"]
         predicted = found["predicted"]
     assert features.shape == (6, 8) and features.dtype == np.float32
     assert true.tolist() == ["1"] * 3 + ["7"] * 2 + [""] and files[0] == f"{images}/1/0.png"
     loaded = jaxvit.load(run)
     assert [loaded.predict(str(file)).top[0][0] for file in files] == predicted.tolist()
-    head = loaded.variables["params"]["head"]["logits"]
+    head = jax.device_get(loaded.variables["params"]["head"]["logits"])
     scores = features @ head["kernel"] + head["bias"]
     assert [loaded.class_names[row.argmax()] for row in scores] == predicted.tolist()
     drawn = figure.read_text()
@@ -83,7 +82,9 @@ def test_an_even_sample_of_a_stream():
             sample.add(np.full((9, 12, 1), i, np.uint8), Embedded(str(i), np.zeros(1)))
         names = [int(found.file) for found, _ in sample.images]
         assert len(names) == 3 and names == sorted(names)
-        assert all(small.shape == (3, 4, 1) and small[0, 0, 0] == i for i, (_, small) in zip(names, sample.images))
+        assert all(
+            small.shape == (3, 4, 1) and small[0, 0, 0] == i for i, (_, small) in zip(names, sample.images, strict=True)
+        )
         taken[names] += 1
     assert abs(taken / 300 - 1 / 4).max() < 0.1
 
