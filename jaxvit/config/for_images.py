@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import set_value
-from jaxvit.config.plan_data import resolve_cut
+from jaxvit.config.plan_data import check_classes, resolve_cut
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
 from jaxvit.data.decoding import Limits
@@ -103,6 +103,7 @@ def choose(
     get = ConfigReader(config)
     _set(config, {"data.name": name, "data.classes": (), **({"data.folds": folds} if folds else {})}, given)
     opened = _open(get, name)
+    check_classes(opened, name, get("data.classes", tuple))
     side, of_side = _side(opened)
     if get("data.side", int) and not whole_recipe:
         side, of_side = get("data.side", int), "as in the config"
@@ -110,7 +111,7 @@ def choose(
     stored = opened.changed(side=get("data.side", int), cut=None)
     images = sum(stored.stored_sizes.values())
     if images > _MANY:
-        print(f"decoding {images:,} images; later starts find them in the cache", flush=True)
+        print(f"reading {images:,} images (decoded once, then cached)", flush=True)
     _set(config, _parts(stored, get("data.folds", int)), given)
     cut = resolve_cut(get)
     dataset = stored.changed(side=get("data.side", int), cut=cut) if cut else stored
@@ -155,15 +156,22 @@ def choose_conv_layers(side: int) -> int:
 
 
 def _open(get: ConfigReader, name: str) -> Dataset:
-    return open_dataset(
-        name,
-        data_dir(get("data.dir", str)),
-        classes=get("data.classes", tuple),
-        on_error=get("data.on_error", str),
-        side=get("data.side", int),
-        white=get("data.white", int),
-        limits=Limits(get("data.max_pixels", int), get("data.max_bytes", int)),
-    )
+    try:
+        return open_dataset(
+            name,
+            data_dir(get("data.dir", str)),
+            classes=get("data.classes", tuple),
+            on_error=get("data.on_error", str),
+            side=get("data.side", int),
+            white=get("data.white", int),
+            limits=Limits(get("data.max_pixels", int), get("data.max_bytes", int)),
+        )
+    except UsageError as error:
+        if ":" in name:
+            raise
+        raise UsageError(
+            f"--data={name}: there is no such folder or table here, and no such data set: {error}"
+        ) from None
 
 
 def _set(config: ConfigDict, values: Mapping[str, object], given: Collection[str]) -> None:

@@ -152,10 +152,12 @@ def test_sides():
 def test_what_cannot_be_learned_is_refused(tmp_path):
     one = photos(tmp_path / "one", only=20)
     with pytest.raises(UsageError, match=r"all of its images are of one class \(only\).*PATH/CLASS/IMAGE.jpg"):
-        resolve(chosen(one, tmp_path).config)
+        chosen(one, tmp_path)
+    with pytest.raises(UsageError, match=r"--data=gone: there is no such folder or table here, and no such data set: "):
+        chosen("gone", tmp_path)
     photos(tmp_path / "p" / "train", cat=9, dog=9)
     photos(tmp_path / "p" / "test", ant=1, cat=1)
     with pytest.raises(UsageError, match=r"1 of its 3 classes \(ant\) have no image in train.*data.classes='\(1, 2\)'"):
-        resolve(chosen(tmp_path / "p", tmp_path).config)
+        chosen(tmp_path / "p", tmp_path)
     config = chosen(tmp_path / "p", tmp_path, given=("data.classes",), data__classes=(1, 2)).config
     assert resolve(config).data.class_names == ("cat", "dog")

@@ -110,7 +110,7 @@ def test_classes_of_unequal_size(folder, monkeypatch, capsys):
         ),
         (
             ["--data=pets", "--config.data.balance=sampling", "--config.augment.flip_mode=alternate"],
-            "draws some images several times an epoch",
+            "draws some images several times",
         ),
     ],
 )
