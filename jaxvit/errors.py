@@ -75,7 +75,7 @@ _SYSTEM_ERRORS = {
     ),
     **{
         number: (f"the disk does not answer ({errno.errorcode[number]})", "at", _BAD_DISK)
-        for number in (errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
+        for number in (errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN)
     },
 }
 
@@ -107,7 +107,8 @@ def find_system_error(error: BaseException | None) -> OSError | None:
 
 def _spelled_out(text: str) -> int:
     """The number of the error whose standard text (`os.strerror`) occurs in a text; 0 = none."""
-    return next((number for number in _SYSTEM_ERRORS if os.strerror(number) in text), 0)
+    of_files = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # others may be of a network
+    return next((number for number in of_files if os.strerror(number) in text), 0)
 
 
 def describe_system_error(error: OSError, kept: str = "") -> str:

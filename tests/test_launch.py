@@ -159,7 +159,7 @@ def test_ctrl_c_reaches_the_run_and_is_final(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "saved. The same command goes on from here" in err and "starting it again" not in err and "Trace" not in err
+    assert "saved. The same command resumes from here" in err and "starting it again" not in err and "Trace" not in err
 
 
 @pytest.mark.slow

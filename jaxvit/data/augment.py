@@ -24,21 +24,25 @@ from jaxvit.own_code import load_function
 
 
 def image_keys(key: jax.Array, name: int, batch: int) -> jax.Array:
-    """One key an image for the use of randomness that has this number; those of a longer batch begin with the same."""
+    """Derives a key per image for one use of randomness; a longer batch starts with the same keys."""
     return jax.random.split(jax.random.fold_in(key, name), batch)
 
 
 def flip_key(root: jax.Array) -> jax.Array:
-    """What images that are mirrored by turns draw from, in all steps; `root` is the root of all steps' randomness."""
+    """Derives the key of ``flip_mode='alternate'``, the same for all steps, from the root key of all steps."""
     return jax.random.fold_in(root, zlib.crc32(b"flip"))
 
 
 def mirrored(
     settings: Augmentation, key: jax.Array | None, step: jax.Array, batch: Mapping[str, jax.Array]
 ) -> jax.Array | None:
-    """Which images of a batch are mirrored, bool [B], where they are by turns; None where chance decides each time.
+    """Returns which images of a batch to mirror, bool [B], with ``flip_mode='alternate'``; else None.
 
-    `key` is that of `flip_key`.
+    Args:
+      settings: settings of the augmentation.
+      key: key made by `flip_key`.
+      step: number of the step.
+      batch: batch with the images' numbers in their split.
     """
     if not settings.alternates:
         return None
@@ -185,7 +189,7 @@ def preprocess(x_BHWC: jax.Array, settings: Preprocessing) -> jax.Array:
 
 
 def without_effect(settings: Augmentation, image_shape: tuple[int, ...], batch_size: int) -> tuple[str, ...]:
-    """What was asked for and does nothing, one phrase each, for ``--dry_run``."""
+    """Lists settings that have no effect, one phrase each, for ``--dry_run``."""
     s, found = settings, []
     channels = image_shape[-1]
     before = (s.resize, s.resize) if s.resize else tuple(image_shape[:2])

@@ -1,6 +1,6 @@
-"""What ViT and CCT share: the block factory, and the attributes that models pass on to layers.
+"""The block factory of ViT and CCT, and how models pass their attributes to layers.
 
-A model's attribute and a layer's attribute of the same name mean the same, so a layer takes them by name.
+If a model and a layer have an attribute of the same name, it means the same, and the layer takes the model's value.
 """
 
 import dataclasses

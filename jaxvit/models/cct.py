@@ -156,6 +156,7 @@ class CCT(nn.Module):
         return self.norm(self.encoder(x_BNC, train=train, grid=grid))
 
     def setup(self):
+        """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
         if self.tokenizer == "conv":
             self.embed = layer_of(self, ConvTokenizer, layers=self.conv_layers, width=self.conv_width)()
         else:

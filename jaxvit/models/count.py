@@ -53,7 +53,7 @@ def abstract_variables(model: nn.Module, input_shape: tuple[int, ...]) -> dict:
 
     Args:
       model: called as `model(images, train=False)`.
-      input_shape: of one sample, (H, W, C).
+      input_shape: shape (H, W, C) of one sample.
     """
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     return jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
@@ -64,7 +64,7 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]
 
     Args:
       model: called as `model(images, train=False)`.
-      input_shape: of one sample, (H, W, C).
+      input_shape: shape (H, W, C) of one sample.
 
     Returns:
       {convention: multiply-adds}, for each of `CONVENTIONS`.

@@ -144,6 +144,7 @@ class ShiftViT(nn.Module):
         return self.norm_final(x_BHWC) if self.final_norm else x_BHWC
 
     def setup(self):
+        """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
         self.embed = layer_of(self, PatchEmbed, norm=False, crop=self.crop_to_patches)()
         norm = partial(Norm, over=self.norm, epsilon=self.norm_eps, dtype=self.dtype)
         if self.stem_norm:

@@ -213,6 +213,7 @@ class ViT(nn.Module):
         return self.norm(x_BNC) if self.final_norm and not self.norm_after_pool else x_BNC
 
     def setup(self):
+        """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
         self.embed = layer_of(self, PatchEmbed, kind=self.stem, norm=self.stem_norm, crop=self.crop_to_patches)()
         if self.pool == "cls":
             self.class_token = PrefixTokens(1)

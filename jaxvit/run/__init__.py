@@ -1,13 +1,15 @@
-"""One run, from a config to a finished folder; several seeds of it; a sweep over its config's values.
+"""Runs: from a config to a finished run folder; several seeds, folds, and sweeps over config values.
 
-train        the way in, `jaxvit.train`: refuses, goes on, or begins
-folder       what lies in a run's folder, and which config it belongs to
-environment  what the run ran on
-assembly     model, transforms and optimizer, made as the Plan says
-program      these tied to data and devices, and compiled
-execution    one run: from what its folder holds to its result
-seeds        several seeds: a run each, trained together or in turn, and their mean and spread
-sweep        a grid of runs, and their table
-dry_run      what `--dry_run` prints in place of all that
-messages     what a run says on the terminal
+train          `jaxvit.train`, the entry point: starts or resumes a run, or returns its result
+folder         the files in a run folder, and the config that it belongs to
+environment    versions and devices of a run
+assembly       model, transforms and optimizer of a plan, and the functions that they make
+initial_state  initial values that follow a formula
+program        feeds and compiled functions
+execution      one run, from the state of its folder to its result
+seeds          several seeds, trained together or in turn; their mean and standard deviation
+folds          cross-validation: a run per fold
+sweep          a grid of runs and its table
+dry_run        the output of `--dry_run`
+messages       what a run prints
 """

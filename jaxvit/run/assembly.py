@@ -241,7 +241,7 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
 
     Args:
       plan: what to build.
-      overrides: config keys set by hand; a model's attribute among them must have an effect.
+      overrides: config keys set on the command line; a model's attribute among them must have an effect.
 
     Raises:
       UsageError: the model's attributes do not fit together or do not fit the images; or a model of the user's own is

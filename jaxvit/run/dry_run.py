@@ -1,4 +1,4 @@
-"""What `--dry_run` prints: the Plan, the model's parameters by part, the learning-rate curve. Nothing is trained."""
+"""Prints a dry run: the plan, the model's parameters by part, and the learning-rate curve."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 def print_plan(
     plan: Plan, params: Params, learning_rate: Callable[[int], SupportsFloat], console: Console | None = None
 ) -> None:
-    """Prints a plan.
+    """Prints a plan, its parameters and its learning rate.
 
     Args:
-      plan: what to print.
-      params: parameter tree, abstract is enough.
-      learning_rate: of a step.
-      console: for tests.
+      plan: plan of the run.
+      params: parameter tree; may be abstract.
+      learning_rate: learning rate of a step.
+      console: where to print; None = stdout.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     console.print(_plan_table(plan))
@@ -82,7 +82,7 @@ def _show(value: object) -> str:
 
 
 def parameter_table(params: Params, on_muon: Mapping[str, tuple[int, int]] | None = None) -> Table:
-    """Parameters by part of the model, two levels deep; `on_muon` is what `count_on_muon` says."""
+    """Makes a table of parameters by part of the model, two levels deep; `on_muon` comes from `count_on_muon`."""
     counts: dict[str, list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [str(getattr(part, "key", part)) for part in path]
@@ -107,7 +107,7 @@ def _samples(steps: int) -> list[int]:
 
 
 def curve(values: list[float], steps: int) -> list[str]:
-    """A learning-rate curve in block characters, highest line first."""
+    """Draws a learning-rate curve in block characters; returns its lines, from the top."""
     top = max(values) or 1.0
     lines = ["Learning rate"]
     for row in range(CURVE_HEIGHT - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, devices, the commit of the source."""
+"""Describes the environment of a run: versions, devices, the commit of the source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, object]:
-    """Versions, devices and the command of this process."""
+    """Returns time, command, versions and devices of this process, as JSON values."""
     devices = jax.devices()
     about = hardware.machine()
     return {
@@ -52,7 +52,7 @@ def describe_environment() -> dict[str, object]:
 
 
 def source_commit() -> str:
-    """The commit of the checkout that this package lies in, with '-dirty' where its files differ; '' outside of one."""
+    """Returns the commit of the checkout that contains this package, with '-dirty' after changes; '' without one."""
     checkout = INSTALLED_IN.resolve()
 
     def git(*words: str) -> str:
@@ -61,7 +61,7 @@ def source_commit() -> str:
 
     try:
         top = git("rev-parse", "--show-toplevel")
-        if not top or Path(top).resolve() != checkout:  # of another project, into which this one was installed
+        if not top or Path(top).resolve() != checkout:  # another project's checkout
             return ""
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "jaxvit", "configs")
         return git("rev-parse", "--short", "HEAD") + "-dirty" * bool(changed)

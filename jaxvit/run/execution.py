@@ -1,8 +1,7 @@
-"""One run: from what its folder holds to its result.
+"""Executes one run: from the state of its folder to its result.
 
-`execute` takes up the newest checkpoint, if there is one, trains, measures the best weights on the test split and
-writes the result. What comes before the training is in functions of its own, for `jaxvit.run.seeds`, which trains
-several runs.
+`execute` restores the newest checkpoint, if any, trains, evaluates the best weights on the test split and writes the
+result. The steps before the training are separate functions, which `jaxvit.run.seeds` uses for several runs.
 """
 
 from __future__ import annotations
@@ -55,9 +54,19 @@ def execute(
     stop: StopRequest,
     whole: RunDirectory | None = None,
 ) -> Result:
-    """Trains to the end and returns the result, which it also writes; see `jaxvit.train` for the errors.
+    """Trains to the end, writes the result and returns it.
 
-    `whole` is the run of several seeds that this one is a part of.
+    Args:
+      run: open folder of the run.
+      plan: plan of the run.
+      assembly: parts of the run.
+      dataset: data set of the run.
+      options: options of this start.
+      stop: request to stop or pause.
+      whole: folder of the run of several seeds or folds that this run belongs to; None = a single run.
+
+    Raises:
+      UsageError, RunFailedError, StoppedError: see `jaxvit.errors`.
     """
     stop.answer = SAVES_THE_STEP
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
@@ -79,7 +88,7 @@ def execute(
 
 
 def read_sources(plan: Plan, dataset: Dataset) -> Sources:
-    """The splits that a plan uses, {'train': …, 'validation': …, 'test': …}."""
+    """Opens the splits of a plan: {'train': …, 'validation': …, 'test': …}, without those that it does not use."""
     splits = {part: split for part in ("train", "validation", "test") if (split := getattr(plan.data, part))}
     return processes.on_all(lambda: {part: dataset.read(split) for part, split in splits.items()})
 
@@ -87,9 +96,9 @@ def read_sources(plan: Plan, dataset: Dataset) -> Sources:
 def begin(
     run: RunDirectory, plan: Plan, position: Position, sources: Sources, whole: RunDirectory | None = None
 ) -> Journal:
-    """Notes this start in the run's folder, and in `whole`'s, and opens its metrics, cut back to where the run is.
+    """Writes config, model and environment of this start, and opens the journal, truncated to the current step.
 
-    To be called when nothing can be refused any more: it changes what an earlier start has left.
+    Call it after all checks: it changes files of earlier starts. `whole` is as for `execute`.
     """
     run.note_extension(position.step)
     for directory in (whole, run) if whole else (run,):
@@ -103,7 +112,7 @@ def begin(
         resume_step=position.step,
         name=f"{whole.path.name}/{run.path.name}" if whole else run.path.name,
         config=run.config.to_dict(),
-        # The test comes after the last checkpoint; so does the line of the steps since the last full one.
+        # Written after the last checkpoint: the test, and a last record of fewer steps.
         again=("test", "steps") if position.log_totals else ("test",),
     )
     return Journal(writers)
@@ -118,11 +127,11 @@ def start(
     mesh: Mesh,
     options: StartOptions,
 ) -> tuple[TrainState, Position]:
-    """The state and position to go on from: fresh, or the newest checkpoint's."""
+    """Returns the state and position to continue from: new, or from the newest checkpoint."""
     steps = processes.broadcast_from_first(checkpoints.steps)
     shardings = shard_state(mesh, assembly.abstract_state)
     if not steps:
-        # Born where it will live: no device ever holds a full copy.
+        # Created with its sharding: no device holds a full copy at any time.
         make, measured = jax.jit(assembly.create_state, out_shardings=shardings), assembly.measure(sources["train"])
         return make(assembly.init_key(), measured), Position()
     refuse_fewer_steps(plan, steps[-1])
@@ -135,7 +144,7 @@ def start(
     position = Position.from_json(values)
     if options.profile and options.profile[1] <= position.step:
         first, last = options.profile
-        raise UsageError(f"--profile={first}:{last}: the run goes on from step {position.step}; name later steps")
+        raise UsageError(f"--profile={first}:{last}: the run resumes from step {position.step}; name later steps")
     for key, (old, new) in run.extended.items():
         print(f"{key}: {old or 'none'} before, {new or 'none'} from here on")
         if key == "train.duration":
@@ -143,13 +152,13 @@ def start(
             print(f"the learning rate follows the {length} schedule from step {position.step}")
     lengths = (position.last_step, position.patience_epochs) != (plan.train.steps, plan.train.patience_epochs)
     if lengths or "train.hooks" in run.extended:
-        # Taken further, now or by a start that was killed before it saved: patience begins anew.
+        # The run was extended, now or by a start that was killed before its first save: patience restarts.
         position.stopped_early, position.epochs_waited = False, 0
     return state, position
 
 
 def refuse_fewer_steps(plan: Plan, done: int) -> None:
-    """Raises UsageError where a run has done more steps than the plan has."""
+    """Raises UsageError if a run has already done more steps than the plan has."""
     if done > plan.train.steps:
         raise UsageError(
             f"config.train.duration: {plan.train.steps} steps are fewer than the {done} that this run has done; "
@@ -160,9 +169,9 @@ def refuse_fewer_steps(plan: Plan, done: int) -> None:
 def _restore_newest(
     checkpoints: Checkpoints, steps: list[int], shapes: TrainState, fall_back: bool
 ) -> tuple[TrainState, dict[str, object]]:
-    """The newest checkpoint of those steps; or, if that is damaged and it is allowed, the newest that can be read.
+    """Restores the newest checkpoint, or with `fall_back` the newest readable one.
 
-    Nothing is moved before that one has been read: what looks like damage everywhere is something else.
+    Damaged checkpoints are set aside after another one was read: if all seem damaged, the cause is something else.
     """
     damaged = []
     for step in reversed(steps):
@@ -193,8 +202,8 @@ def _finish(
     stop: StopRequest,
     options: StartOptions,
 ) -> Result:
-    """Measures the chosen weights on the test split, once, and writes the figure and the result."""
-    stop.answer = "stopping; the training is saved, and the same command goes on with the test"
+    """Evaluates the chosen weights on the test split, once, and writes the figure and the result."""
+    stop.answer = "stopping; the training is saved, and the same command resumes with the test"
     weights_of = "best" if plan.data.validation else "last"
     if position.best_step != position.step:
         state, weights_of = _restore_best(state, position, checkpoints, options.fall_back)
@@ -229,23 +238,23 @@ def _finish(
     }
     if run.extensions:
         result["extensions"] = run.extensions
-    # All wait for the one that draws and writes: one that has left counts as lost after a while.
+    # All processes wait for the first, which draws and writes: a process that has left would count as lost.
     not_drawn = processes.on_first(lambda: _draw(run, plan, position))
     _stop_if_asked(stop)
     processes.on_first(lambda: run.write_result(result))
-    if not_drawn:  # said now: on a full disk, that the result is not there says enough
+    if not_drawn:  # after the result: on a full disk, the error about the result comes first
         print(not_drawn, file=sys.stderr, flush=True)
     print_result(result, run.path)
     return result
 
 
 def _draw(run: RunDirectory, plan: Plan, position: Position) -> str:
-    """Draws the run's metrics. A figure is not worth a result: returns what went wrong; '' = nothing."""
+    """Draws the metrics. A failure must not lose the result, so it is returned as a warning; '' = no failure."""
     try:
         records = read_jsonl(run.path / "metrics.jsonl")
         if not records:
             return ""
-        from jaxvit.figures.history import draw_history  # matplotlib is not for the way to the first step
+        from jaxvit.figures.history import draw_history  # matplotlib would delay the first step
 
         best = position.best_epoch if plan.data.validation else 0
         title = f"{plan.model.name} on {plan.data.name}"
@@ -260,9 +269,9 @@ def _draw(run: RunDirectory, plan: Plan, position: Position) -> str:
 def _restore_best(
     state: TrainState, position: Position, checkpoints: Checkpoints, fall_back: bool
 ) -> tuple[TrainState, str]:
-    """The state with the best weights, and 'best'; or, if they are damaged and it is allowed, the last, and 'last'.
+    """Restores the best state, and returns it with 'best'; with `fall_back` and damage, the last state with 'last'.
 
-    Gives the arrays of `state` away: there may be no room for two.
+    Deletes the arrays of `state` first: the memory may not suffice for two states.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     jax.tree.map(lambda x: x.delete(), state)
@@ -283,5 +292,5 @@ def _stop_if_asked(stop: StopRequest) -> None:
 
 
 def describe(sources: Sources) -> dict[str, Split]:
-    """What the splits are: names, notes (at the end of a run: of all damage that it met) and fingerprints."""
+    """Describes the splits: name, notes (after a run, on all damaged images that it met) and fingerprint of each."""
     return {part: {"split": s.name, **s.notes, **s.fingerprint} for part, s in sources.items()}

@@ -1,16 +1,16 @@
-"""A run's folder, which explains itself: what was asked for, where it ran, what came out.
+"""Writes and reads the files of a run folder, and checks that the folder belongs to a config.
 
 config.json        every key, expanded, and the config hash
-model.json         what it takes to use the trained model without its data: attributes, class names, preprocessing
-environment.json   versions, devices, data fingerprints, one entry a start
-metrics.jsonl      one JSON object a line
+model.json         what `jaxvit.load` needs besides the weights: attributes, class names, preprocessing
+environment.json   versions, devices, fingerprints of the data; one entry per start
+metrics.jsonl      one JSON object per line
 tensorboard/       event files
-checkpoints/       the newest two and the best; what is in one: `jaxvit.training.checkpoint`
-figures/           history, and what `jaxvit report` draws
-evaluation/        what `jaxvit evaluate` found, a few files for each split
+checkpoints/       the newest two and the best; see `jaxvit.training.checkpoint`
+figures/           history, and the figures of `jaxvit report`
+evaluation/        output of `jaxvit evaluate`, a few files per split
 result.json        written last: its presence means that the run is finished
 
-Each JSON file has a checksum of its own content, which is compared whenever it is read.
+Each JSON file contains a checksum, which is compared at every read.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from jaxvit.run.result_types import Environment, Result, Split
 
 
 class RunDirectory:
-    """Opens a folder for one config, and keeps other runs out of it until `close`.
+    """An open run folder, locked for this run until `close`.
 
     Args:
-      path: made when missing.
-      config: what is to be run in it.
-      writes: whether this process writes. The others of its run, to be opened after it, only read.
+      path: the folder; created if missing.
+      config: config of the run.
+      writes: whether this process writes. The other processes of a run open it afterwards and only read.
 
     Raises:
-      UsageError: the folder belongs to another config, to another process, or holds something else.
+      UsageError: the folder belongs to another config or process, or contains other files.
     """
 
     def __init__(self, path: Path, config: ConfigDict, *, writes: bool = True):
@@ -74,7 +74,7 @@ class RunDirectory:
             raise UsageError(f"--workdir={self.path}: this folder holds other files; name a new one for the run")
         if (self.path / "sweep.json").exists():
             raise UsageError(f"--workdir={self.path}: this folder holds a sweep; name a new one for the run")
-        busy = f"--workdir={self.path}: another process is at work in this run; wait or stop it"
+        busy = f"--workdir={self.path}: another process uses this run folder; wait or stop it"
         try:
             while True:
                 make_folder(self.path)
@@ -83,7 +83,7 @@ class RunDirectory:
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.stat(self.path / ".lock"), os.fstat(lock.fileno())):
                         return lock
-                lock.close()  # of a process that was refused, and has removed it meanwhile
+                lock.close()  # the lock of a refused process, which has removed the file meanwhile
         except OSError as error:
             if is_disk_failure(error):
                 raise
@@ -112,18 +112,18 @@ class RunDirectory:
 
     @property
     def result(self) -> Result | None:
-        """The finished run's result; None while it is not finished."""
+        """The result of the run; None if it is not finished."""
         return read_result(self.path) if (self.path / "result.json").exists() else None
 
     def note_extension(self, step: int) -> None:
-        """When a run is taken further at `step`: notes it, for `write_config` to write."""
+        """Records that a run is extended at `step`; `write_config` writes it."""
         if self.extended:
             changes = {key: [old, new] for key, (old, new) in self.extended.items()}
             self.extensions.append({"step": step, "changes": changes})
             self.extended = {}
 
     def set_result_aside(self) -> None:
-        """When a run is taken further: keeps the shorter run's result under its steps."""
+        """Renames the result of a run that is extended to ``result-STEPS.json``."""
         result = self.result
         if self.writes and result is not None:
             os.replace(self.path / "result.json", self.path / f"result-{result['steps']}.json")
@@ -153,14 +153,18 @@ class RunDirectory:
 
     @property
     def config_hash(self) -> str:
-        """That of the config, with how the run was taken further."""
+        """The hash of the config and of the run's extensions."""
         return config_hash(self.config, self.extensions)
 
     def check_data(self, data: Mapping[str, Split], class_names: Sequence[str] = ()) -> None:
-        """Compares the splits' fingerprints, and the classes, with those that the run began with; nothing is written.
+        """Compares fingerprints and classes with those of the run's first start; writes nothing.
+
+        Args:
+          data: fingerprints of the splits, from `jaxvit.run.execution.describe`.
+          class_names: names of the classes.
 
         Raises:
-          UsageError: they differ, or what they were cannot be read.
+          UsageError: they differ, or the earlier ones cannot be read.
         """
         model = self.path / "model.json"
         known = read_json(model, "delete it, and the run writes it again").get("class_names") if model.exists() else ()
@@ -180,12 +184,12 @@ class RunDirectory:
                 )
 
     def write_environment(self, data: Mapping[str, Split]) -> None:
-        """Adds this start to environment.json; `data` holds the splits' fingerprints, which `check_data` has passed."""
+        """Adds this start to environment.json; `data` are the fingerprints of the splits, checked by `check_data`."""
         starts = read_environment(self.path)["starts"]
         self._write("environment.json", {"data": dict(data), "starts": [*starts, describe_environment()]})
 
     def write_result(self, result: Result) -> None:
-        """Writes result.json: from then on the run is finished."""
+        """Writes result.json, which marks the run as finished."""
         self._write("result.json", result)
 
     def _write(self, name: str, value: object) -> None:
@@ -193,7 +197,7 @@ class RunDirectory:
             write_json(self.path / name, value, with_checksum=True)
 
     def close(self) -> None:
-        """Lets other processes open the folder, and leaves none that holds nothing; a second call does nothing."""
+        """Unlocks the folder and removes the lock file of an empty folder; a second call does nothing."""
         if self._lock:
             with contextlib.suppress(OSError):
                 own = self.path / ".lock"
@@ -201,22 +205,22 @@ class RunDirectory:
                 if not any(path.is_file() or any(path.iterdir()) for path in others):
                     for path in others:  # else the folder would count as one with other files
                         path.rmdir()
-                    own.unlink()  # it was refused before it began
+                    own.unlink()  # the run was refused before it began
             self._lock.close()
 
 
 def finished_result(path: Path, config: ConfigDict) -> Result | None:
-    """The result, if `path` holds a finished run of this very config; else None.
+    """Returns the result if `path` is the folder of a finished run of this config; else None.
 
     Raises:
-      UsageError: a file of it is damaged.
+      UsageError: a file is damaged.
     """
     if not (path / "result.json").exists() or differences(read_config(path), config):
         return None
     return read_result(path)
 
 
-# What is read of a result, by whoever shows or compares results.
+# Keys of a result that verbs read, and their types.
 _RESULT = {
     "test": dict,
     "validation": dict,
@@ -230,10 +234,10 @@ _MEASURED = {"top1": 1.0, "top5": 1.0, "loss": math.inf, "count": math.inf}  # a
 
 
 def read_result(path: Path) -> Result:
-    """What result.json of a finished run holds.
+    """Reads result.json of a finished run.
 
     Raises:
-      UsageError: it is no result.
+      UsageError: it is damaged or not a result.
     """
     remedy = "it is damaged: delete it, and `jaxvit train` measures the finished training again"
     file = path / "result.json"
@@ -255,12 +259,12 @@ def read_result(path: Path) -> Result:
 
 
 def read_environment(path: Path) -> Environment:
-    """What environment.json of a run holds: `data`, the splits' fingerprints, and `starts`; both empty without one.
+    """Reads environment.json: `data`, the fingerprints of the splits, and `starts`; both empty without the file.
 
     Raises:
-      UsageError: it is none.
+      UsageError: it is damaged.
     """
-    remedy = "it is damaged: delete it, and the run goes on with the images that are there now, whatever it began with"
+    remedy = "it is damaged: delete it, and the run resumes with the current images without comparing them"
     file = path / "environment.json"
     if not file.exists():
         return {"data": {}, "starts": []}
@@ -273,12 +277,12 @@ def read_environment(path: Path) -> Environment:
 
 
 def read_config(path: Path) -> ConfigDict:
-    """The config of a run directory.
+    """Reads the config of a run folder; absent keys get their defaults.
 
     Raises:
-      UsageError: there is no readable config.json.
+      UsageError: config.json is missing or damaged.
     """
-    file, remedy = path / "config.json", "it is damaged, or this is no run directory: use a new --workdir"
+    file, remedy = path / "config.json", "it is damaged, or this folder has no run: use a new --workdir"
     found = read_json(file, remedy, expects_checksum=True)
     found = found if isinstance(found, dict) else {}
     plain = found.get("config")
@@ -303,12 +307,12 @@ def read_config(path: Path) -> ConfigDict:
 
 
 def checkpoint_folder(path: Path) -> Path:
-    """Where the run in `path` keeps its checkpoints; not there before it has begun to train."""
+    """Returns the folder of a run's checkpoints; it does not exist before the training starts."""
     return path / "checkpoints"
 
 
 def seed_folders(path: Path) -> list[Path]:
-    """The folders of single seeds, or folds, in that of a run of several, by their number."""
+    """Returns the folders of the single seeds or folds in a run of several, sorted by number."""
     found = [p for p in path.glob("[sf][eo][el]d_*") if p.is_dir() and _OF_SEVERAL.fullmatch(p.name)]
     return sorted(found, key=lambda p: (p.name.partition("_")[0], int(p.name.partition("_")[2])))
 
@@ -317,7 +321,7 @@ _OF_SEVERAL = re.compile(r"(seed|fold)_\d+", re.ASCII)
 
 
 def refuse_seeds(path: Path) -> None:
-    """Raises UsageError where `path` is the folder of a run of several seeds or folds, and that of one is wanted."""
+    """Raises UsageError if `path` is the folder of a run of several seeds or folds."""
     if seeds := seed_folders(path):
         kind = seeds[0].name.partition("_")[0]
         raise UsageError(f"{path} holds a run for each of {len(seeds)} {kind}s; name one, such as {seeds[0]}")

@@ -28,7 +28,7 @@ from jaxvit.training.stopping import StopRequest
 
 
 def config_of_fold(config: ConfigDict, fold: int) -> ConfigDict:
-    """The config of the single run with one of the folds as its test split."""
+    """Returns the config of the single run with one of the folds as its test split."""
     config = copy.deepcopy(config)
     set_value(config, "data.fold", fold)
     return config
@@ -40,12 +40,13 @@ def train_folds(
     options: StartOptions,
     stop: StopRequest,
 ) -> Result:
-    """Trains a run for each fold and returns their result, which it also writes.
+    """Trains one run per fold, writes their combined result and returns it.
 
     Args:
-      run: the folder that holds the folds' folders; of the config with all of them.
-      prepare: makes the parts of the run of one fold from its config.
-      options, stop: as for `jaxvit.run.execution.execute`.
+      run: open folder of the run of all folds, which contains the folders of the folds.
+      prepare: makes data set, plan and parts of a fold's run from its config.
+      options: options of this start.
+      stop: request to stop or pause.
     """
     folds = ConfigReader(run.config)("data.folds", int)
     folders = [run.path / f"fold_{fold}" for fold in range(folds)]

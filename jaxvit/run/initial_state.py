@@ -1,4 +1,4 @@
-"""What `config.init` asks for, in one model: checked, measured on the training images, and put into its variables."""
+"""Initial values by `config.init`: checks them, measures the training images, and sets the parameters."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from jaxvit.models.initial_sites import Stem, start_attention, start_positions, 
 from jaxvit.ops.initial_values import patches_of, whitening_filters
 from jaxvit.ops.trees import Params, Variables
 
-MOST_VALUES = 4096  # of a patch that is whitened: the work grows with their cube
+MOST_VALUES = 4096  # most values of a patch to be whitened: the cost grows with their cube
 Pair = tuple[int, int]
-_IMAGES = 64  # measured at a time
+_IMAGES = 64  # images per batch of a measurement
 
 
 class InitialValues:
     """The initial values of a plan that follow a formula.
 
     Args:
-      plan: its `init` says which.
-      model: the plan's.
+      plan: plan of the run; `plan.init` says which values.
+      model: model of the plan.
 
     Raises:
-      UsageError: the model has no place for something that is asked for.
+      UsageError: the model has no layer that such a value applies to.
     """
 
     def __init__(self, plan: Plan, model: nn.Module):
@@ -43,8 +43,8 @@ class InitialValues:
             raise UsageError(f"config.init.attention='{init.attention}': {name} has no self-attention; set it to ''")
         if init.positions and not sites.positions:
             raise UsageError(
-                f"config.init.positions='{init.positions}': {name}, as it is set, has no position table to train; set "
-                "it to ''"
+                f"config.init.positions='{init.positions}': {name} has no trained position table with "
+                "these attributes; set it to ''"
             )
         stem, where = sites.stem, f"config.init.stem='{init.stem}': the first layer of {name}"
         if init.stem and stem is None:
@@ -56,12 +56,12 @@ class InitialValues:
     def __call__(
         self, variables: Variables, key: jax.Array, filters: jax.Array | np.ndarray | None = None
     ) -> dict[str, Params]:
-        """The variables with these values; pure, to be traced.
+        """Returns the variables with these values; pure, can be jitted.
 
         Args:
-          variables: as the model's own initialisers have them.
-          key: that they were made with.
-          filters: what `measure` has found; None leaves the stem as it is, for shapes and speed.
+          variables: variables from the model's own initializers.
+          key: random key that they were initialized with.
+          filters: result of `measure`; None leaves the stem as it is, where only shapes and speed count.
         """
         init, sites, params = self._init, self._sites, variables["params"]
         if init.attention:
@@ -83,9 +83,9 @@ class InitialValues:
         return {**variables, "params": params}
 
     def measure(self, source: Source | StreamedSource) -> np.ndarray | None:
-        """Filters (P, P) for the stem, where they are asked for, from images of the training split.
+        """Computes filters (P, P) for the stem from images of the training split; None if the plan has none.
 
-        A function of the images and the config alone, whatever the seed. Process 0 measures and broadcasts the result.
+        They depend on the images and the config, not on the seed. Process 0 measures and broadcasts the result.
         """
         stem = self._sites.stem
         if not self._init.stem or stem is None:
@@ -99,9 +99,9 @@ class InitialValues:
         return np.frombuffer(values, np.float32).reshape(stem.values, stem.values)
 
     def _moments(self, stem: Stem, source: Source | StreamedSource) -> np.ndarray:
-        """Mean of x xᵀ (P, P) over the patches x that the stem takes, where it takes them, of evenly spread images.
+        """Computes the mean of x xᵀ (P, P) over the patches x that the stem reads from evenly spaced images.
 
-        The images are as in evaluation: of the model's size, normalised, not augmented.
+        The images are preprocessed as in evaluation, without augmentation.
         """
         look = jax.jit(lambda images: stem_input(self._model, stem, preprocess(images, self._plan.augment)))
         count = min(self._init.stem_images, len(source))
@@ -123,5 +123,5 @@ class InitialValues:
 
 
 def initial_values(plan: Plan, model: nn.Module) -> InitialValues | None:
-    """What the plan asks for; None where the model's own initialisers say it all."""
+    """Returns the `InitialValues` of a plan; None if the model's own initializers suffice."""
     return None if plan.init.is_empty else InitialValues(plan, model)

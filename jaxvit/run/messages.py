@@ -1,4 +1,4 @@
-"""What a run says on the terminal: what it is about to do, and its result. Progress is `jaxvit.training.progress`."""
+"""Prints what a run is about to do, and its result. `jaxvit.training.progress` prints its progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxvit.training.loop import Position
 
 
 def print_start(plan: Plan, assembly: Assembly, position: Position) -> None:
-    """Prints what a start is about to do: the model, the images, the steps, and where it goes on from."""
+    """Prints the model, the images, the number of steps, the warnings, and the step that the run resumes from."""
     t = plan.train
     if position.step == t.steps or position.stopped_early:
         print("the training is done; the test follows", flush=True)
@@ -32,19 +32,19 @@ def print_start(plan: Plan, assembly: Assembly, position: Position) -> None:
     for phrase in plan.warnings:
         print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
     if position.step:
-        print(f"going on from step {position.step:,}")
+        print(f"resuming from step {position.step:,}")
     print("compiling, or fetching what an earlier start has compiled", flush=True)
 
 
 def print_finished(result: Result, path: Path) -> Result:
-    """Prints the result of a run that was finished before, says so, and returns it."""
+    """Prints and returns the result of a run that was already finished."""
     print_result(result, path, "this run is finished; nothing was trained")
     print("to take it further: the same command with a longer --config.train.duration")
     return result
 
 
 def print_result(result: Result, path: Path, remark: str = "") -> None:
-    """Prints a result, of one run or of several seeds; first the remark, if there is one."""
+    """Prints the result of one run or of several seeds or folds, after an optional remark."""
     if remark:
         print(remark)
     test = result["test"]
@@ -88,7 +88,7 @@ def print_result(result: Result, path: Path, remark: str = "") -> None:
 
 
 def _chosen_of_each(seeds: Sequence[Result]) -> str:
-    """Which weights the seeds' tests were measured with."""
+    """Describes which weights the tests of several seeds or folds used."""
     best = [one for one in seeds if one["weights_of"] == "best"]
     if not best:
         damaged = ", since the best on validation are damaged" if seeds[0]["validation"] else ""

@@ -1,4 +1,4 @@
-"""Ties a run's parts to its data and devices: feeds, compiled programs, and the Program that the loop works off."""
+"""Connects a run's parts to its data and devices: the feed, the compiled steps, and the `Program` for the loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ from jaxvit.training.step import Batch, loss, train_steps
 
 @dataclass(frozen=True)
 class StartOptions:
-    """What a start can be asked for that changes no result."""
+    """Options of one start that do not change the result.
+
+    Attributes:
+      debug_nans: check every step and name the module of a NaN.
+      fall_back: set damaged checkpoints aside.
+      profile: first and last step to profile; None = no profile.
+    """
 
     debug_nans: bool
     fall_back: bool
@@ -51,27 +57,36 @@ def make_program(
     seeds: Sequence[int] = (),
     feed: ResidentFeed | StreamFeed | None = None,
 ) -> Program:
-    """Compiles the two steps and ties them to the data.
+    """Compiles the training and evaluation steps and connects them to the data.
 
-    With `seeds`, `state` is that of as many runs, stacked, which are trained together; else the plan's seed counts.
-    `feed` is that of the training split where it has been made already.
+    Args:
+      plan: plan of the run.
+      assembly: parts of the run.
+      sources: the splits: 'train', and 'validation' and 'test' if used.
+      state: state to start from; with `seeds`, the stacked states of the runs.
+      mesh: mesh of the run.
+      position: progress of the run; the compile time is added to it.
+      options: options of this start.
+      workdir: folder of the run, for profiles.
+      seeds: seeds of the runs that are trained together; () = one run with the plan's seed.
+      feed: feed of the training split; None = a new one.
     """
     started = time.monotonic()
     t = plan.train
     steps_per_call = 1 if options.debug_nans else t.steps_per_call
     feed = feed or make_feed(plan, assembly, sources["train"], mesh, steps_per_call, seeds)
     call = feed(position.step, 1) if position.step < t.steps else feed(0, 1)
-    # The state before a step must outlive it when a step may have to be looked into.
+    # To explain a NaN, the state before the step must survive it: no donation.
     jitted = jit_train_step(assembly, feed, state, mesh, steps_per_call, seeds, donate=not options.debug_nans)
     run, numbers, root = jitted.run, jitted.numbers, jitted.root
-    if position.step < t.steps and not position.stopped_early:  # else only the test is left to be done
+    if position.step < t.steps and not position.stopped_early:  # else only the test is left
         run = jitted.lower(state, feed, call).compile()
     eval_step = jax.vmap(assembly.eval_step, in_axes=(0, None)) if seeds else assembly.eval_step
     eval_step = jax.jit(eval_step, compiler_options=runtime.forward_options())
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
         eval_step = eval_step.lower(state.variables, eval_batch).compile()
-    # All of them at once: a schedule asked step by step would queue behind the step that runs.
+    # All at once: computed per step, the rate would wait behind the running step.
     rates = jax.device_get(jax.jit(jax.vmap(assembly.schedule))(np.arange(t.steps))).tolist()
     position.seconds["compile"] += time.monotonic() - started
 
@@ -178,7 +193,7 @@ def jit_train_step(
         jax.jit(program, donate_argnums=(0,) if donate else (), out_shardings=(layout, None)),
         whole_call,
         replicate(mesh, [np.int32(number) for number in range(steps_per_call + 1)]),
-        # An argument, not a constant: so one compiled program serves all seeds.
+        # An argument, not a constant: one compiled program serves all seeds.
         replicate(mesh, _key_data([assembly.step_key(seed) for seed in seeds] or assembly.step_key())),
     )
 
@@ -235,7 +250,7 @@ def make_feed(
     steps_per_call: int,
     seeds: Sequence[int] = (),
 ) -> ResidentFeed | StreamFeed:
-    """How the training split's batches get to the devices: as the plan says, `resident` or `stream`."""
+    """Makes the feed of the training split, which moves batches to the devices: 'resident' or 'stream' by the plan."""
     t = plan.train
     sampling = plan.data.sampling(source.labels) if plan.data.balance == "sampling" else None
     order, *others = [
@@ -249,7 +264,7 @@ def make_feed(
         return place_call(mesh, call, axis=2 if seeds else 1)
 
     if t.feed == "resident":
-        assert isinstance(source, Source)  # the plan has seen to it
+        assert isinstance(source, Source)  # the plan has checked it
         return ResidentFeed(
             source,
             [order, *others] if seeds else order,

@@ -1,9 +1,10 @@
-"""Several seeds of one experiment: a run for each, in a folder of its own, and their mean and spread.
+"""Several seeds of one experiment: one run per seed, each in its own folder; their mean and standard deviation.
 
-Each folder, ``seed_K``, is what the single run with ``seed=K`` would leave. The runs are trained one after another, or
-together in one vmapped program: then they take the same steps at the same time, each with its own parameters, order of
-images and random numbers, and each keeps its own books, best weights and early stopping. What was trained together can
-go on one after another, and the other way round: those that are behind are first trained as far as the others.
+The folder ``seed_K`` equals the folder of a single run with ``seed=K``. The runs are trained one after another, or
+together in one vmapped program. Together, they take each step at the same time, each with its own parameters, order of
+images, random numbers, metrics, best weights and early stopping. Runs that were trained together can be resumed one
+after another,
+and the reverse: runs that are behind first catch up with the others.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from jaxvit.training.stopping import StopRequest
 
 
 def config_of_seed(config: ConfigDict, seed: int) -> ConfigDict:
-    """The config of the single run with one of the seeds."""
+    """Returns the config of the single run with one of the seeds."""
     config = copy.deepcopy(config)
     config.seed, config.seeds = seed, ()
     return config
@@ -50,12 +51,15 @@ def config_of_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def train_seeds(
     run: RunDirectory, plan: Plan, assembly: Assembly, dataset: Dataset, options: StartOptions, stop: StopRequest
 ) -> Result:
-    """Trains a run for each seed and returns their result, which it also writes.
+    """Trains one run per seed, writes their combined result and returns it.
 
     Args:
-      run: the folder that holds the seeds' folders.
-      plan, assembly: of the config with all seeds.
-      dataset, options, stop: as for `jaxvit.run.execution.execute`.
+      run: open folder of the run of all seeds, which contains the folders of the seeds.
+      plan: plan of the config with all seeds.
+      assembly: parts of that plan.
+      dataset: data set of the runs.
+      options: options of this start.
+      stop: request to stop or pause.
     """
     together = _shall_be_together(plan, options)
     sources = read_sources(plan, dataset)
@@ -92,7 +96,7 @@ def train_seeds(
 def _shall_be_together(plan: Plan, options: StartOptions) -> bool:
     """Whether to train all seeds in one program.
 
-    On a CPU one after another is faster: XLA's CPU backend runs batched matrix products on one core.
+    On a CPU, one after another is faster: XLA's CPU backend runs batched matrix products on one core.
     """
     if plan.seeds_run == "in_turn" or len(plan.seeds) == 1:
         return False
@@ -110,7 +114,7 @@ def _shall_be_together(plan: Plan, options: StartOptions) -> bool:
 
 
 def open_run(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:
-    """The folder of one run of several, open until the block ends; process 0 alone writes."""
+    """Opens the folder of one seed or fold for the `with` block; only process 0 writes."""
     opened = processes.on_first(lambda: RunDirectory(folder, config))
     return contextlib.closing(processes.on_all(lambda: opened or RunDirectory(folder, config, writes=False)))
 
@@ -120,7 +124,7 @@ def _plan_of_seed(plan: Plan, seed: int) -> Plan:
 
 
 def _check(run: RunDirectory, plan: Plan, sources: Sources) -> int:
-    """Refuses what the run of a seed would refuse, before that of another has changed; returns their newest step."""
+    """Runs the checks of all seeds before any run changes; returns the newest step of all."""
     newest = 0
     for seed in plan.seeds:
         folder = run.path / f"seed_{seed}"
@@ -135,7 +139,16 @@ def _check(run: RunDirectory, plan: Plan, sources: Sources) -> int:
 
 @dataclasses.dataclass
 class Lane:
-    """The run of one seed while it is trained together with others."""
+    """The run of one seed while it is trained together with others.
+
+    Attributes:
+      seed: its seed.
+      run: its open folder.
+      plan: its plan.
+      checkpoints: its checkpoints.
+      state: its state to start from; None once it is stacked with the others.
+      position: its progress.
+    """
 
     seed: int
     run: RunDirectory
@@ -148,12 +161,12 @@ class Lane:
 def _train_hindmost(
     run: RunDirectory, plan: Plan, assembly: Assembly, sources: Sources, options: StartOptions, stop: StopRequest
 ) -> bool:
-    """Trains the runs that are furthest behind, together, to where the next ones are, or all of them to the last step.
+    """Trains the runs that are furthest behind, together, to the step of the next ones, or all runs to the last step.
 
-    So nothing that was saved is given up, however far apart a kill, or training one after another, has left them.
+    So no saved step is lost, however far apart a kill, or training one after another, has left the runs.
 
     Returns:
-      Whether there is more to be done together. The tests and the results are left to be done.
+      Whether runs remain to be trained together. Tests and results are not part of this.
     """
     mesh = make_mesh(plan.train.devices, plan.train.fsdp)
     with contextlib.ExitStack() as stack:
@@ -179,7 +192,7 @@ def _train_hindmost(
         names = ", ".join(map(str, seeds))
         print(
             (f"{len(seeds)} seeds together: {names}" if len(seeds) > 1 else f"seed {names}")
-            + (f"; going on from step {step:,}" if step else "")
+            + (f"; resuming from step {step:,}" if step else "")
             + (f"; first to step {until:,}, where others are" if until < plan.train.steps else "")
             + "\ncompiling, or fetching what an earlier start has compiled",
             flush=True,
@@ -216,7 +229,7 @@ def _open_lane(
     mesh: Mesh,
     options: StartOptions,
 ) -> Lane | None:
-    """The run of a seed as its folder holds it, open until `stack` closes; None if it is finished."""
+    """Opens and restores the run of a seed until `stack` closes; None if it is finished."""
     folder, config = run.path / f"seed_{seed}", config_of_seed(run.config, seed)
     if finished_result(folder, config) is not None:
         return None
@@ -234,10 +247,16 @@ def _stack(states: list[TrainState], layout: TrainState) -> TrainState:
 
 
 def combine(results: dict[int, Result], run: RunDirectory, of: str = "seed") -> Result:
-    """The result of several seeds: means, sample standard deviations (of n - 1) under `std`, and each seed's own.
+    """Combines the results of several seeds or folds: means, standard deviations under `std`, and each single result.
 
-    `weights_of` is 'mixed' where the best weights of some are damaged. `of` is 'seed' or 'fold': the result of folds
-    counts the test images of all of them, and leaves to each which images it had.
+    Args:
+      results: {seed or fold: result}.
+      run: folder of the run of all.
+      of: 'seed' or 'fold'. The result of folds counts the test images of all folds; each fold has its own data.
+
+    Returns:
+      The content of result.json. Standard deviations divide by n - 1. `weights_of` is 'mixed' if the best weights of
+      some runs are damaged.
     """
     folds = of == "fold"
     each = list(results.values())

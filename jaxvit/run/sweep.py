@@ -1,7 +1,7 @@
-"""A grid of runs over values of config keys, and their table: what `jaxvit sweep` does.
+"""A grid of runs over values of config keys, and its table: the logic of `jaxvit sweep`.
 
-Each cell of the grid is an ordinary run in a folder of its own. The same command again skips the finished cells, takes
-up the one that was stopped, and tries those again that failed.
+Each cell of the grid is an ordinary run in its own folder. The same command again skips finished cells, resumes the
+stopped one, and retries failed ones.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Cell:
 
     Attributes:
       settings: {key: value as written}.
-      config, overrides: of the run.
+      config: config of the run.
+      overrides: keys set on the command line.
     """
 
     settings: dict[str, str]
@@ -63,12 +64,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its folder's name, and what it is called in the table."""
+        """Name of the cell's folder, and in the table."""
         text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in self.settings.items())
         clean = re.sub(r"[^\w.,=+()-]", "", text, flags=re.ASCII)[:150]
         if clean == text:
             return clean
-        # Others may look the same without what a folder's name cannot hold.
+        # Without the characters that a folder name cannot have, two cells could have the same name.
         return f"{clean},{hashlib.sha256(json.dumps(self.settings).encode()).hexdigest()[:8]}"
 
     @cached_property
@@ -81,22 +82,22 @@ class Cell:
 
     @property
     def problem(self) -> str:
-        """Why it cannot be run; '' = it can. This and the sizes are found out by opening the data and tracing."""
+        """Why the cell cannot be run; '' = it can. The check opens the data and traces the model."""
         return self._looked_at[0]
 
     @property
     def params(self) -> int:
-        """Parameters."""
+        """Number of parameters."""
         return self._looked_at[1]
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one image (convention `all`)."""
+        """Multiply-adds for one image, by the convention `all`."""
         return self._looked_at[2]
 
 
 def split_values(text: str) -> list[str]:
-    """'4,8' to ['4', '8'] and '(2,),(2, 3)' to ['(2,)', '(2, 3)']: at commas outside brackets and quotes."""
+    """Splits at commas outside brackets and quotes: '4,8' to ['4', '8'], '(2,),(2, 3)' to ['(2,)', '(2, 3)']."""
     values, depth, quote, start = [], 0, "", 0
     for i, letter in enumerate(text):
         if quote:
@@ -114,7 +115,7 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_grid(over: Sequence[str]) -> dict[str, list[str]]:
-    """{'model.tokens': ['4', '8'], …} of the words given to --over.
+    """Parses the values of --over to {'model.tokens': ['4', '8'], …}.
 
     Raises:
       UsageError: a word is not KEY=VALUE,VALUE,…, or names a key or a value twice.
@@ -134,10 +135,10 @@ def parse_grid(over: Sequence[str]) -> dict[str, list[str]]:
 
 
 def make_cells(spec: str, words: Sequence[str], grid: dict[str, list[str]]) -> list[Cell]:
-    """The cells of a grid, the last key running fastest; a cell that cannot be run says why.
+    """Makes the cells of a grid; the last key varies fastest. `Cell.problem` says why a cell cannot be run.
 
     Raises:
-      UsageError: the config file, a key or the type of a value is wrong: then all cells are. Or two cells are the same.
+      UsageError: the config file, a key or the type of a value is wrong for all cells; or two cells are equal.
     """
     cells: list[Cell] = []
     seen: dict[str, Cell] = {}
@@ -156,7 +157,7 @@ def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cel
     tokens = [*words, *(f"--config.{key}={value}" for key, value in settings.items())]
     try:
         config, overrides, _ = parse_config_arguments(spec, tokens)
-    except UsageError as error:  # the words given are right: the verb has read them
+    except UsageError as error:  # the verb has checked `words`; so --over is wrong
         raise UsageError(str(error).replace("--config.", "--over ", 1)) from None
     return Cell(settings, config, tuple(overrides))
 
@@ -172,9 +173,9 @@ def _size(assembly: Assembly) -> tuple[int, int]:
 
 
 def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, object]], workdir: Path) -> None:
-    """Trains what is not finished; `rows`, made by `begin_rows`, and sweep.csv are kept up to date.
+    """Trains all unfinished cells; updates `rows`, made by `begin_rows`, and sweep.csv after each cell.
 
-    sweep.csv keeps the lines of cells that an earlier start had and this one does not go over.
+    sweep.csv keeps the rows of cells from earlier starts that this one does not include.
     """
     names = {cell.name for cell in cells}
     others = [row for row in _read_rows(workdir / "sweep.csv") if row["cell"] not in names]
@@ -200,18 +201,18 @@ def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, object]], workdir: Pat
             row["status"] = "stopped"
             write()
             raise
-        jax.clear_caches()  # the next cell is another program
+        jax.clear_caches()  # the next cell compiles its own program
         write()
 
 
 def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, object]]:
-    """A row for each cell as it stands before anything is trained: finished ones with their numbers."""
-    # Of an earlier start's table, so that finished cells need not be traced again.
+    """Returns a row per cell before training; rows of finished cells have their results."""
+    # From the table of an earlier start, so that finished cells need no tracing.
     multiply_adds = {row["cell"]: int(row["macs"]) for row in _read_rows(workdir / "sweep.csv") if row["macs"]}
     rows = []
     for cell in cells:
         row = new_row(cell)
-        with contextlib.suppress(UsageError):  # said when it is the cell's turn
+        with contextlib.suppress(UsageError):  # reported when the cell is run
             result = finished_result(workdir / cell.name, cell.config)
             if result is not None:
                 macs = multiply_adds.get(cell.name) or cell.macs
@@ -221,7 +222,7 @@ def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, object]]:
 
 
 def _read_rows(file: Path) -> list[dict[str, str]]:
-    """What an earlier start's table says, as written; [] if there is none that can be used."""
+    """Reads the table of an earlier start as text; [] if there is none, or it is unusable."""
     try:
         check_regular(file)
         with file.open(newline="") as stream:
@@ -233,7 +234,7 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def new_row(cell: Cell) -> dict[str, object]:
-    """The row of a cell that has not been run."""
+    """Returns the row of a cell that has not been run."""
     return {"cell": cell.name, **cell.settings, "params": "", "macs": "", "status": "not run"}
 
 
@@ -249,21 +250,21 @@ def _numbers(result: Result) -> dict[str, object]:
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], file: Path) -> None:
-    """All rows as CSV, whole or not at all."""
+    """Writes all rows as CSV, atomically."""
     write_csv(file, list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 def count_done(rows: Sequence[dict[str, object]]) -> int:
-    """How many of the rows are of finished cells."""
+    """Counts the rows of finished cells."""
     return sum(row["status"] == "done" for row in rows)
 
 
 @contextlib.contextmanager
 def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]]) -> Iterator[None]:
-    """The sweep's folder, for this process alone; what is asked for stands in sweep.json.
+    """Opens and locks the folder of a sweep; writes its grid and config to sweep.json.
 
     Raises:
-      UsageError: it belongs to another sweep or another process, or holds something else.
+      UsageError: the folder belongs to another sweep or process, or contains other files.
     """
     refuse_backslash(workdir, "--workdir=")
     file = workdir / "sweep.json"
@@ -288,7 +289,7 @@ def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]]) ->
     try:
         make_folder(workdir)
         with naming(workdir):
-            lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process is at work in this sweep")
+            lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process uses this sweep folder")
     except OSError as error:
         if is_disk_failure(error):
             raise

@@ -1,4 +1,4 @@
-"""`jaxvit.train`: from a config to a finished run directory."""
+"""`jaxvit.train`: from a config to a finished run folder."""
 
 from __future__ import annotations
 
@@ -40,20 +40,19 @@ def train(
     profile: tuple[int, int] | None = None,
     stop: StopRequest | None = None,
 ) -> Result:
-    """Trains as the config says, or goes on where the run in `workdir` stopped, and returns its result.
+    """Trains by a config, or resumes the run in `workdir`, and returns its result.
 
     Args:
-      config: made by `jaxvit.config.base_config` or by a config file's ``get_config``.
-      workdir: the run's folder, made when missing.
-      overrides: keys set by hand; each must matter in this run.
-      debug_nans: check every step at once and name the module where a number stops being finite. Slower.
-      fall_back: when the newest checkpoint is damaged, set it aside and go on from the one before.
-      profile: first and last step of which a profile is written into ``workdir/profile``.
-      stop: what may stop or hold this run: a `StopRequest`, entered before and left after it by the caller. None = the
-        signals that come while it runs.
+      config: config of the run, from `jaxvit.config.base_config` or the ``get_config`` of a config file.
+      workdir: folder of the run; created if missing.
+      overrides: keys set on the command line; each must have an effect in this run.
+      debug_nans: check every step and name the module that makes the first NaN or infinity; slower.
+      fall_back: if the newest checkpoint is damaged, set it aside and resume from the one before.
+      profile: first and last step to profile, into ``workdir/profile``; None = no profile.
+      stop: request to stop or pause, a `StopRequest` that the caller has entered; None = signals to this process.
 
     Returns:
-      What result.json holds.
+      The content of result.json.
 
     Raises:
       UsageError, RunFailedError, StoppedError: see `jaxvit.errors`.
@@ -66,7 +65,7 @@ def train(
     if not isinstance(config, ConfigDict):
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
-    config = _with_located_data(complete(config))  # one that was kept from an earlier version lacks what came since
+    config = _with_located_data(complete(config))  # adds keys that are newer than the config
     path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
     runtime.keep_compiled_programs()
@@ -108,7 +107,7 @@ def train(
 
 
 def _with_located_data(config: ConfigDict) -> ConfigDict:
-    """The config with absolute paths of its data: the run's folder can then be used from any other."""
+    """Returns the config with absolute data paths, so that the run folder works from any working folder."""
     get = ConfigReader(config)
     name, folder = get("data.name", str), get("data.dir", str)
     absolute = located(name), os.path.abspath(local_path(folder)) if folder else ""
@@ -122,7 +121,7 @@ def _with_located_data(config: ConfigDict) -> ConfigDict:
 
 @contextlib.contextmanager
 def _device_and_disk_errors(config: ConfigDict) -> Iterator[None]:
-    """Turns a failed device, a process that is gone and a disk that fails into one line and exit code 70."""
+    """Turns errors of devices, disks and lost processes into one line and exit code 70."""
     now = dict(flatten(complete(config)))
     settings = {
         "a smaller config.train.batch_size, now": now["train.batch_size"],
@@ -142,7 +141,7 @@ def _lost_process_and_failed_disk() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
-        if processes.has_lost_another(error):  # it reaches this one as an error of the device, or as another's
+        if processes.has_lost_another(error):  # raised here as an error of a device or collective
             raise RunFailedError(processes.LOST) from error
         if failed := find_system_error(error):
             raise RunFailedError(describe_system_error(failed, "; what was saved is kept")) from error

@@ -1,33 +1,33 @@
-"""A run's checkpoints: what is in one, and how it is written and read. No other file knows this layout.
+"""Writes and reads the checkpoints of a run. No other file knows their layout.
 
-They lie in one folder, each in a folder of its own that is named by its step, the number of updates made::
+Each checkpoint is a folder, named by its step, the number of updates so far::
 
     checkpoints/
-      1200/                       a finished checkpoint: it gets this name last, by an atomic rename
+      1200/                       a finished checkpoint; it gets this name last, by an atomic rename
         state/                    `jaxvit.training.state.TrainState`, as Orbax's standard handler stores arrays:
                                     step       int32 scalar
                                     params     the model's parameters, nested by module names
-                                    constants  the model's other collections; {} where it has none
+                                    constants  the model's other collections, or {}
                                     opt_state  optax's state: moments and counts
-                                    ema        average of the parameters; {} where none is kept
+                                    ema        EMA of the parameters, or {}
         progress/metadata         `jaxvit.training.loop.Position` as JSON: the best epoch and its value, epochs waited,
                                   totals of the epoch so far, seconds spent
-        metrics/metrics           JSON, {"best_step": 900}: the step with the best weights; without validation, of the
-                                  last epoch's end; -1 = no epoch has ended yet
+        metrics/metrics           JSON, {"best_step": 900}: the step with the best weights; without validation, the last
+                                  end of an epoch; -1 = no epoch has ended yet
         manifest.json             sizes and hashes of these files, see `jaxvit.training.manifest`
-      900/                        that step
-      1300.orbax-checkpoint-tmp/  one that is being written, or that a kill has left half-written; never read
-      1100.damaged/               one that was set aside; never read
+      900/                        the best step
+      1300.orbax-checkpoint-tmp/  being written, or left unfinished by a kill; never read
+      1100.damaged/               set aside; never read
 
-Beside these, Orbax keeps notes of its own there. No random state is stored: it is derived from the seed and the step.
+Orbax keeps its own notes there too. Random state is not stored: it is derived from the seed and the step.
 
-Kept are the newest two and the best that they name. Which one is best stands in the newest checkpoint, so that both
-move in one rename: whatever instant a run is killed at, the newest finished checkpoint and the best that it names are
-there. (Orbax's own keep-the-best option deletes the newest one when it is not among the best, and a run could then not
-continue.) The last but one is kept for the day when the newest turns out to be damaged.
+The newest two checkpoints and the best ones that they name are kept. The newest checkpoint says which one is best, so
+both change in one rename: after a kill at any time, the newest finished checkpoint and its best exist.
+(Orbax's own option to keep the best deletes the newest checkpoint if it is not among the best; then a run could not
+resume.) The second newest is kept in case the newest is damaged.
 
-To train, a run opens its folder with `Checkpoints`, which writes, and restores a whole state. To use what was trained,
-`saved_steps`, `best_step` and `restore_weights` only read, also while the run goes on.
+A run opens its folder with `Checkpoints`, which writes, and restores whole states. `saved_steps`, `best_step` and
+`restore_weights` only read, and work during the run too.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ from jaxvit.training.state import TrainState
 if TYPE_CHECKING:
     from etils import epath  # Orbax's own paths
 
-take_brackets_literally()  # else Orbax, below a folder with brackets, leaves the arrays' index out of a checkpoint
+take_brackets_literally()  # else Orbax omits the arrays' index below a folder with brackets
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the finished checkpoints in a folder, oldest first; [] where there is none, or no folder.
+    """Returns the steps of the finished checkpoints in a folder, oldest first; [] if there are none, or no folder.
 
-    The files in them may still turn out to be damaged.
+    Their files may still be damaged.
     """
     if not folder.is_dir():
         return []
@@ -81,18 +81,18 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def best_step(folder: Path, step: int, remedy: str = "this checkpoint is damaged") -> int:
-    """The step with the best weights, as the checkpoint of `step` says.
+    """Returns the step with the best weights, as the checkpoint of `step` records it.
 
-    It is `step` itself where no epoch has ended yet, or where the checkpoint that it names is not there: which is said
-    on stderr.
+    Returns `step` itself if no epoch has ended yet, or, with a warning on stderr, if the recorded checkpoint is
+    missing.
 
     Args:
-      folder: of the checkpoints.
-      step: of a finished checkpoint, as a rule the newest.
-      remedy: what to do if it cannot be read; ends the error's sentence.
+      folder: folder of the checkpoints.
+      step: step of a finished checkpoint, usually the newest.
+      remedy: what to do if it cannot be read; the end of the error message.
 
     Raises:
-      UsageError: the checkpoint's file that says so cannot be read, or is damaged.
+      UsageError: the record cannot be read, or is damaged.
     """
     file = _metrics_file(folder, step)
     said = read_json(file, remedy)
@@ -104,20 +104,18 @@ def best_step(folder: Path, step: int, remedy: str = "this checkpoint is damaged
     if best in saved_steps(folder):
         return best
     if best != -1:  # -1: no epoch has ended yet
-        missing = f"{folder / str(best)} is not there" if isinstance(best, int) else f"{file} does not name them"
-        print(
-            f"warning: {missing}: not the best weights but those of step {step} are used", file=sys.stderr, flush=True
-        )
+        missing = f"{folder / str(best)} is missing" if isinstance(best, int) else f"{file} does not name them"
+        print(f"warning: {missing}: using the weights of step {step}, not the best", file=sys.stderr, flush=True)
     return step
 
 
 class Weights(NamedTuple):
-    """What a checkpoint holds of a model, see `restore_weights`.
+    """The weights in a checkpoint; see `restore_weights`.
 
     Attributes:
       params: parameter tree.
-      constants: {collection: tree} of the model's other collections; {} where it has none.
-      ema: average of the parameters, a tree like `params`; {} where the run keeps none.
+      constants: {collection: tree} of the model's other collections, or {}.
+      ema: EMA of the parameters, a tree like `params`, or {}.
     """
 
     params: Params
@@ -126,21 +124,21 @@ class Weights(NamedTuple):
 
 
 def restore_weights(folder: Path, step: int) -> Weights:
-    """The weights of a checkpoint, whole, on this process' first device. The optimizer's state is not read.
+    """Restores the weights of a checkpoint onto the first device of this process, without the optimizer state.
 
-    It takes neither the config nor the model: what is there says its own names, shapes and types. ::
+    It needs neither the config nor the model: the checkpoint has names, shapes and dtypes. ::
 
         folder = Path("runs/digits/checkpoints")
         weights = restore_weights(folder, best_step(folder, saved_steps(folder)[-1]))
 
     Args:
-      folder: of the checkpoints.
-      step: of a finished checkpoint.
+      folder: folder of the checkpoints.
+      step: step of a finished checkpoint.
 
     Raises:
-      DamagedCheckpointError: its files are not what was written, or no checkpoint of a run.
-      RunFailedError: the disk fails, or the rights to read it are missing.
-      UsageError: the system does not let it be read for another reason, and may do so another time.
+      DamagedCheckpointError: the files have changed, or are not a checkpoint of a run.
+      RunFailedError: the disk fails, or permission is denied.
+      UsageError: the system cannot read it now for another reason.
     """
     refuse_backslash(folder)
     place = cast("epath.Path", _state_folder(folder, step).absolute())
@@ -161,7 +159,7 @@ def restore_weights(folder: Path, step: int) -> Weights:
                 partial_restore=True,
             )
             return Weights(**{**trees, **handler.restore(place, args=arguments)})
-        except Exception as error:  # whatever Orbax says to files that may be anything
+        except Exception as error:  # Orbax may raise anything on arbitrary files
             if passing := _passing_reason(error):
                 kind = RunFailedError if find_system_error(error) else UsageError
                 raise kind(_not_now(folder / str(step), passing)) from error
@@ -184,10 +182,10 @@ def _metrics_file(folder: Path, step: int) -> Path:
 
 
 def _names_the_best(folder: Path, step: int) -> bool:
-    """Whether a checkpoint says which one is best.
+    """Whether a checkpoint records which one is best.
 
     Raises:
-      RunFailedError: the system does not let it be read, and may do so another time.
+      RunFailedError: the system cannot read it now.
     """
     try:
         check_manifest(folder / str(step), "metrics")
@@ -205,11 +203,12 @@ def _not_now(checkpoint: Path, reason: str) -> str:
 
 
 class _NewestAndBest:
-    """Orbax preservation policy: the newest two checkpoints, and those that they name as the best."""
+    """Orbax preservation policy: keeps the newest two checkpoints and the best ones that they name."""
 
     def should_preserve(
         self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
     ) -> list[bool]:
+        """Returns whether to keep each of the checkpoints, which are sorted by step."""
         del context
         kept = {info.step for info in checkpoints[-2:]}
         kept |= {(info.metrics or {}).get("best_step", -1) for info in checkpoints[-2:]}
@@ -217,65 +216,66 @@ class _NewestAndBest:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, that leaves jax's preemption service to `StopRequest`.
+    """Orbax's manager without its calls to jax's preemption service, which belongs to `StopRequest`.
 
-    The service keeps one count of the looks at it; Orbax, which looks with the step, in its own thread as well, would
-    put it out of order.
+    The service expects one increasing counter. Orbax calls it with the step, also from its own thread, and would break
+    that order.
     """
 
     def reached_preemption(self, step: int) -> bool:
+        """Always False."""
         del step
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context that closes them at its end.
+    """The checkpoints of one run; a context manager that closes them.
 
-    A full or failing disk that is met inside the context, by whoever writes, leaves it as an error that says what is
-    kept.
+    Saving is asynchronous; `wait` or `close` finishes it. A full or failing disk inside the context, whatever is being
+    written, becomes an error that says which checkpoint is kept.
 
     Args:
-      directory: made when missing. Saving is asynchronous; `wait` or `close` finishes it.
-      fall_back: set a newest checkpoint aside that does not even say which one is best.
+      directory: folder of the checkpoints; created if missing.
+      fall_back: set the newest checkpoint aside if it does not record which one is best.
 
     Raises:
-      DamagedCheckpointError: the newest does not, and `fall_back` is off or there is none before it.
+      DamagedCheckpointError: the newest checkpoint does not record this, and `fall_back` is off or it is the only one.
     """
 
     def __init__(self, directory: Path, *, fall_back: bool = False):
         refuse_backslash(directory)
         self._directory = directory.absolute()
         processes.on_first(self._refuse_odd_files)
-        self._saving = 0  # the step
-        self._failure: RunFailedError | None = None  # the first: what Orbax says later comes of it
+        self._saving = 0  # step that is being saved
+        self._failure: RunFailedError | None = None  # the first one: later errors of Orbax follow from it
         processes.on_first(lambda: self._set_unnamed_aside(fall_back))
-        # Here, so that all hear of an error: in Orbax one process makes it and the others wait for that one.
+        # Created here, so that all processes raise an error: in Orbax, one creates it and the others would wait.
         processes.on_first(lambda: make_folder(self._directory))
         self._handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(),
             best_fn=lambda metrics: metrics["best_step"],  # without it Orbax does not store metrics
             best_mode="max",
-            # Made at once: a folder that cannot be made must fail now, not when a background thread gives up waiting.
+            # Not in the background: a folder that cannot be created must fail now, not when a thread times out.
             async_options=ocp.AsyncOptions(
                 create_directories_asynchronously=False, post_finalization_callback=self._before_it_gets_its_name
             ),
         )
-        # With handlers of our own, what a checkpoint holds can be asked before anything is restored.
+        # With explicit handlers, the metadata of a checkpoint can be read before restoring it.
         self._manager = _Manager(
             self._directory, options=options, item_names=tuple(self._handlers), item_handlers=self._handlers
         )
 
     def latest_step(self) -> int | None:
-        """Step of the newest finished checkpoint."""
+        """Returns the step of the newest finished checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, oldest first: an unfinished one has another name."""
+        """Returns the steps of the finished checkpoints, oldest first."""
         return saved_steps(self._directory)
 
     def set_aside_after(self, step: int) -> None:
-        """Moves the checkpoints after a step, which are damaged, out of the way, to ``STEP.damaged``."""
+        """Renames the (damaged) checkpoints after a step to ``STEP.damaged``."""
 
         def move() -> None:
             for damaged in (s for s in self.steps() if s > step):
@@ -290,7 +290,7 @@ class Checkpoints:
         folder.rename(f"{folder}.damaged")
 
     def _refuse_odd_files(self) -> None:
-        """Of what lies beside the checkpoints; what is in one, `check_manifest` looks at."""
+        """Refuses pipes and devices beside the checkpoints; `check_manifest` refuses those inside a checkpoint."""
         for path in self._directory.iterdir() if self._directory.is_dir() else ():
             try:
                 if not path.is_dir():
@@ -299,12 +299,12 @@ class Checkpoints:
                 raise UsageError(f"{path} cannot be read ({error.strerror}); remove it") from None
 
     def _set_unnamed_aside(self, fall_back: bool) -> None:
-        """Deals with checkpoints that do not say which one is best: Orbax cannot open a folder that has one."""
+        """Sets checkpoints aside that do not record which one is best: Orbax cannot open a folder with one of them."""
         steps = self.steps()
         unnamed = [step for step in steps if not _names_the_best(self._directory, step)]
         if unnamed and unnamed[-1] == steps[-1]:
             whole = [step for step in steps if step not in unnamed]
-            damage = self._damage(steps[-1], f"--fall_back goes on from step {whole[-1]}" if whole else "")
+            damage = self._damage(steps[-1], f"--fall_back resumes from step {whole[-1]}" if whole else "")
             if not (fall_back and whole):
                 raise damage
             print(f"{damage}; set aside")
@@ -320,10 +320,16 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, progress: dict[str, object], step: int, best_step: int) -> None:
-        """Starts to save; nothing happens when this step is saved already.
+        """Starts to save a step; does nothing if it is saved already.
+
+        Args:
+          state: state after the step.
+          progress: `Position` as JSON.
+          step: the step.
+          best_step: step with the best weights.
 
         Raises:
-          RunFailedError: the disk is full or fails, or an earlier save failed. Finished checkpoints are untouched.
+          RunFailedError: the disk is full or fails, or an earlier save failed. Finished checkpoints do not change.
         """
         if step == self.latest_step():
             return
@@ -334,9 +340,9 @@ class Checkpoints:
             self._manager.save(step, args=arguments, metrics={"best_step": best_step}, force=True)
 
     def _before_it_gets_its_name(self) -> None:
-        """Sees that what was just written can be opened, and notes the hashes of its files.
+        """Checks that the new checkpoint can be opened, and writes its manifest.
 
-        Orbax calls it in its own thread, when all files lie in the temporary folder and before that is renamed.
+        Orbax calls it in its own thread, after all files are in the temporary folder and before its rename.
         """
         if not processes.is_first():
             return
@@ -347,17 +353,17 @@ class Checkpoints:
         write_manifest(written)
 
     def restore(self, step: int, like: TrainState, remedy: str = "") -> tuple[TrainState, dict[str, object]]:
-        """The state and the progress of a step.
+        """Restores the state and the progress of a step.
 
         Args:
-          step: of a finished checkpoint.
-          like: shapes and shardings to restore onto; arrays, real or abstract.
-          remedy: what to do about damage; '' = to go on from the checkpoint before, if there is one.
+          step: step of a finished checkpoint.
+          like: state with the shapes and shardings to restore onto; its arrays may be abstract.
+          remedy: what to do about damage, for the error message; '' = resume from the previous checkpoint, if any.
 
         Raises:
-          DamagedCheckpointError: its files are not what was written.
-          UsageError: it does not fit `like`.
-          RunFailedError: the system does not let it be read, and may do so another time.
+          DamagedCheckpointError: the files have changed.
+          UsageError: the checkpoint does not fit `like`.
+          RunFailedError: the system cannot read it now.
         """
         return processes.on_all(lambda: self._read(step, like, remedy))
 
@@ -366,12 +372,12 @@ class Checkpoints:
         folder = self._directory / str(step)
         earlier = [s for s in self.steps() if s < step]
         if not remedy and earlier:
-            remedy = f"--fall_back goes on from step {earlier[-1]}"
+            remedy = f"--fall_back resumes from step {earlier[-1]}"
         if not folder.is_dir():
-            raise self._damage(step, remedy, "it is not there")
+            raise self._damage(step, remedy, "it does not exist")
         try:
             check_manifest(folder, "state", "progress")
-            # Not by the manager, which then waits for the other processes: one of them may have failed to read.
+            # Not by the manager, which would wait for the other processes: one of them may have failed to read.
             handlers = self._handlers
             arrays, progress = (
                 cast("epath.Path", place(self._directory, step)) for place in (_state_folder, _progress_folder)
@@ -389,12 +395,12 @@ class Checkpoints:
             raise self._damage(step, remedy) from error
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk."""
+        """Waits until all saves are on disk."""
         with _SavingErrors(self):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finishes what is being saved, and gives up Orbax's threads."""
+        """Waits for all saves and ends Orbax's threads."""
         self.wait()
         with _SavingErrors(self):
             self._manager.close()
@@ -403,9 +409,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or not processes.has_lost_another(error):  # else the save would wait for the lost process
+        if error is None or not processes.has_lost_another(error):  # a save would wait for the lost process
             self.close()
-        if isinstance(error, OSError) and (failed := find_system_error(error)):  # of what is written beside the saves
+        if isinstance(error, OSError) and (failed := find_system_error(error)):  # from files other than checkpoints
             raise RunFailedError(describe_system_error(failed, f"; {self._kept()}")) from error
 
     def _kept(self) -> str:
@@ -414,7 +420,7 @@ class Checkpoints:
 
 
 def _shapes(tree: object) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """{path: shape}; dictionaries and dataclasses, lists and tuples are one and the same."""
+    """Returns {path: shape}; dicts equal dataclasses, and lists equal tuples."""
 
     def names(path: KeyPath) -> tuple[str, ...]:
         return tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
@@ -423,11 +429,11 @@ def _shapes(tree: object) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def _passing_reason(error: Exception) -> str:
-    """Why the system did not let a file be read that may be whole, and the remedy; '' = the file itself is at fault."""
+    """Returns why the system cannot read a file now, and the remedy; '' if the file itself is at fault."""
     if failed := find_system_error(error):
         return describe_system_error(failed)
     remedy = "; remove the cause and start again"
-    numbered = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore, under Orbax, says it
+    numbered = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's message
     code = int(numbered[1]) if numbered else getattr(error, "errno", None)
     if isinstance(error, MemoryError):
         return f"there is no memory left{remedy}"
@@ -438,7 +444,7 @@ def _passing_reason(error: Exception) -> str:
 
 
 class _SavingErrors:
-    """Turns what Orbax raises when it cannot write into one line."""
+    """Turns Orbax's errors on writing into one line."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
@@ -456,7 +462,7 @@ class _SavingErrors:
         if of._failure is None:
             failed, kept = find_system_error(error), f"; {of._kept()}"
             if failed:
-                failed.filename = None  # a temporary one, deep in the folder that is named
+                failed.filename = None  # a temporary file; the message names the folder
             said = (
                 describe_system_error(failed, kept)
                 if failed
@@ -467,9 +473,9 @@ class _SavingErrors:
 
 
 def _remove_unfinished(directory: Path) -> None:
-    """Removes what a failed save has left: it takes up the room that may be missing.
+    """Removes the remains of a failed save, to free disk space.
 
-    TensorStore's threads may be writing there still, and are given a little time.
+    TensorStore's threads may still be writing there, so it tries again for a short time.
     """
     for pause in (0, 0.05, 0.1, 0.2, 0.4, 0.8):
         time.sleep(pause)

@@ -82,7 +82,7 @@ class Hooks:
         for name, function in self._functions.items():
             try:
                 answer = function(state, {**metrics, **self._facts})
-            except (Exception, SystemExit) as error:  # it is the user's code: whatever it raises
+            except (Exception, SystemExit) as error:  # user code may raise anything
                 raise _failure(name, metrics, f"fails: {own_code.explain(error)}") from error
             if answer is not None and not isinstance(answer, bool | np.bool_ | str):
                 kind = type(answer).__name__
@@ -95,5 +95,5 @@ class Hooks:
 def _failure(name: str, metrics: Mapping[str, object], what: str) -> RunFailedError:
     return RunFailedError(
         f"config.train.hooks: '{name}' at the end of epoch {metrics['epoch']:g} (step {metrics['step']:,}) {what}; the "
-        "state is saved: mend the hook, and the same command calls it again and goes on"
+        "state is saved: mend the hook, and the same command calls it again and resumes"
     )

@@ -59,17 +59,20 @@ class JsonLines:
         sync_folder(path.parent)  # else a power cut could restore the old file, or none
 
     def write(self, record: Record) -> None:
+        """See `Writer`."""
         # JSON has no NaN and no infinity.
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with naming(self._path):
             self._file.write(json.dumps(clean) + "\n")
 
     def flush(self) -> None:
+        """See `Writer`."""
         with naming(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """See `Writer`."""
         try:
             self.flush()
         finally:
@@ -103,18 +106,21 @@ class TensorBoard:
             self._events.write_event(self._new_event(wall_time=time.time(), step=step, **content))
 
     def write(self, record: Record) -> None:
+        """See `Writer`."""
         from tensorboardX.summary import scalar
 
         for name, value in _numbers(record).items():
             self._add(_step(record), summary=scalar(f"{record['split']}/{name}", value))
 
     def flush(self) -> None:
+        """See `Writer`."""
         with naming(self._file):
             self._events.flush()
             with self._file.open("rb") as file:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
+        """See `Writer`."""
         try:
             with naming(self._file):
                 self._events.close()
@@ -205,7 +211,7 @@ def read_jsonl(path: Path) -> list[Record]:
         record = _parsed(line)
         if record is None:
             raise UsageError(
-                f"{path}, line {number}: this is no line of metrics; the file is damaged: put a copy of it back, or "
+                f"{path}, line {number}: this is not a line of metrics; the file is damaged: put a copy of it back, or "
                 "delete that line"
             )
         records.append(record)

@@ -1,6 +1,6 @@
-"""The loop around the step: epochs, evaluation, best weights, hooks, early stopping, saving, being stopped or held.
+"""The training loop: steps, epochs, evaluation, best weights, hooks, early stopping, saving, stopping and pausing.
 
-The loop never waits for the step that it has just started: sums of step k-1 are read while step k runs.
+The loop never waits for the step that it has just dispatched: it reads the sums of step k-1 while step k runs.
 """
 
 from __future__ import annotations
@@ -32,20 +32,28 @@ CallSums: TypeAlias = "Mapping[str, jax.Array | list[jax.Array]]"
 
 @dataclass(frozen=True)
 class Program:
-    """What to train, as functions; lengths in steps.
+    """The compiled functions of a run, and its lengths in steps: everything that the loop needs.
 
     Attributes:
-      train_step: compiled ``(state, call's input, count) -> (state, sums)``, for `count` steps; it may consume its
-        state. Sums are scalars, or one number for each step of the call.
+      train_step: compiled ``(state, input of a call, count) -> (state, sums)``, which runs `count` steps and may donate
+        its state. Sums are scalars, or one number per step of the call.
       eval_step: compiled ``(variables, batch) -> sums``.
-      part: (state, i) -> the state of the i-th run, where several are trained together: then sums and variables have
-        one more axis, the runs'. One run's state is itself.
-      train_batch: (step, count) -> the input, on the devices, of a call of `count` steps from `step` on.
-      validation, test: fresh iterator over the batches of the split; None = there is none.
-      place: puts a host batch of either on the devices.
-      learning_rate: of a step, as a number on the host.
-      profiler: writes a profile of some steps; whoever made it closes it.
-      explain: for a step that is not finite, names the module at fault, from the state before it and its batch.
+      train_batch: (step, count) -> the input, on the devices, of a call that runs `count` steps from `step` on.
+      validation: returns a new iterator over the batches of the split; None = no such split.
+      test: the same for the test split.
+      place: moves a host batch of either to the devices.
+      learning_rate: learning rate of a step, as a number on the host.
+      steps: steps of the run.
+      steps_per_epoch: steps of an epoch.
+      checkpoint_every: steps between checkpoints.
+      log_every: steps between records of training metrics.
+      part: (state, i) -> state of the i-th run, if several are trained together. Then states, variables and sums have
+        a leading axis of runs.
+      patience_epochs: epochs without improvement before early stopping; 0 = off.
+      monitor: validation metric that chooses the best weights.
+      explain: (state before a step, its batch) -> which module made the step non-finite; None = off.
+      profiler: writes a profile of some steps; its creator closes it.
+      steps_per_call: most steps of one call.
     """
 
     train_step: Callable[[TrainState, Batch, int], tuple[TrainState, CallSums]]
@@ -67,7 +75,7 @@ class Program:
     steps_per_call: int = 1
 
     def call_length(self, step: int) -> int:
-        """Steps of the call that starts at a step: calls end where epochs, saves and the run do."""
+        """Returns the number of steps of the call at a step: calls end with epochs, saves and the run."""
         left = self.steps_per_epoch - step % self.steps_per_epoch
         unsaved = self.checkpoint_every - step % self.checkpoint_every
         return min(self.steps_per_call, left, unsaved, self.steps - step)
@@ -75,7 +83,22 @@ class Program:
 
 @dataclass
 class Position:
-    """Where a run is, besides its TrainState: what a checkpoint holds so that a resumed run misses nothing."""
+    """The progress of a run besides its TrainState; saved in each checkpoint, so that a resumed run continues exactly.
+
+    Attributes:
+      step: number of steps done.
+      epoch_totals: sums of the epoch so far.
+      log_totals: sums since the last record of training metrics.
+      best_step: step with the best weights; -1 = no epoch has ended yet.
+      best_epoch: its epoch.
+      best_value: its value of the monitored metric; NaN = none.
+      epochs_waited: epochs since the best one.
+      stopped_early: whether early stopping or a hook has ended the training.
+      hooks_due: metrics for hooks that have not all been called for this epoch.
+      last_step: last step of the run as planned when this was saved.
+      patience_epochs: patience of the run as planned when this was saved.
+      seconds: time spent, by activity.
+    """
 
     step: int = 0
     epoch_totals: dict[str, float] = field(default_factory=dict)
@@ -85,12 +108,13 @@ class Position:
     best_value: float = math.nan
     epochs_waited: int = 0
     stopped_early: bool = False
-    hooks_due: dict[str, object] = field(default_factory=dict)  # metrics of this epoch's end, until all hooks had them
-    last_step: int = 0  # of the run as it was planned when this was saved
+    hooks_due: dict[str, object] = field(default_factory=dict)
+    last_step: int = 0
     patience_epochs: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "train": 0.0, "eval": 0.0, "save": 0.0})
 
     def to_json(self) -> dict[str, object]:
+        """Returns the fields as JSON values; NaN becomes None."""
         values: dict[str, object] = asdict(self)
         values["best_value"] = None if math.isnan(self.best_value) else self.best_value
         return values
@@ -98,19 +122,22 @@ class Position:
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> Position:
         make: Callable[..., Position] = cls
+        """Inverse of `to_json`."""
         best = values["best_value"]
         return make(**{**values, "best_value": math.nan if best is None else best})
 
 
 class RunTracker:
-    """The books of one run while it trains: totals, metrics, the best so far, what is saved.
+    """Tracks one run while it trains: sums, metrics, best weights, hooks, checkpoints.
 
     Args:
-      program: what is trained.
-      position: where the run is; kept up to date.
-      checkpoints, journal, progress: where it saves, writes and shows itself.
-      hooks: what is called at the end of each epoch; None = nothing.
-      label: what its lines on the screen begin with, where several runs are trained together.
+      program: program of the run.
+      position: progress of the run; the tracker updates it.
+      checkpoints: where it saves.
+      journal: where it writes metrics.
+      progress: where it shows progress.
+      hooks: functions called at the end of each epoch; None = none.
+      label: start of its lines on the screen, if several runs are trained together.
     """
 
     def __init__(
@@ -131,15 +158,23 @@ class RunTracker:
 
     @property
     def done(self) -> bool:
+        """Whether the run has stopped early or done all steps."""
         return self.position.stopped_early or self.position.step >= self._program.steps
 
     def book(
         self, step: int, values: Mapping[str, float], seconds: float, before: TrainState | None, batch: Batch
     ) -> None:
-        """Takes a step's sums, and the seconds that it took.
+        """Adds the sums of a step, and writes and shows metrics when they are due.
+
+        Args:
+          step: number of steps done, including this one.
+          values: sums of the step.
+          seconds: duration of the step.
+          before: state before the step, to explain a failure; None = not kept.
+          batch: input of the step, to explain a failure.
 
         Raises:
-          RunFailedError: they are not finite.
+          RunFailedError: a sum is not finite.
         """
         if not all(math.isfinite(value) for value in values.values()):
             raise _not_finite(self._program, step, values, before, batch, self.checkpoints, self._label)
@@ -155,15 +190,17 @@ class RunTracker:
         self._journal.write(step, step / self._program.steps_per_epoch, "steps", self._log.means() | rate)
 
     def end_epoch(self, evaluated: list[Mapping[str, float]]) -> bool:
-        """Writes the epoch's metrics and keeps track of the best; returns whether this state must be saved.
+        """Writes the metrics of an epoch and updates the best; returns whether this state must be saved.
 
-        `evaluated` holds the validation of the weights and, where one is kept, of their average, which then decides.
+        Args:
+          evaluated: validation metrics of the raw weights and, if kept, of the EMA weights; the last one decides. Empty
+            without validation.
         """
         program, position = self._program, self.position
         step, epoch = position.step, position.step / program.steps_per_epoch
         train = self._epoch.means()
         self._journal.write(step, epoch, "train", train)
-        if step % program.steps_per_epoch == 0:  # a run that ends inside an epoch may be taken further
+        if step % program.steps_per_epoch == 0:  # a run that ends inside an epoch may be extended
             self._epoch.values.clear()
         if not evaluated:
             position.best_step, position.best_epoch = step, math.ceil(epoch)
@@ -207,10 +244,13 @@ class RunTracker:
         }
 
     def call_hooks(self, state: Callable[[], TrainState]) -> None:
-        """Calls the hooks that an end of an epoch has to call, one before this start too; one may end the training.
+        """Calls the hooks that are due, also from before a restart; a hook may end the training.
+
+        Args:
+          state: returns the state of the run.
 
         Raises:
-          RunFailedError: one failed. They are all due again.
+          RunFailedError: a hook failed. All hooks of this epoch are due again.
         """
         position = self.position
         if self._hooks and position.hooks_due:
@@ -221,7 +261,7 @@ class RunTracker:
         position.hooks_due = {}
 
     def save(self, state: TrainState) -> None:
-        """Starts to save; what has been written so far is on disk first."""
+        """Starts to save; writes all metrics so far to disk first."""
         position = self.position
         position.last_step, position.patience_epochs = self._program.steps, self._program.patience_epochs
         position.epoch_totals, position.log_totals = dict(self._epoch.values), dict(self._log.values)
@@ -229,9 +269,9 @@ class RunTracker:
         self.checkpoints.save(state, position.to_json(), position.step, position.best_step)
 
     def close(self) -> None:
-        """At the end: waits for what is being saved."""
+        """Writes the remaining metrics and waits for the last save."""
         if self._log.values:
-            # Not in the checkpoint that was saved: a run that is taken further goes on with these totals.
+            # After the last checkpoint: a run that is extended continues with these totals.
             self._write_steps(self.position.step)
         self.checkpoints.wait()
 
@@ -239,20 +279,22 @@ class RunTracker:
 def fit(
     program: Program, state: TrainState, trackers: Sequence[RunTracker], *, stop: StopRequest, until: int | None = None
 ) -> TrainState:
-    """Trains to the end, to an early stop, or until it is asked to stop.
+    """Trains to the end, to an early stop, or until a request to stop.
 
     Args:
-      program: what to train.
-      state: of one run, or of several that are trained together.
-      trackers: the books of each, kept up to date; those that are not done are at the same step. On return the newest
-        checkpoint of each is its part of the returned state; but of one that stopped early, while others went on, it
-        is of the step where it stopped, and its part of the state has gone on.
-      stop: asks to stop.
-      until: a step before the last one where it ends too, saved as if it had been asked to stop there.
+      program: program of the runs.
+      state: state of one run, or the stacked states of several runs.
+      trackers: tracker of each run. All runs that are not done are at the same step.
+      stop: request to stop or pause.
+      until: step before the last one where the training ends too, with a save; None = the last step.
+
+    Returns:
+      The state after the last step. The newest checkpoint of each run is its part of this state. The exception is a run
+      that stopped early while others continued: its checkpoint is of the step where it stopped.
 
     Raises:
-      StoppedError: asked to stop; everything is saved.
-      RunFailedError: not finite, or it cannot be saved, or a hook failed; in that case everything is saved.
+      StoppedError: a request to stop; everything is saved.
+      RunFailedError: a sum is not finite, or saving fails; or a hook failed, after everything was saved.
     """
     for i, tracker in enumerate(trackers):
         tracker.call_hooks(lambda i=i: program.part(state, i))
@@ -266,7 +308,7 @@ def fit(
         return clock.lap(name, [tracker for _, tracker in active])
 
     def settle(start: int, count: int, sums: CallSums, before: TrainState | None, batch: Batch) -> None:
-        """Reads the sums of a call that started at a step (waiting for it) and books them step by step."""
+        """Waits for the sums of a call that started at a step, and books them step by step."""
         host = {name: np.reshape(value, (-1, len(trackers))) for name, value in jax.device_get(sums).items()}
         for k in range(count):
             seconds = lap("train")
@@ -279,7 +321,7 @@ def fit(
         before = state if program.explain else None
         if program.profiler:
             program.profiler.before(step, count)
-        with jax.transfer_guard("disallow"):  # a step that moves data on the sly would wait for it
+        with jax.transfer_guard("disallow"):  # an implicit transfer would wait for the device
             state, sums = program.train_step(state, batch, count)
         pending.append((step, count, sums, before, batch))
         step += count
@@ -287,7 +329,7 @@ def fit(
             program.profiler.after(step, sums)
         epoch_end = step % program.steps_per_epoch == 0 or step == program.steps
         save = step % program.checkpoint_every == 0 or step == last or stop.save_is_due()
-        # Read once: a signal between two looks would save a state without the metrics of its last step.
+        # Checked once: a signal between two checks would save a state without the metrics of its last step.
         stopping = stop.check()
         holding = not stopping and stop.must_hold()
         pause = epoch_end or save or stopping or holding or program.explain
@@ -300,7 +342,7 @@ def fit(
         if holding:
             lap("train")
             stop.hold()
-            stopping = stop.check()  # all steps are booked, so this look may differ from the one before
+            stopping = stop.check()  # the sums of all steps have been added
         if epoch_end:
             lap("train")
             evaluated = _validate(program, state, len(trackers), stop)
@@ -309,11 +351,11 @@ def fit(
                 save |= tracker.end_epoch(evaluated[i])
             failure = _call_hooks(program, state, active)
             lap("eval")
-        # All of them, even if it is the best of one only: then a resumed start finds them at the same step.
+        # All runs, even if only one has a new best: so all resume from the same step.
         if save or stopping or failure or any(tracker.position.stopped_early for _, tracker in active):
             lap("train")
             for _, tracker in active:
-                tracker.checkpoints.wait()  # one whose last save failed must not fall further behind the others
+                tracker.checkpoints.wait()  # if a save failed, none of the runs may save a later step
             for i, tracker in active:
                 tracker.save(program.part(state, i))
             stop.note_save()
@@ -324,7 +366,7 @@ def fit(
             if failure:
                 raise failure
             raise StoppedError(
-                f"stopped at step {step} of {program.steps}; saved. The same command goes on from here", stopping
+                f"stopped at step {step} of {program.steps}; saved. The same command resumes from here", stopping
             )
         active = [(i, tracker) for i, tracker in active if not tracker.done]
     for tracker in trackers:
@@ -334,7 +376,7 @@ def fit(
 
 
 def _call_hooks(program: Program, state: TrainState, active: Sequence[tuple[int, RunTracker]]) -> RunFailedError | None:
-    """Calls the hooks of all runs; returns the first error, for the state to be saved before it is raised."""
+    """Calls the hooks of all runs; returns the first error, so that the state is saved before it is raised."""
     failure = None
     for i, tracker in active:
         try:
@@ -345,7 +387,7 @@ def _call_hooks(program: Program, state: TrainState, active: Sequence[tuple[int,
 
 
 def _validate(program: Program, state: TrainState, runs: int, stop: StopRequest) -> list[list[Mapping[str, float]]]:
-    """For each run the validation of its weights and, where one is kept, of their average; [] without a split."""
+    """Returns, per run, the validation metrics of the raw weights and, if kept, the EMA weights; [] without a split."""
     validation = program.validation
     if validation is None:
         return [[] for _ in range(runs)]
@@ -368,7 +410,18 @@ def evaluate(
     place: Callable[[Batch], Batch],
     runs: int = 1,
 ) -> list[Totals]:
-    """Metrics over all batches, of each run. One batch is always in flight while the next is gathered."""
+    """Evaluates on all batches. One batch is on the device while the next is gathered.
+
+    Args:
+      eval_step: compiled ``(variables, batch) -> sums``.
+      variables: variables of the model, stacked for several runs.
+      batches: batches on the host.
+      place: moves a batch to the devices.
+      runs: number of runs that are trained together.
+
+    Returns:
+      The totals of each run.
+    """
     totals = [Totals() for _ in range(runs)]
 
     def add(sums: Mapping[str, jax.Array]) -> None:
@@ -407,10 +460,7 @@ def _not_finite(
 
 
 class _Clock:
-    """Books the time since the last lap, in equal shares, under a name of the runs that it was spent on.
-
-    The time for which the work was held counts nowhere.
-    """
+    """Adds the time since the last lap to the runs that it was spent on, in equal shares; pauses do not count."""
 
     def __init__(self, stop: StopRequest) -> None:
         self._stop = stop
@@ -420,7 +470,7 @@ class _Clock:
         return time.monotonic() - self._stop.held_seconds
 
     def lap(self, name: str, trackers: Sequence[RunTracker]) -> float:
-        """Returns the share of each."""
+        """Adds the time to `seconds[name]` of each run and returns the share."""
         now = self._now()
         share, self._mark = (now - self._mark) / len(trackers), now
         for tracker in trackers:

@@ -1,8 +1,8 @@
-"""The hashes of a checkpoint's files: written before it gets its name, compared before anything of it is used.
+"""Hashes of a checkpoint's files: written before the checkpoint gets its name, compared before it is used.
 
-``manifest.json`` lies in the checkpoint's folder and has the size and the SHA-256 of every file there, but for Orbax's
-two notes about when the save ended, which nothing reads. It has a checksum of its own, so that a change in it is no
-less of a damage. A checkpoint of an earlier version has none: it is used, and that it is not verified is said.
+``manifest.json`` is in the checkpoint's folder and has the size and SHA-256 of every file there, except for Orbax's two
+notes on when the save ended, which nothing reads. The manifest has its own checksum, so that a change in it is detected
+too. A checkpoint of an earlier version has no manifest; it is used, with a warning that it is not verified.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 from jaxvit.files import check_regular, checked_json, file_hash, note_unverified, read_regular, write_json
 
 FILE = "manifest.json"
-_MOST_BYTES = 1 << 26  # of that file
+_MOST_BYTES = 1 << 26  # size limit of the manifest
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class ChangedError(ValueError):
-    """A file is not what was written; the text names it."""
+    """A file has changed since it was written; the message names it."""
 
 
 def write_manifest(folder: Path) -> None:
-    """Notes the files that a checkpoint's folder holds now."""
+    """Writes the manifest of all files in a checkpoint's folder."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _WRITTEN_LATER)
     names = [p.relative_to(folder).as_posix() for p in found]
     facts = [[p.stat().st_size, digest] for p, digest in zip(found, _hashes(found), strict=True)]
@@ -36,13 +36,13 @@ def check_manifest(folder: Path, *parts: str) -> None:
     """Compares the files in some of a checkpoint's folders with its manifest.
 
     Args:
-      folder: of the checkpoint.
+      folder: folder of the checkpoint.
       parts: names of folders in it, such as 'state'.
 
     Raises:
-      ChangedError: a file is missing or has changed, or the manifest has; or anything in the checkpoint's folder is
-        neither file nor folder: to read a pipe or a device may never end.
-      OSError: the system does not let one be read.
+      ChangedError: a file or the manifest is missing or has changed; or the folder contains something that is neither a
+        file nor a folder, such as a pipe, which would block the reader.
+      OSError: the system cannot read a file.
     """
     _refuse_odd_files(folder)
     try:
@@ -67,7 +67,7 @@ def check_manifest(folder: Path, *parts: str) -> None:
 
 
 def _refuse_odd_files(folder: Path) -> None:
-    """Raises ChangedError for what lies in a folder, however deep, and is neither file nor folder nor a link to one."""
+    """Raises ChangedError if a folder contains, at any depth, anything but files, folders and links to these."""
     seen: set[tuple[int, int]] = set()
     left = [folder]
     while left:
@@ -77,12 +77,12 @@ def _refuse_odd_files(folder: Path) -> None:
                 try:
                     if entry.is_dir():
                         found = entry.stat()
-                        if (found.st_dev, found.st_ino) not in seen:  # links may go round in circles
+                        if (found.st_dev, found.st_ino) not in seen:  # links may form a cycle
                             seen.add((found.st_dev, found.st_ino))
                             left.append(Path(entry.path))
                     elif not entry.is_file():
                         check_regular(entry.path)
-                except FileNotFoundError:  # a link that leads nowhere
+                except FileNotFoundError:  # a broken link
                     continue
                 except OSError as error:
                     if error.errno != errno.EINVAL:
@@ -91,8 +91,8 @@ def _refuse_odd_files(folder: Path) -> None:
                     raise ChangedError(f"{name}: {error.strerror}") from None
 
 
-_known: dict[tuple[int, ...], str] = {}  # by this process: what a file was when it was hashed, and its hash
-_SETTLED = 2.0  # seconds: what was changed later than that may change again without another time
+_known: dict[tuple[int, ...], str] = {}  # cache of this process: (device, inode, size, times) of a file -> its hash
+_SETTLED = 2.0  # seconds; a younger file may change again within the resolution of its time stamps
 
 
 def _hash(path: Path) -> str:
@@ -107,6 +107,6 @@ def _hash(path: Path) -> str:
 
 
 def _hashes(paths: list[Path]) -> list[str]:
-    """Of files, several at a time: hashing lets other threads run."""
+    """Hashes files in parallel threads; hashing releases the GIL."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(_hash, paths))

@@ -90,7 +90,7 @@ def own_optimizer(settings: OptimizerSettings, learning_rate: optax.Schedule) ->
 
 
 def check_own(settings: OptimizerSettings, steps: int) -> frozenset[str]:
-    """Tries the user's own schedule and optimizer, as far as possible without a model's parameters.
+    """Tries the user's own schedule and optimizer without a model's parameters.
 
     Args:
       settings: settings of the run.

@@ -84,7 +84,7 @@ def prepare(
 
     Returns:
       image float32 [B, H, W, C], target float32 [B, K], label, mask; count: images that count, over all devices;
-      key: of the model's dropout and drop path.
+      key: random key of the model's dropout and drop path.
     """
     augment_key, model_key = step_keys(key, step, axis_name)
     images_BHWC, targets_BK = transform(augment_key, step, batch)
@@ -200,7 +200,7 @@ def eval_step(
     """Sums of the metrics over one batch; the loss has no label smoothing and no class weights, and nothing is random.
 
     Args:
-      variables: of the model.
+      variables: variables of the model.
       batch: images, labels and mask.
       apply: the model.
       transform: preprocesses uint8 images.

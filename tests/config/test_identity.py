@@ -76,7 +76,7 @@ def test_an_old_run_is_shown_loaded_and_resumed(grown, old_run, capsys, monkeypa
     assert jaxvit.evaluate(old_run)["top1"] == result["test"]["top1"]
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
         longer = jaxvit.train(old_config(train__duration="3 epochs"), old_run)
-    assert longer["steps"] == 6 and "going on from step 4" in capsys.readouterr().out
+    assert longer["steps"] == 6 and "resuming from step 4" in capsys.readouterr().out
 
 
 def test_a_run_with_another_value_is_another(old_run, monkeypatch):

@@ -100,7 +100,7 @@ def test_two_processes_are_stopped_and_agree_with_one(tmp_path, settings):
     assert 8 <= stopped < 48 and f"stopped at step {stopped} of 48" in run.said()
     run = Run(tmp_path / "two", 2, settings, epochs=12)
     assert run.codes() == [0, 0], run.said()
-    assert f"going on from step {stopped}" in run.said() and "epoch" not in run.output[1].read_text()
+    assert f"resuming from step {stopped}" in run.said() and "epoch" not in run.output[1].read_text()
     one = Run(tmp_path / "one", 1, settings, epochs=12)
     assert one.codes() == [0], one.said()
 
@@ -244,11 +244,11 @@ def test_a_checkpoint_that_one_cannot_read_is_told_by_all_and_fallen_back_from(t
     """
     run = Run(tmp_path / "run", 2, settings, epochs=4, first=first)
     assert run.codes(120) == [2, 2], run.said()
-    assert run.said().count("12 cannot be read: its files are damaged; --fall_back goes on from step 8") == 2
+    assert run.said().count("12 cannot be read: its files are damaged; --fall_back resumes from step 8") == 2
     assert "process 1: " in run.output[0].read_text()
     run = Run(tmp_path / "run", 2, settings, ["--fall_back"], epochs=4, first=first)
     assert run.codes() == [0, 0], run.said()
-    assert "going on from step 8" in run.said() and (checkpoints / "12.damaged").is_dir()
+    assert "resuming from step 8" in run.said() and (checkpoints / "12.damaged").is_dir()
 
 
 @pytest.mark.slow

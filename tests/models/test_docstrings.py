@@ -1,4 +1,4 @@
-"""What a family's docstring says of its forward pass is what the model does, and its example runs."""
+"""Tests of the families' docstrings: the annotated forward pass is correct, and the example runs."""
 
 import doctest
 import re

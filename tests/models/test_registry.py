@@ -61,7 +61,7 @@ def test_any_attribute_can_be_overridden():
         ("vit", {"heads": 3}, "heads=3 does not divide dim=128"),
         ("vit", {"pool": "max"}, "pool='max' is not one of"),
         ("vit", {"stem_norm": True}, "stem='dense'"),
-        ("token_learner_vit", {"depth": 2}, r"learner_at=\(3,\) is not a rising list of blocks from 0 to 1"),
+        ("token_learner_vit", {"depth": 2}, r"learner_at=\(3,\) must be a rising list of blocks from 0 to 1"),
         ("token_learner_vit", {"learner_at": (1, 3)}, "fuse=True"),
         ("vit", {"learner": "v1"}, "set both or neither"),
         ("vit", {"fuse": True}, "fuse=True has no learned tokens"),
@@ -93,7 +93,7 @@ def test_a_class_of_ones_own_plugs_in():
 def test_images_that_do_not_suit_are_refused():
     for name, shape, sentence in (
         ("vit", (1, 30, 32, 3), "patch=4 does not divide an image of 30x32"),
-        ("vit", (32, 32, 3), "images"),
+        ("vit", (32, 32, 3), r"must have shape \(B, H, W, C\), not \(32, 32, 3\)"),
         ("tutorial_shiftvit", (1, 50, 48, 3), "patch=4 does not divide"),
         ("shiftvit", (1, 4, 4, 3), "cannot be halved"),
     ):

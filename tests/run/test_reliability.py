@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used_if_asked(tmp_path
     shutil.copytree(tmp_path / "run", tmp_path / "whole")
     newest = damage(tmp_path / "run")
     with pytest.raises(
-        UsageError, match=r"cannot be read: its files are damaged; --fall_back goes on from step 8"
+        UsageError, match=r"cannot be read: its files are damaged; --fall_back resumes from step 8"
     ) as error:
         jaxvit.train(tiny_config(), tmp_path / "run")
     assert str(newest) in str(error.value) and "\n" not in str(error.value)
@@ -276,7 +276,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(small_disk, tmp_path):
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     again = train_process(small_disk / "run", settings, duration="30 epochs")
     out, err = again.communicate()
-    assert again.returncode == 0 and f"going on from step {kept}" in out, err
+    assert again.returncode == 0 and f"resuming from step {kept}" in out, err
 
 
 @pytest.mark.slow

@@ -142,8 +142,8 @@ def test_stopped_and_started_again(together, stopped, tmp_path, capsys, mode, ki
         assert a["test"]["loss"] == pytest.approx(b["test"]["loss"], abs=1e-5)
     if (mode, killed) == ("together", True):
         out = capsys.readouterr().out
-        assert "seed 3; going on from step 4; first to step 7, where others are" in out
-        assert "3 seeds together: 0, 3, 1; going on from step 7" in out
+        assert "seed 3; resuming from step 4; first to step 7, where others are" in out
+        assert "3 seeds together: 0, 3, 1; resuming from step 7" in out
 
 
 def exhausted(*_, **__):
@@ -171,7 +171,7 @@ def test_what_was_trained_in_turn_is_kept_when_all_are_tried_together(together, 
     result = jaxvit.train(settings(train__seeds="auto"), path)
     out = capsys.readouterr().out
     assert "2 seeds together: 3, 1; first to step 8, where others are" in out
-    assert "3 seeds together: 0, 3, 1; going on from step 8" in out
+    assert "3 seeds together: 0, 3, 1; resuming from step 8" in out
     assert names[2:7] == [f"run/seed_{seed}" for seed in (3, 1, 0, 3, 1)]
     for a, b in zip(together[1]["seeds"], result["seeds"], strict=True):
         assert (a["seed"], a["best_epoch"]) == (b["seed"], b["best_epoch"])

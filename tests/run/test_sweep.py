@@ -182,7 +182,7 @@ def test_killed_in_the_middle_it_goes_on(file, tmp_path):
     assert not (second / "result.json").exists()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished before") == 1 and done.stdout.count("going on from step") == 1
+    assert done.stdout.count("finished before") == 1 and done.stdout.count("resuming from step") == 1
     assert "6 of 6 cells done" in done.stdout
     assert (workdir / "heads=1,peak_lr=1e-3" / "result.json").stat().st_mtime_ns == first
 

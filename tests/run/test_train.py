@@ -249,7 +249,7 @@ def test_a_signal_saves_and_leaves_with_its_code(tmp_path, number, code):
     assert process.returncode == code, (out, err)
     lines = err.splitlines()
     assert len(lines) == (2 if number == signal.SIGINT else 1), err
-    assert "saved. The same command goes on from here" in lines[-1]
+    assert "saved. The same command resumes from here" in lines[-1]
     assert "Traceback" not in out + err
     assert any(p.name.isdigit() for p in (workdir / "checkpoints").iterdir())
 
@@ -269,7 +269,7 @@ def test_a_signal_during_the_final_test_says_what_is_true(tmp_path, monkeypatch,
         jaxvit.train(config, tmp_path / "run")
     assert error.value.exit_code == code and not (tmp_path / "run" / "result.json").exists()
     promise = (
-        "stopping; the training is saved, and the same command goes on with the test; Ctrl-C again stops at once\n"
+        "stopping; the training is saved, and the same command resumes with the test; Ctrl-C again stops at once\n"
     )
     assert capfd.readouterr().err == (promise if number == signal.SIGINT else "")
     monkeypatch.undo()
@@ -300,7 +300,7 @@ def test_two_processes_do_not_share_a_run(tmp_path):
     _, err = second.communicate(timeout=120)
     first.kill()
     first.communicate()
-    assert second.returncode == 2 and "another process is at work in this run" in err
+    assert second.returncode == 2 and "another process uses this run folder" in err
 
 
 def test_tensorflow_is_never_imported(tmp_path):
@@ -416,7 +416,7 @@ def test_other_images_than_the_run_began_with_are_refused(finished, tmp_path, mo
     [
         ({"train__duration": "2 epochs"}, {}, "can only be made longer"),
         ({"train__duration": "4 epochs", "train__batch_size": 8}, {}, "holds a run of another config"),
-        ({"train__duration": "4 epochs"}, {"profile": (3, 12)}, "--profile=3:12: the run goes on from step 12"),
+        ({"train__duration": "4 epochs"}, {"profile": (3, 12)}, "--profile=3:12: the run resumes from step 12"),
         ({"train__duration": "4 epochs"}, {"profile": (17, 20)}, "--profile=17:20: the run has only 16 steps"),
         ({"train__duration": "4 epochs"}, {"overrides": ["augment.fill"]}, "this key has no effect"),
     ],

@@ -94,7 +94,7 @@ def test_the_best_is_what_a_checkpoint_names_if_that_is_there(tmp_path, capsys):
     assert saved_steps(tmp_path) == [2, 3, 4] and best_step(tmp_path, 3) == 2
     shutil.rmtree(tmp_path / "2")
     assert best_step(tmp_path, 4) == 4
-    said = "is not there: not the best weights but those of step 4 are used"
+    said = "is missing: using the weights of step 4, not the best"
     assert capsys.readouterr().err == f"warning: {tmp_path / '2'} {said}\n"
     (tmp_path / "4" / "metrics" / "metrics").unlink()
     with pytest.raises(UsageError, match=r"4/metrics/metrics cannot be read \(No such file .*\); look elsewhere"):
@@ -148,7 +148,7 @@ def test_whatever_file_is_damaged_the_state_is_right_or_the_checkpoint_is_named(
                 assert progress == {"n": 2}
             except DamagedCheckpointError as error:
                 named.add(file.parts[1])
-                assert str(error) == f"{line}; --fall_back goes on from step 1"
+                assert str(error) == f"{line}; --fall_back resumes from step 1"
                 state, progress = Checkpoints(tmp_path / "c", fall_back=True).restore(1, make_state())
                 same_state(state, 1.0)
             shutil.rmtree(tmp_path / "c")  # the same damage once more: to fall back has set it aside
@@ -173,7 +173,7 @@ def test_an_old_checkpoint_that_names_no_best_is_moved_aside(saved, tmp_path, co
     checkpoints = Checkpoints(tmp_path / "c")
     assert checkpoints.latest_step() == 2 and checkpoints.steps() == [2]
     assert (tmp_path / "c" / "1.damaged").is_dir()
-    with pytest.raises(DamagedCheckpointError, match="it is not there; look elsewhere"):
+    with pytest.raises(DamagedCheckpointError, match="it does not exist; look elsewhere"):
         checkpoints.restore(1, make_state(), "look elsewhere")
 
 
