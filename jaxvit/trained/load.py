@@ -154,7 +154,7 @@ class Loaded:
           A `Prediction`, or a list of them for a list. A file in a list that cannot be read has an `error`.
 
         Raises:
-          UsageError: it is no image; a single file that cannot be read.
+          UsageError: not an image; a single file that cannot be read.
           RunFailedError: the scores are not finite.
 
         Example:

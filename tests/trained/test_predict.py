@@ -71,7 +71,7 @@ def test_broken_files_are_named_and_the_others_done(run, images, capsys):
     lines = [json.loads(line) for line in out.splitlines()]
     names = [str(Path(line["file"]).relative_to(images)) for line in lines]
     assert names == ["1/0.png", "1/1.png", "1/2.png", "1/3.png", "7/0.png", "7/1.png", "7/2.png", "7/3.jpg"]
-    assert [line.get("error") for line in lines] == [None] * 6 + ["it is empty", "it is no image"]
+    assert [line.get("error") for line in lines] == [None] * 6 + ["it is empty", "not an image"]
     loaded = jaxvit.load(run)
     for line in lines[:6]:
         pixels = np.asarray(Image.open(line["file"]))[None, ..., None]
