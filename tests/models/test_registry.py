@@ -93,7 +93,7 @@ def test_a_class_of_ones_own_plugs_in():
 def test_images_that_do_not_suit_are_refused():
     for name, shape, sentence in (
         ("vit", (1, 30, 32, 3), "patch=4 does not divide an image of 30x32"),
-        ("vit", (32, 32, 3), "must have shape"),
+        ("vit", (32, 32, 3), r"must have shape \(B, H, W, C\), not \(32, 32, 3\)"),
         ("tutorial_shiftvit", (1, 50, 48, 3), "patch=4 does not divide"),
         ("shiftvit", (1, 4, 4, 3), "cannot be halved"),
     ):
