@@ -33,6 +33,7 @@ warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 CHUNK = 256  # records read and decoded together
+_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
 
 
 @dataclass(frozen=True)
@@ -151,15 +152,26 @@ def decode(
     Raises:
       Exception: whatever a decoder says to damaged bytes; ValueError: the image is larger than the limits.
     """
-    with open_image(data, limits) as opened:
-        image = opened
-        sixteen = any(";16" in str(tile[3]) for tile in image.tile)
-        if size and min(image.size) > 2 * max(size):
-            image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes a smaller picture, several times faster
-        image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
-        image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
-        pixels = np.asarray(_cover(image, *size) if size else image)
+    with open_image(data, limits) as image:
+        return pixels_of(image, channels, size, depth)
+
+
+def pixels_of(
+    image: Image.Image, channels: int, size: tuple[int, int] | None = None, depth: Depth | None = None
+) -> np.ndarray:
+    """Pixels uint8 [H, W, channels] of a Pillow image, which is decoded and changed in place; see `decode`."""
+    sixteen = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    if size and min(image.size) > 2 * max(size):
+        image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes a smaller picture, several times faster
+    image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
+    image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(_cover(image, *size) if size else image)
     return pixels[..., None] if channels == 1 else pixels
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether a Pillow image has a mode without colour."""
+    return image.mode in _GREY
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

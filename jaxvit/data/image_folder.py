@@ -18,7 +18,7 @@ from PIL import Image
 
 from jaxvit.data.cache import cache_folder
 from jaxvit.data.content import file_contents
-from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image, upright_size
+from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, is_grey, open_image, upright_size
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
 from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
 from jaxvit.errors import UsageError, is_disk_failure
@@ -26,7 +26,6 @@ from jaxvit.files import local_path, make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
 _SAMPLE = 300  # files whose sizes say what the sizes of all are like
-_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
 
 
 def open_image_files(
@@ -133,18 +132,18 @@ class FolderStore:
     @property
     def is_grey(self) -> bool:
         """Whether no file of that sample has colour."""
-        return bool(self._sample) and all(mode in _GREY for _, mode in self._sample)
+        return bool(self._sample) and all(grey for _, grey in self._sample)
 
     @cached_property
-    def _sample(self) -> list[tuple[tuple[int, int], str]]:
-        """((height, width), Pillow's mode) of each."""
+    def _sample(self) -> list[tuple[tuple[int, int], bool]]:
+        """((height, width), whether it is grey) of each."""
         files = [file for found in self._files.values() for file, _ in found]
         found = []
         for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _SAMPLE)).astype(int)):
             with contextlib.suppress(Exception), open_image(files[i], self._limits) as image:
-                mode = image.mode
+                grey = is_grey(image)
                 width, height = upright_size(image)
-                found.append(((height, width), mode))
+                found.append(((height, width), grey))
         return found
 
     def labels(self, split: str) -> np.ndarray:

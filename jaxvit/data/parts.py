@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ class Source:
       class_names: K names; ``class_names[label]``.
       notes: what else environment.json should tell: the order, damaged records.
       memo: where the fingerprint is kept; None = nowhere.
+      list_files: lists the file of each image; None = the images are no files.
     """
 
     name: str
@@ -40,6 +42,12 @@ class Source:
     class_names: tuple[str, ...]
     notes: dict[str, Any] = field(default_factory=dict)
     memo: Path | None = None
+    list_files: Callable[[], list[str]] | None = None
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The file of each image, relative to the data set's folder; [] = the images are no files."""
+        return self.list_files() if self.list_files else []
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,6 +81,7 @@ class StreamedSource:
     Attributes:
       rows: [N] numbers of the records.
       damage: takes note of what cannot be decoded.
+      list_files: as in `Source`.
     """
 
     name: str
@@ -82,6 +91,12 @@ class StreamedSource:
     side: int
     class_names: tuple[str, ...]
     damage: Damage
+    list_files: Callable[[], list[str]] | None = None
+
+    @cached_property
+    def files(self) -> list[str]:
+        """As `Source.files`."""
+        return self.list_files() if self.list_files else []
 
     def __len__(self) -> int:
         return len(self.rows)

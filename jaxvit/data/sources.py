@@ -270,7 +270,20 @@ class Dataset:
             self.class_names,
             self._notes(ranges),
             self._memo(ranges, self._classes),
+            lambda: self._file_names(ranges),
         )
+
+    def _file_names(self, ranges: list[tuple[str, int, int]]) -> list[str]:
+        """The file of each image of a part; [] = the images are no files."""
+        if not self.has_files:
+            return []
+        every = {stored: self._whole.file_names(stored) for stored in dict.fromkeys(self._stored_of(ranges))}
+        names: list[str] = []
+        for name, start, stop in ranges:
+            kept = self._cut or self._whole.fits(name)
+            pieces = self._rows_of(name, start, stop) if kept else [(name, np.arange(start, stop))]
+            names += [every[stored][row] for stored, rows in pieces for row in rows]
+        return names
 
     def _memo(self, ranges: list[tuple[str, int, int]], classes: tuple[int, ...]) -> Path | None:
         """Where the fingerprint of a part is kept: by the hash of the arrays that were read, not by their place."""
@@ -349,6 +362,7 @@ class Dataset:
             self._side,
             self.class_names,
             self._whole.damage(announced=5),
+            lambda: self._file_names([(name, start, stop)]),
         )
 
 

@@ -111,6 +111,22 @@ class StoredSplits:
                 warn_once(f"warning: {self._store.name} {split}: {said}")
         return self._decoded[split]
 
+    def file_names(self, split: str) -> list[str]:
+        """The file of each image of a stored split, numbered as `Contents.rows` numbers them; [] = no files."""
+        if not isinstance(self._store, FolderStore):
+            return []
+        names = self._store.names(split)
+        if not self.fits(split):
+            return names
+        count, known = self.decoded(split).skipped
+        if not count:
+            return names
+        skipped = {*known}
+        paths = (str(file) for file, _ in self._store.found.parts[split])
+        kept = [name for name, path in zip(names, paths, strict=True) if path not in skipped]
+        # Only the first that were skipped are kept by name, and by the path that the folder had then.
+        return kept if len(kept) == len(names) - count else self.contents(split).names
+
     def contents(self, split: str) -> Contents:
         """Contents and labels of the images of a stored split, without images that cannot be decoded.
 

@@ -6,20 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxvit import own_code as gate
+from jaxvit.config.for_images import data_name
 from jaxvit.config.plan import dataset_of
 from jaxvit.data import image_folder
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.data.sources import Dataset, is_own, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
 from jaxvit.trained import scores
+from jaxvit.trained.adapted import AdaptedSource
 from jaxvit.trained.inference import Outcomes, Predictor
 from jaxvit.trained.load import Loaded, load
 
 PARTS = ("train", "validation", "test")
+AnySource = Source | StreamedSource | AdaptedSource
 
 
 def evaluate(
@@ -42,7 +47,8 @@ def evaluate(
       run: a run's folder, or what `jaxvit.load` returned.
       split: 'train', 'validation' or 'test' as the run used them, or TFDS notation such as 'test[:100]'; '' = test, or
         where the run has none, validation.
-      data: another data set with the same classes, such as 'image_folder:photos'; '' = the run's.
+      data: another data set, such as a folder of photos; '' = the run's. It may have some of the classes only, and RGB
+        images for a model of grey ones or the other way round.
       data_dir: TFDS directory; '' = the run's, else the usual one.
       checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
       batch_size: images at a time; 0 = as the run's evaluation. It changes no result but by rounding.
@@ -55,7 +61,7 @@ def evaluate(
       precision, recall, f1, ece, calibration, per_class, confusion, most_confused, class_names.
 
     Raises:
-      UsageError: no such run, data or split; other classes.
+      UsageError: no such run, data or split; images of a class that the model does not know.
       RunFailedError: the scores are not finite, or the device has no memory for such a batch.
 
     Example:
@@ -68,20 +74,18 @@ def evaluate(
     return evaluate_source(loaded, source, split=name, batch_size=batch_size, devices=devices)[0]
 
 
-def read_split(
-    loaded: Loaded, split: str = "", data: str = "", directory: str = ""
-) -> tuple[str, Source | StreamedSource]:
+def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str = "") -> tuple[str, AnySource]:
     """(name, images) of a split: one that the run used, any other of its data set, or one of another data set.
 
     Args:
       loaded: the trained model.
       split: 'train', 'validation' or 'test' as the run's config has them, or TFDS notation; '' = test, or where the
-        run has none, validation.
+        run has none, validation; of other data, where there is no test, the only split.
       data: another data set's name; '' = the run's.
       directory: the TFDS directory; '' = the run's, else the usual one.
 
     Raises:
-      UsageError: there is no such data or split, or other classes.
+      UsageError: there is no such data or split, or it has images of a class that the model does not know.
     """
     config = loaded.config.copy_and_resolve_references()
     if directory:
@@ -89,22 +93,21 @@ def read_split(
     named = {part: config.data[part] for part in PARTS}
     if not split and not data and not (named["test"] or named["validation"]):
         raise UsageError(f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split")
-    split = split or ("test" if named["test"] or data else "validation")
-    if split in PARTS and not data and not named[split]:
+    split = split or ("" if data else "test" if named["test"] else "validation")
+    if not data and split in PARTS and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
     if data:  # the user names it
         dataset = _other(data, config, loaded)
     else:
         with gate.named_by(loaded.workdir, allowed=loaded.own_code):
             dataset = dataset_of(config)
-    if dataset.class_names != loaded.class_names:
-        theirs, ours = (
-            ", ".join(names[:4]) + ", …" * (len(names) > 4) for names in (dataset.class_names, loaded.class_names)
-        )
-        raise UsageError(f"{dataset.name}: its classes ({theirs}) are not those of the model ({ours})")
+    numbers = _numbers(dataset, loaded)
+    if data and not split:  # the one split that a folder of classes has
+        there = [*dataset.stored_sizes]
+        split = there[0] if len(there) == 1 else "test"
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
-    source = dataset.read(expression)
+    source = adapt(dataset.read(expression), numbers, loaded)
     if source.image_shape != loaded.image_shape:
         raise UsageError(
             f"{source.name}: images of {_size(source.image_shape)}, and the model was trained on "
@@ -115,7 +118,59 @@ def read_split(
     return split, source
 
 
+def _numbers(dataset: Dataset, loaded: Loaded) -> np.ndarray:
+    """Of each class of a data set, its number among the model's; -1 = it is none of them.
+
+    Raises:
+      UsageError: not one is.
+    """
+    theirs, ours = dataset.class_names, loaded.class_names
+    if theirs == ours:
+        return np.arange(len(ours), dtype=np.int32)
+    places = {name: number for number, name in enumerate(ours)}
+    found = np.array([places.get(name, -1) for name in theirs], np.int32)
+    if (found < 0).all() or len(places) < len(ours) or len({*theirs}) < len(theirs):
+        few, known = (", ".join(names[:4]) + ", …" * (len(names) > 4) for names in (theirs, ours))
+        raise UsageError(f"{dataset.name}: its classes ({few}) are not those of the model ({known})")
+    return found
+
+
+def adapt(source: Source | StreamedSource, numbers: np.ndarray, loaded: Loaded) -> AnySource:
+    """The split with labels and colours as the model has them; what is changed or missing is said on stderr.
+
+    Args:
+      source: the split.
+      numbers: of each of its classes, the number among the model's; -1 = none.
+      loaded: the trained model.
+
+    Raises:
+      UsageError: it has images of a class that the model does not know.
+    """
+    channels, names = loaded.image_shape[-1], source.class_names
+    same = len(numbers) == len(loaded.class_names) and (numbers == np.arange(len(numbers))).all()
+    if same and source.image_shape[-1] == channels:
+        return source
+    adapted = AdaptedSource(source, loaded.class_names, numbers, channels)
+    if source.image_shape[-1] != channels:
+        kinds = {1: "grey", 3: "RGB"}
+        _say(f"{source.name}: {kinds[3 if channels == 1 else 1]} images are converted to {kinds[channels]}")
+    counted = isinstance(source, Source) or hasattr(source.records, "labels")
+    if not same and counted:
+        there = np.unique(adapted.labels)
+        if len(there) < len(loaded.class_names):
+            _say(f"{source.name}: has images of {len(there)} of the model's {len(loaded.class_names)} classes")
+        if empty := [name for name, number in zip(names, numbers, strict=True) if number < 0]:
+            _say(f"{source.name}: classes without images that the model does not know: {', '.join(empty[:4])}")
+    return adapted
+
+
+def _say(what: str) -> None:
+    print(terminal(f"note: {what}"), file=sys.stderr)
+
+
 def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
+    if not is_own(name):
+        name = data_name(name)
     side, shape = config.data.side, loaded.image_shape
     if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
         side = shape[0]  # files of any size are brought to the model's
@@ -125,7 +180,7 @@ def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
     return dataset
 
 
-def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:
+def _compare(loaded: Loaded, expression: str, source: AnySource) -> None:
     """Warns where a split that the run used is not what it was."""
     used = read_environment(loaded.workdir)["data"]
     for part in PARTS:
@@ -141,7 +196,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def evaluate_source(
-    loaded: Loaded, source: Source | StreamedSource, *, split: str = "test", batch_size: int = 0, devices: int = 0
+    loaded: Loaded, source: AnySource, *, split: str = "test", batch_size: int = 0, devices: int = 0
 ) -> tuple[dict[str, Any], Outcomes]:
     """Evaluates on every image of a split, once.
 

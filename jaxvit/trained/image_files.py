@@ -8,16 +8,53 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
-from jaxvit.data.decoding import Limits, decode, why_unreadable
+from jaxvit.data.decoding import Limits, is_grey, open_image, pixels_of, why_unreadable
 from jaxvit.data.depth import Depth
-from jaxvit.data.image_files import PassedOver, walk_images
+from jaxvit.data.image_files import PassedOver, class_name, walk_images
+from jaxvit.errors import UsageError
 from jaxvit.files import read_regular
+
+
+@dataclass
+class Converted:
+    """Images whose colours are not those of the model. Several threads may share it.
+
+    Attributes:
+      to_grey: images in colour that were converted to grey.
+      to_rgb: grey images that were converted to RGB.
+    """
+
+    to_grey: int = 0
+    to_rgb: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def note(self, grey: bool, channels: int) -> None:
+        """Notes an image: whether it is grey, and how many channels the model takes."""
+        with self._lock:
+            self.to_grey += not grey and channels == 1
+            self.to_rgb += grey and channels == 3
+
+    def __str__(self) -> str:
+        """What was converted, for a message; '' = nothing.
+
+        Example:
+          >>> str(Converted(to_grey=2))
+          '2 images in colour were converted to grey, which is what the model takes'
+        """
+        for count, kind, other in ((self.to_grey, "in colour", "grey"), (self.to_rgb, "in grey", "RGB")):
+            if count:
+                images = "1 image" if count == 1 else f"{count:,} images"
+                was = "was" if count == 1 else "were"
+                return f"{images} {kind} {was} converted to {other}, which is what the model takes"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +98,7 @@ def read_images(
     chunk: int,
     limits: Limits | None = None,
     depth: Depth | None = None,
+    converted: Converted | None = None,
 ) -> Iterator[list[ImageFile]]:
     """Decodes files, `chunk` at a time, while the chunk before is being used.
 
@@ -70,20 +108,11 @@ def read_images(
       chunk: how many are yielded together; fewer at the end.
       limits: on the size of a file; None = the usual ones.
       depth: see `jaxvit.data.decoding.decode`.
+      converted: takes note of images whose colours are not those of the model.
     """
-    limits = limits or Limits()
-    height, width, channels = shape
 
     def read(name: str) -> ImageFile:
-        try:
-            data = read_regular(name, limits.bytes, "max_bytes")
-            if not data:
-                return ImageFile(name, None, "it is empty")
-            return ImageFile(name, decode(data, channels, (height, width), limits, depth))
-        except OSError as error:
-            return ImageFile(name, None, _reason(error))
-        except Exception as error:  # a decoder may raise anything on damaged bytes
-            return ImageFile(name, None, why_unreadable(error))
+        return read_image(name, shape, limits, depth, converted)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         names = iter(names)
@@ -94,6 +123,68 @@ def read_images(
             if not files:
                 return
             yield files
+
+
+def read_image(
+    name: str,
+    shape: Sequence[int],
+    limits: Limits | None = None,
+    depth: Depth | None = None,
+    converted: Converted | None = None,
+) -> ImageFile:
+    """Decodes one file; the arguments are those of `read_images`."""
+    limits = limits or Limits()
+    height, width, channels = shape
+    try:
+        data = read_regular(name, limits.bytes, "max_bytes")
+        if not data:
+            return ImageFile(name, None, "it is empty")
+        with open_image(data, limits) as image:
+            grey = is_grey(image)
+            pixels = pixels_of(image, channels, (height, width), depth)
+    except OSError as error:
+        return ImageFile(name, None, _reason(error))
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        return ImageFile(name, None, why_unreadable(error))
+    if converted:
+        converted.note(grey, channels)
+    return ImageFile(name, pixels)
+
+
+def pixels_in_memory(image: Image.Image | np.ndarray, shape: Sequence[int], depth: Depth | None = None) -> np.ndarray:
+    """Pixels uint8 [H, W, C] of an image of any size in memory, made as those of a file; the image stays as it was.
+
+    Args:
+      image: a Pillow image; or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA), uint8, or uint16 if grey.
+      shape: (H, W, C) of the result.
+      depth: see `jaxvit.data.decoding.decode`.
+
+    Raises:
+      UsageError: it is no image.
+    """
+    if not isinstance(image, Image.Image):
+        array = image
+        kinds = "a uint8 array [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA), or a uint16 array [H, W]"
+        if array.ndim == 3 and array.shape[-1] == 1:
+            array = array[..., 0]
+        of_grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
+        of_colour = array.ndim == 3 and array.shape[-1] in (3, 4) and array.dtype == np.uint8
+        if not (of_grey or of_colour) or 0 in array.shape:
+            raise UsageError(f"an image of {image.dtype} {list(image.shape)}: must be {kinds}")
+        image = Image.fromarray(np.ascontiguousarray(array))
+    height, width, channels = shape
+    try:
+        return pixels_of(image.copy(), channels, (height, width), depth)
+    except UsageError:
+        raise
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        raise UsageError(f"this image cannot be used: {why_unreadable(error)}") from error
+
+
+def class_of(file: str, class_names: Sequence[str]) -> str:
+    """The class that the folder of a file names; '' = none of these."""
+    name = class_name(os.path.basename(os.path.dirname(file)))
+    return name if name in class_names else ""
 
 
 def _reason(error: OSError) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,9 @@ from jaxvit.devices.hardware import device_errors, memory_of_device
 from jaxvit.devices.runtime import forward_options
 from jaxvit.devices.sharding import make_mesh, place_batch, replicate
 from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.trained.adapted import AdaptedSource
 from jaxvit.trained.load import Loaded
+from jaxvit.trained.prediction import check_finite
 
 AHEAD = 2  # batches that the device has while the host reads the one before
 
@@ -69,6 +72,7 @@ class Predictor:
       loaded: the trained model.
       batch_size: images at a time, rounded up to a multiple of the devices.
       devices: how many of this process's; 0 = all.
+      compute: another function of (variables, uint8 images) to [B, K] than the model's scores; None = `Loaded.apply`.
 
     Attributes:
       batch_size: as it is used.
@@ -78,16 +82,22 @@ class Predictor:
       UsageError: no device has the memory for so many images.
     """
 
-    def __init__(self, loaded: Loaded, batch_size: int, devices: int = 0):
-        self._loaded = loaded
+    def __init__(
+        self,
+        loaded: Loaded,
+        batch_size: int,
+        devices: int = 0,
+        compute: Callable[[Any, jax.Array], jax.Array] | None = None,
+    ):
+        compute = compute or loaded.apply
         count = devices or jax.local_device_count()
         refuse_batch(loaded, batch_size, count)
         self._mesh = make_mesh(count)
         self.batch_size = -(-batch_size // count) * count
         self._variables = replicate(self._mesh, loaded.variables)
-        self._run = jax.jit(loaded.apply, compiler_options=forward_options())
+        self._run = jax.jit(compute, compiler_options=forward_options())
         batch = jax.ShapeDtypeStruct((self.batch_size, *loaded.image_shape), np.uint8)
-        self.places: int = jax.eval_shape(loaded.apply, loaded.variables, batch).shape[-1]
+        self.places: int = jax.eval_shape(compute, loaded.variables, batch).shape[-1]
 
     def logits(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """For each batch, uint8 [n, *image_shape] with n up to `batch_size`, its scores: float32 [n, K].
@@ -106,7 +116,7 @@ class Predictor:
             while waiting:
                 yield _fetch(*waiting.popleft())
 
-    def outcomes(self, source: Source | StreamedSource) -> Outcomes:
+    def outcomes(self, source: Source | StreamedSource | AdaptedSource) -> Outcomes:
         """What the model says about a whole split: every image once, whatever the batch size and number of devices.
 
         Images that cannot be decoded, where such are skipped, are left out.
@@ -135,14 +145,7 @@ class Predictor:
 
 def _fetch(count: int, logits_BK: jax.Array) -> np.ndarray:
     logits_BK = np.asarray(logits_BK)[:count]
-    if not np.isfinite(logits_BK).all():
-        raise RunFailedError("the model's scores are not finite numbers: its training has diverged; train it anew")
-    return logits_BK
-
-
-def softmax(logits_NK: np.ndarray) -> np.ndarray:
-    """Probabilities [N, K] of scores, in float64 on the host."""
-    return scipy.special.softmax(logits_NK.astype(np.float64), axis=1)
+    return check_finite(logits_BK)
 
 
 def judge(logits_NK: np.ndarray, labels_N: np.ndarray, index_N: np.ndarray) -> Outcomes:

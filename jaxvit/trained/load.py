@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from jaxvit.data.augment import preprocess
 from jaxvit.data.colour import denormalize
 from jaxvit.data.decoding import Limits
+from jaxvit.data.depth import Depth
 from jaxvit.data.settings import Preprocessing
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
@@ -26,10 +28,13 @@ from jaxvit.ops import implementations
 from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
 from jaxvit.trained import hub
 from jaxvit.trained.facts import REMEDY, ModelFacts, read_model
+from jaxvit.trained.image_files import ImageFile, class_of, pixels_in_memory, read_image
+from jaxvit.trained.prediction import Prediction, check_finite, most_probable, softmax
 from jaxvit.training.checkpoint import best_step, restore_weights, saved_steps
 
 CHECKPOINTS = ("best", "latest")
 WEIGHTS = ("chosen", "model", "ema")
+_TOGETHER = 64  # images of `Loaded.predict` that are computed together
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,64 @@ class Loaded:
     def logits(self, images_BHWC: Any) -> jax.Array:
         """Scores [B, K], float32, of uint8 images [B, *image_shape]. Compiles once for each batch size."""
         return self._logits(self.variables, self._checked(images_BHWC))
+
+    def predict(self, image: Any, *, top: int = 5) -> Prediction | list[Prediction]:
+        """What the model says about one image of any size, or about several; as `jaxvit predict` reads and shows them.
+
+        Args:
+          image: a file's name; a Pillow image; an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA), uint8, or
+            uint16 if grey; or a list of such. `jaxvit.predict` takes folders and patterns too.
+          top: classes to name, at most K.
+
+        Returns:
+          A `Prediction`, or a list of them for a list. A file in a list that cannot be read has an `error`.
+
+        Raises:
+          UsageError: it is no image; a single file that cannot be read.
+          RunFailedError: the scores are not finite.
+
+        Example:
+          >>> jaxvit.load("runs/pets").predict("photo.jpg").top[0]  # doctest: +SKIP
+          ('cat', 0.93)
+        """
+        images = [*image] if isinstance(image, list | tuple) else [image]
+        depth = Depth(self.config.data.white)
+        said: list[Prediction] = []
+        for start in range(0, len(images), _TOGETHER):
+            said += self._predict(images[start : start + _TOGETHER], top, depth)
+        if isinstance(image, list | tuple):
+            return said
+        if said[0].error:
+            raise UsageError(f"{said[0].file}: {said[0].error}")
+        return said[0]
+
+    def _predict(self, images: list[Any], top: int, depth: Depth) -> list[Prediction]:
+        files = []
+        for image in images:
+            if isinstance(image, str | Path):
+                files.append(read_image(local_path(image), self.image_shape, self.limits, depth))
+                continue
+            if not isinstance(image, Image.Image):
+                try:
+                    image = np.asarray(image)
+                except (TypeError, ValueError):
+                    raise UsageError("this is no image: name a file, or pass a Pillow image or an array") from None
+            files.append(ImageFile("", pixels_in_memory(image, self.image_shape, depth)))
+        pixels = [file.pixels for file in files if file.pixels is not None]
+        rows = iter(())
+        if pixels:
+            padding = [np.zeros_like(pixels[0])] * ((1 << (len(pixels) - 1).bit_length()) - len(pixels))
+            logits_BK = np.asarray(self.logits(np.stack([*pixels, *padding])))[: len(pixels)]
+            rows = iter(softmax(check_finite(logits_BK)))
+        return [
+            Prediction(
+                file.name,
+                () if file.error else most_probable(next(rows), self.class_names, top),
+                class_of(file.name, self.class_names),
+                file.error,
+            )
+            for file in files
+        ]
 
     def __call__(self, images_BHWC: Any) -> jax.Array:
         """Probabilities [B, K], float32, of uint8 images [B, *image_shape]."""

@@ -112,21 +112,29 @@ def most_confused(confusion: np.ndarray, names: Sequence[str], pairs: int = 10) 
     ]
 
 
-def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path) -> list[Path]:
-    """Writes FILE.csv (a row for each class), FILE_confusion.csv and FILE_images.csv (a row for each image)."""
+def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path, image_files: Sequence[str] = ()) -> list[Path]:
+    """Writes FILE.csv (a row for each class), FILE_confusion.csv and FILE_images.csv (a row for each image).
+
+    Args:
+      scores: as `score` returns them.
+      outcomes: of the images.
+      file: the path without its ending.
+      image_files: the file of each image of the split, for a column `file`; empty = there are none.
+    """
     names, per_class = scores["class_names"], scores["per_class"]
     # Names of classes may occur twice: the matrix goes by places.
     matrix = [[name, *row] for name, row in zip(names, scores["confusion"], strict=True)]
     o = outcomes
     of_image = (o.index, o.labels, o.predicted, o.confidence, o.label_probability, o.loss)
     images = [
-        [int(i), names[true], names[predicted], *(f"{value:.6g}" for value in values)]
+        [int(i), *image_files[i : i + 1], names[true], names[predicted], *(f"{value:.6g}" for value in values)]
         for i, true, predicted, *values in zip(*of_image, strict=True)
     ]
+    named = ["index", *(["file"] if len(image_files) else [])]
     tables = {
         "": (list(per_class[0]), per_class),
         "_confusion": (["true \\ predicted", *names], matrix),
-        "_images": (["index", "true", "predicted", "confidence", "true_class_probability", "loss"], images),
+        "_images": ([*named, "true", "predicted", "confidence", "true_class_probability", "loss"], images),
     }
     files = {file.with_name(f"{file.name}{suffix}.csv"): table for suffix, table in tables.items()}
     for target, (columns, rows) in files.items():
