@@ -99,7 +99,7 @@ def test_dropping_the_last_batch():
         ({"optim__name": "muon", "optim__muon_rms": 0.0}, "config.optim.muon_rms=0.0: must be above 0"),
         ({"optim__name": "muon", "optim__muon_beta": 1.0}, "config.optim.muon_beta=1.0: must be at least 0"),
         ({"optim__name": "muon", "optim__muon_heads": "all"}, "config.optim.muon_heads='all': must be one of matrix"),
-        ({"optim__name": "muon", "optim__muon_on": (1,)}, "config.optim.muon_on=.1,.: must be patterns"),
+        ({"optim__name": "muon", "optim__muon_on": (1,)}, "config.optim.muon_on=.1,.: must be a tuple of words"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(changes, says):
