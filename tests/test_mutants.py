@@ -1,4 +1,4 @@
-"""The mutants of tests/mutants.py fit the code: their lines and their tests are there."""
+"""The mutants of tests/mutants.py fit the code: their lines and their tests exist."""
 
 import ast
 from pathlib import Path

@@ -156,7 +156,7 @@ def check_value(path: str, value: object) -> None:
         kinds = (str,) if path in _TUPLES_OF_WORDS else (int, float)
         if isinstance(value, tuple) and not all(type(each) in kinds for each in value):
             of = "words" if str in kinds else "numbers"
-            raise UsageError(f"config.{path}={value!r}: must be a tuple of {of}")
+            raise UsageError(f"config.{path}={value!r}: must be a tuple of {of}, such as {example!r}")
     attribute = path.startswith("model.")
     most = _LARGEST.get(path, _LARGEST_ATTRIBUTE if attribute else 2**31 - 1)
     for each in value if isinstance(value, tuple) else (value,):

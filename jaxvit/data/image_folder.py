@@ -151,6 +151,11 @@ class FolderStore:
         """int32 [N]: the number of each file's class."""
         return np.array([label for _, label in self._files[split]], np.int32)
 
+    def names(self, split: str) -> list[str]:
+        """Path of each file, relative to the folder if it is inside."""
+        root = self.found.root
+        return [str(file.relative_to(root) if file.is_relative_to(root) else file) for file, _ in self._files[split]]
+
     def contents(self, split: str, damage: Damage) -> list[bytes]:
         """See `jaxvit.data.content.file_contents`."""
         files = [file for file, _ in self._files[split]]

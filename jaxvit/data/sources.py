@@ -258,6 +258,7 @@ class Dataset:
         parts, labels = [], []
         for name, start, stop in ranges:
             for stored, rows in self._rows_of(name, start, stop):
+                self._check_unchanged(stored)
                 parts.append((self._whole.decoded(stored).images, rows))
                 labels.append(self._relabel(self._whole.decoded(stored).labels[rows]))
         _, start, stop = ranges[0]
@@ -282,6 +283,11 @@ class Dataset:
         ]
         text = repr((ranges, classes, [d.digest for d in decoded], *([cut] if cut else [])))
         return folders[0] / f"fingerprint-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+
+    def _check_unchanged(self, stored: str) -> None:
+        """Raises UsageError if files of a split that was cut by content have changed before they were decoded."""
+        if self._cut and self.has_files and len(self._whole.decoded(stored).labels) != len(self.contents(stored).rows):
+            raise UsageError(f"{self.name}: its files changed while they were read; start again")
 
     def _stored_of(self, ranges: list[tuple[str, int, int]]) -> list[str]:
         """The stored splits that ranges lie in, one for each piece of each."""

@@ -118,18 +118,12 @@ class StoredSplits:
           UsageError: the split is too large to be kept decoded, and no folder of files.
         """
         if isinstance(self._store, FolderStore):
-            damage = self.damage()
-            every, labels = self._store.contents(split, damage), self._store.labels(split)
-            good = np.array([content != BAD for content in every])
-            names = [
-                str(file.relative_to(root)) if file.is_relative_to(root) else str(file)
-                for root in [self._store.found.root]
-                for file, _ in self._store.found.parts[split]
-            ]
-            # Of a split that is kept, what cannot be decoded has no number.
-            rows = np.flatnonzero(good) if not self.fits(split) else np.arange(good.sum())
-            chosen = np.flatnonzero(good)
-            return Contents([every[i] for i in chosen], labels[chosen], rows, [names[i] for i in chosen])
+            every, names = self._store.contents(split, self.damage()), self._store.names(split)
+            chosen = np.flatnonzero([content != BAD for content in every])
+            # The decoded split has no index for files that cannot be decoded.
+            rows = np.arange(len(chosen)) if self.fits(split) else chosen
+            labels = self._store.labels(split)[chosen]
+            return Contents([every[i] for i in chosen], labels, rows, [names[i] for i in chosen])
         if not self.fits(split):
             raise UsageError(
                 f"config.data.cut: the {split} split of {self._store.name} is too large to be kept decoded, and only a "

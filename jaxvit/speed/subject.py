@@ -178,5 +178,7 @@ def _synthetic(config: ConfigDict) -> Dataset:
     batch, room = config.train.batch_size, hardware.memory_of_device()
     if room and (size := 2 * batch * math.prod(shape)) > room:
         gigabytes = f"{size / 2**30:,.1f} GiB of memory on a device that has {room / 2**30:,.1f} GiB"
-        raise UsageError(f"config.train.batch_size={batch}: the images of two batches take {gigabytes}; name fewer")
+        raise UsageError(
+            f"config.train.batch_size={batch}: the images of two batches take {gigabytes}; use a smaller batch"
+        )
     return synthetic_dataset(shape, classes, 2 * batch)

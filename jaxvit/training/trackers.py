@@ -1,9 +1,10 @@
-"""Metrics in other programs' books: Weights & Biases and MLflow, each a `Writer` of `jaxvit.training.journal`.
+"""Writers for experiment trackers, Weights & Biases and MLflow; each is a `Writer` of `jaxvit.training.journal`.
 
-A tracker never ends a training. Before a run's folder is made, `reach_trackers` asks whether it can be used; what it
-does not take later waits and is sent again with the next record. metrics.jsonl has everything in any case.
+A failing tracker never ends the training. `reach_trackers` checks the connection before the run folder is created.
+Later, records that the tracker does not accept are kept and sent again with the next record. metrics.jsonl always has
+all records.
 
-The id of a tracker's run is kept in the run's folder, so that a start that goes on adds to the same one.
+The run folder stores the id of the tracker's run, so that a resumed run adds to the same one.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ Record: TypeAlias = "Mapping[str, float | str | None]"  # as `jaxvit.training.jo
 
 TRACKERS = ("wandb", "mlflow")
 _OFFLINE = ("offline", "dryrun", "disabled")
-# MLflow's own defaults wait ten minutes for a server that is not there. What the user has set stays.
+# By default, MLflow waits ten minutes for a missing server. Values that the user has set are kept.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _PARAMS_AT_ONCE = 100
 _LONGEST_KEY = 250
 
 
 def reach_trackers(names: Iterable[str], workdir: Path) -> None:
-    """Asks the trackers among `names` whether a run can be written there; `check_writers` has passed them.
+    """Checks that the trackers among `names` can be reached.
 
     Args:
-      names: of ``config.log.writers``.
-      workdir: of the run; it need not be there.
+      names: writers from ``config.log.writers``, checked by `check_writers`.
+      workdir: folder of the run; may not exist yet.
 
     Raises:
-      UsageError: nobody is logged in, the server cannot be reached, or it does not know the run that was begun there.
+      UsageError: no user is logged in, the server cannot be reached, or it does not know the run to resume.
     """
     for name in names:
         if name == "wandb":
@@ -52,7 +53,7 @@ def reach_trackers(names: Iterable[str], workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _one_line(name: str, remedy: str) -> Iterator[None]:
-    """Turns whatever a tracker's library raises into one line."""
+    """Turns any exception of a tracker's library into one line."""
     try:
         yield
     except UsageError:
@@ -66,7 +67,7 @@ def _one_line(name: str, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow prepares a new database with dozens of lines, by loggers that it sets up itself."""
+    """Hides the dozens of log lines that MLflow prints when it prepares a new database."""
     import logging
 
     before = logging.root.manager.disable
@@ -79,14 +80,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _reach_wandb() -> None:
-    os.environ.setdefault("WANDB_SILENT", "true")  # where the run is, this module says in a line
+    os.environ.setdefault("WANDB_SILENT", "true")  # this module prints the location of the run
     import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
     mode = os.environ.get("WANDB_MODE", "")
     settings = wandb.setup().settings
     if mode in _OFFLINE or getattr(settings, "mode", "") in _OFFLINE:
         return
-    # Where there is a terminal it asks for the key.
+    # On a terminal, it asks for the key.
     if not wandb.login(verify=True):
         raise UsageError(
             "config.log.writers: 'wandb': nobody is logged in; `wandb login` logs in, WANDB_MODE=offline keeps all of "
@@ -107,7 +108,7 @@ def _reach_mlflow(run_id: str) -> None:
 
 
 def _stored_id(workdir: Path, name: str) -> str:
-    """The id of the tracker's run that an earlier start has begun; '' = there is none."""
+    """Returns the id of the tracker's run from an earlier start; '' if there is none."""
     file = workdir / f"{name}_run_id"
     if not file.exists():
         return ""
@@ -119,11 +120,11 @@ def _stored_id(workdir: Path, name: str) -> str:
 
 
 class Tracker:
-    """What the two have in common: records wait until they are taken.
+    """Base class of both trackers: keeps records until the tracker accepts them.
 
     Args:
       name: 'wandb' or 'mlflow'.
-      directory: the run's folder.
+      directory: folder of the run.
     """
 
     def __init__(self, name: str, directory: Path):
@@ -143,6 +144,7 @@ class Tracker:
         raise NotImplementedError
 
     def write(self, record: Record) -> None:
+        """Sends a record, after those that were not accepted earlier."""
         self._waiting.append(record)
         try:
             while self._waiting:
@@ -156,10 +158,11 @@ class Tracker:
             self._tell(f"metrics of step {first['step']} are not taken", error)
 
     def flush(self) -> None:
+        """Does nothing: the trackers send in the background."""
         return None
 
     def close(self) -> None:
-        """Ends the tracker's run, as failed or stopped where an error is on its way."""
+        """Ends the tracker's run; during an exception, as failed or stopped."""
         try:
             self._end(sys.exc_info()[1])
         except Exception as error:
@@ -169,7 +172,7 @@ class Tracker:
             print(f"warning: {self._name}: {told}", file=sys.stderr, flush=True)
 
     def _tell(self, what: str, error: Exception) -> None:
-        """Says it once: a server that is away for an hour need not be told of at every step."""
+        """Prints the first failure only: a server may be down for an hour."""
         if not self._told:
             self._told = True
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"
@@ -191,7 +194,7 @@ class WeightsAndBiases(Tracker):
                 dir=str(directory), id=previous, name=name, resume="allow", config=dict(config), allow_val_change=True
             )
         self._keep_id(self._run.id, getattr(self._run, "url", None) or f"offline, in {self._run.dir}")
-        # Evaluation and training of one step come as two records; W&B's own step could not go back for the second.
+        # A step can have two records, for training and evaluation; W&B's own step counter cannot repeat.
         self._run.define_metric("*", step_metric="step")
 
     def _send(self, step: int, values: dict[str, float]) -> None:
@@ -204,7 +207,7 @@ class WeightsAndBiases(Tracker):
 class MLflow(Tracker):
     """A run of the installed `mlflow`; its own environment variables (MLFLOW_TRACKING_URI, …) apply.
 
-    The config's keys are its parameters, which cannot be changed: what a later start has changed becomes a tag.
+    The config's keys become parameters, which cannot change; keys that a later start has changed become tags.
     """
 
     def __init__(self, directory: Path, name: str, config: Mapping[str, object]):

@@ -195,7 +195,7 @@ def test_again_replaces_what_is_there(run, tmp_path):
 def test_what_is_not_an_export_is_left_alone(run, tmp_path):
     """A run folder with the name of a format, a user's folder, a user's script."""
     shutil.copytree(run, tmp_path / "hub")
-    with pytest.raises(UsageError, match=r"holds .*, which no hub does"):
+    with pytest.raises(UsageError, match=r"holds .*, which is not part of a hub export"):
         verb.main([f"--workdir={tmp_path / 'hub'}", "--to=hub", f"--out={tmp_path}"])
     with pytest.raises(UsageError, match="was not written by jaxvit"):
         (tmp_path / "run_stablehlo.py").write_text("mine")
@@ -435,7 +435,7 @@ def test_a_model_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     words = own_run(tmp_path, monkeypatch, fixed=True)
     with pytest.raises(RunFailedError, match=r"this format cannot express the model .Inconclusive"):
         verb.main(words)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_has_diverged_is_refused(run, tmp_path, monkeypatch):

@@ -71,16 +71,28 @@ def no_gradient(which, path):
     return bool(ends) and (ends != ["token_learner/norm/bias"] or which == "learner_conv")
 
 
+_programs, _scores = {}, {}
+
+
+def gradient_and_scores(draw, which):
+    """(params, (params, images) -> (gradient, scores)) of a model; compiled once for all tests."""
+    if which not in _programs:
+        model = small(which)
+
+        def loss(params, x):
+            scores = model.apply({"params": params}, x, train=False)
+            return jnp.sum(jnp.sin(3 * scores)), scores
+
+        params = draw(model, images(which), train=False, scale=0.5)["params"]
+        _programs[which] = params, quick(jax.grad(loss, has_aux=True))
+    return _programs[which]
+
+
 @pytest.mark.parametrize("which", MODELS)
 def test_every_parameter_gets_a_gradient(draw, which):
     """All parameters are random, so that no zero-initialized branch hides another gradient."""
-    model, x = small(which), images(which)
-    variables = draw(model, x, train=False, scale=0.5)
-
-    def loss(params):
-        return jnp.sum(jnp.sin(3 * model.apply({"params": params}, x, train=False)))
-
-    grads = jax.tree_util.tree_flatten_with_path(quick(jax.grad(loss))(variables["params"]))[0]
+    params, run = gradient_and_scores(draw, which)
+    grads = jax.tree_util.tree_flatten_with_path(run(params, images(which))[0])[0]
     sizes = {path: float(np.abs(grad).max()) for path, grad in grads}
     largest = max(sizes.values())
     for path, size in sizes.items():
@@ -93,9 +105,8 @@ def test_every_parameter_gets_a_gradient(draw, which):
 
 @pytest.mark.parametrize("which", MODELS)
 def test_evaluation_looks_at_one_image_at_a_time(draw, which):
-    model, x = small(which), images(which)
-    variables = draw(model, x, train=False)
-    apply = quick(lambda x: model.apply(variables, x, train=False))
+    params, run = gradient_and_scores(draw, which)
+    x, apply = images(which), lambda x: run(params, x)[1]
     out = apply(x)
     assert out.shape == (3, 3) and out.dtype == jnp.float32
     np.testing.assert_array_equal(out, apply(x))
@@ -207,7 +218,9 @@ def test_noise_in_training(draw, which):
 def test_each_quirk_is_a_flag_that_keeps_the_other_parameters(draw, which, overrides):
     x = images(which, size=12)
     variables = draw(small(which), x, train=False)
-    before, after = (quick(partial(small(which, **o).apply, train=False))(variables, x) for o in ({}, overrides))
+    if which not in _scores:
+        _scores[which] = quick(partial(small(which).apply, train=False))(variables, x)
+    before, after = _scores[which], quick(partial(small(which, **overrides).apply, train=False))(variables, x)
     assert not np.allclose(before, after, atol=1e-6)
 
 

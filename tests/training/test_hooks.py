@@ -162,7 +162,7 @@ def test_each_seed_has_its_own_calls_when_several_are_trained_together(tmp_path)
     [
         (named("alone"), f"config.train.hooks='{HERE}:alone': must take (state, metrics); it takes (state)"),
         (named("HERE"), f"config.train.hooks='{HERE}:HERE': is not a function"),
-        ((3,), "config.train.hooks=(3,): 3 names no function"),
+        ((3,), "config.train.hooks=(3,): must be a tuple of words"),
         (("a", "b"), "'a' names no function; write ('package.module:function',), with the comma"),
         (("no_such_module:f",), "there is no module 'no_such_module'"),
     ],

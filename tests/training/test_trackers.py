@@ -140,7 +140,7 @@ def test_mlflow_cuts_what_is_too_long_and_says_how_a_run_ended(database, tmp_pat
 
 
 def offline_records(folder):
-    """What W&B has written of each of its runs: blocks of 32 KiB, as LevelDB's logs have them."""
+    """Records in W&B's files of each run, which have blocks of 32 KiB like LevelDB's logs."""
     from wandb.proto import wandb_internal_pb2
 
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns):
