@@ -146,7 +146,7 @@ def write_features(found: Iterable[Embedded], file: Path) -> int:
     """Writes features with the names of their files; returns how many. Files that cannot be read are left out.
 
     Args:
-      found: the features, read one by one. A Parquet file is written in groups of rows; for .npz, all features are kept in
+      found: the features, read one by one. A Parquet file is written in groups of rows; .npz keeps all features in
         memory.
       file: path that ends in .npz (arrays `features` float32 [N, C]; `files`, `true` and `predicted`, strings [N]; no
         pickles) or .parquet (columns `file`, `true`, `predicted`, and `features`, a list of C numbers).
