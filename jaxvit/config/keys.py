@@ -127,7 +127,7 @@ def model_attributes(name: str) -> dict[str, object]:
     return {f"model.{key}": 0 if key == "num_classes" else value for key, value in defaults.items()}
 
 
-# What jax counts by are int32; a seed is a uint32. Of files there may be more.
+# JAX's indices are int32, and a seed is a uint32. Sizes of files may be larger.
 _LARGEST = {
     **dict.fromkeys(("seed", "seeds", "data.white"), 2**32 - 1),
     **dict.fromkeys(("data.max_pixels", "data.max_bytes"), 2**53),
