@@ -181,11 +181,7 @@ def _version_directory(directory: Path, name: str) -> Path:
 
 # TFDS imports the module of every class that features.json names, and the file may come from a stranger.
 _FEATURES = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
-_CLASS_KEYS = (
-    "pythonClassName",
-    "python_class_name",
-    "type",
-)  # protobuf's two spellings, and that of old TFDS versions
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # protobuf's two spellings, and that of old TFDS
 
 
 def _refuse_foreign_features(folder: Path) -> None:

@@ -240,7 +240,7 @@ def test_what_holds_no_images_is_named_among_others(run, images, tmp_path, capsy
     assert [Path(line["file"]).name for line in lines] == ["0.png", "1.png", "2.png", "3.png", "empty", "*.webp"]
     assert ["error" in line for line in lines] == [False] * 4 + [True] * 2
     assert f"jaxvit: {tmp_path}/empty: there are no images in this folder" in err
-    assert f"jaxvit: {images}/*.webp: no file is like this pattern" in err
+    assert f"jaxvit: {images}/*.webp: no file matches this pattern" in err
 
 
 def test_the_figure_has_the_name_asked_for(run, images, tmp_path, capsys):
