@@ -112,17 +112,6 @@ PENDING: tuple[str, ...] = (
     "docs/data.md",
     "docs/reliability.md",
     "docs/trust.md",
-    "jaxvit/trained/evaluate.py",
-    "jaxvit/trained/facts.py",
-    "jaxvit/trained/history.py",
-    "jaxvit/trained/hub.py",
-    "jaxvit/trained/image_files.py",
-    "jaxvit/trained/inference.py",
-    "jaxvit/trained/introspection.py",
-    "jaxvit/trained/load.py",
-    "jaxvit/trained/predict.py",
-    "jaxvit/trained/scores.py",
-    "jaxvit/trained/weights.py",
 )
 
 

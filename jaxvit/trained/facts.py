@@ -65,7 +65,7 @@ class ModelFacts:
             raise
         except Exception as error:  # wrong attributes or the user's own class may raise anything
             reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + first_line(error)
-            raise UsageError(f"{self.file}: {reason}; {REMEDY if self.name in known else 'correct the code'}") from error
+            raise UsageError(f"{self.file}: {reason}; {REMEDY if self.name in known else 'fix the code'}") from error
 
 
 def read_model(path: Path) -> ModelFacts:

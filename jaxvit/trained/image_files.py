@@ -47,13 +47,13 @@ class Converted:
 
         Example:
           >>> str(Converted(to_grey=2))
-          '2 images in colour were converted to grey, which is what the model takes'
+          '2 images in colour were converted to grey for this model'
         """
         for count, kind, other in ((self.to_grey, "in colour", "grey"), (self.to_rgb, "in grey", "RGB")):
             if count:
                 images = "1 image" if count == 1 else f"{count:,} images"
                 was = "was" if count == 1 else "were"
-                return f"{images} {kind} {was} converted to {other}, which is what the model takes"
+                return f"{images} {kind} {was} converted to {other} for this model"
         return ""
 
 
