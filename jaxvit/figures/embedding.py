@@ -26,7 +26,7 @@ def draw_map(
     """Draws the map.
 
     Args:
-      places_N2: of the images.
+      places_N2: coordinates [N, 2] on the map.
       classes: the class of each image, which gives its colour and mark.
       thumbnails: uint8 [h, w, 1 or 3], of each image. One is drawn where it does not cover another.
       file: path to write to. The suffix sets the format; without one, PNG and SVG are written.

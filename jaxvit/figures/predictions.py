@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvit.figures import style
 
-_LETTERS = 22  # of a file's name
+_LETTERS = 22  # shown characters of a file name
 
 
 def caption(

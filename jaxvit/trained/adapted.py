@@ -21,7 +21,7 @@ class AdaptedSource:
     Attributes:
       source: the split.
       class_names: K names of the model's classes.
-      numbers: of each class of the split, its number among `class_names`; -1 = none.
+      numbers: int [number of the split's classes], the index of each in `class_names`; -1 = absent.
       channels: 1 or 3, of the images.
     """
 
@@ -45,7 +45,7 @@ class AdaptedSource:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Of the split as it is stored."""
+        """Fingerprint of the stored split, before any conversion."""
         return self.source.fingerprint
 
     @cached_property

@@ -146,7 +146,8 @@ def write_features(found: Iterable[Embedded], file: Path) -> int:
     """Writes features with the names of their files; returns how many. Files that cannot be read are left out.
 
     Args:
-      found: read one by one. A Parquet file is written as they come; for .npz, the features are kept in memory.
+      found: the features, read one by one. A Parquet file is written in groups of rows; .npz keeps all features in
+        memory.
       file: path that ends in .npz (arrays `features` float32 [N, C]; `files`, `true` and `predicted`, strings [N]; no
         pickles) or .parquet (columns `file`, `true`, `predicted`, and `features`, a list of C numbers).
 
@@ -190,8 +191,8 @@ class MapSample:
 
     Args:
       size: images in the sample, at most.
-      side: of the thumbnails, in pixels.
-      seed: of the choice.
+      side: side of the thumbnails, in pixels.
+      seed: seed of the random choice.
     """
 
     def __init__(self, size: int, side: int = 32, seed: int = 0):
@@ -226,7 +227,7 @@ def place_on_map(features_NC: np.ndarray, how: str = "tsne", seed: int = 0) -> n
       features_NC: N ≥ 1.
       how: 'pca' (the two directions of largest variance) or 'tsne' (t-SNE, van der Maaten and Hinton 2008: near
         neighbours stay near; distances between groups mean little). Of fewer than `FEWEST` images, always 'pca'.
-      seed: of t-SNE.
+      seed: seed for t-SNE.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -119,10 +119,10 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
 
 
 def _numbers(dataset: Dataset, loaded: Loaded) -> np.ndarray:
-    """Of each class of a data set, its number among the model's; -1 = it is none of them.
+    """Returns the index of each class of a data set among the classes of the model; -1 = absent.
 
     Raises:
-      UsageError: not one is.
+      UsageError: the model has none of the classes, or class names are not unique.
     """
     theirs, ours = dataset.class_names, loaded.class_names
     if theirs == ours:
@@ -136,11 +136,11 @@ def _numbers(dataset: Dataset, loaded: Loaded) -> np.ndarray:
 
 
 def adapt(source: Source | StreamedSource, numbers: np.ndarray, loaded: Loaded) -> AnySource:
-    """The split with labels and colours as the model has them; what is changed or missing is said on stderr.
+    """Converts labels and colours of a split to those of the model; a note on stderr names every change.
 
     Args:
       source: the split.
-      numbers: of each of its classes, the number among the model's; -1 = none.
+      numbers: the index of each of its classes among the classes of the model; -1 = absent.
       loaded: the trained model.
 
     Raises:

@@ -160,7 +160,7 @@ def pixels_in_memory(image: Image.Image | np.ndarray, shape: Sequence[int], dept
       depth: see `jaxvit.data.decoding.decode`.
 
     Raises:
-      UsageError: it is no image.
+      UsageError: it has another shape or dtype, or cannot be converted.
     """
     if not isinstance(image, Image.Image):
         array = image

@@ -143,7 +143,7 @@ class Loaded:
         return self._logits(self.variables, self._checked(images_BHWC))
 
     def predict(self, image: Any, *, top: int = 5) -> Prediction | list[Prediction]:
-        """What the model says about one image of any size, or about several; as `jaxvit predict` reads and shows them.
+        """Classifies one image of any size, or several, in the same way as `jaxvit predict`.
 
         Args:
           image: a file's name; a Pillow image; an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA), uint8, or
@@ -154,7 +154,7 @@ class Loaded:
           A `Prediction`, or a list of them for a list. A file in a list that cannot be read has an `error`.
 
         Raises:
-          UsageError: it is no image; a single file that cannot be read.
+          UsageError: a value is not an image, or a single file cannot be read.
           RunFailedError: the scores are not finite.
 
         Example:
@@ -182,7 +182,7 @@ class Loaded:
                 try:
                     image = np.asarray(image)
                 except (TypeError, ValueError):
-                    raise UsageError("this is no image: name a file, or pass a Pillow image or an array") from None
+                    raise UsageError("not an image: pass a file name, a Pillow image or an array") from None
             files.append(ImageFile("", pixels_in_memory(image, self.image_shape, depth)))
         pixels = [file.pixels for file in files if file.pixels is not None]
         rows = iter(())

@@ -82,7 +82,7 @@ def predict_files(
       batch: images at a time; 0 = 64, or as few as there are.
       devices: how many; 0 = all.
       depth: takes note of images of more than 8 bits; None = the run's own `data.white`, noted nowhere.
-      converted: takes note of colour images for a model of grey ones, and the other way round.
+      converted: counts colour images for a grey model, and grey images for an RGB model.
     """
     depth = depth or Depth(loaded.config.data.white)
     for files, logits_BK in read_and_compute(

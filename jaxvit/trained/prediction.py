@@ -1,4 +1,4 @@
-"""What a model says about one image."""
+"""Predictions: the classes of an image, with their probabilities."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jaxvit.errors import RunFailedError
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about a file.
+    """Prediction for an image.
 
     Attributes:
-      file: its name; '' for an image that is no file.
+      file: its name; '' for an image in memory.
       top: (class, probability), the most probable first; empty where there is an error.
       truth: the class that the file's folder names; '' = none.
       error: why the file could not be read; '' = it could.
@@ -39,7 +39,7 @@ def check_finite(logits_BK: np.ndarray) -> np.ndarray:
       RunFailedError: one is not a finite number.
     """
     if not np.isfinite(logits_BK).all():
-        raise RunFailedError("the model's scores are not finite numbers: its training has diverged; train it anew")
+        raise RunFailedError("the model's scores are not finite numbers: its training has diverged; train it again")
     return logits_BK
 
 

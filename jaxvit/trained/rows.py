@@ -1,6 +1,6 @@
-"""Rows of predictions and features as they are written: to a stream, or to a CSV, JSON lines or Parquet file.
+"""Writes rows of predictions and features to a stream, or to a CSV, JSON lines or Parquet file.
 
-Rows are written as they come; a few thousand at most are in memory.
+Only a few thousand rows are in memory at any time.
 """
 
 from __future__ import annotations

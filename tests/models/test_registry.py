@@ -100,3 +100,10 @@ def test_images_that_do_not_suit_are_refused():
         model = create_model(name)
         with pytest.raises(ValueError, match=sentence):
             jax.eval_shape(lambda m=model, s=shape: m.init(jax.random.key(0), jnp.zeros(s), train=False))
+
+
+def test_a_dtype_may_be_a_type():
+    by_name = create_model("vit", dtype="bfloat16")
+    assert create_model("vit", dtype=jnp.bfloat16) == type(by_name)(dtype=jnp.bfloat16) == by_name
+    with pytest.raises(ValueError, match="dtype"):
+        create_model("vit", dtype=jnp.int32)

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from jaxvit.errors import UsageError
 from jaxvit.trained import predict as predicting
 from jaxvit.trained.image_files import find_images, read_images
 from jaxvit.trained.inference import Predictor
+from jaxvit.trained.rows import writing
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +259,7 @@ def test_rows_go_into_a_file(run, images, tmp_path, capsys):
 
 
 def test_a_loaded_model_says_what_the_verb_says(run, tmp_path):
-    """Of a path, a Pillow image that is not decoded yet, and an array; upright, transparent, deep, large or grey."""
+    """For a path, a Pillow image that is not decoded yet, and an array; rotated, transparent, 16-bit, large or grey."""
     loaded, rng = jaxvit.load(run), np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8))
     exif = Image.Exif()
@@ -297,3 +299,19 @@ def test_what_is_no_image_is_one_line(run, tmp_path):
         with pytest.raises(UsageError, match=says):
             loaded.predict(wrong)
     assert loaded.predict([]) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_files(run, images, tmp_path):
+    count, traced = 1600, {}
+    with writing(tmp_path / "x.csv", 2) as write:
+        names = (f"{images}/1/{i % 4}.png" for i in range(count))
+        for i, (_, said) in enumerate(predicting.predict_files(jaxvit.load(run), names, top=2, batch=16)):
+            write(said)
+            if i == 0:
+                tracemalloc.start()
+            elif i in (count // 4, count - 1):
+                traced[i] = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    first, last = traced.values()
+    assert last - first < 100_000  # 1,200 rows kept in memory would take about 1 MB
+    assert (tmp_path / "x.csv").read_text().count("\n") == count + 1
