@@ -76,6 +76,7 @@ VERBS = (
     ["summary", "--model=tutorial_mini_vit"],
     ["report", "."],
     ["predict", "--workdir=.", "x.png"],
+    ["embed", "--workdir=.", "x.png", "--out=x.npz"],
 )
 
 
@@ -91,9 +92,8 @@ def test_no_verb_runs_what_lies_in_the_working_folder(mark):
     every = "import sys, runpy, os\nsys.argv = ['jaxvit', '--version']\nsys.path[0] = os.getcwd()\n"
     every += "try: runpy.run_module('jaxvit', run_name='__main__', alter_sys=True)\nexcept SystemExit: pass\n"
     every += "assert os.getcwd() not in sys.path and '' not in sys.path\n"
-    every += (
-        "from jaxvit.cli import command_line, benchmark, data, export, evaluate, predict, report, reproduce, sweep\n"
-    )
+    verbs = "benchmark, data, embed, export, evaluate, predict, report, reproduce, sweep"
+    every += f"from jaxvit.cli import command_line, {verbs}\n"
     every += (
         f"for words in {VERBS!r}:\n    try: command_line._dispatch(words)\n    except BaseException as e: print(e)\n"
     )
