@@ -168,11 +168,11 @@ FEATURES = (
 
 @pytest.mark.parametrize("number", range(len(FEATURES)))
 def test_a_prepared_set_whose_features_are_foreign_does_not_run(run, mark, number):
-    folder = run / "data" / "photos" / "1.0.0"
+    folder = run / "data" / "foreign_set" / "1.0.0"
     folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text(json.dumps({"name": "photos", "version": "1.0.0"}))
+    (folder / "dataset_info.json").write_text(json.dumps({"name": "foreign_set", "version": "1.0.0"}))
     (folder / "features.json").write_text(json.dumps(FEATURES[number]))
-    change_config(run, data__name="photos", data__dir=str(run / "data"))
+    change_config(run, data__name="foreign_set", data__dir=str(run / "data"))
     with pytest.raises(UsageError, match=r"is code outside TFDS"):
         evaluate([f"--workdir={run}"])
     assert not mark.exists()
