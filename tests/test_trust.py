@@ -76,6 +76,7 @@ VERBS = (
     ["summary", "--model=tutorial_mini_vit"],
     ["report", "."],
     ["predict", "--workdir=.", "x.png"],
+    ["embed", "--workdir=.", "x.png", "--out=x.npz"],
 )
 
 
@@ -91,9 +92,8 @@ def test_no_verb_runs_what_lies_in_the_working_folder(mark):
     every = "import sys, runpy, os\nsys.argv = ['jaxvit', '--version']\nsys.path[0] = os.getcwd()\n"
     every += "try: runpy.run_module('jaxvit', run_name='__main__', alter_sys=True)\nexcept SystemExit: pass\n"
     every += "assert os.getcwd() not in sys.path and '' not in sys.path\n"
-    every += (
-        "from jaxvit.cli import command_line, benchmark, data, export, evaluate, predict, report, reproduce, sweep\n"
-    )
+    verbs = "benchmark, data, embed, export, evaluate, predict, report, reproduce, sweep"
+    every += f"from jaxvit.cli import command_line, {verbs}\n"
     every += (
         f"for words in {VERBS!r}:\n    try: command_line._dispatch(words)\n    except BaseException as e: print(e)\n"
     )
@@ -168,11 +168,11 @@ FEATURES = (
 
 @pytest.mark.parametrize("number", range(len(FEATURES)))
 def test_a_prepared_set_whose_features_are_foreign_does_not_run(run, mark, number):
-    folder = run / "data" / "photos" / "1.0.0"
+    folder = run / "data" / "foreign_set" / "1.0.0"
     folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text(json.dumps({"name": "photos", "version": "1.0.0"}))
+    (folder / "dataset_info.json").write_text(json.dumps({"name": "foreign_set", "version": "1.0.0"}))
     (folder / "features.json").write_text(json.dumps(FEATURES[number]))
-    change_config(run, data__name="photos", data__dir=str(run / "data"))
+    change_config(run, data__name="foreign_set", data__dir=str(run / "data"))
     with pytest.raises(UsageError, match=r"is code outside TFDS"):
         evaluate([f"--workdir={run}"])
     assert not mark.exists()

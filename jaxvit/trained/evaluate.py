@@ -101,6 +101,8 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
     else:
         with gate.named_by(loaded.workdir, allowed=loaded.own_code):
             dataset = dataset_of(config)
+        if dataset.has_files and "train" not in dataset.stored_sizes and not config.data.folds:
+            dataset = dataset.changed(side=config.data.side, cut=None)  # only the given parts are left of the folder
     numbers = _numbers(dataset, loaded)
     if data and not split:  # the one split that a folder of classes has
         there = [*dataset.stored_sizes]

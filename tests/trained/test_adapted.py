@@ -2,12 +2,13 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_config
+from tiny import edit_json, tiny_config
 
 import jaxvit
 from jaxvit.cli.evaluate import main
@@ -71,6 +72,16 @@ def test_some_classes_of_a_folder_that_has_only_test(runs, tmp_path, capsys):
     save(tmp_path / "more", np.zeros((8, 8, 3), np.uint8), "test/b/0.png", "train/zebra/0.png", "train/b/1.png")
     found, said = evaluate(runs / "rgb", capsys, f"--data={tmp_path / 'more'}")
     assert found["count"] == 1 and "classes without images that the model does not know: zebra" in said
+
+
+def test_a_run_whose_folder_has_only_test_left(runs, tmp_path, capsys):
+    """Its missing parts were cut off train, which is not needed for a part that is there."""
+    save(tmp_path / "left", np.zeros((8, 8, 3), np.uint8), "test/a/0.png", "test/c/1.png")
+    shutil.copytree(runs / "rgb", tmp_path / "run")
+    edit_json(tmp_path / "run" / "config.json", str(runs / "photos"), str(tmp_path / "left"))
+    edit_json(tmp_path / "run" / "config.json", '"test": ""', '"test": "test", "cut": "content"')
+    found, said = evaluate(tmp_path / "run", capsys)
+    assert [row["count"] for row in found["per_class"]] == [1, 0, 1] and "2 of the model's 3 classes" in said
 
 
 def test_images_of_other_classes_are_refused(runs, tmp_path):
