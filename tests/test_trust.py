@@ -86,7 +86,7 @@ def start(words, **env):
 
 
 def test_no_verb_runs_what_lies_in_the_working_folder(mark):
-    """Modules called like installed ones; the verbs of one process, after what `python -m jaxvit` does at its start."""
+    """Files named like installed modules are not imported; runs all verbs in one process, as `python -m jaxvit` does."""
     done = start(["-m", "jaxvit", *VERBS[1]])
     assert done.returncode == 0 and "Traceback" not in done.stderr and not mark.exists()
     every = "import sys, runpy, os\nsys.argv = ['jaxvit', '--version']\nsys.path[0] = os.getcwd()\n"
@@ -442,7 +442,7 @@ def test_text_from_outside_is_escaped_for_each_medium():
 
 
 def test_names_from_outside_in_every_output(trained, tmp_path, capsys, monkeypatch):
-    """A run whose folder, model, classes and images have hostile names, through the verbs that print names."""
+    """Runs all verbs that print names on a run whose folder, model, classes and images have hostile names."""
     import csv
     import shutil
 

@@ -34,7 +34,7 @@ ORIGINS: dict[str, Origin] = {
     for origin in (SPACH, COMPACT_TRANSFORMERS, SCENIC, BIG_VISION, VISION_TRANSFORMER, TRANSFORMERS, TIMM)
 }
 _HEAD = "head/"
-# Exceptions of `guess` and `prepare` for arrays with unexpected names or shapes.
+# Errors that the translation of a project raises for arrays of unexpected shapes.
 _MISFITS = (mapping.MappingError, KeyError, ValueError, IndexError, TypeError, ArithmeticError)
 
 

@@ -256,7 +256,7 @@ class Run:
         return make_feed(self.plan, self.assembly, self.source, make_mesh(1), self.plan.train.steps_per_call)
 
     def call(self, step):
-        """The feed's input for a step, and the index of the step in it."""
+        """Returns the input of the feed for a step, and the index of the step in it."""
         each = self.plan.train.steps_per_call
         return self.feed(step - step % each, each), step % each
 
