@@ -221,7 +221,7 @@ def test_every_attribute_needs_a_default_to_be_a_key(write):
     config = tiny_config()
     with config.unlocked():
         config.model = model_config("my_code:MoreThanThereAreClasses")
-    with pytest.raises(UsageError, match=r"no key config.model.wide: the default of 'wide' in .* is no plain value"):
+    with pytest.raises(UsageError, match=r"no key config.model.wide: the default of 'wide' in .* is not a plain value"):
         parse_overrides(config, ["--config.model.wide=5"])
     with pytest.raises(UsageError, match=r"no key config.model.wdie"):
         parse_overrides(config, ["--config.model.wdie=5"])

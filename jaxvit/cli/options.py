@@ -81,7 +81,7 @@ def add_image_options(parser: command_line.Parser) -> None:
 
 
 def named_images(words: list[str], passed_over: PassedOver) -> Iterator[str]:
-    """The image files that words name; see `jaxvit.trained.image_files.find_images`.
+    """Returns the image files that command-line words name; see `jaxvit.trained.image_files.find_images`.
 
     Raises:
       UsageError: there are no words, or no images.
@@ -89,15 +89,15 @@ def named_images(words: list[str], passed_over: PassedOver) -> Iterator[str]:
     names = find_images(words, sys.stdin, passed_over)
     some = list(itertools.islice(names, 2))
     if all(map(os.path.isdir, some)) and len(some) < 2:
-        besides = f"; passed over: {passed_over}" if passed_over else ""
+        besides = f"; skipped: {passed_over}" if passed_over else ""
         raise UsageError(f"{' '.join(words)}: no images found{besides}")
     return itertools.chain(some, names)
 
 
 def say_how_images_were_read(passed_over: PassedOver, converted: Converted, depth: Depth) -> None:
-    """Prints on stderr what was passed over, converted, or read as too dark."""
+    """Prints on stderr which files were skipped, which images were converted, and whether 16-bit images are dark."""
     if passed_over:
-        print(terminal(f"passed over: {passed_over}"), file=sys.stderr)
+        print(terminal(f"skipped: {passed_over}"), file=sys.stderr)
     if str(converted):
         print(f"note: {converted}", file=sys.stderr)
     if said := hint(depth.notes, depth.white):

@@ -1,4 +1,4 @@
-"""A split of another data set as a model takes it: with the model's numbers of the classes, in grey or RGB as it is."""
+"""Adapts a split of another data set to a model: its class indices, and grey or RGB images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxvit.errors import UsageError
 
 @dataclass(frozen=True)
 class AdaptedSource:
-    """A split whose labels and colours are brought to a model's.
+    """A split with the labels and channels of a model.
 
     Attributes:
       source: the split.
@@ -50,7 +50,7 @@ class AdaptedSource:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int32 [N], numbers of the model's classes."""
+        """int32 [N], indices of the model's classes."""
         return self._renumbered(np.asarray(self.source.labels))
 
     def __len__(self) -> int:
@@ -70,13 +70,13 @@ class AdaptedSource:
 
 
 def unknown_classes(name: str, classes: Sequence[str]) -> str:
-    """The message about images of classes that a model does not have."""
+    """Returns the error message about images of classes that a model does not know."""
     few = ", ".join(classes[:4]) + ", …" * (len(classes) > 4)
     return f"{name}: has images of classes that the model does not know ({few}); take them out, or rename their folders"
 
 
 def convert(images_BHWC: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 images [B, H, W, 1 or 3] with `channels` of them; grey is the luma of ITU-R BT.601, rounded as by Pillow.
+    """Converts uint8 images [B, H, W, 1 or 3] to `channels` channels; grey is ITU-R BT.601 luma, rounded as in Pillow.
 
     Example:
       >>> convert(np.full((1, 2, 2, 3), 7, np.uint8), 1).shape

@@ -1,4 +1,4 @@
-"""Features of images: what a trained model computes before its head, for search, clustering and maps of a data set."""
+"""Features of images: the input of a trained model's head, for search, clustering and maps of a data set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxvit.trained.rows import parquet_rows
 
 ENDINGS = (".npz", ".parquet")
 MAPS = ("tsne", "pca")
-FEWEST = 5  # images of which t-SNE makes a map
+FEWEST = 5  # smallest number of images for t-SNE
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Embedded:
       file: its name.
       features: float32 [C]; None where there is an error.
       predicted: the most probable class.
-      truth: the class that the file's folder names; '' = none.
-      error: why the file could not be read; '' = it could.
+      truth: the class that the file's folder is named after; '' = none.
+      error: why the file could not be read; '' if it could.
     """
 
     file: str
@@ -58,18 +58,18 @@ def embed(
     """Features of image files: the vector that the head of a trained model takes.
 
     Args:
-      run: a run's folder, or what `jaxvit.load` returned.
+      run: a run's folder, or a model that `jaxvit.load` returned.
       images: a file, a folder, a pattern, or several of them, as in `jaxvit.predict`.
-      checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
-      batch_size: images at a time; 0 = 64, or as few as there are.
-      devices: how many; 0 = all.
+      checkpoint, weights, own_code: see `jaxvit.load`; ignored if `run` is a loaded model.
+      batch_size: images per batch; 0 = at most 64, and fewer for fewer files.
+      devices: number of devices; 0 = all.
 
     Returns:
       An `Embedded` for each file, in order; a file that cannot be read has an `error` and no features.
 
     Raises:
       UsageError: no such run, or a model of the user's own without a head.
-      RunFailedError: the features are not finite, or the device has no memory for such a batch.
+      RunFailedError: the features are not finite, or the batch does not fit into device memory.
 
     Example:
       >>> jaxvit.embed("runs/pets", "photos")[0].features.shape  # doctest: +SKIP
@@ -118,7 +118,7 @@ def embed_files(
     depth: Depth | None = None,
     converted: Converted | None = None,
 ) -> Iterator[tuple[np.ndarray | None, Embedded]]:
-    """Yields (pixels uint8 [H, W, C] as the model is given them, features) for each file, in order.
+    """Yields (the model's input pixels, uint8 [H, W, C], or None; its features) for each file, in order.
 
     Args:
       loaded, names, batch, devices, depth, converted: see `jaxvit.trained.predict.predict_files`.
@@ -187,10 +187,10 @@ def _with_first(first: Embedded, others: Iterable[Embedded]) -> Iterator[Embedde
 
 
 class MapSample:
-    """An even random sample of images for a map, of a stream whose length is not known (reservoir sampling).
+    """A uniform random sample of images for a map, from a stream of unknown length (reservoir sampling).
 
     Args:
-      size: images in the sample, at most.
+      size: largest number of images in the sample.
       side: side of the thumbnails, in pixels.
       seed: seed of the random choice.
     """
@@ -200,7 +200,7 @@ class MapSample:
         self._kept: list[tuple[int, Embedded, np.ndarray]] = []
 
     def add(self, pixels: np.ndarray, found: Embedded) -> None:
-        """Takes note of an image; it is kept with the probability that it is in an even sample of all so far."""
+        """Adds an image of the stream; it may replace another one in the sample."""
         place = len(self._kept) if len(self._kept) < self._size else int(self._rng.integers(0, self._seen + 1))
         if place < self._size:
             entry = (self._seen, found, _thumbnail(pixels, self._side))
@@ -221,12 +221,12 @@ def _thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def place_on_map(features_NC: np.ndarray, how: str = "tsne", seed: int = 0) -> np.ndarray:
-    """Places of features on a map, float [N, 2], by scikit-learn; equal from run to run on one machine.
+    """Projects features to two dimensions, float [N, 2], with scikit-learn; reproducible on the same machine.
 
     Args:
       features_NC: N ≥ 1.
-      how: 'pca' (the two directions of largest variance) or 'tsne' (t-SNE, van der Maaten and Hinton 2008: near
-        neighbours stay near; distances between groups mean little). Of fewer than `FEWEST` images, always 'pca'.
+      how: 'pca' (the two directions of largest variance) or 'tsne' (t-SNE, van der Maaten and Hinton 2008: keeps near
+        neighbours near; distances between groups mean little). Fewer than `FEWEST` images always use 'pca'.
       seed: seed for t-SNE.
     """
     from sklearn.decomposition import PCA

@@ -1,4 +1,4 @@
-"""How good a trained model is on a split of labelled images: `jaxvit.evaluate`."""
+"""Evaluates a trained model on a split of labelled images: `jaxvit.evaluate`."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ def evaluate(
     """Evaluates a trained model on every image of a split, once.
 
     Args:
-      run: a run's folder, or what `jaxvit.load` returned.
-      split: 'train', 'validation' or 'test' as the run used them, or TFDS notation such as 'test[:100]'; '' = test, or
-        where the run has none, validation.
-      data: another data set, such as a folder of photos; '' = the run's. It may have some of the classes only, and RGB
-        images for a model of grey ones or the other way round.
-      data_dir: TFDS directory; '' = the run's, else the usual one.
-      checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
-      batch_size: images at a time; 0 = as the run's evaluation. It changes no result but by rounding.
-      devices: how many; 0 = all.
-      max_pixels, max_bytes: what a stored image, and the file of one, may have; 0 = as in the run's config. A larger
-        one counts as one that cannot be decoded.
+      run: a run's folder, or a model that `jaxvit.load` returned.
+      split: 'train', 'validation' or 'test' of the run, or TFDS notation such as 'test[:100]'; '' = test, or validation
+        if the run has no test split.
+      data: another data set, such as a folder of photos; '' = the run's. It may lack some classes. RGB images are
+        converted for a grey model, and grey images for an RGB model.
+      data_dir: the TFDS directory; '' = the run's, else the default.
+      checkpoint, weights, own_code: see `jaxvit.load`; ignored if `run` is a loaded model.
+      batch_size: images per batch; 0 = as in the run's evaluation. It affects the results only by rounding.
+      devices: number of devices; 0 = all.
+      max_pixels, max_bytes: largest size of a stored image and of its file; 0 = as in the run's config. Larger images
+        count as damaged.
 
     Returns:
       split, data, step, weights, and everything of `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions),
       precision, recall, f1, ece, calibration, per_class, confusion, most_confused, class_names.
 
     Raises:
-      UsageError: no such run, data or split; images of a class that the model does not know.
-      RunFailedError: the scores are not finite, or the device has no memory for such a batch.
+      UsageError: unknown run, data or split, or images of a class that the model does not know.
+      RunFailedError: the scores are not finite, or the batch does not fit into device memory.
 
     Example:
       >>> jaxvit.evaluate("runs/digits", "validation")["top1"]  # doctest: +SKIP
@@ -75,17 +75,17 @@ def evaluate(
 
 
 def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str = "") -> tuple[str, AnySource]:
-    """(name, images) of a split: one that the run used, any other of its data set, or one of another data set.
+    """Reads a split of the run's data set or of another one, and returns (name of the split, its images).
 
     Args:
       loaded: the trained model.
-      split: 'train', 'validation' or 'test' as the run's config has them, or TFDS notation; '' = test, or where the
-        run has none, validation; of other data, where there is no test, the only split.
-      data: another data set's name; '' = the run's.
-      directory: the TFDS directory; '' = the run's, else the usual one.
+      split: 'train', 'validation' or 'test' of the run's config, or TFDS notation. '' = for the run's data, test, or
+        validation if it has no test split; for other data, the only split, or test if there are several.
+      data: name of another data set; '' = the run's.
+      directory: the TFDS directory; '' = the run's, else the default.
 
     Raises:
-      UsageError: there is no such data or split, or it has images of a class that the model does not know.
+      UsageError: unknown data or split, or images of a class that the model does not know.
     """
     config = loaded.config.copy_and_resolve_references()
     if directory:
@@ -175,7 +175,7 @@ def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
         name = data_name(name)
     side, shape = config.data.side, loaded.image_shape
     if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
-        side = shape[0]  # files of any size are brought to the model's
+        side = shape[0]  # resize files of any size to that of the model
     how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
     dataset = open_dataset(name, data_dir(config.data.dir), **how)
     dataset.say_left_out()
@@ -183,7 +183,7 @@ def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
 
 
 def _compare(loaded: Loaded, expression: str, source: AnySource) -> None:
-    """Warns where a split that the run used is not what it was."""
+    """Prints a warning if a split of the run has changed since training."""
     used = read_environment(loaded.workdir)["data"]
     for part in PARTS:
         then = used.get(part, {}).get("sha256")
@@ -200,18 +200,17 @@ def _size(shape: tuple[int, ...]) -> str:
 def evaluate_source(
     loaded: Loaded, source: AnySource, *, split: str = "test", batch_size: int = 0, devices: int = 0
 ) -> tuple[dict[str, Any], Outcomes]:
-    """Evaluates on every image of a split, once.
+    """Evaluates a loaded model on every image of a split, once.
 
     Args:
       loaded: the trained model.
       source: labelled images.
-      split: its name, for the result.
-      batch_size: images at a time; 0 = as the run's evaluation. It changes no result but by rounding.
-      devices: how many; 0 = all.
+      split: name of the split, for the result.
+      batch_size: images per batch; 0 = as in the run's evaluation. It affects the results only by rounding.
+      devices: number of devices; 0 = all.
 
     Returns:
-      (split, data, checkpoint step, weights and everything of `jaxvit.trained.scores.score`; what was said of each
-      image).
+      (result, outcomes): the result of `evaluate`, and the outcome of each image.
     """
     predictor = Predictor(loaded, batch_size or loaded.evaluation_batch, devices)
     outcomes = predictor.outcomes(source)

@@ -1,4 +1,4 @@
-"""What a trained model says about image files: `jaxvit.predict`."""
+"""Classifies image files with a trained model: `jaxvit.predict`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxvit.trained.inference import Predictor
 from jaxvit.trained.load import Loaded, load
 from jaxvit.trained.prediction import Prediction, most_probable, softmax
 
-BATCH = 64  # images at a time, unless told otherwise
+BATCH = 64  # default batch size
 
 
 def predict(
@@ -33,24 +33,24 @@ def predict(
     max_pixels: int = 0,
     max_bytes: int = 0,
 ) -> list[Prediction]:
-    """What a trained model says about image files.
+    """Classifies image files with a trained model.
 
     Args:
-      run: a run's folder, or what `jaxvit.load` returned.
-      images: a file, a folder (searched to its depths), a pattern such as 'photos/*.jpg', or several of them.
-      top: classes to name for each image, at most K.
-      checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
-      batch_size: images at a time; 0 = 64, or as few as there are.
-      devices: how many; 0 = all.
-      max_pixels, max_bytes: what a file may have, 0 = as in the run's config; a larger one counts as one that cannot
-        be read.
+      run: a run's folder, or a model that `jaxvit.load` returned.
+      images: a file, a folder (searched recursively), a pattern such as 'photos/*.jpg', or several of them.
+      top: number of classes to return for each image, at most K.
+      checkpoint, weights, own_code: see `jaxvit.load`; ignored if `run` is a loaded model.
+      batch_size: images per batch; 0 = at most 64, and fewer for fewer files.
+      devices: number of devices; 0 = all.
+      max_pixels, max_bytes: largest size of an image and of its file; 0 = as in the run's config. Larger images count
+        as unreadable.
 
     Returns:
       A `Prediction` for each file, in order; a file that cannot be read has an `error` and no classes.
 
     Raises:
-      UsageError: no such run.
-      RunFailedError: the scores are not finite, or the device has no memory for such a batch.
+      UsageError: the run cannot be loaded.
+      RunFailedError: the scores are not finite, or the batch does not fit into device memory.
 
     Example:
       >>> jaxvit.predict("runs/digits", "images/3/test_00000.png")[0].top[0]  # doctest: +SKIP
@@ -73,15 +73,16 @@ def predict_files(
     depth: Depth | None = None,
     converted: Converted | None = None,
 ) -> Iterator[tuple[np.ndarray | None, Prediction]]:
-    """Yields (pixels uint8 [H, W, C] as the model is given them, what it says) for each file, in order.
+    """Yields (the model's input pixels, uint8 [H, W, C], or None; its prediction) for each file, in order.
 
     Args:
-      loaded: the trained model; a file beyond its `limits` counts as one that cannot be read.
-      names: of the files; they are read as the results are asked for.
-      top: classes to name, at most K.
-      batch: images at a time; 0 = 64, or as few as there are.
-      devices: how many; 0 = all.
-      depth: takes note of images of more than 8 bits; None = the run's own `data.white`, noted nowhere.
+      loaded: the trained model; files over its `limits` count as unreadable.
+      names: paths of the files, which are read lazily.
+      top: number of classes to return, at most K.
+      batch: images per batch; 0 = at most 64, and fewer for fewer files.
+      devices: number of devices; 0 = all.
+      depth: converts images of more than 8 bits, and records their values; None = a new one with the run's
+        `data.white`.
       converted: counts colour images for a grey model, and grey images for an RGB model.
     """
     depth = depth or Depth(loaded.config.data.white)
@@ -107,15 +108,15 @@ def read_and_compute(
     converted: Converted | None = None,
     compute: Callable[[Any, jax.Array], jax.Array] | None = None,
 ) -> Iterator[tuple[list[ImageFile], np.ndarray]]:
-    """Yields (files, float32 [n, K] with a row for each that could be read) for each batch, in order.
+    """Yields (files, outputs float32 [n, K] of the readable files among them) for each batch, in order.
 
     Args:
-      loaded, names, batch, devices, depth, converted: as `predict_files`.
+      loaded, names, batch, devices, depth, converted: see `predict_files`.
       compute: see `jaxvit.trained.inference.Predictor`.
     """
     names = iter(names)
     first = list(itertools.islice(names, batch or BATCH))
-    # A few images need not wait for a large batch; powers of two, so that the compiled programs are soon known.
+    # A small batch for a few images. Powers of two limit the number of programs to compile.
     size = batch or min(BATCH, 1 << max(0, len(first) - 1).bit_length())
     predictor = Predictor(loaded, size, devices, compute)
     waiting: deque[list[ImageFile]] = deque()

@@ -23,7 +23,7 @@ Write = Callable[[Prediction], None]
 
 
 def write_table(stream: TextIO, top: int) -> Write:
-    """Lines to read; files that cannot be read are left out."""
+    """Returns a function that writes a prediction as a line of text, and skips unreadable files."""
 
     def write(said: Prediction) -> None:
         if not said.error:  # errors go to stderr
@@ -40,7 +40,7 @@ def _confidences(said: Prediction) -> str:
 
 
 def write_csv(stream: TextIO, top: int) -> Write:
-    """The columns file, true, class1, probability1, … and error."""
+    """Returns a function that writes a CSV row; the columns are file, true, class1, probability1, …, error."""
     rows = csv.writer(stream, lineterminator="\n")
     places = range(1, top + 1)
     rows.writerow(["file", "true", *(f"{kind}{i}" for i in places for kind in ("class", "probability")), "error"])
@@ -54,7 +54,10 @@ def write_csv(stream: TextIO, top: int) -> Write:
 
 
 def write_jsonl(stream: TextIO, top: int) -> Write:
-    """Objects {"file", "top": [[class, probability], …]} or {"file", "error"}, with "true" if it is known."""
+    """Returns a function that writes a JSON line: {"file", "top": [[class, probability], …]} or {"file", "error"}.
+
+    A line also has "true" if the true class is known.
+    """
 
     def write(said: Prediction) -> None:
         line: dict[str, Any] = {"file": said.file}
@@ -88,10 +91,13 @@ def output_file(name: str, endings: tuple[str, ...] = ENDINGS) -> Path:
 
 
 def import_pyarrow(what: str) -> Any:
-    """The package pyarrow, with its module `parquet`.
+    """Imports the package pyarrow with its module `parquet`.
+
+    Args:
+      what: the start of the error message.
 
     Raises:
-      UsageError: it is not installed; `what` begins the message.
+      UsageError: pyarrow is not installed.
     """
     try:
         import pyarrow.parquet
@@ -102,11 +108,13 @@ def import_pyarrow(what: str) -> Any:
 
 @contextlib.contextmanager
 def writing(file: Path, top: int) -> Iterator[Write]:
-    """Yields a function that writes a prediction into a file, as its ending says; the file appears at the end, whole.
+    """Yields a function that writes predictions into a file, in the format of its extension.
+
+    The file is complete, and has its name, when the block exits.
 
     Args:
-      file: as `output_file` returns it.
-      top: classes of an image.
+      file: path that `output_file` returned.
+      top: number of classes per image.
     """
     ending = file.suffix.lower()
     with replaced(file) as beside:
@@ -131,11 +139,11 @@ def _as_row(said: Prediction, top: int) -> list[Any]:
 
 @contextlib.contextmanager
 def parquet_rows(path: Path, columns: dict[str, Any]) -> Iterator[Callable[[list[Any]], None]]:
-    """Yields a function that adds a row to a Parquet file; rows are written a few thousand together.
+    """Yields a function that adds a row to a Parquet file; rows are written in groups of a few thousand.
 
     Args:
       path: the file.
-      columns: {name: type of pyarrow, or its name}. Bytes of a string that are not UTF-8 are written as '\\xe9'.
+      columns: {name: pyarrow type or its name}. In strings, bytes that are not UTF-8 are written as in '\\xe9'.
     """
     import pyarrow
     from pyarrow import parquet

@@ -112,7 +112,7 @@ class _Reader:
         self._archive = archive
         self._stack: list = []
         self._marks: list[list] = []
-        self._memo: dict[int, object] = {}
+        self._memo: dict[object, object] = {}  # keys are the numbers that the pickle names
 
     def read(self, data: bytes) -> object:
         for opcode, value, _ in pickletools.genops(data):

@@ -57,7 +57,7 @@ def test_colours_are_converted_as_by_pillow():
 
 
 def test_some_classes_of_a_folder_that_has_only_test(runs, tmp_path, capsys):
-    """Numbered as in the model, not as in the folder; an empty class that the model does not know is passed over."""
+    """Numbered as in the model, not as in the folder; an empty class that the model does not know is ignored."""
     source = runs / "photos"
     for name in "bc":
         for i in range(4):
@@ -108,7 +108,7 @@ def test_grey_images_for_an_rgb_model(runs, tmp_path, capsys):
     found, _ = evaluate(runs / "rgb", capsys, f"--data={tmp_path}")  # files are decoded as RGB, as in training
     assert found["count"] == 1
     assert predict([f"--workdir={runs / 'rgb'}", str(tmp_path)]) == 0
-    assert "note: 1 image in grey was converted to RGB, which is what the model takes" in capsys.readouterr().err
+    assert "note: 1 image in grey was converted to RGB for this model" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"its classes .* are not those of the model"):
         main([f"--workdir={runs / 'rgb'}", "--data=digits"])
 

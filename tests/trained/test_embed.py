@@ -45,7 +45,7 @@ def test_files_of_features(run, images, tmp_path, capsys):
     out, figure = tmp_path / "x.npz", tmp_path / "map.svg"
     assert main([f"--workdir={run}", str(images), f"--out={out}", f"--figure={figure}"]) == 1
     said = capsys.readouterr()
-    assert not said.out and "broken.png: it is no image" in said.err
+    assert not said.out and "broken.png: not an image" in said.err
     assert said.err.splitlines()[-1] == f"6 images; 1 could not be read; {out}; {figure}"
     assert "note: 6 images in colour were converted to grey" in said.err
     with np.load(out) as found:  # without pickles

@@ -107,8 +107,8 @@ def test_predict_knows_them_and_says_what_it_passes_over(run, photos, tmp_path, 
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert {line["true"] for line in lines} == set(CLASSES) and len(lines) == 12
     passed, counts = said.err.splitlines()
-    assert passed.startswith("passed over: ") and "album.png" in passed
-    for each in ("hidden files or folders: 1 (", "files that are no images: 1 (", "called like an image: 1 ("):
+    assert passed.startswith("skipped: ") and "album.png" in passed
+    for each in ("hidden files or folders: 1 (", "files that are not images: 1 (", "named like an image: 1 ("):
         assert each in passed
     assert counts.startswith("12 images")
     words = ["--batch_size=16", f"--out={tmp_path / 'x.npz'}", f"--figure={tmp_path / 'map.svg'}", "--map=pca"]

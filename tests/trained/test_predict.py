@@ -73,7 +73,7 @@ def test_broken_files_are_named_and_the_others_done(run, images, capsys):
     lines = [json.loads(line) for line in out.splitlines()]
     names = [str(Path(line["file"]).relative_to(images)) for line in lines]
     assert names == ["1/0.png", "1/1.png", "1/2.png", "1/3.png", "7/0.png", "7/1.png", "7/2.png", "7/3.jpg"]
-    assert [line.get("error") for line in lines] == [None] * 6 + ["it is empty", "it is no image"]
+    assert [line.get("error") for line in lines] == [None] * 6 + ["it is empty", "not an image"]
     loaded = jaxvit.load(run)
     for line in lines[:6]:
         pixels = np.asarray(Image.open(line["file"]))[None, ..., None]
@@ -240,7 +240,7 @@ def test_what_holds_no_images_is_named_among_others(run, images, tmp_path, capsy
     assert [Path(line["file"]).name for line in lines] == ["0.png", "1.png", "2.png", "3.png", "empty", "*.webp"]
     assert ["error" in line for line in lines] == [False] * 4 + [True] * 2
     assert f"jaxvit: {tmp_path}/empty: there are no images in this folder" in err
-    assert f"jaxvit: {images}/*.webp: no file is like this pattern" in err
+    assert f"jaxvit: {images}/*.webp: no file matches this pattern" in err
 
 
 def test_the_figure_has_the_name_asked_for(run, images, tmp_path, capsys):
