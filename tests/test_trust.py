@@ -86,7 +86,7 @@ def start(words, **env):
 
 
 def test_no_verb_runs_what_lies_in_the_working_folder(mark):
-    """Files named like installed modules are not imported, in all verbs, started as `python -m jaxvit` starts them."""
+    """Files named like installed modules are not imported. One process runs all verbs, as `python -m jaxvit` does."""
     done = start(["-m", "jaxvit", *VERBS[1]])
     assert done.returncode == 0 and "Traceback" not in done.stderr and not mark.exists()
     every = "import sys, runpy, os\nsys.argv = ['jaxvit', '--version']\nsys.path[0] = os.getcwd()\n"

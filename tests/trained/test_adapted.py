@@ -75,7 +75,7 @@ def test_some_classes_of_a_folder_that_has_only_test(runs, tmp_path, capsys):
 
 
 def test_a_run_whose_folder_has_only_test_left(runs, tmp_path, capsys):
-    """Its missing parts were cut off train, which is not needed to evaluate a part that exists."""
+    """The run cut its other parts off train; the given part test is evaluated without train."""
     save(tmp_path / "left", np.zeros((8, 8, 3), np.uint8), "test/a/0.png", "test/c/1.png")
     shutil.copytree(runs / "rgb", tmp_path / "run")
     edit_json(tmp_path / "run" / "config.json", str(runs / "photos"), str(tmp_path / "left"))
