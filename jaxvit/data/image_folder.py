@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -51,23 +52,46 @@ def open_image_files(
 def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> None:
     """Writes images as FOLDER/CLASS/NAME.png, which `image_folder:FOLDER` and `jaxvit predict` read.
 
+    A file that is there already is left alone if it is the same image.
+
     Args:
       folder: made when missing.
-      images: (uint8 [H, W, C] with C 1 or 3, class, name) of each. A slash in a class's name becomes an underscore.
+      images: (uint8 [H, W, C] with C 1 or 3, class, name) of each. A slash in a class's name becomes an underscore, and
+        so do names of nothing but dots, which would be the folder itself or the one above.
 
     Raises:
-      UsageError: the folder cannot be written.
+      UsageError: the folder cannot be written, or a file in it is another image of the same name; nothing is written.
     """
     try:
+        missing = []
         for pixels, class_name, name in images:
-            of_class = folder / class_name.replace("/", "_")
-            make_folder(of_class)
-            with replaced(of_class / f"{name}.png", sync=False) as beside:
-                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
+            within = class_name.replace("/", "_")
+            file = folder / (within if within.strip(".") else "_" * max(1, len(within))) / f"{name}.png"
+            picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            if not os.path.lexists(file):
+                missing.append((file, picture))
+            elif not _is_file_of(file, picture):
+                raise UsageError(f"{file} is there already, and is another image; name another folder")
+        for file, picture in missing:
+            make_folder(file.parent)
+            with replaced(file, sync=False) as beside:
+                picture.save(beside, format="PNG")
     except OSError as error:
         if is_disk_failure(error):
             raise
         raise UsageError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
+
+
+def _is_file_of(file: Path, picture: Image.Image) -> bool:
+    """Whether a file holds what Pillow writes for an image."""
+    written = io.BytesIO()
+    picture.save(written, format="PNG")
+    try:
+        return read_regular(file, written.tell()) == written.getvalue()
+    except OSError as error:
+        if is_disk_failure(error):
+            raise
+        return False  # it is longer, or no file
 
 
 class FolderStore:
