@@ -21,7 +21,7 @@ from jaxvit.data.cache import cache_folder
 from jaxvit.data.content import file_contents
 from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image, upright_size
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
-from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
+from jaxvit.data.photo_folder import PhotoFiles, part_named, read_photo_folder
 from jaxvit.errors import UsageError, is_disk_failure
 from jaxvit.files import local_path, make_folder, read_regular, replaced
 
@@ -80,6 +80,39 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
         if is_disk_failure(error):
             raise
         raise UsageError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
+
+
+def is_among_images(folder: Path, name: str) -> bool:
+    """Whether images in a folder, which need not exist, would be images of the data set 'image_folder:PATH' too.
+
+    False for other data sets, for hidden folders, and for folders beside those of the parts.
+    """
+    if not name.startswith(PREFIX):
+        return False
+    photos = Path(local_path(name.removeprefix(PREFIX)))
+    try:
+        inside = folder.resolve().relative_to(photos.resolve()).parts
+        parts = [part_named(entry.name) for entry in photos.iterdir() if entry.is_dir()]
+    except (OSError, ValueError):  # there are no photos, or the folder is outside of theirs
+        return False
+    if any(word.startswith(".") for word in inside):
+        return False
+    return "train" not in parts or not inside or part_named(inside[0]) is not None
+
+
+def refuse_among_images(folder: Path, name: str) -> None:
+    """Refuses the folder of a run or a sweep whose figures would be images of the data set that it is trained on.
+
+    The run could not be resumed: the data would have another class, named after its folder.
+
+    Raises:
+      UsageError: see `is_among_images`.
+    """
+    if is_among_images(folder, name):
+        raise UsageError(
+            f"--workdir={folder}: this is among the images of {name}, and the run's figures would be taken for images; "
+            "name a folder outside of it"
+        )
 
 
 def _is_file_of(file: Path, picture: Image.Image) -> bool:

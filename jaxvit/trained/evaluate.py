@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +100,7 @@ def read_split(
         with gate.named_by(loaded.workdir, allowed=loaded.own_code):
             dataset = dataset_of(config)
     if dataset.class_names != loaded.class_names:
-        theirs, ours = (
-            ", ".join(names[:4]) + ", …" * (len(names) > 4) for names in (dataset.class_names, loaded.class_names)
-        )
+        theirs, ours = _differing(dataset.class_names, loaded.class_names)
         raise UsageError(f"{dataset.name}: its classes ({theirs}) are not those of the model ({ours})")
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
@@ -134,6 +134,15 @@ def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -
             said = f"warning: {source.name}: these are not the images that the run used for {part}"
             print(terminal(said), file=sys.stderr)
             return
+
+
+def _differing(*lists: Sequence[str]) -> Iterator[str]:
+    """Shows each of some lists of classes by four names, from the first place where they differ."""
+    start = next(i for i, names in enumerate(itertools.zip_longest(*lists)) if len(set(names)) > 1)
+    first = max(0, start - 3)  # some that agree, for the place
+    for names in lists:
+        shown = names[first : first + 4]
+        yield "…, " * (first > 0) + ", ".join(shown) + ", …" * (len(names) > first + 4)
 
 
 def _size(shape: tuple[int, ...]) -> str:

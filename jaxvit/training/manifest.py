@@ -1,9 +1,9 @@
 """Hashes of a checkpoint's files: written before the checkpoint gets its name, compared before it is used.
 
 ``manifest.json`` is in the checkpoint's folder. It has the checkpoint's step, so that a folder that was renamed is not
-taken for another checkpoint, and the size and SHA-256 of every file there, except for Orbax's two notes on when the save
-ended, which nothing reads. The manifest has its own checksum, so that a change in it is detected too. A checkpoint of an
-earlier version has no manifest; it is used, with a warning that it is not verified.
+taken for another checkpoint, and the size and SHA-256 of every file there, except for Orbax's two notes on when the
+save ended, which nothing reads. The manifest has its own checksum, so that a change in it is detected too. A checkpoint
+of an earlier version has no manifest; it is used, with a warning that it is not verified.
 """
 
 from __future__ import annotations

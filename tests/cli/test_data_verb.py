@@ -84,6 +84,9 @@ def test_export_of_images_that_vary_in_size(tmp_path):
     words = ["export", name, str(out), "--split=train", f"--data_dir={tmp_path}"]
     with pytest.raises(UsageError, match=r"set config\.data\.side"):
         main(words)
+    for among in ("pets/train", "pets/train/cat"):
+        with pytest.raises(UsageError, match="the images are read from there, and would be there twice"):
+            main(["export", name, str(tmp_path / among), *words[3:], "--config.data.side=8"])
     assert main([*words, "--config.data.side=8"]) == 0
     assert [Image.open(file).size for file in out.rglob("*.png")] == [(8, 8)] * 2
     with pytest.raises(UsageError, match=r"--config\.augment\.flip: this key has no effect on an export"):
