@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +21,7 @@ from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path, make_writable
 from jaxvit.shown import csv_cell, terminal
-from jaxvit.trained.image_files import find_images
+from jaxvit.trained.image_files import find_images, refuse_among
 from jaxvit.trained.predict import Prediction, predict_files
 
 FORMATS = ("table", "csv", "jsonl")
@@ -80,7 +79,7 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"{' '.join(options.images)}: no images found{besides}")
     names = itertools.chain(some, names)
     if figure and figure.exists():
-        names = _spare(figure, names)
+        names = refuse_among(names, figure)
     pictures: list[tuple[np.ndarray, Prediction]] = []
     write = WRITERS[options.format](sys.stdout, min(options.top, len(loaded.class_names)))
     counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
@@ -109,15 +108,6 @@ def main(argv: list[str]) -> int:
         print(terminal(f"warning: {said}; the run was trained with 0"), file=sys.stderr)
     print(terminal(_sum_up(counts, figure if pictures else None)), file=sys.stderr)
     return errors.SOME_INPUTS_FAILED if counts["failed"] else errors.DONE
-
-
-def _spare(figure: Path, names: Iterable[str]) -> Iterator[str]:
-    """Yields the names of the images; raises UsageError at one that the figure would replace."""
-    for name in names:
-        with contextlib.suppress(OSError):  # a name that leads nowhere is reported where it is read
-            if figure.samefile(name):
-                raise UsageError(f"--figure={figure}: this is one of the images; name another file")
-        yield name
 
 
 def _write_table(stream: TextIO, top: int) -> Callable[[Prediction], None]:

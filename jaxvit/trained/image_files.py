@@ -5,18 +5,21 @@ They are found while others are decoded; what is kept of those to come are the n
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from jaxvit.data.decoding import Limits, decode, why_unreadable
 from jaxvit.data.depth import Depth
 from jaxvit.data.image_files import PassedOver, walk_images
+from jaxvit.errors import UsageError
 from jaxvit.files import read_regular
 
 
@@ -53,6 +56,15 @@ def find_images(
             yield from (name for name in found if not os.path.isdir(name)) if found else (word,)
         else:
             yield word
+
+
+def refuse_among(names: Iterable[str], figure: Path) -> Iterator[str]:
+    """Yields the names of images; raises UsageError at one that the file of a figure would replace."""
+    for name in names:
+        with contextlib.suppress(OSError):  # a name that leads nowhere is reported where it is read
+            if figure.samefile(name):
+                raise UsageError(f"--figure={figure}: this is one of the images; name another file")
+        yield name
 
 
 def read_images(
