@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
 from jaxvit.errors import UsageError, first_line
 from jaxvit.files import check_regular, read_json
+from jaxvit.shown import terminal
 from jaxvit.weights import torch_file
 
 INDEX = ".index.json"  # ends the name of a list of the files that weights are spread over
 _NESTED = ("model", "state_dict", "model_ema", "state_dict_ema", "ema", "params", "net", "module")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-_MOST_RATIO = 200  # how many times its compressed size a member of an .npz may have
+_MOST_RATIO = 200  # how many times its own size an .npz may unfold to
+_BESIDE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")  # names of files that an index may list
 _MOST_HEADER = 100 << 20  # bytes of a safetensors header
 
 
@@ -108,22 +112,25 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.file_size > _MOST_RATIO * max(info.compress_size, 1 << 16):
-                    raise ValueError(f"{info.filename} unfolds to {info.file_size:,} bytes")
+            size = sum(info.file_size for info in archive.infolist())
+            if size > _MOST_RATIO * max(path.stat().st_size, 1 << 16):
+                raise ValueError(f"it unfolds to {size:,} bytes")
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise UsageError(f"{path} cannot be read ({reason}); download it again") from None
-    return {name: _bfloat16(array) for name, array in arrays.items()}
+    arrays = {name: _bfloat16(array) for name, array in arrays.items()}
+    return {name: array for name, array in arrays.items() if array.dtype.kind in "biuf" or _is_bfloat16(array)}
 
 
 def _bfloat16(array: np.ndarray) -> np.ndarray:
     """NumPy stores bfloat16 as two bytes without a type."""
-    import ml_dtypes
-
     return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+
+
+def _is_bfloat16(array: np.ndarray) -> bool:
+    return array.dtype == ml_dtypes.bfloat16
 
 
 def _read_index(path: Path, part: str) -> dict[str, np.ndarray]:
@@ -133,7 +140,7 @@ def _read_index(path: Path, part: str) -> dict[str, np.ndarray]:
         raise UsageError(f"{path} is not an index of weights: it has no weight_map")
     arrays: dict[str, np.ndarray] = {}
     for name in sorted(set(table.values())):
-        if Path(name).name != name or name.endswith(INDEX):
+        if not _BESIDE.fullmatch(name) or name.endswith(INDEX):
             raise UsageError(f"{path} names {json.dumps(name)}, which is not a file beside it")
         file = path.with_name(name)
         if not file.exists():
@@ -146,13 +153,15 @@ def state_dict(tree: object, path: Path, part: str = "") -> dict[str, np.ndarray
     """Finds the weights in what a PyTorch file holds; see `read_arrays`."""
     if part:
         if not (isinstance(tree, Mapping) and part in tree):
-            parts = [str(key) for key in tree] if isinstance(tree, Mapping) else []
+            parts = [terminal(key) for key in tree] if isinstance(tree, Mapping) else []
             raise UsageError(f"{path} has no part {part!r}; it has {', '.join(parts[:8]) or 'none'}")
         tree = tree[part]
     for _ in range(4):  # {'state_dict': {'model': ...}}
         if not isinstance(tree, Mapping):
             break
-        arrays = {str(name): value for name, value in tree.items() if isinstance(value, np.ndarray)}
+        arrays = {
+            name: value for name, value in tree.items() if isinstance(name, str) and isinstance(value, np.ndarray)
+        }
         nested = [key for key in _NESTED if isinstance(tree.get(key), Mapping)]
         if not nested or len(arrays) > len(tree) // 2:
             return arrays

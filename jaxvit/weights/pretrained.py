@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxvit.errors import UsageError
 from jaxvit.models.registry import create_model
+from jaxvit.shown import terminal
 from jaxvit.weights import mapping
 from jaxvit.weights.arrays import read_arrays
 from jaxvit.weights.compact_transformers import COMPACT_TRANSFORMERS
@@ -33,6 +34,8 @@ ORIGINS: dict[str, Origin] = {
     for origin in (SPACH, COMPACT_TRANSFORMERS, SCENIC, BIG_VISION, VISION_TRANSFORMER, TRANSFORMERS, TIMM)
 }
 _HEAD = "head/"
+# Errors that the translation of a project raises for arrays of unexpected shapes.
+_MISFITS = (mapping.MappingError, KeyError, ValueError, IndexError, TypeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def find_origin(arrays: Mapping[str, np.ndarray], path: Path) -> Origin:
     for origin in ORIGINS.values():
         if origin.fits(arrays):
             return origin
-    names = ", ".join(sorted(arrays)[:3])
+    names = terminal(", ".join(sorted(arrays)[:3]))
     known = ", ".join(origin.title for origin in ORIGINS.values())
     raise UsageError(f"{path} has names of no project that is known, such as {names:.200}; known are {known}")
 
@@ -111,7 +114,7 @@ def read_pretrained(
         guess = found.guess(arrays)
     except NotImportable as error:
         raise UsageError(f"{path} cannot be imported: it holds {error}") from None
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except _MISFITS as error:
         raise UsageError(f"{path} is not whole, or not of {found.title}: {_reason(error)}") from None
     try:
         if model:
@@ -125,8 +128,8 @@ def read_pretrained(
         prepared = found.prepare(arrays, _attributes(built))
         shapes = shapes_of(built, image)
         read = mapping.read(prepared, found.lines, shapes)
-    except (mapping.MappingError, ValueError) as error:
-        raise UsageError(f"{path} does not suit the model: {error}") from None
+    except _MISFITS as error:
+        raise UsageError(f"{path} does not suit the model: {_reason(error)}") from None
     _check(path, read)
     unused = tuple(name for name in read.unused if not any(re.fullmatch(p, name) for p in found.ignored))
     params = unflatten_dict({tuple(name.split("/")): array for name, array in read.params.items()})
@@ -212,7 +215,7 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
         prepared = origin.prepare(arrays, _attributes(model))
         image = input or origin.guess(arrays).input
         read = mapping.read(prepared, origin.lines, shapes_of(model, image))
-    except (NotImportable, mapping.MappingError, KeyError, ValueError) as error:
+    except _MISFITS as error:
         raise UsageError(f"{path} does not suit the model: {_reason(error)}") from None
     _check(path, read)
     if read.missing:

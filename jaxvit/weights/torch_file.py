@@ -1,19 +1,20 @@
 """Reads PyTorch checkpoints (`.pth`, `.pt`, `.bin`) without PyTorch, as data.
 
 `torch.save` writes a zip archive: a pickle, `data.pkl`, that describes tensors, and one uncompressed member with the
-numbers of each storage. A pickle is a program for a small machine that may call any importable function, so it is
-read here by an unpickler that knows a fixed list of names: tensors, plain containers, numbers, and a few classes whose
-content is ignored. Any other name ends the reading before anything is called.
+numbers of each storage. A pickle is a program for a small machine that may call any importable function and set any
+attribute, so Python's unpickler is not used. Its opcodes are followed here, and give tensors, plain containers,
+numbers, and a placeholder for a few classes whose content is not needed. Any other name ends the reading; nothing is
+called.
 """
 
 from __future__ import annotations
 
 import collections
-import io
+import enum
 import math
-import pickle
+import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +23,11 @@ import numpy as np
 
 from jaxvit.errors import UsageError, first_line
 from jaxvit.files import check_regular
+from jaxvit.shown import terminal
 
 MAGIC = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the pickled number of files before PyTorch 1.6
-_MOST_PICKLE = 1 << 28  # bytes; the descriptions of 100,000 tensors take some 20 MB
+_MOST_PICKLE = 1 << 26  # bytes; the descriptions of 100,000 tensors take some 20 MB
 
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -44,18 +46,6 @@ _STORAGES = {
 class Ignored:
     """Stands for an object whose content is not needed, such as the options a training was started with."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        del args, kwargs
-
-    def __setstate__(self, state: object) -> None:
-        del state
-
-    def __setitem__(self, key: object, value: object) -> None:
-        del key, value
-
-    def append(self, value: object) -> None:
-        del value
-
     def __repr__(self) -> str:
         return "<ignored>"
 
@@ -70,72 +60,211 @@ class _Forbidden(Exception):
     """The pickle names something that is neither a tensor nor a plain container."""
 
 
-def _tensor(archive: _Archive) -> Callable[..., np.ndarray]:
-    def rebuild(storage: object, offset: object, size: object, stride: object, *rest: object) -> np.ndarray:
-        del rest  # requires_grad, hooks, metadata
-        return archive.view(storage, offset, size, stride)
+class _Known(enum.Enum):
+    """The kinds of objects, besides types of storages, that a pickle may name, by the result of calling them."""
 
-    return rebuild
-
-
-def _first(value: object, *rest: object) -> object:
-    """A parameter is its tensor."""
-    del rest
-    return value
+    TENSOR = enum.auto()
+    PARAMETER = enum.auto()  # its first argument, a tensor
+    TUPLE = enum.auto()
+    DICT = enum.auto()
+    IGNORED = enum.auto()
 
 
-def _ordered_dict(*pairs: object) -> collections.OrderedDict:
-    return collections.OrderedDict(*pairs)
+_NAMES: dict[tuple[str, str], _Known | np.dtype] = {
+    ("collections", "OrderedDict"): _Known.DICT,
+    ("torch", "Size"): _Known.TUPLE,
+    ("torch._utils", "_rebuild_tensor_v2"): _Known.TENSOR,
+    ("torch._utils", "_rebuild_parameter"): _Known.PARAMETER,
+    ("torch.nn.parameter", "Parameter"): _Known.PARAMETER,
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+    # Objects that training scripts store next to the weights.
+    **dict.fromkeys(
+        [
+            ("argparse", "Namespace"),
+            ("collections", "Counter"),
+            ("collections", "defaultdict"),
+            ("torch", "device"),
+            ("torch", "float32"),
+            ("torch", "float16"),
+            ("torch", "bfloat16"),
+            ("torch", "int64"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "scalar"),
+            ("_codecs", "encode"),
+            ("pathlib", "PosixPath"),
+            ("datetime", "datetime"),
+        ],
+        _Known.IGNORED,
+    ),
+}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that resolves the names of `_known` and no others."""
+class _Reader:
+    """Follows a pickle's opcodes, as Python's unpickler does, but sets no attribute and calls nothing of the file's.
 
-    def __init__(self, archive: _Archive, data: bytes):
-        super().__init__(io.BytesIO(data))
+    Python's own calls `__setstate__` of whatever lies on its stack, such as a NumPy dtype that the process shares, and
+    makes as much room for its memo as the file says.
+    """
+
+    def __init__(self, archive: _Archive):
         self._archive = archive
-        self._known: dict[tuple[str, str], object] = {
-            ("collections", "OrderedDict"): _ordered_dict,
-            ("torch", "Size"): tuple,
-            ("torch._utils", "_rebuild_tensor_v2"): _tensor(archive),
-            ("torch._utils", "_rebuild_parameter"): _first,
-            ("torch.nn.parameter", "Parameter"): _first,
-            **{("torch", name): dtype for name, dtype in _STORAGES.items()},
-            # Objects that training scripts store next to the weights.
-            **dict.fromkeys(
-                [
-                    ("argparse", "Namespace"),
-                    ("collections", "Counter"),
-                    ("collections", "defaultdict"),
-                    ("torch", "device"),
-                    ("torch", "float32"),
-                    ("torch", "float16"),
-                    ("torch", "bfloat16"),
-                    ("torch", "int64"),
-                    ("numpy", "dtype"),
-                    ("numpy.core.multiarray", "scalar"),
-                    ("numpy._core.multiarray", "scalar"),
-                    ("_codecs", "encode"),
-                    ("pathlib", "PosixPath"),
-                    ("datetime", "datetime"),
-                ],
-                Ignored,
-            ),
-        }
+        self._stack: list = []
+        self._marks: list[list] = []
+        self._memo: dict[object, object] = {}  # keys are the numbers that the pickle names
 
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return self._known[module, name]
-        except KeyError:
-            raise _Forbidden(f"{module}.{name}") from None
+    def read(self, data: bytes) -> object:
+        for opcode, value, _ in pickletools.genops(data):
+            if opcode.name == "STOP":
+                return self._stack.pop()
+            self._step(opcode.name, value)
+        raise ValueError("its pickle has no end")
 
-    def persistent_load(self, reference: object) -> _Storage:
-        if not (isinstance(reference, tuple) and len(reference) == 5 and reference[0] == "storage"):
-            raise ValueError("a reference to an unknown object")
-        _, dtype, key, _, numel = reference
-        if not (isinstance(dtype, np.dtype) and isinstance(key, str) and type(numel) is int and numel >= 0):
-            raise ValueError("a storage of an unknown kind")
-        return _Storage(dtype, key, numel)
+    def _step(self, opcode: str, value: object) -> None:
+        stack = self._stack
+        match opcode:
+            case "PROTO" | "FRAME":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self._memo[value] = stack[-1]
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[value])
+            case "MARK":
+                self._marks.append(stack)
+                self._stack = []
+            case "POP":
+                stack.pop()
+            case "DUP":
+                stack.append(stack[-1])
+            case "POP_MARK":
+                self._since_mark()
+            case "EMPTY_TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = _TUPLES[opcode]
+                stack.append(tuple(stack.pop() for _ in range(count))[::-1])
+            case "TUPLE":
+                items = self._since_mark()
+                self._stack.append(tuple(items))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "LIST":
+                items = self._since_mark()
+                self._stack.append(items)
+            case "APPEND":
+                _extend(stack[-2], [stack.pop()])
+            case "APPENDS":
+                items = self._since_mark()
+                _extend(self._stack[-1], items)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "DICT":
+                items = self._since_mark()
+                self._stack.append({})
+                _set(self._stack[-1], items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _set(stack[-1], [key, value])
+            case "SETITEMS":
+                items = self._since_mark()
+                _set(self._stack[-1], items)
+            case "EMPTY_SET":
+                stack.append(Ignored())
+            case "ADDITEMS":
+                self._since_mark()
+            case "FROZENSET":
+                self._since_mark()
+                self._stack.append(Ignored())
+            case "GLOBAL":
+                module, _, name = str(value).partition(" ")
+                stack.append(_named(module, name))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_named(module, name))
+            case "INST":
+                module, _, name = str(value).partition(" ")
+                called, arguments = _named(module, name), self._since_mark()
+                self._stack.append(self._call(called, tuple(arguments)))
+            case "OBJ":
+                called, *arguments = self._since_mark()
+                self._stack.append(self._call(called, tuple(arguments)))
+            case "REDUCE" | "NEWOBJ":
+                arguments, called = stack.pop(), stack.pop()
+                stack.append(self._call(called, arguments))
+            case "NEWOBJ_EX":
+                _, arguments, called = stack.pop(), stack.pop(), stack.pop()
+                stack.append(self._call(called, arguments))
+            case "BUILD":  # attributes, which nothing here has
+                stack.pop()
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case _ if isinstance(value, (bool, int, float, str, bytes, bytearray)) and opcode not in _UNKNOWN:
+                stack.append(value)
+            case _:
+                raise ValueError(f"its pickle has {opcode}")
+
+    def _since_mark(self) -> list:
+        items, self._stack = self._stack, self._marks.pop()
+        return items
+
+    def _call(self, called: object, arguments: object) -> object:
+        if not isinstance(arguments, tuple):
+            raise ValueError("a call without arguments")
+        match called:
+            case _Known.TENSOR:
+                return self._archive.view(*arguments[:4])  # then: requires_grad, hooks, metadata
+            case _Known.PARAMETER:
+                return arguments[0]
+            case _Known.TUPLE if not arguments or isinstance(arguments[0], (tuple, list)):
+                return tuple(*arguments[:1])
+            case _Known.DICT if not arguments or isinstance(arguments[0], (tuple, list)):
+                found = collections.OrderedDict()
+                for pair in arguments[0] if arguments else ():
+                    _set(found, pair)
+                return found
+            case _Known.IGNORED:
+                return Ignored()
+        raise ValueError("a call of what cannot be called")
+
+
+_UNKNOWN = ("PERSID", "EXT1", "EXT2", "EXT4")
+
+
+def _named(module: object, name: object) -> _Known | np.dtype:
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise ValueError("a name that is not text")
+    if (found := _NAMES.get((module, name))) is not None:
+        return found
+    raise _Forbidden(terminal(f"{module:.100}.{name:.100}"))
+
+
+def _extend(into: object, items: list) -> None:
+    if isinstance(into, list):
+        into.extend(items)
+    elif not isinstance(into, Ignored):
+        raise ValueError("items of what is no list")
+
+
+def _set(into: object, items: Sequence) -> None:
+    """Sets items of a dict. Only plain keys are kept: to hash a tuple of tuples can take forever."""
+    if isinstance(into, dict) and isinstance(items, (list, tuple)) and len(items) % 2 == 0:
+        into.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) in (str, int))
+    elif not isinstance(into, Ignored):
+        raise ValueError("items of what is no dict")
+
+
+def _storage(reference: object) -> _Storage:
+    if not (isinstance(reference, tuple) and len(reference) == 5 and type(reference[0]) is str):
+        raise ValueError("a reference to an unknown object")
+    kind, dtype, key, _, numel = reference
+    if kind != "storage":
+        raise ValueError("a reference to an unknown object")
+    if not (isinstance(dtype, np.dtype) and isinstance(key, str) and type(numel) is int and numel >= 0):
+        raise ValueError("a storage of an unknown kind")
+    return _Storage(dtype, key, numel)
 
 
 class _Archive:
@@ -155,6 +284,7 @@ class _Archive:
             raise ValueError("an unknown byte order")
         self._order = "<" if order == b"little" else ">"
         self._storages: dict[str, np.ndarray] = {}
+        self._swapped: dict[_Storage, np.ndarray] = {}  # big-endian arrays, converted once: many tensors can share one
 
     def _read(self, name: str, most: int) -> bytes:
         info = self._members.get(f"{self._folder}/{name}")
@@ -168,7 +298,7 @@ class _Archive:
 
     def load(self) -> object:
         try:
-            return _Unpickler(self, self._read("data.pkl", _MOST_PICKLE)).load()
+            return _Reader(self).read(self._read("data.pkl", _MOST_PICKLE))
         finally:
             self._zip.close()
 
@@ -199,8 +329,10 @@ class _Archive:
             raise ValueError(f"data/{storage.key} has {raw.nbytes:,} bytes, where {expected:,} belong")
         if self._order == "<":
             return raw[:expected].view(storage.dtype)
-        swapped = raw[:expected].reshape(-1, storage.dtype.itemsize)[:, ::-1]
-        return np.ascontiguousarray(swapped).reshape(-1).view(storage.dtype)
+        if storage not in self._swapped:
+            swapped = raw[:expected].reshape(-1, storage.dtype.itemsize)[:, ::-1]
+            self._swapped[storage] = np.ascontiguousarray(swapped).reshape(-1).view(storage.dtype)
+        return self._swapped[storage]
 
 
 def _counts(numbers: object) -> tuple[int, ...]:

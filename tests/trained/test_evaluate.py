@@ -20,7 +20,7 @@ import jaxvit
 from jaxvit.cli.evaluate import main
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.files import checksum, read_json
-from jaxvit.trained.evaluate import _differing, evaluate_source, read_split
+from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.inference import Predictor, judge
 from jaxvit.trained.scores import calibration, score, write_tables
 
@@ -190,12 +190,6 @@ def test_a_folder_of_labelled_images_is_a_data_set(tmp_path, capsys):
     assert found["count"] == 3 and [row["count"] for row in found["per_class"]] == [2, 1]
     with pytest.raises(UsageError, match=r"digits: its classes \(0, 1, 2, 3, …\) are not those of the model \(a, b\)"):
         main([*arguments, "--data=digits"])
-
-
-def test_classes_are_shown_where_they_differ():
-    digits = [str(i) for i in range(10)]
-    assert list(_differing(digits, [*digits, "run"])) == ["…, 7, 8, 9", "…, 7, 8, 9, run"]
-    assert list(_differing([*digits[:5], "x", *digits[6:]], digits)) == ["…, 2, 3, 4, x, …", "…, 2, 3, 4, 5, …"]
 
 
 def test_images_that_are_not_those_of_the_run_are_told(run, tmp_path, capsys):

@@ -86,7 +86,22 @@ def _bomb(path):
         archive.writestr("a.npy", bytes(100 << 20))
 
 
+def _many_bombs(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        for index in range(8):
+            archive.writestr(f"{index}.npy", bytes(4 << 20))
+
+
+def _no_bytes(path):
+    header = b"{'descr':'|S0','fortran_order':False,'shape':(1000000000000,)}\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
 BAD = {
+    "npz of many that unfold": (_many_bombs, "unfolds to"),
+    "npz of 10^12 empty strings": (_no_bytes, "holds no arrays"),
+    "npz of records": (lambda path: np.savez(path, a=np.zeros(1, "f4,f4")), "holds no arrays"),
     "empty": (lambda path: path.write_bytes(b""), "is empty"),
     "Git LFS": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid"), "git lfs pull"),
     "a page": (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "web page"),

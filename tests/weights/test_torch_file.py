@@ -107,7 +107,10 @@ BROKEN = {
     "a length beyond the file": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"a.",
     "nothing": b"",
     "no pickle": b"hello",
-    "an unhashable key": b"\x80\x02}]Ns.",
+    "a call of a type": named("torch", "FloatStorage"),
+    "a call of what was read": b"\x80\x02K\x01)R.",
+    "a name that is not text": b"\x80\x04K\x01K\x02\x93.",
+    "nothing in the memo": b"\x80\x02h\x07.",
 }
 
 
@@ -116,6 +119,39 @@ def test_a_broken_pickle_is_one_line(tmp_path, kind):
     with pytest.raises(UsageError, match=r"a\.pth cannot be read \(.*download it again") as caught:
         read_torch(save(tmp_path / "a.pth", {}, pickled=BROKEN[kind]))
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_of_the_process_is_changed(tmp_path):
+    state = b"(K\x03X\x01\x00\x00\x00|NNNK@K\x01K\x00t"  # of a dtype, whose items become 64 bytes long
+    for kind in ("BFloat16Storage", "FloatStorage"):
+        read_torch(save(tmp_path / "a.pth", {}, pickled=b"\x80\x02ctorch\n" + kind.encode() + b"\n" + state + b"b."))
+    assert np.dtype(ml_dtypes.bfloat16).itemsize == 2 and np.dtype(np.float32).itemsize == 4
+
+
+BOMBS = {
+    "the memo's length": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "keys that take forever to hash": b"\x80\x02}N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
+    "a key that takes forever to write": b"\x80\x04}(N\x91" + b"q\x000(h\x00h\x00\x85\x91" * 60 + b"Ns.",
+    "an unhashable key": b"\x80\x02}]Ns.",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_small_pickle_takes_little(tmp_path, kind):
+    assert read_torch(save(tmp_path / "a.pth", {}, pickled=BOMBS[kind])) == {}
+
+
+def test_tensors_of_a_big_endian_storage_share_it(tmp_path):
+    storage = Storage(np.arange(12, dtype=np.float32), "0")
+    tree = {"a": Tensor(storage, 0, (4,), (1,)), "b": Tensor(storage, 2, (4,), (1,))}
+    extra = [("data/0", storage.array.astype(">f4").tobytes())]
+    found = read_torch(save(tmp_path / "a.pth", tree, order="big", extra=extra))
+    assert found["b"].tolist() == [2, 3, 4, 5] and np.shares_memory(found["a"], found["b"])
+
+
+def test_names_are_shown_as_text(tmp_path):
+    with pytest.raises(UsageError, match=r"it names a\\x1b\[2J\.b, and"):
+        read_torch(save(tmp_path / "a.pth", {}, pickled=named("a\x1b[2J", "b")))
 
 
 def test_other_archives_are_named(tmp_path):
