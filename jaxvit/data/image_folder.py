@@ -54,7 +54,7 @@ def open_image_files(
 def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> None:
     """Writes images as FOLDER/CLASS/NAME.png, which `image_folder:FOLDER` and `jaxvit predict` read.
 
-    A file that is there already is left alone if it is the same image.
+    An existing file is kept if it is the same image.
 
     Args:
       folder: created if missing.
@@ -73,7 +73,7 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
             if not os.path.lexists(file):
                 missing.append((file, picture))
             elif not _is_file_of(file, picture):
-                raise UsageError(f"{file} is there already, and is another image; name another folder")
+                raise UsageError(f"{file} already exists, and is another image; name another folder")
         for file, picture in missing:
             make_folder(file.parent)
             with replaced(file, sync=False) as beside:
@@ -87,7 +87,7 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
 def is_among_images(folder: Path, name: str) -> bool:
     """Whether images in a folder, which need not exist, would be images of the data set 'image_folder:PATH' too.
 
-    False for other data sets, for hidden folders, and for folders beside those of the parts.
+    False for other data sets, for hidden folders, and for folders next to those of the parts.
     """
     if not name.startswith(PREFIX):
         return False
@@ -95,7 +95,7 @@ def is_among_images(folder: Path, name: str) -> bool:
     try:
         inside = folder.resolve().relative_to(photos.resolve()).parts
         parts = [part_named(entry.name) for entry in photos.iterdir() if entry.is_dir()]
-    except (OSError, ValueError):  # there are no photos, or the folder is outside of theirs
+    except (OSError, ValueError):  # the data set has no folder, or `folder` is outside of it
         return False
     if any(word.startswith(".") for word in inside):
         return False
@@ -112,13 +112,13 @@ def refuse_among_images(folder: Path, name: str) -> None:
     """
     if is_among_images(folder, name):
         raise UsageError(
-            f"--workdir={folder}: this is among the images of {name}, and the run's figures would be taken for images; "
+            f"--workdir={folder}: this is among the images of {name}, and the run's figures would become training images; "
             "name a folder outside of it"
         )
 
 
 def _is_file_of(file: Path, picture: Image.Image) -> bool:
-    """Whether a file holds what Pillow writes for an image."""
+    """Whether a file has exactly the bytes that Pillow writes for an image."""
     written = io.BytesIO()
     picture.save(written, format="PNG")
     try:

@@ -251,7 +251,7 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
         if (path / "result.json").exists():
             raise UsageError(
                 f"{path}: this run is finished, and its checkpoints are missing; put them back into "
-                f"{checkpoint_folder(path)}, or train anew with another --workdir"
+                f"{checkpoint_folder(path)}, or train again with another --workdir"
             )
         raise UsageError(f"{path} holds no checkpoint yet; train it first")
     facts = read_model(path)

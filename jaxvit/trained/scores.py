@@ -117,7 +117,7 @@ def most_confused(confusion: np.ndarray, names: Sequence[str], pairs: int = 10) 
 
 
 def _require_no_other_table(file: Path, columns: Sequence[str]) -> None:
-    """Raises UsageError if a file is there whose first line does not begin with the first column."""
+    """Raises UsageError if the file exists and its first line does not start with the first column."""
     try:
         check_regular(file)
         with file.open("rb") as stream:
@@ -125,7 +125,7 @@ def _require_no_other_table(file: Path, columns: Sequence[str]) -> None:
     except FileNotFoundError:
         return
     if there and there.split(",")[0] != columns[0]:
-        raise UsageError(f"{file} is there already, and is another table; name another folder with --out=DIR")
+        raise UsageError(f"{file} already exists, and is another table; name another folder with --out=DIR")
 
 
 def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path, image_files: Sequence[str] = ()) -> list[Path]:
@@ -141,7 +141,7 @@ def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path, image_f
       The paths of the three files.
 
     Raises:
-      UsageError: one of them is there and is another table, by its first column; nothing is written.
+      UsageError: a file exists and is another table, judged by its first column; nothing is written.
     """
     names, per_class = scores["class_names"], scores["per_class"]
     # Class names may occur twice, so rows are sequences instead of dicts.

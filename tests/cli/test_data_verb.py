@@ -36,7 +36,7 @@ def test_export_replaces_no_other_image(tmp_path, data_directory):
     assert main(words) == main(words) == 0
     own = sorted((tmp_path / "images").rglob("*.png"))[-1]
     own.write_bytes(b"my own")
-    with pytest.raises(UsageError, match=rf"{own.name} is there already, and is another image; name another folder"):
+    with pytest.raises(UsageError, match=rf"{own.name} already exists, and is another image; name another folder"):
         main([*words[:-1], "--n=5"])
     assert own.read_bytes() == b"my own" and len(list((tmp_path / "images").rglob("*.png"))) == 3
 

@@ -105,7 +105,7 @@ def test_a_run_is_not_put_where_its_figures_would_be_images(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "flat")
     for place in ("flat/run", "link/run", "flat/cat/run", "parts/Train/run", "parts/test"):
         name = f"image_folder:{tmp_path / place.split('/')[0].replace('link', 'flat')}"
-        with pytest.raises(UsageError, match=r"^--workdir=.*: this is among the images of .* taken for images"):
+        with pytest.raises(UsageError, match=r"^--workdir=.*: this is among the images of .* become training images"):
             refuse_among_images(tmp_path / place, name)
     for place, name in [("flat/.runs/run", "flat"), ("parts/run", "parts"), ("flat2/run", "flat"), ("x", "missing")]:
         refuse_among_images(tmp_path / place, f"image_folder:{tmp_path / name}")

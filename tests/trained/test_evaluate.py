@@ -235,7 +235,7 @@ def test_a_table_of_the_user_is_not_replaced(random_scores, tmp_path):
     write_tables(found, outcomes, tmp_path / "test")
     (tmp_path / "test_images.csv").write_text("file,label\n1.jpg,cat\n")
     (tmp_path / "test.csv").unlink()
-    with pytest.raises(UsageError, match=r"test_images\.csv is there already, and is another table"):
+    with pytest.raises(UsageError, match=r"test_images\.csv already exists, and is another table"):
         write_tables(found, outcomes, tmp_path / "test")
     assert (tmp_path / "test_images.csv").read_text() == "file,label\n1.jpg,cat\n"
     assert not (tmp_path / "test.csv").exists()
