@@ -112,8 +112,8 @@ def refuse_among_images(folder: Path, name: str) -> None:
     """
     if is_among_images(folder, name):
         raise UsageError(
-            f"--workdir={folder}: this is among the images of {name}, and the run's figures would become training images; name "
-            "a folder outside of it"
+            f"--workdir={folder}: this is among the images of {name}, and the run's figures would become training "
+            "images; name a folder outside of it"
         )
 
 
