@@ -1,5 +1,6 @@
 """Export of a trained model to files that run without jaxvit."""
 
+import ast
 import json
 import os
 import runpy
@@ -518,3 +519,15 @@ def test_a_jax_that_the_converter_does_not_know_is_one_line(monkeypatch):
     with pytest.raises(UsageError, match=r"its converter does not support jax 0\.12\.0\.1; .*--to=stablehlo"):
         FORMATS["onnx"].check_converter()
     FORMATS["stablehlo"].check_converter()
+
+
+@pytest.mark.parametrize("script", sorted((Path(jaxvit.__file__).parent / "exports" / "loaders").glob("run_*.py")))
+def test_a_script_shows_a_class_name_as_text(script):
+    """Without the libraries that the script needs."""
+    tree = ast.parse(script.read_text())
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "shown")
+    names: dict = {}
+    exec(compile(ast.Module([function], []), str(script), "exec"), names)
+    assert names["shown"]("a\x1b[2J\n\u202e\ud800") == r"a\x1b[2J\n\u202e\ud800"
+    assert names["shown"]("größe 猫 7") == "größe 猫 7"
+    assert "shown(facts['class_names']" in script.read_text()
