@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxvit.models.registry import create_model, list_models
     from jaxvit.models.summarize import summary
     from jaxvit.run.train import train
+    from jaxvit.trained.embed import embed
     from jaxvit.trained.evaluate import evaluate
     from jaxvit.trained.history import History
     from jaxvit.trained.load import load
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _FUNCTIONS = {
     "History": "jaxvit.trained.history",
     "create_model": "jaxvit.models.registry",
+    "embed": "jaxvit.trained.embed",
     "evaluate": "jaxvit.trained.evaluate",
     "export": "jaxvit.exports.write",
     "list_models": "jaxvit.models.registry",
@@ -41,6 +43,7 @@ __all__ = [
     "History",
     "__version__",
     "create_model",
+    "embed",
     "evaluate",
     "export",
     "layers",

@@ -1,8 +1,8 @@
-"""Files, once for all: JSON and its checksums, whole-or-nothing writes, locks, odd paths, what comes with us.
+"""File operations: JSON with checksums, atomic writes, locks, unusual paths, files shipped with the package.
 
-A file that jaxvit writes goes through `replaced`: it is written beside its place, synced and then moved, so that a kill
-or a full disk leaves the old file or the new one, never half of one. Whole folders (checkpoints, exports, the cache of
-decoded images) are moved to their place by whoever writes them.
+jaxvit writes files through `replaced`: to a temporary file in the same folder, which is synced and then renamed. A kill
+or a full disk thus leaves the old file or the new one, never a partial one. Modules that write whole folders
+(checkpoints, exports, the cache of decoded images) rename them in the same way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INSTALLED_IN = Path(__file__).parents[1]  # the folder that holds this package: 
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Whether what a file says is a finite number from `least` to `most`; true and false are none.
+    """Whether a value read from a file is a finite number from `least` to `most`; bools are not numbers.
 
     Example:
       >>> is_number(0.5, 0, 1), is_number(True), is_number("897 %")
@@ -43,21 +43,21 @@ def is_number(value: object, least: float = -math.inf, most: float = math.inf) -
 
 
 def require(right: bool, file: Path, reason: str, remedy: str) -> None:
-    """Raises UsageError with the reason why a file cannot be used and what to do about it, unless all is right."""
+    """Raises UsageError with the reason why a file cannot be read and a remedy, unless `right` is true."""
     if not right:
         raise UsageError(f"{file} cannot be read ({reason}); {remedy}")
 
 
-# What a file that is none is called; to open one of these may wait for ever, and to read it may never end.
+# Names of irregular files. Opening one of these may block forever, and reading it may never end.
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 _MOST_JSON = 1 << 28  # bytes
 
 
 def check_regular(path: Path | str) -> os.stat_result:
-    """Looks at a file before it is opened.
+    """Checks, before a file is opened, that it is a regular file, and returns its status.
 
     Raises:
-      OSError: it is not there, or no regular file; `strerror` says what it is.
+      OSError: the file is missing or not a regular file; `strerror` says which.
     """
     found = os.stat(path)
     kind = stat.S_IFMT(found.st_mode)
@@ -69,20 +69,20 @@ def check_regular(path: Path | str) -> os.stat_result:
 
 
 def read_regular(path: Path | str, most: int, limit: str = "") -> bytes:
-    """The bytes of a regular file.
+    """Reads a regular file of limited size.
 
     Args:
-      path: of the file.
-      most: bytes that it may have.
-      limit: what is called so by the user: 'max_bytes'.
+      path: the file.
+      most: largest allowed size in bytes.
+      limit: the user's name of this limit, such as 'max_bytes', for the error.
 
     Raises:
-      OSError: it is none, has more, or cannot be read; `strerror` says why.
+      OSError: it is not a regular file, too large, or cannot be read; `strerror` says which.
     """
     size = check_regular(path).st_size
     if size <= most:
         with open(path, "rb") as file:
-            data = file.read(most + 1)  # of files that the system makes up, the size is not known before
+            data = file.read(most + 1)  # virtual files, as in /proc, report size 0
         if len(data) <= most:
             return data
         size = len(data)
@@ -90,11 +90,11 @@ def read_regular(path: Path | str, most: int, limit: str = "") -> bytes:
     raise OSError(errno.EFBIG, f"it has {size:,} bytes, and {allows}", str(path))
 
 
-CHECKSUM = "checksum"  # the key, at the top of a JSON file, of the hash of all the rest
+CHECKSUM = "checksum"  # top-level key of a JSON file: the hash of all other keys
 
 
 def checksum(value: Any) -> str:
-    """``sha256:`` and 64 hex digits of what JSON can say, however it is laid out in a file."""
+    """Returns ``sha256:`` and 64 hex digits for a JSON value; whitespace and key order in the file do not matter."""
     plain = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(plain.encode()).hexdigest()}"
 
@@ -112,10 +112,10 @@ _MOST_NESTED = 100  # levels of a JSON file; what reads its content may recurse
 
 
 def parse_json(data: bytes | str) -> Any:
-    """What JSON says.
+    """Parses JSON strictly.
 
     Raises:
-      ValueError: it is none, or has a number that is not finite: NaN, 1e400.
+      ValueError: invalid JSON, or a number that is not finite, such as NaN or 1e400.
     """
 
     try:
@@ -124,9 +124,9 @@ def parse_json(data: bytes | str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
-        raise ValueError("it is no JSON") from None
+        raise ValueError("it is not JSON") from None
     except ValueError as error:
-        # Python reads no integer of more than 4,300 digits.
+        # Python does not parse integers of more than 4,300 digits.
         raise ValueError("it has a number that is too long" if "digits" in str(error) else str(error)) from None
     level = [found] if isinstance(found, dict | list) else []
     for _ in range(_MOST_NESTED):
@@ -138,10 +138,10 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def checked_json(data: bytes | str) -> dict[str, Any]:
-    """What a JSON file with a checksum holds, without that.
+    """Parses JSON that must have a checksum, verifies it, and returns the value without it.
 
     Raises:
-      ValueError: it is none, or has changed since it was written.
+      ValueError: invalid JSON, no checksum, or the content has changed since it was written.
     """
     found = parse_json(data)
     said = found.pop(CHECKSUM, None) if isinstance(found, dict) else None
@@ -153,10 +153,10 @@ def checked_json(data: bytes | str) -> dict[str, Any]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits.
+    """Returns the SHA-256 of a file, as 64 hex digits.
 
     Raises:
-      OSError: it cannot be read, or is no regular file.
+      OSError: it cannot be read, or is not a regular file.
     """
     check_regular(path)
     with naming(path), path.open("rb") as stream:
@@ -167,7 +167,7 @@ _unverified: set[Path] = set()
 
 
 def note_unverified(folder: Path, what: Path) -> None:
-    """Says on stderr that something of a folder has no checksum; once for each folder, whatever else of it has none."""
+    """Prints on stderr that a file or folder has no checksum; only the first time for each `folder`."""
     if folder.absolute() not in _unverified:
         _unverified.add(folder.absolute())
         print(f"note: {what} has no checksum, as in earlier versions: it is not verified", file=sys.stderr, flush=True)
@@ -179,15 +179,15 @@ def read_json(
     *,
     expects_checksum: bool = False,
 ) -> Any:
-    """What a JSON file holds, without its checksum, which is compared where there is one.
+    """Reads a JSON file. If it has a checksum, verifies it and removes it from the result.
 
     Args:
-      path: of the file.
-      remedy: what to do if it cannot be read; ends the error's sentence.
-      expects_checksum: say so where there is none.
+      path: the file.
+      remedy: what to do if it cannot be read; the end of the error message.
+      expects_checksum: print a note if there is no checksum.
 
     Raises:
-      UsageError: there is no such file, it is no JSON, or its content has changed since it was written.
+      UsageError: the file is missing, is not JSON, or has changed since it was written.
     """
     try:
         found = parse_json(read_regular(path, _MOST_JSON))
@@ -202,27 +202,27 @@ def read_json(
         remedy += f"; if you have changed it yourself, delete '{CHECKSUM}' from it"
     except OSError as error:
         reason = error.strerror
-    except ValueError as error:  # cut off, another text, no text
+    except ValueError as error:
         reason = str(error)
     raise UsageError(f"{path} cannot be read ({reason}); {remedy}")
 
 
 @contextlib.contextmanager
 def replaced(path: Path, *, unique: bool = False, sync: bool = True) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; on a clean exit what lies there is synced and becomes `path`.
+    """Yields a temporary path in the folder of `path`. When the block exits, that file is synced and renamed to `path`.
 
-    If the body raises, what it wrote is removed and `path` stays as it was; an error of the system names `path`. What a
-    killed process leaves there has a fixed hidden name, which the next write uses again.
+    If the block raises, the temporary file is removed and `path` stays unchanged; errors of the operating system name
+    `path`. A killed process leaves a hidden file with a fixed name, which the next write overwrites.
 
     Args:
       path: the file to write.
-      unique: several processes may write this file at the same time: each gets a name of its own.
-      sync: wait until the content is on disk. False for files that are quickly written again, such as exported images.
+      unique: use a name per process, for files that several processes may write at the same time.
+      sync: wait until the content is on disk. False for files that are easily written again, such as exported images.
     """
     beside = path.with_name(f".{path.name}.{os.getpid() if unique else 'tmp'}")
     with naming(path):
         try:
-            beside.unlink(missing_ok=True)  # a link or a pipe of that name would be written through
+            beside.unlink(missing_ok=True)  # else the block could write through a link or a pipe of that name
             yield beside
             if sync:
                 with beside.open("rb") as file:
@@ -235,9 +235,9 @@ def replaced(path: Path, *, unique: bool = False, sync: bool = True) -> Iterator
 
 @contextlib.contextmanager
 def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
-    """Names `path` in operating system errors raised inside: writing and syncing report no file name.
+    """Makes OSErrors raised in the block name `path`: errors of writing and syncing have no file name.
 
-    So do errors that name a temporary file beside `path`, or anything below the folder `draft`.
+    Errors that name a temporary file of `path`, or a file in the folder `draft`, name `path` instead.
     """
     try:
         yield
@@ -249,15 +249,15 @@ def naming(path: Path, draft: Path | None = None) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
+    """Writes a text file atomically."""
     with replaced(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, with_checksum: bool = False) -> None:
-    """Writes a JSON file, whole or not at all; what JSON does not know is written as its `str`.
+    """Writes a JSON file atomically; values that JSON lacks are written as their `str`.
 
-    With a checksum, which a dict can have, `read_json` knows when a bit of it has changed.
+    `with_checksum` adds a checksum to a dict, with which `read_json` detects any change.
     """
     if with_checksum:
         value = json.loads(json.dumps(value, default=str))
@@ -266,14 +266,14 @@ def write_json(path: Path, value: Any, *, with_checksum: bool = False) -> None:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence[Any]]) -> str:
-    """CSV with a header, its lines ended by a line feed.
+    r"""Returns CSV text with a header; lines end with '\n'.
 
     Args:
-      columns: the header.
-      rows: each {column: value}, where a column that it lacks is an empty cell, or its values in the columns' order.
+      columns: names of the columns.
+      rows: each a dict {column: value}, with missing columns left empty, or a sequence of values in column order.
 
     Raises:
-      ValueError: a row has a key that is no column, or more values than there are columns.
+      ValueError: a row has an unknown column, or more values than columns.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -291,12 +291,12 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence[Any]]) -> None:
-    """Writes a CSV file, whole or not at all; see `csv_text`."""
+    """Writes a CSV file atomically; see `csv_text`."""
     write_text(path, csv_text(columns, rows))
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the disk keep the names in a folder: after a power cut a file that was moved there is there."""
+    """Syncs a folder, so that renames in it survive a power cut."""
     with naming(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -309,7 +309,7 @@ _made: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar("made"
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, where they are missing; see `no_empty_folders`."""
+    """Creates a folder and its parents if they are missing; see `no_empty_folders`."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     if (noted := _made.get()) is not None:
@@ -318,9 +318,9 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def no_empty_folders() -> Iterator[None]:
-    """If the body raises, folders that `make_folder` made within and that are empty still are removed again.
+    """If the block raises, removes folders that `make_folder` created in it and that are still empty.
 
-    A command that is refused so leaves no folder behind, however late it is refused.
+    A command that fails thus leaves no empty folders behind.
     """
     made: list[Path] = []
     token = _made.set(made)
@@ -336,10 +336,14 @@ def no_empty_folders() -> Iterator[None]:
 
 
 def make_writable(folder: Path, remedy: str) -> None:
-    """Makes a folder where it is missing, and tries whether files can be written there: before the work, not after it.
+    """Creates a folder if it is missing, and checks that files can be written there, before any long computation.
+
+    Args:
+      folder: the folder.
+      remedy: the end of the error message.
 
     Raises:
-      UsageError: it cannot be written; the remedy ends the sentence.
+      UsageError: the folder cannot be written.
       OSError: the disk is full, or fails.
     """
     try:
@@ -353,20 +357,20 @@ def make_writable(folder: Path, remedy: str) -> None:
         raise UsageError(f"{folder} cannot be written ({reason}); {remedy}") from None
 
 
-# 'gs://bucket/run', and what `Path` makes of it: 'gs:/bucket/run'. A single letter is a Windows drive.
+# 'gs://bucket/run', and the same after `Path`: 'gs:/bucket/run'. A single letter is a Windows drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of Linux and most file systems
 _WITHIN_NAMES = re.compile("[\x01-\x1f\x7f]")
 
 
 def local_path(text: str | os.PathLike[str]) -> str:
-    """A path that a user names, '~' expanded; every flag, config key and variable that names one is read through it.
+    """Checks a path from a flag, a config key or an environment variable, and expands '~'.
 
     Args:
-      text: the path; '' = none, and comes back as it is.
+      text: the path; '' = none, and is returned unchanged.
 
     Raises:
-      UsageError: it is a URL, or nothing can have such a name.
+      UsageError: it is a URL, or not a possible path.
 
     Example:
       >>> local_path("runs/digits")
@@ -404,17 +408,17 @@ def local_path(text: str | os.PathLike[str]) -> str:
 
 
 def user_cache() -> Path:
-    """The user's cache folder: XDG_CACHE_HOME, which counts where it is an absolute path, else ~/.cache."""
+    """Returns the user's cache folder: XDG_CACHE_HOME if it is an absolute path, else ~/.cache."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(named) and "\0" not in named:
         return Path(named)
     home = os.path.expanduser("~")
-    # Without a home, as in some containers, there is at least the folder for temporary files.
+    # Some containers have no home folder: use the folder for temporary files.
     return Path(home) / ".cache" if os.path.isabs(home) else Path(tempfile.gettempdir()) / f"jaxvit-{os.getuid()}"
 
 
 def refuse_backslash(path: Path, flag: str = "") -> None:
-    """Raises UsageError where checkpoints cannot lie at a path: TensorStore takes a backslash for a slash."""
+    """Raises UsageError for a path with a backslash: checkpoints cannot be below it, as TensorStore reads a slash."""
     if "\\" in str(path.absolute()):
         raise UsageError(
             f"{flag}{path}: checkpoints cannot be kept below a name with a backslash ({path.absolute()}); name or move "
@@ -425,8 +429,8 @@ def refuse_backslash(path: Path, flag: str = "") -> None:
 def take_brackets_literally() -> None:
     """Lets Orbax and TFDS find files below folders whose names have brackets, stars or question marks.
 
-    They list folders by `etils.epath.Path.glob`, which takes the folder's own name for a part of the pattern: what lies
-    below ``runs [1]`` is then not found.
+    They list folders with `etils.epath.Path.glob`, which treats the folder's name as part of the pattern and thus finds
+    nothing in ``runs [1]``. This function patches it to escape the name.
     """
     from etils.epath.gpath import PosixGPath
 
@@ -444,9 +448,9 @@ def take_brackets_literally() -> None:
 
 
 def packaged(name: str) -> Path:
-    """The folder 'configs' or 'results' that comes with this package.
+    """Returns the folder 'configs' or 'results' that is shipped with this package.
 
-    In an installed package they lie inside it (jaxvit/configs), in a checkout beside it.
+    An installed package contains it (jaxvit/configs); in a checkout it is next to the package.
     """
     package = Path(__file__).resolve().parent
     inside = package / name
@@ -456,12 +460,12 @@ def packaged(name: str) -> Path:
 class Lock:
     """A lock on a file or folder, held from construction to `close` or to the end of a `with` block.
 
-    It is the system's (flock): it ends with the process, however that ends.
+    It uses flock, so the system releases it when the process ends, even if killed.
 
     Args:
-      path: of the lock file, made when missing, or of a folder that is there.
-      busy: what to say when another process holds it; '' = wait for that one.
-      shared: any number of processes hold it so at the same time; none beside one that holds it alone.
+      path: the lock file, which is created if missing, or an existing folder.
+      busy: error message if another process holds the lock; '' = wait until it is released.
+      shared: several processes can hold a shared lock at the same time, but not while another holds an exclusive one.
 
     Raises:
       UsageError: another process holds it.
@@ -482,11 +486,11 @@ class Lock:
             raise
 
     def fileno(self) -> int:
-        """The descriptor of the open file; a program that inherits it holds the lock too."""
+        """Returns the descriptor of the open file; a child process that inherits it holds the lock too."""
         return self._descriptor
 
     def close(self) -> None:
-        """Gives the lock back; a second call does nothing."""
+        """Releases the lock; a second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -499,7 +503,7 @@ class Lock:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the `Lock` of a file that is there."""
+    """Whether a process holds the `Lock` of an existing file."""
     try:
         Lock(path, "busy").close()
     except UsageError:
@@ -508,6 +512,6 @@ def is_locked(path: Path) -> bool:
 
 
 def locked_folder(folder: Path, busy: str = "") -> Lock:
-    """A `Lock` on a folder itself, made when missing: it leaves no file behind."""
+    """Creates a folder if it is missing and returns a `Lock` on the folder itself, which needs no lock file."""
     make_folder(folder)
     return Lock(folder, busy)

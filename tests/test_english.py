@@ -107,51 +107,6 @@ BANNED = {
 }
 _BANNED = [(pattern, re.compile(pattern)) for pattern in BANNED]
 
-# Not rewritten yet. A file is taken off this list when it is; a new file never gets on it.
-PENDING: tuple[str, ...] = (
-    "docs/data.md",
-    "docs/reliability.md",
-    "docs/trust.md",
-    "jaxvit/config/keys.py",
-    "jaxvit/data/batches.py",
-    "jaxvit/data/builders.py",
-    "jaxvit/data/cache.py",
-    "jaxvit/data/colour.py",
-    "jaxvit/data/decoding.py",
-    "jaxvit/data/depth.py",
-    "jaxvit/data/digits.py",
-    "jaxvit/data/feed.py",
-    "jaxvit/data/fingerprint.py",
-    "jaxvit/data/gathered.py",
-    "jaxvit/data/geometry.py",
-    "jaxvit/data/image_files.py",
-    "jaxvit/data/image_folder.py",
-    "jaxvit/data/image_kinds.py",
-    "jaxvit/data/mixing.py",
-    "jaxvit/data/own.py",
-    "jaxvit/data/parts.py",
-    "jaxvit/data/policies.py",
-    "jaxvit/data/preparable.py",
-    "jaxvit/data/prepared.py",
-    "jaxvit/data/sources.py",
-    "jaxvit/data/stored.py",
-    "jaxvit/data/synthetic.py",
-    "jaxvit/devices/runtime.py",
-    "jaxvit/files.py",
-    "jaxvit/models/summarize.py",
-    "jaxvit/trained/evaluate.py",
-    "jaxvit/trained/facts.py",
-    "jaxvit/trained/history.py",
-    "jaxvit/trained/hub.py",
-    "jaxvit/trained/image_files.py",
-    "jaxvit/trained/inference.py",
-    "jaxvit/trained/introspection.py",
-    "jaxvit/trained/load.py",
-    "jaxvit/trained/predict.py",
-    "jaxvit/trained/scores.py",
-    "jaxvit/trained/weights.py",
-)
-
 
 class Prose(NamedTuple):
     """A piece of prose.
@@ -306,10 +261,6 @@ def files() -> list[Path]:
     return sorted(every - {ROOT / "tests" / "test_english.py"})
 
 
-def is_pending(file: Path) -> bool:
-    return file.relative_to(ROOT).as_posix() in PENDING
-
-
 @pytest.mark.parametrize(("pattern", "example"), BANNED.items())
 def test_a_banned_phrase_is_found(tmp_path, pattern, example):
     """In a docstring, a comment, a message and a page, each with its line."""
@@ -332,14 +283,12 @@ def test_what_is_not_prose_is_left_alone(tmp_path):
 def test_there_are_forty_patterns_and_enough_to_read():
     assert len(BANNED) >= 40
     assert sum(len(prose_of(file)) for file in files()) > 4000
-    assert not [name for name in PENDING if not (ROOT / name).is_file()]
 
 
 def test_prose_is_plain_english():
     found = [
         f"{file.relative_to(ROOT)}:{line}: {name}: {sentence[:160]}"
         for file in files()
-        if not is_pending(file)
         for line, name, sentence in hits(file)
     ]
     assert not found, "\n".join(found)
@@ -371,11 +320,10 @@ def main() -> None:
         found = hits(file)
         total += len(found)
         if found:
-            print(f"\n{file.relative_to(ROOT)}: {len(found)}{' (pending)' * is_pending(file)}")
+            print(f"\n{file.relative_to(ROOT)}: {len(found)}")
         for line, name, sentence in found:
             print(f"  {line}: {name}\n      {sentence[:200]}")
-    clean = [name for name in PENDING if (ROOT / name).is_file() and not hits(ROOT / name)]
-    print(f"\n{total} hits" + (f"; without any, and still pending: {', '.join(clean)}" if clean else ""))
+    print(f"\n{total} hits")
 
 
 if __name__ == "__main__":

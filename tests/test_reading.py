@@ -1,8 +1,6 @@
-"""docs/reading.md: the functions on its path exist, its line counts are true, and all of it is short.
+"""docs/reading.md names functions that exist, gives their correct line counts, and stays short.
 
-    python tests/test_reading.py
-
-renews the counts.
+python tests/test_reading.py    updates the counts
 """
 
 import ast

@@ -76,6 +76,7 @@ VERBS = (
     ["summary", "--model=tutorial_mini_vit"],
     ["report", "."],
     ["predict", "--workdir=.", "x.png"],
+    ["embed", "--workdir=.", "x.png", "--out=x.npz"],
 )
 
 
@@ -85,15 +86,14 @@ def start(words, **env):
 
 
 def test_no_verb_runs_what_lies_in_the_working_folder(mark):
-    """Modules called like installed ones; the verbs of one process, after what `python -m jaxvit` does at its start."""
+    """Files named like installed modules are not imported. One process runs all verbs, as `python -m jaxvit` does."""
     done = start(["-m", "jaxvit", *VERBS[1]])
     assert done.returncode == 0 and "Traceback" not in done.stderr and not mark.exists()
     every = "import sys, runpy, os\nsys.argv = ['jaxvit', '--version']\nsys.path[0] = os.getcwd()\n"
     every += "try: runpy.run_module('jaxvit', run_name='__main__', alter_sys=True)\nexcept SystemExit: pass\n"
     every += "assert os.getcwd() not in sys.path and '' not in sys.path\n"
-    every += (
-        "from jaxvit.cli import command_line, benchmark, data, export, evaluate, predict, report, reproduce, sweep\n"
-    )
+    verbs = "benchmark, data, embed, export, evaluate, predict, report, reproduce, sweep"
+    every += f"from jaxvit.cli import command_line, {verbs}\n"
     every += (
         f"for words in {VERBS!r}:\n    try: command_line._dispatch(words)\n    except BaseException as e: print(e)\n"
     )
@@ -168,11 +168,11 @@ FEATURES = (
 
 @pytest.mark.parametrize("number", range(len(FEATURES)))
 def test_a_prepared_set_whose_features_are_foreign_does_not_run(run, mark, number):
-    folder = run / "data" / "photos" / "1.0.0"
+    folder = run / "data" / "foreign_set" / "1.0.0"
     folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text(json.dumps({"name": "photos", "version": "1.0.0"}))
+    (folder / "dataset_info.json").write_text(json.dumps({"name": "foreign_set", "version": "1.0.0"}))
     (folder / "features.json").write_text(json.dumps(FEATURES[number]))
-    change_config(run, data__name="photos", data__dir=str(run / "data"))
+    change_config(run, data__name="foreign_set", data__dir=str(run / "data"))
     with pytest.raises(UsageError, match=r"is code outside TFDS"):
         evaluate([f"--workdir={run}"])
     assert not mark.exists()
@@ -218,7 +218,7 @@ def test_only_images_of_the_formats_documented_are_opened(tmp_path, monkeypatch)
     started = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a) or Image.new("L", (8, 8)))
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
-    with pytest.raises(Exception, match="it is no image"):
+    with pytest.raises(Exception, match="not an image"):
         decode(POSTSCRIPT, 1)
     assert not started
     page = (ROOT / "docs" / "trust.md").read_text()
@@ -232,7 +232,7 @@ def test_only_images_of_the_formats_documented_are_opened(tmp_path, monkeypatch)
             Image.new("RGB", (8, 8)).save(file, kind)
         except (KeyError, OSError, ValueError):
             continue
-        with pytest.raises(Exception, match="it is no image"):
+        with pytest.raises(Exception, match="not an image"):
             decode(file.getvalue(), 3)
 
 
@@ -442,7 +442,7 @@ def test_text_from_outside_is_escaped_for_each_medium():
 
 
 def test_names_from_outside_in_every_output(trained, tmp_path, capsys, monkeypatch):
-    """A run whose folder, model, classes and images have hostile names, through the verbs that print names."""
+    """Runs all verbs that print names on a run whose folder, model, classes and images have hostile names."""
     import csv
     import shutil
 

@@ -19,6 +19,6 @@ def test_any_is_absent(core):
 
 def test_the_type_checker_reads_the_cores():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["basedpyright"]
-    assert settings["include"] == [f"jaxvit/{core}" for core in CORES]
+    assert {f"jaxvit/{core}" for core in CORES} <= set(settings["include"])
     assert '"$JAXVIT_VENV/bin/basedpyright"' in (ROOT / ".ci" / "run").read_text()
     assert (ROOT / "jaxvit" / "py.typed").exists()

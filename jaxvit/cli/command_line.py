@@ -32,6 +32,7 @@ VERBS = {
     "sweep": "train a grid of runs over values of config keys; prints a table, draws a figure",
     "evaluate": "evaluate a trained model on a split: per class, confusion matrix, calibration",
     "predict": "classify image files with a trained model",
+    "embed": "write the features of images before the head; draw a map of them",
     "report": "compare runs in a table; draw the figures of each",
     "export": "export a trained model to files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
     "benchmark": "measure the speed and memory of models on this machine",

@@ -21,10 +21,10 @@ _EXAMPLES = """examples:
   jaxvit evaluate --workdir=runs/digits                              test split, best checkpoint
   jaxvit evaluate --workdir=runs/digits --split=validation --checkpoint=latest
   jaxvit evaluate --workdir=runs/digits --split='test[:100]' --json  any split in TFDS notation
-  jaxvit evaluate --workdir=runs/cifar --data=image_folder:photos --split=train   other images of the same classes
+  jaxvit evaluate --workdir=runs/cifar --data=photos                 other images, of all or some of the classes
 
 Writes to RUN/evaluation/: test.json (all results), test.csv (a row per class), test_confusion.csv, and test_images.csv
-(a row per image, in the order of the split).
+(a row per image, in the order of the split, with its file).
 """
 
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--split", default="", help="the run's train, validation or test split, or TFDS notation (default: test)"
     )
-    parser.add_argument("--data", default="", metavar="NAME", help="another data set with the same classes")
+    parser.add_argument("--data", default="", metavar="NAME", help="another data set, or a folder of images")
     parser.add_argument(
         "--out", default="", type=local_path, metavar="DIR", help="folder for the files (default: RUN/evaluation)"
     )
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     )
     file = folder / _file_name(found, options)
     with locked_folder(folder):  # another evaluation of the same split would write the same files
-        scores.write_tables(found, outcomes, file)
+        scores.write_tables(found, outcomes, file, source.files)
         write_json(file.with_name(f"{file.name}.json"), found, with_checksum=True)
     if options.json:
         print(json.dumps(found))

@@ -1,14 +1,23 @@
-"""Flags shared by several verbs."""
+"""Flags shared by several verbs, and what verbs that read image files share."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxvit.cli import command_line
+from jaxvit.data.depth import Depth, hint
+from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
-from jaxvit.files import local_path
+from jaxvit.files import local_path, make_writable
+from jaxvit.shown import terminal
+from jaxvit.trained.image_files import Converted, find_images
 from jaxvit.trained.inference import refuse_batch
 from jaxvit.trained.load import CHECKPOINTS, WEIGHTS, Loaded, load
 
@@ -58,3 +67,78 @@ def load_run(options: Any) -> Loaded:
     loaded = load(options.workdir, checkpoint=options.checkpoint, weights=options.weights, own_code=options.own_code)
     refuse_batch(loaded, options.batch_size or loaded.evaluation_batch, options.devices)
     return loaded.with_limits(**{name: value or 0 for name, value in limits.items()})
+
+
+def add_image_options(parser: command_line.Parser) -> None:
+    """Adds the images of the verbs that read files, folders and patterns."""
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=local_path,
+        metavar="IMAGES",
+        help="files, folders, patterns; - reads names from stdin",
+    )
+
+
+def named_images(words: list[str], passed_over: PassedOver) -> Iterator[str]:
+    """Returns the image files that command-line words name; see `jaxvit.trained.image_files.find_images`.
+
+    Raises:
+      UsageError: there are no words, or no images.
+    """
+    names = find_images(words, sys.stdin, passed_over)
+    some = list(itertools.islice(names, 2))
+    if all(map(os.path.isdir, some)) and len(some) < 2:
+        besides = f"; skipped: {passed_over}" if passed_over else ""
+        raise UsageError(f"{' '.join(words)}: no images found{besides}")
+    return itertools.chain(some, names)
+
+
+def say_how_images_were_read(passed_over: PassedOver, converted: Converted, depth: Depth) -> None:
+    """Prints on stderr which files were skipped, which images were converted, and whether 16-bit images are dark."""
+    if passed_over:
+        print(terminal(f"skipped: {passed_over}"), file=sys.stderr)
+    if str(converted):
+        print(f"note: {converted}", file=sys.stderr)
+    if said := hint(depth.notes, depth.white):
+        print(terminal(f"warning: {said}; the run was trained with 0"), file=sys.stderr)
+
+
+def figure_file(name: str) -> Path | None:
+    """Checks the value of `--figure` before anything is computed; None = no figure.
+
+    Raises:
+      UsageError: another ending, no such folder, or one that cannot be written.
+    """
+    if not name:
+        return None
+    file = Path(name)
+    if file.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--figure={name}: the name must end in .png, .svg or .pdf")
+    if not file.parent.is_dir():
+        raise UsageError(f"--figure={name}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise UsageError(f"--figure={name}: this is a folder; name a file")
+    make_writable(file.parent, f"choose another folder for --figure={name}")
+    return file
+
+
+class Progress:
+    """A counter of files on stderr, shown if stderr is a terminal and stdout is not."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("images"), MofNCompleteColumn(), TimeElapsedColumn())
+        quiet = not console.is_terminal or sys.stdout.isatty()
+        self._progress = Progress(*columns, console=console, transient=True, disable=quiet)
+
+    def __enter__(self) -> Callable[[], None]:
+        self._progress.start()
+        task = self._progress.add_task("images", total=None)
+        return lambda: self._progress.advance(task)
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()

@@ -135,7 +135,10 @@ def _file_of(spec: str) -> Path:
         if os.path.isfile(f"{path}.py"):
             remedy = f"; for the file of that name in this folder, write --config=./{path}.py{of_variant}"
         raise UsageError(f"--config={spec}: jaxvit has no config '{path}'{remedy}")
-    file = Path(local_path(path))
+    try:
+        file = Path(local_path(path))
+    except UsageError as error:
+        raise UsageError(f"--config={spec}: {error}") from None
     if os.path.isfile(file):
         return file
     if file.stem in names:

@@ -127,21 +127,26 @@ def model_attributes(name: str) -> dict[str, object]:
     return {f"model.{key}": 0 if key == "num_classes" else value for key, value in defaults.items()}
 
 
-# What jax counts by are int32; a seed is a uint32. Of files there may be more.
+# JAX's indices are int32, and a seed is a uint32. Sizes of files may be larger.
 _LARGEST = {
     **dict.fromkeys(("seed", "seeds", "data.white"), 2**32 - 1),
     **dict.fromkeys(("data.max_pixels", "data.max_bytes"), 2**53),
 }
-_LARGEST_ATTRIBUTE = 10**6  # of a model: a larger size is a slip, and jax cannot even trace it
-_TUPLES_OF_WORDS = ("log.writers", "optim.muon_off", "optim.muon_on", "train.hooks")  # all others are of numbers
+_LARGEST_ATTRIBUTE = 10**6  # largest number in a model's attributes; JAX cannot trace larger sizes
+_TUPLES_OF_WORDS = ("log.writers", "optim.muon_off", "optim.muon_on", "train.hooks")  # other tuples hold numbers
 
 
 def check_value(path: str, value: object) -> None:
-    """Looks at the value of a key, or of a model's attribute 'model.NAME': is it of the key's type, and a number that
-    something can be computed with? Which values make sense together, `jaxvit.config.plan.resolve` says.
+    """Checks the type of a key's value, and that its numbers are finite and not too large.
+
+    `jaxvit.config.plan.resolve` checks ranges, and that values fit together.
+
+    Args:
+      path: the key, or a model's attribute 'model.NAME'.
+      value: its value.
 
     Raises:
-      UsageError: it is not.
+      UsageError: the value is not allowed.
     """
     if path in KEYS:
         example = KEYS[path].default
@@ -149,7 +154,7 @@ def check_value(path: str, value: object) -> None:
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise UsageError(f"config.{path}={value!r}: must be of type {wanted.__name__}, such as {example!r}")
         kinds = (str,) if path in _TUPLES_OF_WORDS else (int, float)
-        if wanted is tuple and not all(type(each) in kinds for each in value):
+        if isinstance(value, tuple) and not all(type(each) in kinds for each in value):
             of = "words" if str in kinds else "numbers"
             raise UsageError(f"config.{path}={value!r}: must be a tuple of {of}, such as {example!r}")
     attribute = path.startswith("model.")

@@ -173,7 +173,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
             raise UsageError(f"config.train.patience='{patience_text}': must be one epoch or more")
     monitor = get.one_of("train.monitor", tuple(MONITORS)) if data.validation else ""
     eval_batch = get.at_least("eval.batch_size", 0) or batch
-    writers = get.strings("log.writers")
+    writers = get("log.writers", tuple)
     check_writers(writers)
     return TrainPlan(
         steps=steps,

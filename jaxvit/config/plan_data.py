@@ -86,8 +86,8 @@ def overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
     shared = dataset.shared(data.validation, data.test) if data.validation and data.test else 0
     if shared:
         found.append(
-            f"{shared:,} of the {data.test_count:,} images of config.data.test='{data.test}' are also validation "
-            f"images (config.data.validation='{data.validation}'): the test accuracy will be too high"
+            f"{shared:,} of the {data.test_count:,} images of config.data.test='{data.test}' also select the weights "
+            f"(config.data.validation='{data.validation}'): the test accuracy will be too high"
         )
     return tuple(found)
 

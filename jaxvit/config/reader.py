@@ -43,13 +43,6 @@ class ConfigReader:
             self.read.discard(path)
         return value
 
-    def strings(self, path: str) -> tuple[str, ...]:
-        """Reads a tuple of strings."""
-        value = self(path, tuple)
-        if not all(isinstance(each, str) for each in value):
-            raise UsageError(f"config.{path}={value}: must be a tuple of strings")
-        return tuple(value)
-
     def at_least(self, path: str, low: Number) -> Number:
         """Reads a number of the type of `low`, and checks that it is `low` or more."""
         value = self(path, type(low))

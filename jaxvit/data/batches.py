@@ -1,4 +1,4 @@
-"""From a split to batches: which images make which batch is a function of (seed, step) and nothing else.
+"""Turns a split into batches. The images of a batch depend only on (seed, step).
 
 Images stay uint8 here; they are normalised and augmented on the device. Every batch has the same shape: a short last
 batch is padded with images that carry ``mask = 0``, so that each image of an epoch counts exactly once.
@@ -15,15 +15,15 @@ import numpy as np
 from jaxvit.data.balance import sampled_order
 from jaxvit.data.parts import Source, StreamedSource
 
-# image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; where asked for number int32 [B], in the split
+# image uint8 [B, H, W, C], label int32 [B], mask float32 [B], optionally number int32 [B]: the index in the split
 Batch = dict[str, np.ndarray]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Permutation of ``range(count)`` for one epoch.
+    """Returns a permutation of ``range(count)`` for one epoch.
 
-    Sorting raw Philox output, rather than asking NumPy for a permutation, keeps the order the same in every NumPy
-    version: only bit generators promise that.
+    It sorts raw Philox output instead of calling `numpy.random.Generator.permutation`: NumPy guarantees the same
+    stream in every version only for bit generators.
     """
     key = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=16).digest()
     noise = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(count)
@@ -31,17 +31,17 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 class TrainOrder:
-    """Which images make the batch of a step.
+    """Maps a training step to the indices of its images.
 
     Args:
       count: images in the split.
-      batch_size: images a batch.
+      batch_size: images per batch.
       seed: the run's seed.
-      last_batch: 'keep' pads and masks an epoch's last batch; 'drop' leaves its images out of that epoch.
-      repeats: repeated augmentation (Hoffer et al., 2020): each image stands this many times in its batch. An epoch
-        keeps its number of steps, so it sees one image in `repeats`.
-      sampling: (labels [N], weight of each class): images are drawn by their class's weight, see
-        `jaxvit.data.balance.sampled_order`; None = each once an epoch.
+      last_batch: 'keep' pads and masks an epoch's last batch; 'drop' skips the images left over at its end.
+      repeats: repeated augmentation (Hoffer et al., 2020): each image occurs this many times in its batch. The number
+        of steps per epoch stays the same, so an epoch uses one in `repeats` images.
+      sampling: (labels [N], weight of each class): draws images in proportion to their class's weight, see
+        `jaxvit.data.balance.sampled_order`; None = each image once per epoch.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class TrainOrder:
         return np.repeat(order, self._repeats)[: self._count] if self._repeats > 1 else order
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Numbers of the images of a step (from 0); fewer than a batch where it is padded."""
+        """Returns the indices of the images of a step (from 0): fewer than `batch_size` for a batch to pad."""
         epoch, position = divmod(step, self.steps_per_epoch)
         return self._epochs(epoch)[position * self._batch_size : (position + 1) * self._batch_size]
 
 
 class TrainBatches:
-    """Batches of a training split, by step; the arguments are those of `TrainOrder` and of `gather`."""
+    """Batches of a training split, indexed by step. For the arguments see `TrainOrder` and `gather`."""
 
     def __init__(
         self,
@@ -91,23 +91,23 @@ class TrainBatches:
         self.steps_per_epoch = self.order.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a step (from 0)."""
+        """Returns the batch of a step (from 0)."""
         return gather(self._source, self.order[step], self._batch_size, numbered=self._numbered)
 
 
 def steps_per_epoch(count: int, batch_size: int, last_batch: str = "keep") -> int:
-    """Steps that one pass over `count` images takes."""
+    """Returns the number of steps in one pass over `count` images."""
     return -(-count // batch_size) if last_batch == "keep" else count // batch_size
 
 
 def evaluation_batches(source: Source | StreamedSource, batch_size: int, own: slice = slice(None)) -> Iterator[Batch]:
-    """Every image once, in stored order, this process's rows of each batch; the last one is padded and masked."""
+    """Yields every image once, in stored order: this process's rows of each batch. The last batch is padded."""
     for start in range(0, len(source), batch_size):
         yield gather(source, np.arange(start, min(start + batch_size, len(source))), batch_size, own)
 
 
 def padded(chosen: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers [B], mask float32 [B]): padding repeats the chosen ones from the start, with mask 0."""
+    """Returns (indices [B], mask float32 [B]): repeats `chosen` from its start up to B, with mask 0."""
     return np.resize(chosen, batch_size), (np.arange(batch_size) < len(chosen)).astype(np.float32)
 
 
@@ -119,9 +119,17 @@ def gather(
     *,
     numbered: bool = False,
 ) -> Batch:
-    """The chosen images as a batch of exactly `batch_size`, or this process's own rows of it.
+    """Returns a batch of exactly `batch_size` images, or this process's rows of it.
 
-    Those that cannot be decoded have mask 0. A batch that is `numbered` tells the images' numbers.
+    Args:
+      source: the split.
+      chosen: indices of the images; the batch is padded if there are fewer than `batch_size`.
+      batch_size: images in the batch.
+      own: the rows of this process.
+      numbered: adds 'number', the indices, to the batch.
+
+    Returns:
+      The batch. Padding and images that cannot be decoded have mask 0.
     """
     rows, mask = padded(chosen, batch_size)
     images, labels, good = source.batch(rows[own])

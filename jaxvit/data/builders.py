@@ -1,9 +1,9 @@
 """Prepares CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST as TFDS directories, without TensorFlow.
 
-TFDS's own builders of these sets need TensorFlow to unpack the archives and to encode the images, and retry for
-minutes without a network. Here the files are fetched (or taken from where the user put them), compared with the
-checksums that TFDS publishes, unpacked with the standard library, and written in the array_record format, under the
-name, version and features that TFDS uses: any TFDS user can read the result. Images stand in their original order.
+The builders in TFDS need TensorFlow to unpack the archives and to encode the images, and without a network they retry
+for minutes. This module downloads the files (or reads the user's copies), compares them with the checksums that TFDS
+publishes, unpacks them with the standard library, and writes array_record files under the name, version and features
+that TFDS uses, so that any TFDS user can read them. Images keep their original order.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ Examples = Iterator[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a set is made from its files.
+    """Reads the published files of a data set.
 
     Attributes:
-      names: file names -> {feature: class names}.
-      examples: (files, split) -> examples in their original order.
+      names: function from {file name: path} to {feature: class names}.
+      examples: function from ({file name: path}, split) to the examples, in their original order.
     """
 
     names: Callable[[dict[str, Path]], dict[str, list[str]]]
@@ -50,7 +50,7 @@ class Recipe:
 
 
 def _members(archive: Path, wanted: list[str]) -> Iterator[bytes]:
-    """The contents of files of a tar archive, by their last names, in the order wanted."""
+    """Yields the contents of files in a tar archive, in the order of `wanted`, which lists their base names."""
     with tarfile.open(archive) as tar:
         found = {Path(member.name).name: member for member in tar.getmembers() if member.isfile()}
         for name in wanted:
@@ -129,21 +129,20 @@ def prepare(
     *,
     force: bool = False,
 ) -> dict[str, int]:
-    """Writes a set into a TFDS directory.
+    """Writes a data set into a TFDS directory.
 
     Args:
       name: a key of `jaxvit.data.preparable.PREPARABLE`.
       directory: the TFDS directory.
-      given: the archive, or a folder that holds the files; None = looked for in ``directory/downloads/name``, then
-        downloaded.
-      say: takes progress lines.
-      force: replace a set that is there already; else it is left as it is.
+      given: the archive, or the folder of the files; None = look in ``directory/downloads/name``, then download.
+      say: function that prints a line of progress.
+      force: replaces a set that is already prepared; by default it is kept.
 
     Returns:
-      Images in each split.
+      {split: number of images}.
 
     Raises:
-      UsageError: the files cannot be had, or are not the published ones.
+      UsageError: the files cannot be downloaded, or are not the published ones.
     """
     files = {}
     recipe = RECIPES[name]
@@ -152,14 +151,15 @@ def prepare(
     target = directory / name / str(stock.VERSION)
     if not force and (target / "dataset_info.json").exists():
         _check_format(name, target)
-        say(f"{name} is there already: {target}")
+        say(f"{name} is already prepared: {target}")
         return PREPARABLE[name].splits
     for url, info in stock.url_infos.items():
         filename = url.rsplit("/", 1)[1]
         files[filename] = _obtain(name, filename, url, info.checksum, directory / "downloads" / name, given, say)
     say(f"writing {name} …")
     make_folder(directory)
-    # Written beside and moved: what was there stays until the new one is whole, and two at once do not disturb another.
+    # Built in a temporary folder and renamed: an old set stays until the new one is complete, and two processes that
+    # prepare the same set do not interfere.
     with tempfile.TemporaryDirectory(prefix=".making-", dir=directory) as beside:
         with quiet(), import_tfds().core.registered.skip_registration():
             builder = _builder_class(name, str(stock.VERSION), recipe, files)(
@@ -172,7 +172,7 @@ def prepare(
         try:
             os.rename(builder.data_path, target)
         except OSError:
-            if not (target / "dataset_info.json").exists():  # else another process was faster
+            if not (target / "dataset_info.json").exists():  # else another process has written it first
                 raise
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     say(f"{name}: {', '.join(f'{split} {n:,}' for split, n in sizes.items())} images in {target}")
@@ -183,7 +183,9 @@ def _check_format(name: str, folder: Path) -> None:
     try:
         found = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
     except ValueError:
-        found = "of an unknown format: dataset_info.json is damaged"
+        raise UsageError(
+            f"{folder / 'dataset_info.json'} is damaged; replace it with `jaxvit data prepare {name} --force`"
+        ) from None
     if found != "array_record":
         raise UsageError(
             f"{name} is in {folder}, but stored as {found}, which cannot be read without TensorFlow; replace it with "
@@ -194,11 +196,11 @@ def _check_format(name: str, folder: Path) -> None:
 def _obtain(
     name: str, filename: str, url: str, checksum: str, downloads: Path, given: Path | None, say: Callable[[str], None]
 ) -> Path:
-    """A file whose checksum is right."""
+    """Returns the path of a published file, downloaded if missing, after comparing its checksum."""
     if given is not None:
         path = given / filename if given.is_dir() else given
         if not path.is_file():
-            raise UsageError(f"--from={given}: there is no file {path}; it can be fetched from {url}")
+            raise UsageError(f"--from={given}: there is no file {path}; download it from {url}")
         if not given.is_dir() and name in ("mnist", "fashion_mnist"):
             raise UsageError(f"--from={given}: {name} is made of four files; name the folder that holds them")
     else:
@@ -224,8 +226,8 @@ def _download(url: str, path: Path, name: str, checksum: str, say: Callable[[str
             with response, beside.open("wb") as file:
                 while block := response.read(1 << 20):
                     file.write(block)
-            if file_hash(beside) != checksum:  # a connection that broke off, or another file: nothing of it is kept
-                raise OSError(f"the {beside.stat().st_size:,} bytes that came are not the published file")
+            if file_hash(beside) != checksum:  # an interrupted download, or another file: nothing is kept
+                raise OSError(f"the {beside.stat().st_size:,} bytes received are not the published file")
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -240,7 +242,7 @@ def _download(url: str, path: Path, name: str, checksum: str, say: Callable[[str
 
 
 def _open_within(url: str, seconds: float) -> Any:
-    """Opens a URL. A name server that does not answer can block for minutes, out of any time-out's reach."""
+    """Opens a URL, in a thread: the time-out of `urlopen` does not cover a name server that does not answer."""
     result: list[Any] = []
 
     def work() -> None:

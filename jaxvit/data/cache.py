@@ -1,12 +1,11 @@
-"""Decoded splits on disk: decoded once, then mapped into memory, so that a process holds at most one copy.
+"""A cache of decoded splits on disk. A split is decoded once, then memory-mapped: a process holds at most one copy.
 
-A folder of the cache holds images.npy, labels.npy and meta.json, which has the hashes of both. It is written beside its
-place and moved there in one step, so what stands there is whole, and two that decode at once do not disturb each other;
-what a killed process left beside it is swept away by the next one that decodes. Its name contains a hash of the stored
-files' content: other content is another folder.
+Each folder of the cache holds images.npy, labels.npy and meta.json, which stores the hashes of both arrays. It is
+written under a temporary name and then renamed, so a cache folder is always complete, and processes that decode at the
+same time do not interfere. The next process that decodes removes the temporary folders of killed ones. The folder's
+name contains a hash of the stored files, so changed files lead to a new folder.
 
-Each process hashes the arrays once before it uses them. Where they are not what was written, it says so and decodes
-them again.
+Each process hashes the arrays once before it uses them. If they are damaged, it prints a warning and decodes again.
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ from jaxvit.files import (
     write_json,
 )
 
-FORMAT = 3  # of the folders; part of their names
+FORMAT = 3  # version of the folder layout, part of each folder's name
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A whole split, decoded.
+    """A whole decoded split.
 
     Attributes:
-      images: uint8 [N, H, W, C], a read-only map of a file where a cache could be written.
+      images: uint8 [N, H, W, C]; a read-only memory map if a cache can be written.
       labels: int32 [N].
-      order: 'id' if the images were put into the order of their ids, else 'stored'.
-      skipped: how many damaged records are missing, and the names of the first.
-      depth: what was seen of images of more than 8 bits, see `jaxvit.data.depth.Depth.notes`.
-      folder: where it lies; None = only in memory.
-      digest: hash of both arrays, as they were written and have been read; '' = only in memory.
+      order: 'id' if the images are sorted by their ids, else 'stored'.
+      skipped: (number of damaged records left out, names of the first).
+      depth: statistics of images with more than 8 bits, see `jaxvit.data.depth.Depth.notes`.
+      folder: the cache folder; None = only in memory.
+      digest: verified hash of both arrays; '' = only in memory.
     """
 
     images: np.ndarray
@@ -66,7 +65,7 @@ class Decoded:
 
 
 def content_hash(files: Iterable[Path]) -> str:
-    """32 hex digits over the names and bytes of files."""
+    """Returns a hash of the names and bytes of files, as 32 hex digits."""
     total = hashlib.blake2b(digest_size=16)
     for path in files:
         check_regular(path)
@@ -78,7 +77,7 @@ def content_hash(files: Iterable[Path]) -> str:
 
 
 def cache_folder(directory: Path) -> Path:
-    """Where decoded splits of a data directory lie: inside it, or if it cannot be written, in the user's cache."""
+    """Returns the cache folder of a data directory: inside it, or in the user's cache if it is not writable."""
     inside = directory / ".jaxvit"
     parent = next(p for p in (inside, *inside.parents) if p.exists())
     if os.access(parent, os.W_OK):
@@ -87,20 +86,20 @@ def cache_folder(directory: Path) -> Path:
 
 
 def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> Decoded:
-    """The decoded split of a cache folder, made on first use.
+    """Opens the decoded split in a cache folder, and decodes it first if the folder does not exist.
 
     Args:
-      records: the split as stored; read only when the folder is not there.
-      folder: its name must identify the content and the settings.
+      records: the stored split; read only if the folder does not exist.
+      folder: the cache folder. Its name must identify the content and the settings.
       shape: [H, W, C] of every decoded image.
-      side: see `jaxvit.data.decoding.decode`.
-      damage: takes note of what cannot be decoded.
+      side: resize and crop images to [side, side]; 0 = as stored.
+      damage: collects images that cannot be decoded.
     """
     damaged = ""
     try:
         if (folder / "meta.json").exists():
             return _open(folder, shape)
-    except PermissionError:  # another user's: as if there were none
+    except PermissionError:  # the folder belongs to another user: do without a cache
         return _in_memory(records, shape, side, damage)
     except (ValueError, KeyError, FileNotFoundError) as error:
         damaged = f"the decoded images in {folder} cannot be used ({first_line(error)[:200]})"
@@ -122,12 +121,12 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
             if damaged:
                 try:
                     _clear(folder, shape)
-                except OSError:  # another user's: ours are used as long as they are mapped
+                except OSError:  # it belongs to another user: map our own arrays, then delete their names
                     return replace(_open(building, shape), folder=None, digest="")
             try:
                 os.rename(building, folder)
             except OSError:
-                if not (folder / "meta.json").exists():  # else another process was faster
+                if not (folder / "meta.json").exists():  # else another process has written it first
                     raise
             return _open(folder, shape)
         finally:
@@ -135,7 +134,10 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
 
 
 def _clear(folder: Path, shape: tuple[int, int, int]) -> None:
-    """Removes a damaged folder, unless another process was faster, by a name that is swept away after a kill here."""
+    """Removes a damaged folder, unless another process has already replaced it.
+
+    The folder is first renamed to a temporary name, which `_sweep` removes if this process is killed.
+    """
     with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
         _open(folder, shape)
         return
@@ -150,18 +152,18 @@ _MAKING, _LOCK = ".making-", ".lock"
 
 
 def _place_to_build(parent: Path) -> tuple[Path, Lock]:
-    """(new folder, its lock, held)."""
+    """Creates a temporary folder and returns (folder, its lock, which is held)."""
     while True:
         building = parent / f"{_MAKING}{uuid.uuid4().hex[:12]}"
         building.mkdir()  # not mkdtemp, which would keep other users of a shared directory out
         lock = Lock(building / _LOCK)
-        if (building / _LOCK).exists():  # else another process swept it away before it was locked
+        if (building / _LOCK).exists():  # else another process has removed it before it was locked
             return building, lock
         lock.close()
 
 
 def _sweep(directory: Path) -> None:
-    """Removes what processes that were killed while they decoded have left: nobody holds its lock any more."""
+    """Removes the temporary folders of killed processes, which are the folders with a free lock."""
     for left in directory.glob(f"{_MAKING}*"):
         if not (left / _LOCK).exists():
             continue  # it is about to be locked
@@ -171,14 +173,14 @@ def _sweep(directory: Path) -> None:
 
 _MOST_META = 1 << 24  # bytes
 _ARRAYS = ("images.npy", "labels.npy")
-_verified: dict[Path, tuple[Any, str]] = {}  # by this process: (sizes and times of the arrays, their digest)
+_verified: dict[Path, tuple[Any, str]] = {}  # folders verified by this process: (sizes and times of files, digest)
 
 
 def _open(folder: Path, shape: tuple[int, int, int]) -> Decoded:
-    """The arrays of a folder, whose bytes have been compared with their hashes.
+    """Opens the arrays of a folder after comparing them with their hashes.
 
     Raises:
-      ValueError, KeyError, FileNotFoundError: they are not what was written.
+      ValueError, KeyError, FileNotFoundError: a file is damaged or missing.
     """
     meta = checked_json(read_regular(folder / "meta.json", _MOST_META))
     wanted = [meta["sha256"][name] for name in _ARRAYS]
@@ -220,7 +222,7 @@ def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: in
     order = _order(ids)
     if order is None and done == count:
         os.rename(folder / "stored.npy", folder / "images.npy")
-    else:  # sorted, or without the damaged ones: copied in chunks, never whole in memory
+    else:  # to sort, or to leave out damaged images: copy in chunks, never the whole array in memory
         rows = np.arange(done) if order is None else order
         raw = np.memmap(folder / "stored.npy", np.uint8, "r", _header_size(folder / "stored.npy"), (done, *shape))
         with _array_file(folder / "images.npy", (done, *shape)) as file:
@@ -242,9 +244,9 @@ def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: in
 
 @contextlib.contextmanager
 def _array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """A .npy file of uint8, to be written from front to back.
+    """Opens a .npy file of uint8 values to be written sequentially.
 
-    Written, not mapped: on a full disk a write fails with an error, where a mapped page kills the process.
+    It is not memory-mapped: on a full disk a write raises an error, whereas touching a mapped page kills the process.
     """
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -254,7 +256,7 @@ def _array_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
 
 
 def _header_size(path: Path) -> int:
-    """Bytes before the numbers of a .npy file."""
+    """Returns the number of bytes before the array data of a .npy file."""
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
@@ -262,15 +264,15 @@ def _header_size(path: Path) -> int:
 
 
 def _order(ids: list[str]) -> np.ndarray | None:
-    """The permutation that sorts by id; None where there are no ids, or they are in order already.
+    """Returns the permutation that sorts by id; None if there are no ids or they are already sorted.
 
-    Numbers within an id count as numbers: 'train_9' stands before 'train_10'.
+    Digits within an id compare as numbers: 'train_9' comes before 'train_10'.
     """
     if not ids or not all(ids):
         return None
     keys = [
         [int(part) if odd % 2 else part for odd, part in enumerate(re.split(r"([0-9]+)", own))] for own in ids
-    ]  # text and numbers take turns, so that like is compared with like
+    ]  # text and numbers alternate, so that text is only compared with text
     rows = sorted(range(len(ids)), key=keys.__getitem__)
     return None if rows == list(range(len(ids))) else np.array(rows)
 
@@ -298,7 +300,7 @@ def _in_memory(records: Records, shape: tuple[int, int, int], side: int, damage:
 
 
 def _permute(array: np.ndarray, order: np.ndarray) -> None:
-    """``array[: len(order)] = array[order]`` in place, without a second copy: along the permutation's cycles."""
+    """Does ``array[: len(order)] = array[order]`` in place, one cycle of the permutation at a time."""
     moved = np.zeros(len(order), bool)
     for start in range(len(order)):
         if moved[start] or order[start] == start:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to uint8 pixels, and what happens to files that cannot be read."""
+"""Decodes image files to uint8 pixels, and reports files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import ctypes
 import functools
 import io
-import mmap
 import logging
+import mmap
 import os
 import re
 import sys
@@ -28,17 +28,18 @@ from jaxvit.errors import RunFailedError, UsageError, first_line
 from jaxvit.files import check_regular
 from jaxvit.shown import terminal
 
-# Pillow warns of odd EXIF data, palettes and sizes by the file, and logs what it makes of them. What matters of that is
-# an error here, in one line; `open_image` has a limit of its own, below the one that Pillow warns at.
+# Pillow warns about EXIF data, palettes and sizes in some files. Problems that matter raise an error here instead;
+# `open_image` checks a size limit below the one at which Pillow warns.
 warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 CHUNK = 256  # records read and decoded together
+_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
 
 
 @dataclass(frozen=True)
 class Record:
-    """One stored image: its file's bytes, its label, its id ('' = none), and a name for messages."""
+    """One stored image: the bytes of its file, its label, its id ('' = none), and a name for messages."""
 
     image: bytes
     label: int
@@ -48,28 +49,28 @@ class Record:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A stored image that cannot even be read: its name for messages, and why."""
+    """A stored image whose bytes cannot be read: a name for messages, and the error."""
 
     name: str
     error: Exception
 
 
 class Records(Protocol):
-    """A split as it is stored, by number."""
+    """A stored split; records are numbered from 0."""
 
     def __len__(self) -> int: ...
 
     def read(self, rows: Sequence[int]) -> list[Record | Unreadable]:
-        """The records, or for each that cannot be read, why."""
+        """Returns the records with these numbers; `Unreadable` for a record that cannot be read."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large an image file may be: one of a few bytes can unfold to more than the memory holds.
+    """Limits on image files: a file of a few bytes can decode to more pixels than fit into memory.
 
     Attributes:
-      pixels: of the stored image, height × width.
-      bytes: of its file.
+      pixels: largest height × width of a stored image.
+      bytes: largest file size.
     """
 
     pixels: int = 80_000_000
@@ -77,20 +78,20 @@ class Limits:
 
 
 def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Image:
-    """A Pillow image whose pixels are not read yet, to be closed.
+    """Opens an image with Pillow, without decoding it. The caller closes it.
 
-    It is opened as the one format that its first bytes say (`jaxvit.data.image_kinds`), whatever it is called.
+    The format is detected from the first bytes (`jaxvit.data.image_kinds`); the file name is ignored.
 
     Args:
-      source: the file's bytes, or its name.
-      limits: on the size; None = the usual ones.
+      source: bytes or path of the file.
+      limits: limits on its size; None = `Limits()`.
 
     Raises:
-      OSError, ValueError: it is no such image, no regular file, or larger.
+      OSError, ValueError: not an image in a supported format, not a regular file, or over the limits.
     """
     most = (limits or Limits()).pixels
     if Image.MAX_IMAGE_PIXELS is not None and most > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = most  # who allows more allows Pillow more
+        Image.MAX_IMAGE_PIXELS = most  # our limit applies; Pillow's must not be lower
     if isinstance(source, Path):
         length = check_regular(source).st_size
         with source.open("rb") as file:
@@ -99,7 +100,7 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
         head, length = source[:HEAD], len(source)
     kind = kind_of(head, length)
     if not kind:
-        raise UnidentifiedImageError("it is no image")
+        raise UnidentifiedImageError("not an image")
     if kind == "HEIF":
         if not reads_heic():
             raise ValueError(f"it is HEIC; {HEIC_REMEDY}")
@@ -122,7 +123,7 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
 # How often a JPEG may have what costs time each time: {bytes: (times, what they are)}.
 _MOST_OF = {
     b"Exif\0\0": (256, "parts of EXIF data"),  # in parts of 64 kB, which Pillow joins one by one, in quadratic time
-    b"\xff\xda": (500, "scans"),  # of which each goes over the whole image; progressive images have about ten
+    b"\xff\xda": (500, "scans"),  # each decodes the whole image again; progressive images have about ten
 }
 
 
@@ -153,8 +154,8 @@ def _register_heic() -> None:
 
 @functools.cache
 def _silence_libtiff() -> None:
-    """Keeps libtiff, with which Pillow reads packed TIFF files, from writing to stderr what becomes an error anyway."""
-    with contextlib.suppress(Exception):  # a build that hides the function goes on as it does
+    """Stops libtiff, which Pillow uses for compressed TIFF files, from printing errors that are raised anyway."""
+    with contextlib.suppress(Exception):  # in builds that do not export the function, libtiff keeps printing
         handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
         handler.argtypes, handler.restype = (ctypes.c_void_p,), ctypes.c_void_p
         handler(None)
@@ -167,38 +168,50 @@ def decode(
     limits: Limits | None = None,
     depth: Depth | None = None,
 ) -> np.ndarray:
-    """Pixels uint8 [H, W, channels] of a PNG, JPEG, WebP, … file, upright, transparent parts white.
+    """Decodes an image file to uint8 [H, W, channels], turned upright, with transparent parts on white.
 
     Args:
-      data: the file's bytes.
-      channels: 1 (grey) or 3 (RGB); the file is converted.
-      size: (H, W); the image is resized until it just covers this, and the centre cut out. None = as stored.
-      limits: on the size of the stored image; None = the usual ones.
-      depth: how more than 8 bits become 8, which takes note of their values; None = by their upper 8.
+      data: bytes of the file.
+      channels: 1 (grey) or 3 (RGB); the image is converted.
+      size: (H, W): resizes the image to cover this size, and crops the centre. None = as stored.
+      limits: limits on the size of the stored image; None = `Limits()`.
+      depth: converts images of more than 8 bits, and records their values; None = keep the upper 8 bits.
 
     Raises:
-      Exception: whatever a decoder says to damaged bytes; ValueError: the image is larger than the limits.
+      ValueError: the image is over the limits.
+      Exception: any error that a decoder raises for damaged bytes.
     """
-    with open_image(data, limits) as opened:
-        image = opened
-        sixteen = any(";16" in str(tile[3]) for tile in image.tile)
-        if size and min(image.size) > 2 * max(size):
-            image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes a smaller picture, several times faster
-        image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
-        image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
-        pixels = np.asarray(_cover(image, *size) if size else image)
+    with open_image(data, limits) as image:
+        return pixels_of(image, channels, size, depth)
+
+
+def pixels_of(
+    image: Image.Image, channels: int, size: tuple[int, int] | None = None, depth: Depth | None = None
+) -> np.ndarray:
+    """Returns the pixels of a Pillow image, uint8 [H, W, channels]; may change it in place. See `decode`."""
+    sixteen = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    if size and min(image.size) > 2 * max(size):
+        image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes at a lower resolution, several times faster
+    image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
+    image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(_cover(image, *size) if size else image)
     return pixels[..., None] if channels == 1 else pixels
 
 
+def is_grey(image: Image.Image) -> bool:
+    """Whether a Pillow image has a mode without colour."""
+    return image.mode in _GREY
+
+
 def _from_lab(image: Image.Image) -> Image.Image:
-    """CIE Lab, which TIFF files can hold, in sRGB: Pillow's `convert` does not."""
+    """Converts CIE Lab, as in some TIFF files, to sRGB, which Pillow's `convert` does not support."""
     from PIL import ImageCms
 
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
 
 
-_LONG = 16  # times as many pixels as are wanted
+_LONG = 16  # how many times more pixels than needed make an image very long
 
 
 def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -208,7 +221,7 @@ def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
     covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
     if covering[0] * covering[1] > _LONG * width * height:
-        # All but a small part of a very long image would be made large only to be cut away.
+        # Crop a very long image before resizing: most of the resized image would be cropped anyway.
         x, y = image.width / covering[0], image.height / covering[1]
         box = (left * x, top * y, (left + width) * x, (top + height) * y)
         return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
@@ -217,29 +230,26 @@ def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as people see it: turned as its EXIF orientation says. It is decoded and changed in place.
-
-    EXIF data that is damaged turns nothing.
-    """
-    image.load()  # a TIFF is turned by this already, and has no orientation any more
-    with contextlib.suppress(Exception):  # the pixels are there, whatever is wrong with the EXIF data
+    """Decodes an image and applies its EXIF orientation, in place. Damaged EXIF data is ignored."""
+    image.load()  # for a TIFF, Pillow applies and removes the orientation here
+    with contextlib.suppress(Exception):  # damaged EXIF data does not affect the pixels
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of `upright(image)`. Only a TIFF that is turned is decoded for it, and changed in place."""
+    """Returns (width, height) of `upright(image)`. Decodes only a TIFF whose orientation swaps the sides."""
     sides_change_places = False
     with contextlib.suppress(Exception):
         sides_change_places = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     if not sides_change_places:
         return image.size
-    # By version, Pillow gives the size of a TIFF as stored or as turned; once it is decoded there is no doubt.
+    # Before decoding, `image.size` of a TIFF is the stored or the upright size, depending on Pillow's version.
     return upright(image).size if image.format == "TIFF" else (image.height, image.width)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """On white, if any of it is transparent: what lies below transparent pixels is arbitrary."""
+    """Composites an image with transparency onto white: the colours of transparent pixels are arbitrary."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
@@ -247,22 +257,22 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def why_unreadable(error: Exception) -> str:
-    """What is wrong with an image that cannot be decoded, in a few words."""
+    """Returns in a few words why an image cannot be decoded."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image"  # Pillow's own sentence names an object in memory
+        return "not an image"  # Pillow's message names an object in memory
     return first_line(error)[:120]
 
 
 @dataclass
 class Damage:
-    """Records that could not be read: each counted once, and the first few named. Several threads may share it.
+    """Counts the records that cannot be decoded, each once, and keeps the first names. Thread-safe.
 
     Attributes:
       owner: the data set's name.
-      on_error: 'stop' or 'skip'.
-      announced: so many of them are named on stderr as they are found.
-      limits: larger images count as records that cannot be read.
-      depth: of images of more than 8 bits.
+      on_error: 'stop' raises an error for a damaged record; 'skip' leaves it out.
+      announced: the number of skipped records to name on stderr.
+      limits: larger images count as damaged.
+      depth: converts images of more than 8 bits, and records their values.
     """
 
     owner: str
@@ -284,14 +294,14 @@ class Damage:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What environment.json and result.json should tell; nothing, if nothing was found."""
+        """The entries for environment.json and result.json; {} if no record is damaged."""
         return {"skipped": self.count, "skipped_names": list(self.names)} if self.count else {}
 
     def found(self, name: str, error: Exception) -> None:
-        """Notes a bad record.
+        """Records a damaged record.
 
         Raises:
-          RunFailedError: unless bad records are to be skipped.
+          RunFailedError: `on_error` is 'stop'.
         """
         reason = why_unreadable(error)
         if self.on_error != "skip":
@@ -314,7 +324,14 @@ class Damage:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Decoded records: images uint8 [n, H, W, C], labels int32 [n], ids, and each one's place among those asked for."""
+    """Decoded records.
+
+    Attributes:
+      images: uint8 [n, H, W, C].
+      labels: int32 [n].
+      ids: n ids; '' = none.
+      places: [n], position of each record in the requested rows.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -325,13 +342,20 @@ class Chunk:
 def decode_records(
     records: Records, rows: Sequence[int], shape: tuple[int, int, int], side: int, damage: Damage, threads: int = 0
 ) -> Iterator[Chunk]:
-    """Decodes chunk by chunk; damaged records are left out.
+    """Decodes records in chunks of `CHUNK`, without damaged records.
 
-    Pillow lets go of the interpreter while it decodes, so threads do work side by side. With one thread, the caller's
-    own is used.
+    Pillow releases the GIL while it decodes, so threads run in parallel.
+
+    Args:
+      records: the stored split.
+      rows: numbers of the records.
+      shape: [H, W, C] of every decoded image.
+      side: resize and crop images to [side, side]; 0 = as stored.
+      damage: collects records that cannot be decoded.
+      threads: 0 = one per core, at most 8; 1 = decode in the calling thread.
 
     Raises:
-      RunFailedError: a record is damaged, and such are not to be skipped.
+      RunFailedError: a record is damaged, and `damage.on_error` is 'stop'.
       UsageError: a record has no label.
     """
 
@@ -357,7 +381,7 @@ def decode_records(
                 if isinstance(pixels, Exception):
                     damage.found(item.name, pixels)
                     continue
-                if item.label < 0:  # so TFDS stores the test split of a competition
+                if item.label < 0:  # TFDS's label for the test split of a competition
                     raise UsageError(
                         f"{damage.owner}: {item.name} has no label, and images without one can be neither trained nor "
                         "tested on; set config.data.test to another split, such as 'validation', or to ''"

@@ -1,6 +1,6 @@
-"""Images of more than 8 bits brought to 8, and what values they were seen to hold.
+"""Converts images of more than 8 bits per value to 8 bits, and records their highest value.
 
-Cameras and scanners of 10, 12 or 14 bits write files of 16: read as 16 bits, such pictures are nearly black.
+Cameras and scanners with 10, 12 or 14 bits write 16-bit files, which look nearly black if 65,535 is white.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ FULL = 65_535  # white, in 16 bits
 
 @dataclass
 class Depth:
-    """How images of more than 8 bits become 8, and what was seen of them. Several threads may share it.
+    """Converts images of more than 8 bits to 8, and records their values. Thread-safe.
 
     Attributes:
-      white: the value that becomes 255; what is above it too. 0 = 65,535 in images of 16 bits; such of 32 bits, whole
-        numbers or not, are then refused, since nothing says what their values mean.
-      count: images of 16 bits or more that were read.
-      highest: the highest value that they held; of colour, to the nearest 257.
+      white: values at or above it become 255. 0 = 65,535 for 16-bit images; 32-bit images (integer or float) are then
+        rejected, because the range of their values is unknown.
+      count: images of 16 bits or more read so far.
+      highest: the highest value in them; for colour images, a multiple of 257.
     """
 
     white: int = 0
@@ -32,23 +32,23 @@ class Depth:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def to_eight_bits(self, image: Image.Image, sixteen_stored: bool = False) -> Image.Image:
-        """The image in 8 bits. Pillow itself cuts values of grey above 255 off, which makes such pictures white.
+        """Returns the image with 8 bits. (Pillow's `convert` clips grey values above 255, so images turn white.)
 
         Args:
-          image: decoded.
-          sixteen_stored: its file has 16 bits. Of colour, and of grey with transparency, Pillow has read the upper 8.
+          image: a decoded image.
+          sixteen_stored: whether its file has 16 bits; of 16-bit colour, or grey with alpha, Pillow reads the upper 8.
 
         Raises:
-          ValueError: the range of the values cannot be known.
+          ValueError: the range of the values is unknown.
         """
-        # Pillow has read 16-bit files in mode I as well, by version and format; in these formats nothing else is.
+        # Some versions of Pillow read 16-bit files as mode I. In these formats, mode I always means 16 bits.
         sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM", "JPEG2000"))
         if not sixteen and image.mode not in ("I", "F"):
             return self._from_upper_bits(image) if sixteen_stored else image
         if not sixteen and not self.white:
             raise ValueError(
-                f"its pixels are 32-bit numbers (mode {image.mode}) of no known range; data.white says which of them "
-                "is white, or save it with 8 or 16"
+                f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; set data.white to the value that "
+                "is white, or save it with 8 or 16 bits"
             )
         values = np.asarray(image)
         self._note(float(np.nanmax(values)))
@@ -74,16 +74,16 @@ class Depth:
 
     @property
     def notes(self) -> dict[str, float]:
-        """What was seen, for JSON; nothing, if there were none."""
+        """The statistics as JSON values; {} if no image has more than 8 bits."""
         return {"count": self.count, "highest": self.highest} if self.count else {}
 
 
 def hint(seen: Mapping[str, float], white: int = 0) -> str:
-    """What to do about 16-bit images that use less than half of their range; '' = nothing.
+    """Returns advice for 16-bit images that use less than half of their range; '' for others.
 
     Args:
       seen: `Depth.notes`.
-      white: of the `Depth`.
+      white: `Depth.white`.
 
     Example:
       >>> hint({"count": 3, "highest": 4000.0})

@@ -1,11 +1,11 @@
 """`digits`: 1,797 real handwritten digits, 8×8 grey, as a TFDS data set that needs no network.
 
 The images are the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin and Kaynak, 1998),
-which scikit-learn carries. Pixel values 0..16 are stored as round(255·v/16), which can be undone exactly.
+which scikit-learn includes. Pixel values 0..16 are stored as round(255·v/16), which is exactly invertible.
 
-Splits are fixed and stratified: `train` 1,437 and `test` 360. Within `train` the classes are interleaved, so that any
-contiguous part is stratified too; `configs/digits.py` keeps the last 180 for validation. Once prepared, any TFDS user
-can read the directory: ``tfds.data_source('digits', split='test', data_dir=...)``.
+Splits are fixed and stratified: 1,437 images in `train`, 360 in `test`. The classes in `train` are interleaved, so any
+contiguous part is stratified too; `configs/digits.py` keeps the last 180 images for validation. Any TFDS user can read
+the prepared directory: ``tfds.data_source('digits', split='test', data_dir=...)``.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ TEST_IMAGES = 360
 
 
 def split_indices(labels: np.ndarray, test_images: int = TEST_IMAGES) -> dict[str, np.ndarray]:
-    """Indices of the two splits: a function of the labels alone, the same with every library version.
+    """Returns the indices of the two splits. They depend only on the labels, not on library versions.
 
     Args:
       labels: int [N].
       test_images: size of the test split.
 
     Returns:
-      {'train': [N - test_images], 'test': [test_images]}; in each, classes follow one another in turn.
+      {'train': int [N - test_images], 'test': int [test_images]}, with interleaved classes.
     """
-    # Within a class, order by a fixed pseudo-random number; then deal the classes out evenly along [0, 1): taking a
-    # prefix of that order takes the same share of every class.
+    # Shuffle each class with a fixed seed and spread it evenly over [0, 1). Any prefix of the resulting order then
+    # contains the same share of every class.
     noise = np.random.Philox(key=1998).random_raw(len(labels))
     place = np.empty(len(labels))
     for label in np.unique(labels):
@@ -50,7 +50,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "First version."}
 
     def __init__(self, **options: Any):
-        # TFDS's own default, tfrecord, cannot be read without TensorFlow.
+        # The default of TFDS, tfrecord, cannot be read without TensorFlow.
         super().__init__(**{"file_format": "array_record", **options})
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -1,7 +1,7 @@
-"""How batches get to the devices: from a split that lies there already, or as a stream that is made ahead of the step.
+"""Two feeds bring batches to the devices: from a split in device memory, or as a stream of prefetched batches.
 
-Both give the same batch for the same (seed, step), on any number of devices. A feed is asked for the input of a *call*:
-one or several steps that the device does in one go.
+Both give the same batch for the same (seed, step), on any number of devices. A feed returns the input of a *call*: one
+or several steps that run in one compiled program.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from jaxvit.data.parts import Source, StreamedSource
 
 Put = Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]]
 
-STREAM_BATCHES = 4  # made ahead, so that memory is bounded
+STREAM_BATCHES = 4  # batches to prefetch; bounds the memory
 
 
 class ResidentFeed:
-    """The whole split lies on the devices as uint8; a call's input is the numbers of its images.
+    """Keeps the whole split on the devices as uint8; the input of a call is the indices of its images.
 
     Args:
       source: the split.
-      orders: which images make the batch of a step; several for as many runs that are trained together.
-      batch_size: images a batch.
+      orders: the images of each step; a sequence of R orders trains R runs together.
+      batch_size: B, images per batch.
       steps_per_call: K.
-      put_split: puts the arrays on every device.
-      put_call: puts {'rows': int32 [K, B], 'mask': float32 [K, B]} on the devices, split along B; [K, R, B] for R runs.
-      own: this process's rows of a batch; it hands over nothing else.
-      numbered: a batch has 'number' too, the images' numbers in the split.
+      put_split: copies the arrays of the split to every device.
+      put_call: copies {'rows': int32 [K, B], 'mask': float32 [K, B]} to the devices, sharded along B; the shapes are
+        [K, R, B] for R runs.
+      own: the rows of a batch that this process provides.
+      numbered: adds 'number', the indices in the split, to each batch.
 
     Attributes:
-      ahead: batches that may have been made before they are asked for.
+      ahead: number of batches that may be prefetched.
+      data: the arrays on the devices.
     """
 
     ahead = 0
@@ -58,7 +60,7 @@ class ResidentFeed:
         self.data = put_split({"image": np.asarray(source.images), "label": source.labels})
 
     def __call__(self, step: int, count: int) -> Mapping[str, jax.Array]:
-        """The input of a call of `count` steps from `step` on; what is beyond the count is never looked at."""
+        """Returns the input of a call of `count` steps, starting at `step`; entries past `count` are padding."""
         if isinstance(self._orders, TrainOrder):
             return self._put(self._rows(self._orders, step, count))
         each = [self._rows(order, step, count) for order in self._orders]
@@ -81,21 +83,21 @@ class ResidentFeed:
 
 
 class StreamFeed:
-    """Batches are gathered or decoded by Grain's threads, a few ahead, and go to the devices while the step runs.
+    """Gathers or decodes batches in Grain's threads and copies them to the devices while earlier steps run.
 
-    A batch is a function of (seed, step), so the step is the whole position: a resumed run just starts there.
+    A batch depends only on (seed, step), so the step is the only state: a resumed run starts the stream there.
 
     Args:
-      source, order, batch_size, steps_per_call: as for `ResidentFeed`.
-      steps: of the whole run.
-      put_call: puts {'image': [K, B, H, W, C], 'label': [K, B], 'mask': [K, B]} on the devices, split along B.
-      host_transform: (step, batch) -> batch, done by the threads; None = nothing.
-      own: this process's rows of a batch; it makes and hands over nothing else.
-      numbered: as of `ResidentFeed`.
-      threads: of Grain; 0 = by the number of processors.
+      source, order, batch_size, steps_per_call: see `ResidentFeed`.
+      steps: number of steps of the whole run.
+      put_call: copies {'image': [K, B, H, W, C], 'label': [K, B], 'mask': [K, B]} to the devices, sharded along B.
+      host_transform: function (step, batch) -> batch that the threads apply; None = none.
+      own: the rows of a batch that this process provides.
+      numbered: see `ResidentFeed`.
+      threads: number of Grain threads; 0 = one per core, at most 16.
 
     Attributes:
-      ahead: as of `ResidentFeed`.
+      ahead: number of batches that may be prefetched.
     """
 
     def __init__(
@@ -117,13 +119,13 @@ class StreamFeed:
         self._host_transform, self._own, self._numbered = host_transform, own, numbered
         self._threads = threads or max(1, min(16, os.cpu_count() or 1))
         self.ahead = max(STREAM_BATCHES, self._threads)
-        self._start, self._next = -1, -1  # of the last call; the step after it
+        self._start, self._next = -1, -1  # first step of the last call; the step after it
         self._recent: list[Batch] = []
         self._batches: Iterator[Batch] = iter(())
         self.data: dict[str, jax.Array] = {}
 
     def host_batch(self, step: int) -> Batch:
-        """This process's rows of the batch of a step."""
+        """Returns this process's rows of the batch of a step."""
         batch = gather(self._source, self._order[step], self._batch_size, self._own, numbered=self._numbered)
         return self._host_transform(step, batch) if self._host_transform else batch
 
@@ -135,8 +137,8 @@ class StreamFeed:
         return iter(steps.to_iter_dataset(options))
 
     def __call__(self, step: int, count: int) -> Mapping[str, jax.Array]:
-        """The input of a call of `count` steps from `step` on."""
-        if step == self._start:  # asked again, as a start does that compiles with its first batch
+        """Returns the input of a call of `count` steps, starting at `step`."""
+        if step == self._start:  # the same call again, after a start that compiles with its first batch
             self._batches = itertools.chain(self._recent, self._batches)
         elif step != self._next:
             self._batches = self._stream(step)
@@ -152,7 +154,7 @@ class StreamFeed:
 
 
 def evaluation_stream(source: Source | StreamedSource, batch_size: int, own: slice = slice(None)) -> Iterator[Batch]:
-    """As `evaluation_batches`, but decoded ahead by threads where the split is not kept decoded."""
+    """Yields the batches of `evaluation_batches`; threads decode ahead if the split is a `StreamedSource`."""
     if isinstance(source, Source):
         yield from evaluation_batches(source, batch_size, own)
         return

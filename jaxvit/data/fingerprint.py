@@ -1,4 +1,4 @@
-"""What identifies a split: count, class balance, colour statistics and hashes; and which copies are known to be bad."""
+"""Identifies a split by its count, class balance, colour statistics and hashes, and detects altered copies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 _CHUNK = 2048
 
-# Content hashes (which do not depend on the order) of whole original splits. A copy whose count is right and whose
-# content is not has been altered: a JPEG-compressed copy of CIFAR-10 circulates that costs 2 to 3 points of accuracy.
+# Order-independent content hashes of the original splits. A copy with another content has been altered; for example, a
+# JPEG-compressed copy of CIFAR-10 circulates that costs 2 to 3 points of accuracy.
 ORIGINALS: dict[tuple[str, str], str] = {
     ("cifar10", "train"): "466ae98cda90cb44",
     ("cifar10", "test"): "be65edee9b16f69c",
@@ -20,7 +20,7 @@ ORIGINALS: dict[tuple[str, str], str] = {
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
-    """Identifies a split.
+    """Computes the fingerprint of a split.
 
     Args:
       images: uint8 [N, H, W, C]; read in chunks.
@@ -28,8 +28,9 @@ def fingerprint(images: np.ndarray, labels: np.ndarray, classes: int) -> dict[st
       classes: K.
 
     Returns:
-      count; classes: images of each class; mean, std: of each channel, in the 0..1 range; sha256: of pixels and labels
-      in their order, 16 hex digits; content: the same whatever the order, 16 hex digits.
+      A dict: 'count'; 'classes', the images of each class; 'mean' and 'std' of each channel, in the 0..1 range;
+      'sha256', the hash of pixels and labels in their order; 'content', an order-independent hash. Each hash has 16
+      hex digits.
     """
     channels = images.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
@@ -43,7 +44,7 @@ def fingerprint(images: np.ndarray, labels: np.ndarray, classes: int) -> dict[st
             one = hashlib.blake2b(image, digest_size=8, salt=int(label).to_bytes(8, "little"))
             unordered = (unordered + int.from_bytes(one.digest(), "little")) % 2**64
     digest.update(np.ascontiguousarray(labels.astype("<i4")))
-    # Sums of integers are exact, so the figures do not depend on the order of the images.
+    # Integer sums are exact, so the statistics do not depend on the order of the images.
     levels = np.arange(256) / 255
     means = [float(c @ levels / c.sum()) for c in counts]
     stds = [float(np.sqrt(c @ (levels - m) ** 2 / c.sum())) for c, m in zip(counts, means, strict=True)]
@@ -58,7 +59,7 @@ def fingerprint(images: np.ndarray, labels: np.ndarray, classes: int) -> dict[st
 
 
 def warning(name: str, split: str, found: dict[str, Any]) -> str:
-    """What to say about a whole split that is not the original; '' if nothing is known against it."""
+    """Returns a warning if a whole split differs from the published one; '' if it matches or is unknown."""
     original = ORIGINALS.get((name, split))
     if original is None or found["content"] == original:
         return ""

@@ -1,4 +1,4 @@
-"""Rows of decoded splits, named but not copied: what a class subset or several splits joined are made of."""
+"""Lazy selections of rows from decoded splits, for class subsets and joined splits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ _CHUNK = 1024
 
 
 class Gathered:
-    """Looks like an array, and copies images only when they are asked for.
+    """An array-like of selected rows; indexing copies only the rows that it returns.
 
     Args:
-      parts: arrays [N_i, …] of one shape and type, and of each the rows that are taken, in order.
+      parts: pairs of an array [N_i, …] and the rows selected from it, in order. All arrays share one dtype and shape
+        after the first axis.
     """
 
     def __init__(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]):
@@ -38,7 +39,7 @@ class Gathered:
         return images
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of it, in memory."""
+        """Copies all selected rows into an array."""
         images = np.empty(self.shape, self.dtype)
         for start in range(0, len(self), _CHUNK):
             images[start : start + _CHUNK] = self[start : start + _CHUNK]

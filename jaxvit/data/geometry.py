@@ -1,8 +1,7 @@
-"""Geometry of a batch on the device: crops, flips, resizing and affine warps, one decision an image.
+"""Geometric transforms of a batch on the device: crops, flips, resizing and affine warps, drawn per image.
 
-Every random function takes one key an image and nothing else that is random, so that an image's decision depends
-neither on the other images nor on how many devices share the batch. Crops and flips keep uint8; what interpolates
-returns float32 in the same 0..255 range, not rounded.
+Each random function takes one key per image, so an image's draw depends neither on the other images nor on the number
+of devices. Crops and flips keep uint8; functions that interpolate return float32 in the same 0..255 range, not rounded.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-# By its own name, because jax2onnx puts another one in its place, which cannot do with a batch of unknown size.
+# Bound to another name, because jax2onnx patches `jax.image.resize` with a version that fails for symbolic batch sizes.
 from jax.image import resize as _resize
 
 INTERPOLATIONS = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
@@ -20,7 +19,7 @@ FILLS = ("zero", "reflect", "edge")
 
 
 def pad_and_crop(keys_B: jax.Array, images_BHWC: jax.Array, pixels: int) -> jax.Array:
-    """Pads each side with `pixels` zeros, then cuts the original size out at a random place, for each image its own."""
+    """Pads each side with `pixels` zeros, then crops each image to its original size at a random position."""
     _, height, width, _ = images_BHWC.shape
     widths = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
     return random_crop(keys_B, jnp.pad(images_BHWC, widths), height, width)
@@ -29,14 +28,14 @@ def pad_and_crop(keys_B: jax.Array, images_BHWC: jax.Array, pixels: int) -> jax.
 def random_crop(
     keys_B: jax.Array, images_BHWC: jax.Array, height: int, width: int, *, position: str = "image"
 ) -> jax.Array:
-    """Cuts windows out at random places; nothing is resized.
+    """Crops windows at random positions, without resizing.
 
     Args:
-      keys_B: one key an image.
-      images_BHWC: any type.
-      height, width: of the window; at most the image's.
-      position: 'image' gives each image its own place; 'batch' gives all of them that of the first, as the Keras 3
-        layer RandomCrop does.
+      keys_B: one key per image.
+      images_BHWC: images of any dtype.
+      height, width: size of the window, at most that of the images.
+      position: 'image' draws a position for each image; 'batch' uses the first image's position for all, as the
+        layer RandomCrop of Keras 3 does.
     """
     _, h, w, channels = images_BHWC.shape
 
@@ -54,7 +53,7 @@ def random_crop(
 
 
 def centre_crop(images_BHWC: jax.Array, height: int, width: int) -> jax.Array:
-    """The middle window; an odd pixel too many is cut off at the bottom and at the right."""
+    """Crops the centre; if the margin is odd, the bottom and right lose one pixel more."""
     top, left = (images_BHWC.shape[1] - height) // 2, (images_BHWC.shape[2] - width) // 2
     return images_BHWC[:, top : top + height, left : left + width]
 
@@ -65,15 +64,15 @@ def flip_left_right(keys_B: jax.Array, images_BHWC: jax.Array) -> jax.Array:
 
 
 def alternating(key: jax.Array, numbers_B: jax.Array, epoch: jax.Array) -> jax.Array:
-    """Which images to mirror: in epoch 0 each with probability 1/2, then each in every other epoch.
+    """Selects the images to mirror: in epoch 0 each with probability 1/2, then each in every other epoch.
 
-    In two epochs in a row each image is so seen both ways, which chance does for one in two. Jordan 2024
-    (arXiv:2404.00498).
+    Two consecutive epochs thus show every image both ways, which independent draws do for only half of the images.
+    From Jordan 2024 (arXiv:2404.00498).
 
     Args:
-      key: the same in all epochs.
-      numbers_B: the images' numbers in their split.
-      epoch: from 0.
+      key: the same key in all epochs.
+      numbers_B: indices of the images in their split.
+      epoch: counted from 0.
 
     Returns:
       bool [B].
@@ -83,14 +82,14 @@ def alternating(key: jax.Array, numbers_B: jax.Array, epoch: jax.Array) -> jax.A
 
 
 def mirror(mirrored_B: jax.Array, images_BHWC: jax.Array) -> jax.Array:
-    """Mirrors the images that are marked."""
+    """Flips the images where `mirrored_B` (bool [B]) is true, left to right."""
     return jnp.where(mirrored_B[:, None, None, None], images_BHWC[:, :, ::-1], images_BHWC)
 
 
 def resize(images_BHWC: jax.Array, height: int, width: int, interpolation: str = "bilinear") -> jax.Array:
-    """Resizes to float32, with pixel centres at half-integers and, when shrinking, a filter as wide as Pillow's.
+    """Resizes to float32, with pixel centres at half-integers and, when shrinking, Pillow's antialiasing filter.
 
-    An image that has the size already comes back unchanged, in its own type.
+    Images that already have the size are returned unchanged, with their dtype.
     """
     batch, h, w, channels = images_BHWC.shape
     if (h, w) == (height, width):
@@ -101,7 +100,7 @@ def resize(images_BHWC: jax.Array, height: int, width: int, interpolation: str =
 
 
 def shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """The size whose shorter side is `side` and whose shape is the same, rounded."""
+    """Returns the (height, width) with shorter side `side` and the same aspect ratio, rounded."""
     scale = side / min(height, width)
     return (side, round(width * scale)) if height <= width else (round(height * scale), side)
 
@@ -115,14 +114,14 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bilinear",
 ) -> jax.Array:
-    """Cuts a window of random area and shape out and resizes it to a square (Szegedy et al., 2015).
+    """Crops a window of random area and aspect ratio and resizes it to a square (Szegedy et al., 2015).
 
     Args:
-      keys_B: one key an image.
+      keys_B: one key per image.
       images_BHWC: 0..255.
-      size: side of the result.
-      scale: range of the window's share of the image's area, drawn uniformly.
-      ratio: range of width / height, drawn uniformly on a logarithmic scale.
+      size: side of the result, in pixels.
+      scale: range of the window's share of the image area, drawn uniformly.
+      ratio: range of width / height, drawn log-uniformly.
       interpolation: 'bilinear', 'bicubic' or 'nearest'.
 
     Returns:
@@ -147,7 +146,7 @@ def crop_and_resize(
     channels: int,
     interpolation: str = "bilinear",
 ) -> jax.Array:
-    """One window, whose corner and size may be traced, resized to [size, size, channels], as Pillow's resize(box=)."""
+    """Resizes one window, whose corner and size may be traced, to [size, size, channels], as Pillow's resize(box=)."""
     if interpolation == "nearest":
         rows = jnp.floor(top + (_pixels(size) + 0.5) * height / size).astype(jnp.int32)
         columns = jnp.floor(left + (_pixels(size) + 0.5) * width / size).astype(jnp.int32)
@@ -166,9 +165,10 @@ def crop_and_resize(
 def crop_box(
     key: jax.Array, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(top, left, height, width) of a random window, whole pixels as float32.
+    """Draws a random window and returns (top, left, height, width): whole pixels, as float32.
 
-    The first of ten draws that fits counts; if none does, the largest centred window whose shape is in range.
+    Uses the first of ten draws that fits into the image; if none fits, the largest centred window with an aspect ratio
+    in range.
     """
     area_key, ratio_key, place_key = jax.random.split(key, 3)
     area = jax.random.uniform(area_key, (10,), minval=scale[0], maxval=scale[1]) * (height * width)
@@ -190,15 +190,16 @@ def crop_box(
 def random_rotation_and_zoom(
     keys_B: jax.Array, images_BHWC: jax.Array, *, rotation: float, zoom: float, fill: str = "reflect"
 ) -> jax.Array:
-    """Rotates, then zooms each image about its middle, in one bilinear warp.
+    """Rotates, then zooms each image about its centre, in one bilinear warp.
 
     Args:
-      keys_B: one key an image.
+      keys_B: one key per image.
       images_BHWC: 0..255.
-      rotation: largest angle either way, as a share of a full turn (0.02 is 7.2 degrees), as Keras' RandomRotation.
-      zoom: height and width are each, on their own, shown at 1 ± zoom of their extent, as Keras' RandomZoom: above 1
-        zooms out.
-      fill: 'reflect', 'edge' or 'zero', for what lies outside.
+      rotation: largest angle in either direction, as a fraction of a full turn (0.02 is 7.2 degrees), as in Keras's
+        RandomRotation.
+      zoom: the visible extent is multiplied by a factor in 1 ± zoom, drawn separately for height and width, as in
+        Keras's RandomZoom: above 1 zooms out.
+      fill: 'reflect', 'edge' or 'zero': fills the area outside the image.
 
     Returns:
       float32, same shape.
@@ -215,19 +216,19 @@ def random_rotation_and_zoom(
 
 
 def rotation_matrix(radians: jax.Array) -> jax.Array:
-    """[2, 2], output (x, y) to input (x, y), turning the picture counter-clockwise, as Pillow's rotate."""
+    """Returns the [2, 2] map from output (x, y) to input (x, y) that rotates counter-clockwise, as Pillow's rotate."""
     cos, sin = jnp.cos(radians), jnp.sin(radians)
     return jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
 
 
 def centred(linear_22: jax.Array, height: int, width: int) -> jax.Array:
-    """The affine map [2, 3] that does `linear_22` about the middle of the image."""
+    """Returns the affine map [2, 3] that applies `linear_22` about the centre of the image."""
     middle_2 = jnp.array([width / 2, height / 2])
     return jnp.concatenate([linear_22, (middle_2 - linear_22 @ middle_2)[:, None]], axis=1)
 
 
 def compose(outer_23: jax.Array, inner_23: jax.Array) -> jax.Array:
-    """outer after inner: x -> outer(inner(x))."""
+    """Returns the affine map x -> outer(inner(x))."""
     linear = outer_23[:, :2] @ inner_23[:, :2]
     return jnp.concatenate([linear, (outer_23[:, :2] @ inner_23[:, 2] + outer_23[:, 2])[:, None]], axis=1)
 
@@ -235,14 +236,14 @@ def compose(outer_23: jax.Array, inner_23: jax.Array) -> jax.Array:
 def warp(
     images_BHWC: jax.Array, matrices_B23: jax.Array, *, fill: str = "zero", colour: tuple[float, ...] = (0.0,)
 ) -> jax.Array:
-    """Affine warp with bilinear sampling; pixel centres lie at half-integers, as in Pillow.
+    """Applies affine warps with bilinear sampling; pixel centres are at half-integers, as in Pillow.
 
     Args:
       images_BHWC: 0..255.
-      matrices_B23: map each output position (x, y) to the input position that is shown there.
-      fill: where that position is outside: 'zero' shows `colour`; 'edge' the nearest pixel; 'reflect' the mirrored
-        image, the border pixel twice.
-      colour: C values, or one for all, for fill='zero'.
+      matrices_B23: map output positions (x, y) to input positions.
+      fill: for input positions outside the image: 'zero' gives `colour`, 'edge' the nearest pixel, 'reflect' the
+        mirrored image (with the border pixel repeated).
+      colour: C values, or one for all channels, for fill='zero'.
 
     Returns:
       float32, same shape.
@@ -278,7 +279,7 @@ def warp(
 
 def _reflect(position_N: jax.Array, extent: int) -> jax.Array:
     """Folds positions in [-extent, 2 extent) into [0, extent): …c b a | a b c | c b a…"""
-    folded = jnp.abs(position_N)  # a remainder would hold for any position, and costs several times the rest
+    folded = jnp.abs(position_N)  # jnp.mod would support any position, but costs several times more
     return jnp.clip(extent - jnp.abs(extent - folded), 0.0, extent - 1e-4)
 
 

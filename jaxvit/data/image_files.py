@@ -1,12 +1,12 @@
-"""Which files below a folder are images: one rule for training, `evaluate`, `predict` and `data show`.
+"""Finds the image files below a folder, by one rule for training, `evaluate`, `predict` and `data show`.
 
-- A file is an image by its content (`jaxvit.data.image_kinds`), whatever it is called. One that is only called like an
-  image, such as a download that failed, is listed too: whoever decodes it says that it is damaged.
-- Hidden files and folders are passed over, and what systems leave beside photos; so are folders that are called like
-  an image, and whatever is no regular file.
-- Links are followed. A folder or a file is taken once: where it really lies, if that is below the folder too, else at
-  the first link to it. A link to a folder that holds the link leads nowhere.
-- Whatever is passed over is counted by its reason, and the first few are named.
+- The content of a file decides whether it is an image (`jaxvit.data.image_kinds`), not its name. A file that has an
+  image extension but no image content, such as a failed download, is listed too; decoding it reports the damage.
+- Hidden files and folders, system folders, folders with an image extension (``album.png``), and entries that are not
+  regular files are skipped.
+- Symbolic links are followed. Each file and folder is listed once: at its real path if that is below the folder, else
+  at the first link to it. A link to a folder that contains the link is skipped.
+- Skipped entries are counted by reason, and the first few of each are named.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from pathlib import Path
 
 from jaxvit.data.image_kinds import HEAD, RAW_ENDINGS, ending_of, has_image_ending, kind_of, reads_heic
 
-NAMED = 3  # of what is passed over for one reason
-# Left by systems: copies of the photos, small ones in the case of @eaDir, or what was deleted.
+NAMED = 3  # skipped entries that are named for each reason
+# Created by operating systems and NAS devices; they hold copies of photos, thumbnails (@eaDir) or deleted files.
 _SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information"))
 
-_NO_TEXT = re.compile("[\udc80-\udcff]")  # bytes of names, as Python reads them
+_NO_TEXT = re.compile("[\udc80-\udcff]")  # Python's surrogate escapes for bytes that are not UTF-8
 
 HIDDEN = "hidden files or folders"
-SYSTEM = "folders of the system's own"
-NAMED_AS_IMAGE = "folders that are called like an image"
-NO_IMAGE = "files that are no images"
-HEIC = "HEIC photos, which are read with pip install 'jaxvit[heic]'"
-RAW = "raw files of cameras, to be converted to JPEG or TIFF"
+SYSTEM = "system folders"
+NAMED_AS_IMAGE = "folders named like an image"
+NO_IMAGE = "files that are not images"
+HEIC = "HEIC photos, which need pip install 'jaxvit[heic]'"
+RAW = "camera raw files, which must be converted to JPEG or TIFF"
 IRREGULAR = "pipes, devices or sockets"
-BROKEN_LINK = "links that lead nowhere"
-TAKEN = "links to what is taken already"
+BROKEN_LINK = "broken links"
+TAKEN = "links to files or folders already listed"
 UNREADABLE = "folders or files that cannot be read"
 
 
 @dataclass
 class PassedOver:
-    """What was not taken for an image, by reason.
+    """The entries of a folder that were skipped, by reason.
 
     Attributes:
-      counts: {reason: how many}.
-      names: {reason: the first `NAMED` of them}.
+      counts: {reason: number of entries}.
+      names: {reason: the first `NAMED` names}.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, reason: str, name: str) -> None:
-        """Counts one; the name is kept if it is among the first."""
+        """Counts an entry, and keeps its name if it is among the first `NAMED`."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         named = self.names.setdefault(reason, [])
         if len(named) < NAMED:
             named.append(name)
 
     def add(self, other: PassedOver) -> None:
-        """Takes over what another has noted."""
+        """Adds the entries of another object to this one."""
         for reason, count in other.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + count
             named = self.names.setdefault(reason, [])
@@ -68,7 +68,7 @@ class PassedOver:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        """'hidden files or folders: 2 (.a, cat/.b); files that are no images: 9 (x.txt, y.txt, z.txt, …)'."""
+        """E.g. 'hidden files or folders: 2 (.a, cat/.b); files that are not images: 9 (x.txt, y.txt, z.txt, …)'."""
         return "; ".join(
             f"{reason}: {count:,} ({', '.join(self.names[reason])}{', …' if count > len(self.names[reason]) else ''})"
             for reason, count in self.counts.items()
@@ -80,10 +80,10 @@ class Found:
     """The images of a folder.
 
     Attributes:
-      folder: as it was given.
-      images: their paths, which begin with the folder, in the order of names; those behind links come last.
-      empty_folders: names of the folders directly inside that hold no image at any depth, sorted.
-      passed_over: {reason: (how many, the first few names, relative to the folder)}.
+      folder: the path passed to `find_images`.
+      images: paths of the images, starting with `folder`, in the order of their names; images behind links come last.
+      empty_folders: sorted names of the direct subfolders that contain no image at any depth.
+      passed_over: {reason: (number of skipped entries, first few names, relative to the folder)}.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ class Found:
     passed_over: dict[str, tuple[int, tuple[str, ...]]]
 
     def by_class(self) -> dict[str, list[Path]]:
-        """{name of the folder directly inside, by `class_name`; '' for the folder itself: its images}, sorted."""
+        """Groups the images by direct subfolder: {`class_name` of the subfolder, or '' for `folder`: paths}, sorted."""
         classes: dict[str, list[Path]] = {}
         for image in self.images:
             inside = image.relative_to(self.folder).parts
@@ -101,11 +101,11 @@ class Found:
 
 
 def find_images(folder: Path, *, skip: Collection[str] = ()) -> Found:
-    """The images below a folder, at any depth, by the rule that this module's head states.
+    """Finds the images below a folder, at any depth. The module docstring states the rule.
 
     Args:
-      folder: where to look.
-      skip: names of folders directly inside that are another matter: they are neither looked into nor counted.
+      folder: the folder to search.
+      skip: names of direct subfolders to ignore; they are not counted as skipped.
 
     Raises:
       OSError: the folder itself cannot be listed.
@@ -132,7 +132,7 @@ def find_images(folder: Path, *, skip: Collection[str] = ()) -> Found:
 
 
 def class_name(folder: str) -> str:
-    r"""The class that a folder stands for: its name, where bytes that are no UTF-8 are written as '\xe9'.
+    r"""Returns the class name of a folder: its name, with bytes that are not UTF-8 written as in '\xe9'.
 
     Example:
       >>> class_name("café"), class_name(os.fsdecode(b"caf\xe9"))
@@ -142,12 +142,12 @@ def class_name(folder: str) -> str:
 
 
 def walk_images(folder: str, passed_over: PassedOver, skip: Collection[str] = ()) -> Iterator[str]:
-    """The images below a folder, one by one as they are found; see `find_images`.
+    """Yields the images below a folder as they are found; see `find_images`.
 
     Args:
-      folder: its path, with which the paths of the images begin.
-      passed_over: takes note of what is no image.
-      skip: names directly inside that are left alone.
+      folder: path of the folder; the paths of the images start with it.
+      passed_over: collects the skipped entries.
+      skip: names of direct entries to ignore.
 
     Raises:
       OSError: the folder itself cannot be listed.
@@ -160,7 +160,7 @@ def walk_images(folder: str, passed_over: PassedOver, skip: Collection[str] = ()
     )
     above = {(found.st_dev, found.st_ino) for found in map(os.stat, Path(folder).resolve().parents)}
     to_files: list[str] = []
-    while links:  # what lies behind links to folders may hold more of them
+    while links:  # a linked folder may contain more links
         waiting, links = sorted(links), []
         for link in waiting:
             if os.path.isdir(link):
@@ -187,7 +187,7 @@ def _walk(
     passed_over: PassedOver,
     entries: list[os.DirEntry[str]] | None = None,
 ) -> Iterator[str]:
-    """The images that really lie below a folder; links are put on the list."""
+    """Yields the images below a folder without following links; appends each link to `links`."""
     waiting = [(folder, entries)]
     while waiting:
         folder, entries = waiting.pop()
@@ -208,7 +208,7 @@ def _walk(
                     passed_over.note(NAMED_AS_IMAGE, entry.path)
                     continue
                 found = entry.stat(follow_symlinks=False)
-                if (found.st_dev, found.st_ino) in seen:  # behind a link
+                if (found.st_dev, found.st_ino) in seen:  # already reached through a link
                     passed_over.note(TAKEN, entry.path)
                     continue
                 seen.add((found.st_dev, found.st_ino))
@@ -226,7 +226,7 @@ def _walk(
 def _follow_to_folder(
     link: str, seen: set[tuple[int, int]], above: set[tuple[int, int]], links: list[str], passed_over: PassedOver
 ) -> Iterator[str]:
-    """The images that a link to a folder leads to."""
+    """Yields the images in the folder that a link points to."""
     found = os.stat(link)
     identity = found.st_dev, found.st_ino
     if identity in seen or identity in above:
@@ -239,7 +239,7 @@ def _follow_to_folder(
 
 
 def _why_not_followed(link: str, seen: set[tuple[int, int]], taken: set[tuple[int, int]]) -> str:
-    """Why a link to a file is passed over; '' = it leads to an image, which now counts as taken."""
+    """Returns the reason to skip a link to a file; '' if it points to an image, which is added to `taken`."""
     try:
         found = os.stat(link)
         real = os.path.realpath(link)
@@ -259,14 +259,14 @@ def _why_not_followed(link: str, seen: set[tuple[int, int]], taken: set[tuple[in
 
 
 def _reason_to_skip(name: str) -> str:
-    """Why a file or folder of this name is not even looked at; '' = it is."""
+    """Returns the reason to skip a file or folder because of its name; '' if there is none."""
     if name.startswith("."):
         return HIDDEN
     return SYSTEM if name in _SYSTEM_FOLDERS else ""
 
 
 def _no_image(file: str) -> str:
-    """Why a regular file is no image; '' = it is one, or is called like one."""
+    """Returns why a regular file is not an image; '' if it is one or has an image extension."""
     ending = ending_of(file)
     if ending in RAW_ENDINGS:
         return RAW

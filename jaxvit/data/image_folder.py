@@ -1,7 +1,7 @@
 """`image_folder:PATH` and `image_table:FILE`: image files as a data set.
 
-`jaxvit.data.photo_folder` and `jaxvit.data.label_table` find the files. The order of the images in a split is fixed by
-their file names but looks random, so that any contiguous part, such as 'train[:90%]', contains all classes.
+`jaxvit.data.photo_folder` and `jaxvit.data.label_table` find the files. The images of a split have a pseudo-random
+order that depends only on their file names, so that any contiguous part, such as 'train[:90%]', contains all classes.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from PIL import Image
 
 from jaxvit.data.cache import cache_folder
 from jaxvit.data.content import file_contents
-from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, open_image, upright_size
+from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, is_grey, open_image, upright_size
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
 from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
 from jaxvit.errors import UsageError, is_disk_failure
 from jaxvit.files import local_path, make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
-_SAMPLE = 300  # files whose sizes say what the sizes of all are like
-_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
+_SAMPLE = 300  # files whose size and mode represent the whole set
 
 
 def open_image_files(
     name: str, directory: Path, limits: Limits | None = None, *, skip_missing: bool = False
 ) -> FolderStore:
-    """Opens 'image_folder:PATH' or 'image_table:FILE'; the arguments are those of `FolderStore` and of
-    `jaxvit.data.label_table.read_label_table`.
+    """Opens 'image_folder:PATH' or 'image_table:FILE'.
+
+    Args:
+      name, directory, limits: see `FolderStore`.
+      skip_missing: see `jaxvit.data.label_table.read_label_table`.
 
     Raises:
-      UsageError: there is no such folder or table, or it cannot be used.
+      UsageError: the folder or table does not exist, or cannot be used.
     """
     prefix = PREFIX if name.startswith(PREFIX) else TABLE_PREFIX
     path = Path(local_path(name.removeprefix(prefix)))
@@ -52,8 +54,8 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
     """Writes images as FOLDER/CLASS/NAME.png, which `image_folder:FOLDER` and `jaxvit predict` read.
 
     Args:
-      folder: made when missing.
-      images: (uint8 [H, W, C] with C 1 or 3, class, name) of each. A slash in a class's name becomes an underscore.
+      folder: created if missing.
+      images: (uint8 [H, W, C] with C 1 or 3, class, name) per image. Slashes in class names become underscores.
 
     Raises:
       UsageError: the folder cannot be written.
@@ -71,16 +73,16 @@ def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> 
 
 
 class FolderStore:
-    """Image files with their classes; the attributes are those of `jaxvit.data.prepared.PreparedStore`.
+    """A data set of image files, with the interface of `jaxvit.data.prepared.PreparedStore`.
 
     Args:
-      name: the data set's, such as 'image_folder:photos'.
-      found: the files.
-      directory: the TFDS directory, beside which the decoded images are kept.
-      limits: on the size of an image.
+      name: name of the data set, such as 'image_folder:photos'.
+      found: the files and their classes.
+      directory: the TFDS directory, which holds the cache of decoded images.
+      limits: limits on the size of an image; None = `Limits()`.
 
     Attributes:
-      found: the files.
+      found: the files and their classes.
     """
 
     version = ""
@@ -95,14 +97,14 @@ class FolderStore:
 
     @cached_property
     def image_shape(self) -> tuple[int | None, ...]:
-        """The size of all images; None where they differ. Opens every file: to be asked for only where it matters."""
+        """[H, W, 3], with None for H and W if the images differ in size. Slow: opens every file."""
         sizes = set()
         for found in self._files.values():
             for file, _ in found:
                 try:
                     with open_image(file, self._limits) as image:
                         sizes.add(upright_size(image))
-                except Exception:  # named when it is decoded
+                except Exception:  # reported when it is decoded
                     continue
                 if len(sizes) > 1:
                     return (None, None, 3)
@@ -113,13 +115,13 @@ class FolderStore:
         return FolderRecords(self._files[split], self._limits.bytes)
 
     def content(self, split: str) -> str:
-        """A hash of the names, sizes and times of change of a split's files, and of their classes; none is read."""
+        """Returns a hash of the names, sizes, modification times and labels of a split's files. Does not read them."""
         total = hashlib.blake2b(digest_size=16)
         for file, label in self._files[split]:
             try:
                 found = file.stat()
                 state = f"{found.st_size} {found.st_mtime_ns}"
-            except OSError:  # named when it is decoded
+            except OSError:  # reported when it is decoded
                 state = "gone"
             root = self.found.root
             own = file.relative_to(root) if file.is_relative_to(root) else file  # a table may name files elsewhere
@@ -127,32 +129,32 @@ class FolderStore:
         return total.hexdigest()
 
     def sample_sizes(self) -> list[tuple[int, int]]:
-        """(height, width), upright, of a few hundred readable files that are spread over the set."""
+        """Returns the upright (height, width) of up to 300 readable files, spread evenly over the set."""
         return [size for size, _ in self._sample]
 
     @property
     def is_grey(self) -> bool:
-        """Whether no file of that sample has colour."""
-        return bool(self._sample) and all(mode in _GREY for _, mode in self._sample)
+        """Whether all files of the sample (see `sample_sizes`) are greyscale."""
+        return bool(self._sample) and all(grey for _, grey in self._sample)
 
     @cached_property
-    def _sample(self) -> list[tuple[tuple[int, int], str]]:
-        """((height, width), Pillow's mode) of each."""
+    def _sample(self) -> list[tuple[tuple[int, int], bool]]:
+        """[((height, width), whether it is grey), …] for each file of the sample."""
         files = [file for found in self._files.values() for file, _ in found]
         found = []
         for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _SAMPLE)).astype(int)):
             with contextlib.suppress(Exception), open_image(files[i], self._limits) as image:
-                mode = image.mode
+                grey = is_grey(image)
                 width, height = upright_size(image)
-                found.append(((height, width), mode))
+                found.append(((height, width), grey))
         return found
 
     def labels(self, split: str) -> np.ndarray:
-        """int32 [N]: the number of each file's class."""
+        """Returns the class index of each file: int32 [N]."""
         return np.array([label for _, label in self._files[split]], np.int32)
 
     def names(self, split: str) -> list[str]:
-        """Path of each file, relative to the folder if it is inside."""
+        """Returns the path of each file, relative to the folder if the file is inside it."""
         root = self.found.root
         return [str(file.relative_to(root) if file.is_relative_to(root) else file) for file, _ in self._files[split]]
 
@@ -165,7 +167,7 @@ class FolderStore:
 
 
 class FolderRecords:
-    """One split; see `jaxvit.data.decoding.Records`."""
+    """The files of one split, as `jaxvit.data.decoding.Records`."""
 
     def __init__(self, files: Sequence[tuple[Path, int]], most_bytes: int):
         self._files, self._most = files, most_bytes

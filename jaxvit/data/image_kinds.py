@@ -1,7 +1,7 @@
-"""Which files are images: the formats that are opened, told by the first bytes of a file and not by its name.
+"""The supported image formats, detected by the first bytes of a file and not by its name.
 
-Pillow knows 40 more formats than these, and for one of them, PostScript, it starts another program. So a file is opened
-as the one format that its bytes say, or not at all.
+Pillow supports 40 more formats; for one of them, PostScript, it starts another program. So a file is opened only in the
+format detected here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import re
 
-# By Pillow's name: the endings that files of the format usually have. The first is the one that people know.
+# Pillow's name of each format -> its file extensions, the most common one first.
 ENDINGS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -27,39 +27,39 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 }
 FORMATS = tuple(ENDINGS)
 HEIC_REMEDY = "HEIC is read with the extra heic: pip install 'jaxvit[heic]'"
-# Raw files of cameras that begin as TIFF files do: what Pillow finds in them is a preview the size of a stamp.
+# Camera raw files that start like TIFF files: Pillow would read only their thumbnail.
 RAW_ENDINGS = frozenset(
     (".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mos", ".nef", ".nrw", ".pef", ".rwl", ".sr2")
 )
-HEAD = 256  # bytes of a file that `kind_of` needs
+HEAD = 256  # first bytes of a file that `kind_of` needs
 
 _IMAGE_ENDINGS = frozenset(ending for endings in ENDINGS.values() for ending in endings)
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")  # the last two are written by some, and are wrong
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")  # the last two are invalid but occur
 _NETPBM = re.compile(rb"P[1-6f]\s+[0-9#]")
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 
 
 def has_image_ending(name: str) -> bool:
-    """Whether a file's name ends as those of images do."""
+    """Whether a file name has an extension of a supported image format."""
     return ending_of(name) in _IMAGE_ENDINGS
 
 
 def ending_of(name: str) -> str:
-    """'.jpg' of 'photos/A.JPG'; '' where there is none."""
+    """Returns the extension of a file name in lower case: '.jpg' for 'photos/A.JPG'; '' if it has none."""
     name = name.rpartition("/")[2]
     stem, dot, ending = name.rpartition(".")
     return f".{ending.lower()}" if dot and stem else ""
 
 
 def kind_of(head: bytes, length: int) -> str:
-    """The format of an image, by its content.
+    """Detects the format of an image from its content.
 
     Args:
-      head: the file's first bytes, `HEAD` or all of them.
-      length: bytes of the whole file.
+      head: the first `HEAD` bytes of the file, or all of a shorter one.
+      length: size of the file in bytes.
 
     Returns:
-      A name of `FORMATS`; '' = it is none of these.
+      One of `FORMATS`; '' for any other content.
 
     Example:
       >>> kind_of(b"\\x89PNG\\r\\n\\x1a\\n", 68), kind_of(b"%!PS-Adobe-3.0", 900)
@@ -89,7 +89,7 @@ def kind_of(head: bytes, length: int) -> str:
 
 
 def _kind_of_boxes(head: bytes) -> str:
-    """AVIF and HEIC are one container; the brands in its first box tell them apart."""
+    """Distinguishes AVIF and HEIC, which share a container format, by the brands in the first box."""
     end = min(int.from_bytes(head[:4], "big"), len(head))
     brands = {head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))}
     if brands & {b"avif", b"avis"}:
@@ -98,7 +98,7 @@ def _kind_of_boxes(head: bytes) -> str:
 
 
 def _is_bitmap(head: bytes) -> bool:
-    """Whether this is the second header of a BMP file, with which a DIB file begins. It has no signature."""
+    """Whether `head` is a DIB header: the second header of a BMP file, the first of a DIB file. It has no signature."""
     size = int.from_bytes(head[:4], "little")
     if size not in (12, 40, 52, 56, 64, 108, 124) or len(head) < 16:
         return False
@@ -108,7 +108,10 @@ def _is_bitmap(head: bytes) -> bool:
 
 
 def _is_tga(head: bytes, length: int) -> bool:
-    """TGA has no signature either: 18 bytes that must fit together, and unless they are packed, all the pixels."""
+    """Whether the 18 header bytes are a consistent TGA header, and an uncompressed file holds all its pixels.
+
+    TGA has no signature.
+    """
     if len(head) < 18:
         return False
     colours, kind, bits = head[1], head[2], head[16]
@@ -132,5 +135,5 @@ def _is_tga(head: bytes, length: int) -> bool:
 
 @functools.cache
 def reads_heic() -> bool:
-    """Whether the extra `heic` is installed."""
+    """Whether HEIC can be read: the package pillow-heif of the extra `heic` is installed."""
     return importlib.util.find_spec("pillow_heif") is not None

@@ -137,7 +137,7 @@ def _json_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise UsageError(f"{where}: line {number} is no JSON") from None
+            raise UsageError(f"{where}: line {number} is not JSON") from None
         if not isinstance(row, dict):
             raise UsageError(f'{where}: line {number} is no object; write {{"file": "1.jpg", "label": "cat"}}')
         keys = [str(key) for key in row]

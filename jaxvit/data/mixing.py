@@ -1,8 +1,8 @@
-"""Random erasing, mixup and CutMix on the device, one decision an image; labels become distributions.
+"""Random erasing, mixup and CutMix on the device, drawn per image. Mixing turns labels into distributions.
 
 Mixup: Zhang et al., ICLR 2018. CutMix: Yun et al., ICCV 2019. Random erasing: Zhong et al., AAAI 2020. Ranges and the
-switch between mixup and CutMix are timm's; timm's default draws once a batch, here every image draws for itself
-(timm's mode 'elem').
+switch between mixup and CutMix follow timm. timm draws once per batch by default; this module draws for each image,
+as timm's mode 'elem' does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 ERASE_MODES = ("zero", "noise")
 
-# Makes a function of one image one of all, as `jax.vmap` does.
+# Lifts a per-image function to a batch, like `jax.vmap`.
 Each = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -32,12 +32,12 @@ def random_erasing(
     """Overwrites a random rectangle of some images.
 
     Args:
-      keys_B: one key an image.
+      keys_B: one key per image.
       x_BHWC: normalised images.
-      probability: of an image being touched.
-      mode: 'noise' fills with standard normal numbers, 'zero' with 0: the mean colour.
-      area: range of the rectangle's share of the image.
-      ratio: range of its height / width, drawn on a logarithmic scale.
+      probability: probability that an image is changed.
+      mode: 'noise' fills with standard normal noise, 'zero' with 0, the mean colour.
+      area: range of the rectangle's share of the image area, drawn uniformly.
+      ratio: range of its height / width, drawn log-uniformly.
     """
     _, height, width, channels = x_BHWC.shape
 
@@ -63,18 +63,19 @@ def random_erasing(
 def _inside(
     top: jax.Array, left: jax.Array, box_height: jax.Array, box_width: jax.Array, height: int, width: int
 ) -> jax.Array:
-    """bool [height, width]: the pixels of a box."""
+    """Returns the mask of a box: bool [height, width]."""
     y = jnp.arange(height, dtype=jnp.float32)[:, None]
     x = jnp.arange(width, dtype=jnp.float32)[None, :]
     return (y >= top) & (y < top + box_height) & (x >= left) & (x < left + box_width)
 
 
 def partners(mask_B: jax.Array) -> jax.Array:
-    """Index [B] of the image that each image is mixed with: among the real ones, the last with the first and so on.
+    """Returns the index [B] of the image to mix each image with: the first with the last, the second with the last but
+    one, and so on. Padding is its own partner and that of no image.
 
-    Padding is nobody's partner and stays by itself. The order of a batch is random already, and copies of an image
-    (repeated augmentation) lie side by side, so this mixes different images; but of an odd number of images the middle
-    one stays by itself, and of an odd number of images with copies the middle one's are mixed with each other.
+    The order of a batch is already random, and the copies of an image under repeated augmentation are adjacent, so this
+    pairs different images. Two exceptions: with an odd number of images the middle one is its own partner, and with an
+    odd number of repeated images the copies of the middle one are mixed with each other.
     """
     batch = mask_B.shape[0]
     real_first_B = jnp.argsort(mask_B <= 0, stable=True)
@@ -100,27 +101,27 @@ def mix(
     """Mixes each image and its target with those of a partner.
 
     Args:
-      key: of this step.
+      key: key of this step.
       x_BHWC: images.
       targets_BK: distributions over the classes.
-      mask_B: 1.0 for an image, 0.0 for padding, which is mixed with nothing.
-      mixup, cutmix: the α of each one's Beta(α, α); 0 = off.
-      switch: probability of CutMix where both are on.
-      probability: of an image being mixed at all.
+      mask_B: 1.0 for an image, 0.0 for padding, which is never mixed.
+      mixup, cutmix: α of the distributions Beta(α, α); 0 = off.
+      switch: probability of CutMix if both are on.
+      probability: probability that an image is mixed at all.
       active: whether to mix in this step.
-      each: makes a function of one image one of all: `jax.vmap`, or of a batch that is split over devices
-        `jaxvit.devices.sharding.over_images(mesh)`. A draw from a Beta distribution is a loop that ends when the last
-        of the numbers is accepted; under `jax.vmap` XLA would have the devices agree on that at every turn.
+      each: lifts a per-image function to a batch: `jax.vmap`, or for a sharded batch
+        `jaxvit.devices.sharding.over_images(mesh)`. Sampling from a Beta distribution is a rejection loop that runs
+        until every sample is accepted; under `jax.vmap` the devices would communicate in each iteration.
 
     Returns:
-      (images, targets); the targets of a distribution over the classes are still one.
+      (images, targets); each row of the targets is still a distribution.
     """
     batch, height, width, _ = x_BHWC.shape
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     partner_B = partners(mask_B)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(own share of every pixel [H, W], own share of the target)."""
+        """Returns (the image's weight at every pixel [H, W], the weight of its target)."""
         keys_5 = jax.random.split(key, 5)
         if cutmix:
             ratio = jnp.sqrt(1 - jax.random.beta(keys_5[1], cutmix, cutmix))
@@ -129,7 +130,7 @@ def mix(
             top, left = jnp.clip(y - h // 2, 0, height), jnp.clip(x - w // 2, 0, width)
             bottom, right = jnp.clip(y + h // 2, 0, height), jnp.clip(x + w // 2, 0, width)
             cut_HW = 1.0 - _inside(top, left, bottom - top, right - left, height, width).astype(jnp.float32)
-            share = 1 - (bottom - top) * (right - left) / (height * width)  # of the area that really was cut
+            share = 1 - (bottom - top) * (right - left) / (height * width)  # by the area of the clipped box
         if mixup:
             weight = jax.random.beta(keys_5[0], mixup, mixup)
             blend_HW = jnp.full((height, width), weight)

@@ -1,4 +1,4 @@
-"""A data set or an augmentation of one's own, by name: 'package.module:function'."""
+"""Loads the user's own data sets and augmentations by name: 'package.module:function'."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from jaxvit import own_code
 from jaxvit.data.cache import Decoded
 from jaxvit.errors import UsageError
 
-# Values of an augmented image beyond this are no strong contrast any more but another scale, such as 0..255.
+# Larger values in an augmented image mean another scale, such as 0..255, rather than strong contrast.
 _FAR_OUTSIDE = 16.0
 
 
 def check_augmentation(name: str, shape: tuple[int, ...]) -> None:
-    """Refuses an augmentation that does not give an image of the same shape, type and scale for an image.
+    """Checks that an augmentation returns an image of the same shape, dtype and scale.
 
     Args:
       name: 'package.module:function'.
-      shape: [H, W, C] of the images that it is given.
+      shape: [H, W, C] of its input images.
 
     Raises:
-      UsageError: names what is wrong.
+      UsageError: it does not; the message says why.
     """
     where, function = f"config.augment.own='{name}'", own_code.load_function(name, "augment.own")
     parameters = own_code.parameter_names(function)
@@ -54,24 +54,25 @@ def check_augmentation(name: str, shape: tuple[int, ...]) -> None:
         values = np.asarray(jax.jit(jax.vmap(function))(key[None], ramp))
     except Exception as error:
         raise UsageError(f"{fails}: {own_code.explain(error)}") from error
-    if not np.abs(values).max() <= _FAR_OUTSIDE:  # nor is NaN
+    if not np.abs(values).max() <= _FAR_OUTSIDE:  # also true for NaN
         found = f"values from {values.min():.3g} to {values.max():.3g}"
         raise UsageError(f"{where}: returns {found} for an image in 0..1; it must stay on that scale")
 
 
 class OwnStore:
-    """What a function without arguments gives: ``{'train': (images, labels), 'test': …, 'class_names': (…)}``.
+    """The data set that the user's function returns, with the interface of `jaxvit.data.prepared.PreparedStore`.
 
-    Images are uint8 [N, H, W, C], all of one size, labels whole numbers [N] from 0. `class_names` may be left out: then
-    the classes are called after their numbers. The attributes are those of `jaxvit.data.prepared.PreparedStore`.
+    The function takes no arguments and returns ``{'train': (images, labels), 'test': …, 'class_names': (…)}``: images
+    uint8 [N, H, W, C] of the same size in all splits, and integer labels [N] from 0. Without 'class_names', the classes
+    are named '0', '1', ….
 
     Args:
       name: 'package.module:function'.
-      directory: the TFDS directory; nothing is read from it.
-      given: what the function would give; then none is called, and the name is only what the set is called.
+      directory: the TFDS directory, which is not read.
+      given: a dict to use instead of calling the function; `name` is then only the name of the data set.
 
     Raises:
-      UsageError: the function does not give that.
+      UsageError: the function returns something else, or fails.
     """
 
     version = ""

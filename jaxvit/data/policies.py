@@ -3,13 +3,13 @@
 AutoAugment: Cubuk et al., CVPR 2019 (the tables for CIFAR-10 and ImageNet). RandAugment: Cubuk et al., NeurIPS 2020, in
 timm's notation, such as 'rand-m9-n2-mstd0.5-inc1'. TrivialAugment (wide): Müller and Hutter, ICCV 2021.
 
-A policy draws, for each image, a few operations and their strengths; `apply_operation` does any of them with one warp,
-one look-up, one colour mix and one sharpening, of which at most one does something. Under `vmap` every branch of a
-switch would be computed; this way four are, not sixteen.
+A policy draws a few operations and their strengths for each image. `apply_operation` runs one warp, one table look-up,
+one colour blend and one sharpening; at most one of the four changes the image. (A `switch` over 16 operations would
+compute all 16 branches under `vmap`.)
 
-Departures, for speed and for one look on every device:
-- warps are bilinear, where timm draws between bilinear and bicubic and torchvision takes the nearest pixel;
-- what a warp brings in from outside has the colour of the normalisation's mean, as in timm, for all three policies.
+Differences from the original implementations, for speed and for the same result on every device:
+- warps are bilinear; timm draws between bilinear and bicubic, torchvision uses the nearest pixel;
+- all three policies fill the area outside the image with the mean colour of the normalisation, as timm does.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ OPERATIONS = {
 _ID = {name: i for i, name in enumerate(OPERATIONS)}
 _TABLES = ("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness", "Contrast")
 
-# Draws for one image: key -> (operations int32 [L], strengths float32 [L]), to be done one after the other.
+# Draws for one image: key -> (operations int32 [L], strengths float32 [L]), applied in order.
 Policy = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def apply_operation(
     image_HWC: jax.Array, operation: jax.Array, strength: jax.Array, background: tuple[float, ...] = (0.0,)
 ) -> jax.Array:
-    """One operation on one image.
+    """Applies one operation to one image.
 
     Args:
       image_HWC: uint8, one or three channels.
       operation: index into OPERATIONS; may be traced.
       strength: in the operation's unit.
-      background: 0..255, C values or one, for what a warp brings in from outside.
+      background: fill colour of warps, 0..255: C values, or one for all channels.
 
     Returns:
       uint8, same shape.
@@ -91,7 +91,7 @@ def apply_operation(
 
 
 def _table(image_HWC: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
-    """The look-up table [C, 256] of the operation; the identity for one that is no table."""
+    """Returns the look-up table [C, 256] of an operation; the identity for operations that are not table look-ups."""
     channels = image_HWC.shape[-1]
     counts_CL = colour.histogram(image_HWC)
     mean_grey = jnp.floor(jnp.mean(jnp.floor(colour.grey(image_HWC.astype(jnp.float32)) + 0.5)) + 0.5)
@@ -116,29 +116,29 @@ def _table(image_HWC: jax.Array, operation: jax.Array, strength: jax.Array) -> j
 def apply_policy(
     policy: Policy, keys_B: jax.Array, images_BHWC: jax.Array, background: tuple[float, ...] = (0.0,)
 ) -> jax.Array:
-    """Draws for each uint8 image and does what was drawn; uint8."""
+    """Draws operations for each uint8 image and applies them; returns uint8 images."""
 
     def one(key: jax.Array, image_HWC: jax.Array) -> jax.Array:
         def layer(image_HWC: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             return apply_operation(image_HWC, *drawn, background), None
 
-        return jax.lax.scan(layer, image_HWC, policy(key))[0]  # compiled once, whatever the number of layers
+        return jax.lax.scan(layer, image_HWC, policy(key))[0]  # compiles the body once for any number of layers
 
     return jax.vmap(one)(keys_B, images_BHWC)
 
 
 @dataclass(frozen=True)
 class RandAugmentSettings:
-    """What 'rand-m9-n2-mstd0.5-inc1' says.
+    """Settings of RandAugment, in timm's notation 'rand-m9-n2-mstd0.5-inc1'.
 
     Attributes:
       magnitude: m, 0..10.
-      layers: n, operations an image.
-      std: mstd; the magnitude of each operation is drawn around m, and cut off to 0..`limit`; 100 or more draws it
-        evenly from 0..m.
-      limit: mmax.
-      increasing: inc1 makes every operation stronger with the magnitude; without it some grow weaker, as in timm.
-      probability: p, of each operation being done.
+      layers: n, operations per image.
+      std: mstd, standard deviation of the magnitude of each operation around m, clipped to 0..`limit`; 100 or more
+        draws the magnitude uniformly from 0..m.
+      limit: mmax, the largest magnitude.
+      increasing: inc1: every operation becomes stronger with the magnitude. Without it some become weaker, as in timm.
+      probability: p, probability that each operation is applied.
     """
 
     magnitude: float = 10.0
@@ -150,10 +150,10 @@ class RandAugmentSettings:
 
 
 def parse_rand_augment(text: str) -> RandAugmentSettings:
-    """Reads timm's notation.
+    """Parses timm's notation of RandAugment.
 
     Raises:
-      ValueError: an unknown part.
+      ValueError: an unknown part, or a value out of range.
     """
     fields = {"m": "magnitude", "n": "layers", "mstd": "std", "mmax": "limit", "inc": "increasing", "p": "probability"}
     kinds = {"layers": int, "increasing": lambda value: bool(int(value))}
@@ -174,7 +174,7 @@ _RAND_OPERATIONS = [name for name in OPERATIONS if name != "Identity"]
 
 
 def rand_augment(settings: RandAugmentSettings) -> Policy:
-    """timm's RandAugment: n draws, with repetition, from 15 operations; each is done with probability p."""
+    """Returns timm's RandAugment: draws n of 15 operations, with replacement, and applies each with probability p."""
 
     def policy(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys_4 = jax.random.split(key, 4)
@@ -198,7 +198,7 @@ def rand_augment(settings: RandAugmentSettings) -> Policy:
 
 
 def rand_strength(name: str, level: jax.Array, sign: jax.Array, increasing: bool) -> jax.Array:
-    """Strength of an operation at a level of 0..10, as in timm."""
+    """Returns the strength of an operation at a level of 0..10, as in timm."""
     share = level / 10.0
     if name in ("Brightness", "Contrast", "Color", "Sharpness"):
         return jnp.maximum(0.1, 1 + sign * share * 0.9) if increasing else share * 1.8 + 0.1
@@ -214,7 +214,7 @@ def rand_strength(name: str, level: jax.Array, sign: jax.Array, increasing: bool
     return sign * share * widest.get(name, 0.0)
 
 
-# Each line is a sub-policy: operation, probability, level of 0..9 (twice).
+# Sub-policies, separated by semicolons or line ends: operation, probability, level 0..9; the same again.
 _CIFAR10_TABLE = """
 Invert .1 0 Contrast .2 6; Rotate .7 2 TranslateX .3 9; Sharpness .8 1 Sharpness .9 3; ShearY .5 8 TranslateY .7 9
 AutoContrast .5 0 Equalize .9 0; ShearY .2 7 Posterize .3 7; Color .4 3 Brightness .6 7
@@ -236,7 +236,13 @@ Equalize .8 0 Equalize .6 0
 
 
 def auto_augment(table: str) -> Policy:
-    """One of 25 pairs of operations an image, each done with its own probability; signs are drawn."""
+    """Returns AutoAugment: draws one of 25 pairs of operations per image; each is applied with its probability.
+
+    The signs of geometric and enhancing operations are drawn.
+
+    Args:
+      table: the sub-policies, in the format of `_CIFAR10_TABLE`.
+    """
     pairs = [entry.split() for entry in table.replace("\n", ";").split(";") if entry.strip()]
     ids, chances, sizes, signed = [], [], [], []
     for words in pairs:
@@ -264,7 +270,7 @@ def auto_augment(table: str) -> Policy:
 
 
 def _auto_strength(name: str, level: int) -> tuple[float, bool]:
-    """(strength of AutoAugment's level 0..9, whether its sign is drawn); a factor's distance from 1."""
+    """Returns (strength at level 0..9, whether its sign is drawn); for enhancing factors, the distance from 1."""
     share = level / 9
     if name == "Posterize":
         return 8 - round(share * 4), False
@@ -280,10 +286,10 @@ _TRIVIAL_OPERATIONS = [name for name in OPERATIONS if name not in ("Invert", "So
 
 
 def trivial_augment(height: int, width: int) -> Policy:
-    """One operation an image, at one of 31 strengths, both drawn evenly.
+    """Returns TrivialAugment (wide): draws one operation per image and one of 31 strengths, both uniformly.
 
     Args:
-      height, width: of the images, in pixels: translations go up to 32 pixels whatever the size.
+      height, width: size of the images in pixels. Translations shift by at most 32 pixels for any size.
     """
 
     def strength(name: str, share: jax.Array, sign: jax.Array) -> jax.Array:
@@ -311,14 +317,14 @@ POLICIES = ("autoaugment-cifar10", "autoaugment-imagenet", "trivial", "rand-m9-n
 
 
 def make_policy(text: str, height: int, width: int) -> Policy:
-    """The policy of the config key ``augment.policy``.
+    """Returns the policy that the config key ``augment.policy`` names.
 
     Args:
       text: 'autoaugment-cifar10', 'autoaugment-imagenet', 'trivial', or RandAugment in timm's notation.
-      height, width: of the images, in pixels.
+      height, width: size of the images in pixels.
 
     Raises:
-      UsageError: there is no such policy.
+      UsageError: unknown policy.
     """
     if text == "autoaugment-cifar10":
         return auto_augment(_CIFAR10_TABLE)
@@ -335,5 +341,5 @@ def make_policy(text: str, height: int, width: int) -> Policy:
 
 
 def background(mean: tuple[float, ...]) -> tuple[float, ...]:
-    """Colour, 0..255, of what a warp brings in: the mean, whole."""
+    """Returns the fill colour of warps: the mean, rounded to whole numbers of 0..255."""
     return tuple(float(min(255, math.floor(255 * m + 0.5))) for m in mean)

@@ -1,4 +1,4 @@
-"""The data sets that `jaxvit data prepare` can write, by TFDS name, with what is known of each before it is there."""
+"""The data sets that `jaxvit data prepare` can write, with their published sizes and statistics."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class Preparable:
     """A data set.
 
     Attributes:
-      splits: images in each split.
+      splits: {split: number of images}.
       shape: (H, W, C) of an image.
-      mean, std: of each channel of the training images, in the 0..1 pixel range, as published; () = not published.
+      mean, std: published statistics of each channel of the training images, in the 0..1 range; () = not published.
     """
 
     splits: dict[str, int]

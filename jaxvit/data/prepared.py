@@ -1,7 +1,7 @@
-"""Data sets in TFDS directories, read record by record, without TensorFlow.
+"""Reads data sets in TFDS directories record by record, without TensorFlow.
 
-TFDS prints to both streams, swallows import errors and prepares with TensorFlow by default; what is done about that is
-done here.
+TFDS prints to stdout and stderr, hides import errors, and by default prepares data sets with TensorFlow. This module
+works around that.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class PreparedStore:
     """A prepared TFDS classification data set.
 
     Attributes:
-      name, version: as TFDS has them.
+      name, version: name and version in TFDS.
       class_names: K names.
-      image_shape: [H, W, C]; None where it varies.
-      sizes: images in each split.
-      channels: C; 3 where it varies.
+      image_shape: [H, W, C]; None for dimensions that vary.
+      sizes: {split: number of images}.
+      channels: C; 3 if it varies.
       directory: the TFDS directory.
     """
 
@@ -61,11 +61,11 @@ class PreparedStore:
                     f"config.data.name: '{self.name}' in {self.directory} is not stored as array_record, the only "
                     f"format that can be read without TensorFlow; {how_to_prepare(self.name)}"
                 ) from None
-            len(source)  # reads where the records lie
+            len(source)  # reads the index of the files, so that damage is reported here
         return PreparedRecords(source, f"{self.name} {split}")
 
     def content(self, split: str) -> str:
-        """A hash of the stored files of a split."""
+        """Returns a hash of the stored files of a split."""
         try:
             with _named_damage(self.name, self.directory):
                 return content_hash(Path(path) for path in self._builder.info.splits[split].filepaths)
@@ -77,7 +77,7 @@ class PreparedStore:
 
 
 class PreparedRecords:
-    """One split; see `jaxvit.data.decoding.Records`."""
+    """The records of one split, as `jaxvit.data.decoding.Records`."""
 
     def __init__(self, source: Any, owner: str):
         self._source, self._owner = source, owner
@@ -89,7 +89,7 @@ class PreparedRecords:
         rows = [int(row) for row in rows]
         try:
             return [self._record(row, x) for row, x in zip(rows, self._source.__getitems__(rows), strict=True)]
-        except Exception:  # one bad record spoils the whole read: find it
+        except Exception:  # a damaged record fails the whole read: find it by reading one by one
             return [self._read_one(row) for row in rows]
 
     def _read_one(self, row: int) -> Record | Unreadable:
@@ -111,7 +111,7 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
     """Opens a prepared data set; `digits` is prepared on first use.
 
     Raises:
-      UsageError: it is not prepared in `directory`, the name is unknown, or what describes the set cannot be read.
+      UsageError: it is not prepared in `directory`, the name is unknown, or its metadata cannot be read.
     """
     with _named_damage(name, directory):
         return _open_prepared(name, directory)
@@ -119,7 +119,7 @@ def open_prepared(name: str, directory: Path) -> PreparedStore:
 
 @contextlib.contextmanager
 def _named_damage(name: str, directory: Path) -> Iterator[None]:
-    """Turns what TFDS says to files that it cannot make sense of into one line."""
+    """Converts errors that TFDS raises for damaged files to a UsageError of one line."""
     try:
         yield
     except (OSError, UsageError, MemoryError):
@@ -153,7 +153,7 @@ def _open_prepared(name: str, directory: Path) -> PreparedStore:
 
 
 def how_to_prepare(name: str) -> str:
-    """The command that writes a set anew in the right format, as part of a message."""
+    """Returns advice for a message: the command that prepares a set again in the right format."""
     ours = name in PREPARABLE or name == "digits"
     command = (
         f"jaxvit data prepare {name} --force" if ours else f"tfds build {name} --file_format=array_record --overwrite"
@@ -162,7 +162,7 @@ def how_to_prepare(name: str) -> str:
 
 
 def _version_directory(directory: Path, name: str) -> Path:
-    """The folder of the newest version of a set; what is still being written has no such name."""
+    """Returns the folder of the newest version of a set. Folders that are still being written have other names."""
     versions = [
         info.parent
         for info in (directory / name).glob("**/dataset_info.json")
@@ -179,30 +179,30 @@ def _version_directory(directory: Path, name: str) -> Path:
     return max(versions, key=lambda version: tuple(map(int, version.name.split("."))))
 
 
-# TFDS imports the module of every class that features.json names, and such a file may be anybody's.
+# TFDS imports the module of every class that features.json names, and the file may come from a stranger.
 _FEATURES = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # protobuf's two spellings; TFDS's of long ago
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # protobuf's two spellings, and that of old TFDS
 
 
 def _refuse_foreign_features(folder: Path) -> None:
-    """Reads what the JSON files of a prepared set name, before TFDS imports it.
+    """Checks the classes named in the JSON files of a prepared set, before TFDS imports them.
 
     Raises:
-      UsageError: a class that is none of TFDS's.
+      UsageError: a file names a class outside TFDS.
     """
-    for file in (folder / "features.json", folder / "dataset_info.json"):  # the latter may hold features as well
+    for file in (folder / "features.json", folder / "dataset_info.json"):  # both may name features
         if not file.exists():
             continue
         for name in _classes_named(read_json(file, "prepare the data set again")):
             if not _FEATURES.fullmatch(name):
                 raise UsageError(
-                    f"{file}: its feature '{name}' is code outside TFDS, and to open the data set runs it; prepare the "
-                    "set again with features of TFDS's own"
+                    f"{file}: its feature '{name}' is code outside TFDS, and opening the data set would run it; "
+                    "prepare the set again with features of TFDS"
                 )
 
 
 def _classes_named(value: Any) -> Iterator[str]:
-    """The names of classes in a features.json, however deep; TFDS keeps JSON within strings as well."""
+    """Yields the class names in a features.json at any depth, including JSON inside strings, which TFDS uses."""
     if isinstance(value, list):
         for each in value:
             yield from _classes_named(each)
@@ -211,7 +211,7 @@ def _classes_named(value: Any) -> Iterator[str]:
             yield from _classes_named(json.loads(value))
     elif isinstance(value, dict):
         for key, each in value.items():
-            # A word without a dot names no module.
+            # A 'type' without a dot is not a module path.
             if key in _CLASS_KEYS and isinstance(each, str) and ("." in each or key != "type"):
                 yield each
             else:
@@ -229,7 +229,7 @@ def _prepare_digits(directory: Path) -> Any:
                 builder.download_and_prepare()
             except OSError:
                 builder = Digits(data_dir=directory)
-                if not builder.data_path.exists():  # else another process that prepared it too was faster
+                if not builder.data_path.exists():  # else another process has prepared it first
                     raise
     except OSError as error:
         if is_disk_failure(error):
@@ -244,7 +244,7 @@ def _prepare_digits(directory: Path) -> Any:
 
 
 def import_tfds() -> Any:
-    """TFDS, without its chatter."""
+    """Imports TFDS without its output and progress bars."""
     with quiet():
         import tensorflow_datasets as tfds
 
@@ -255,7 +255,7 @@ def import_tfds() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """TFDS prints to both streams; what it prints is shown only if it fails."""
+    """Captures stdout and stderr inside the `with` block, and prints them only if the block fails."""
     if os.environ.get("JAXVIT_VERBOSE"):
         yield
         return
@@ -266,7 +266,7 @@ def quiet() -> Iterator[None]:
         except (OSError, UsageError, NotImplementedError):
             raise
         except Exception as error:
-            if failed := find_system_error(error):  # the writer of array_record files raises RuntimeError
+            if failed := find_system_error(error):  # the array_record writer reports disk errors as RuntimeError
                 raise failed from None
             if captured.getvalue().strip():
                 print(captured.getvalue(), file=sys.__stderr__)
@@ -274,5 +274,5 @@ def quiet() -> Iterator[None]:
 
 
 def data_dir(config_value: str) -> Path:
-    """The TFDS directory: the config's, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Returns the TFDS directory: the config value, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return Path(local_path(config_value or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))

@@ -1,7 +1,7 @@
-"""Where images come from: a name and a directory in; uint8 images, labels and class names out. No TensorFlow.
+"""Opens data sets by name and reads their splits as uint8 images, labels and class names, without TensorFlow.
 
-`open_dataset` looks (sizes, shapes, names: cheap); `Dataset.read` gives one split, decoded once into a cache on disk
-and mapped from there, or, where it is too large for that, decoded anew as it is read.
+`open_dataset` reads only sizes, shapes and names, which is fast. `Dataset.read` reads a split: decoded once into a
+cache on disk and memory-mapped, or, if it is too large for the cache, decoded batch by batch.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _NO_ROWS = np.zeros(0, np.int64)
 
 
 class Dataset:
-    """A data set, or the part of it that belongs to some classes.
+    """A data set, or its images of some classes.
 
     Args:
-      store: the data set as it is stored.
-      classes: numbers of the classes to keep, in this order; () = all.
+      store: the stored data set.
+      classes: indices of the classes to keep, in this order; () = all.
       on_error: 'stop' or 'skip', for images that cannot be decoded.
-      side: images are brought to [side, side] when they are decoded; 0 = as stored.
-      limits: on the size of a stored image; None = the usual ones.
-      white: the value that is white in images of more than 8 bits, see `jaxvit.data.depth.Depth`.
-      cut: how splits are cut that the store does not have; None = there are only its own.
+      side: resize and crop images to [side, side]; 0 = as stored.
+      limits: limits on the size of a stored image; None = `Limits()`.
+      white: the white value of images with more than 8 bits, see `jaxvit.data.depth.Depth`.
+      cut: cuts splits that the store lacks from others; None = only the stored splits.
 
     Attributes:
       class_names: K names.
@@ -93,41 +93,41 @@ class Dataset:
 
     @property
     def split_sizes(self) -> dict[str, int]:
-        """Images in each split, of the classes kept."""
+        """{split: number of images of the kept classes}."""
         return {split: self._size(split) for split in self._pieces}
 
     @property
     def stored_sizes(self) -> dict[str, int]:
-        """Images of each split as it is stored, all classes and damaged ones included."""
+        """{stored split: number of images}, including damaged images and classes that are not kept."""
         return dict(self._store.sizes)
 
     @property
     def has_files(self) -> bool:
-        """Whether each image is a file of its own: a folder or a table."""
+        """Whether each image is a separate file, as in a folder or a table."""
         return isinstance(self._store, FolderStore)
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the images are used as they are stored, or all have the size that the set states."""
+        """Whether all images have the same size, which is known without opening them: false for image files."""
         return not self.has_files and None not in self._store.image_shape
 
     @property
     def is_grey(self) -> bool:
-        """Whether the images have no colour; of files, a sample of them."""
+        """Whether the images are greyscale; for image files, judged by a sample."""
         return self._store.is_grey if isinstance(self._store, FolderStore) else self._store.channels == 1
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """What a folder or a table holds that is no part of the set, and images that cannot be decoded."""
+        """Files of a folder or a table that do not belong to the set, and images that cannot be decoded."""
         found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
         bad = self._whole.skipped
         return (*found, *(LeftOut("images that cannot be decoded", count, names[:3]) for count, names in bad if count))
 
     def say_left_out(self, *, already: bool = False) -> None:
-        """Prints what a folder or a table holds that is left out, on stderr, once a process.
+        """Prints on stderr, once per process, which files of a folder or a table are left out.
 
         Args:
-          already: it has been printed in another way.
+          already: the caller has printed them in another form, so never print them.
         """
         found = self._store.found.left_out if isinstance(self._store, FolderStore) else ()
         said = f"note: {self.name}: left out: {'; '.join(map(str, found))}"
@@ -135,26 +135,26 @@ class Dataset:
             warn_once(said, known=already)
 
     def sample_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of all images where the set states it, else of a sample of files; [] = not known."""
+        """Returns the (height, width) of all images if the set states it, else of a sample of files; [] if unknown."""
         if isinstance(self._store, FolderStore):
             return self._store.sample_sizes()
         height, width = self._store.image_shape[:2]
         return [(height, width)] if height and width else []
 
     def can_be_cut(self, split: str) -> bool:
-        """Whether a stored split can be cut by content: it has files, or is small enough to be kept decoded."""
+        """Whether a stored split can be cut by content: its images are files, or it fits into the cache."""
         return self.has_files or self._whole.fits(split)
 
     def changed(self, *, side: int, cut: Cut | None) -> Dataset:
-        """The same data set with another side and cut; its folder is not looked through again."""
+        """Returns the same data set with another side and cut, without scanning its folder again."""
         options = {"on_error": self._on_error, "limits": self._whole.limits, "white": self._whole.white}
         return Dataset(self._store, classes=self._classes, **options, side=side, cut=cut)
 
     @property
     def without_training_images(self) -> tuple[str, ...]:
-        """Classes of a folder or a table that are kept, and have images, but none in `train`.
+        """Kept classes of a folder or a table that have images, but none in `train`.
 
-        () for other sets, whose labels are not known before their images are read.
+        () for other data sets, whose labels are unknown until their images are read.
         """
         if not isinstance(self._store, FolderStore):
             return ()
@@ -164,37 +164,41 @@ class Dataset:
     def _pieces(self) -> dict[str, list[tuple[str, np.ndarray]]]:
         """{split: [(stored split, indices of images in it, ascending), …]}.
 
-        The indices count the images of the decoded split, or the records of a split that is too large to be kept
-        decoded. Without a cut, each split is the stored split of that name, and the indices are empty.
+        The indices refer to the decoded split, or to the records of a split that is too large for the cache. Without a
+        cut, each split is the stored split of that name, and the indices are empty.
         """
         if not self._cut:
             return {split: [(split, _NO_ROWS)] for split in self._store.sizes}
         return self._cut.pieces(self._store.sizes, self.contents, self.name)
 
     def contents(self, split: str) -> Contents:
-        """Contents and labels of a stored split; see `jaxvit.data.stored.StoredSplits.contents`."""
+        """Returns contents and labels of a stored split; see `jaxvit.data.stored.StoredSplits.contents`."""
         return self._whole.contents(split)
 
     def count(self, split: str, key: str = "split") -> int:
-        """Number of images of a split expression.
+        """Returns the number of images of a split expression.
+
+        Args:
+          split: a split expression, see `jaxvit.data.splits`.
+          key: the config key or flag to name in errors.
 
         Raises:
-          UsageError: the split does not exist or is empty; `key` names the config key at fault.
+          UsageError: the split does not exist or is empty.
         """
         return sum(stop - start for _, start, stop in self._ranges(split, key))
 
     def shared(self, one: str, other: str) -> int:
-        """Number of images that two split expressions have in common."""
+        """Returns the number of images that two split expressions have in common."""
         pairs = itertools.product(self._ranges(one), self._ranges(other))
         return sum(max(0, min(a[2], b[2]) - max(a[1], b[1])) for a, b in pairs if a[0] == b[0])
 
     def is_kept(self, split: str) -> bool:
-        """Whether `read` gives a `Source`: the split is small enough to be kept decoded."""
+        """Whether `read` returns a `Source`: the split fits into the cache."""
         return all(self._whole.fits(stored) for name, _, _ in self._ranges(split) for stored, _ in self._pieces[name])
 
     def _ranges(self, split: str, key: str = "split") -> list[tuple[str, int, int]]:
         wanted = {part.split("[")[0].strip() for part in split.split("+")}
-        # Counting may take decoding: only what is asked for.
+        # Counting may require decoding, so count only the splits in the expression.
         sizes = {
             name: self._size(name) if name in wanted or self._cut else self._store.sizes[name] for name in self._pieces
         }
@@ -208,7 +212,7 @@ class Dataset:
         return ranges
 
     def _size(self, split: str) -> int:
-        """Images of a split that are kept. Of one too large to be decoded beforehand, damaged ones count."""
+        """Returns the number of kept images of a split; includes damaged ones if it is too large for the cache."""
         if self._cut:
             return sum(len(rows) for _, rows in self._rows_of(split))
         stored = self._store.sizes[split]
@@ -224,7 +228,7 @@ class Dataset:
         return stored
 
     def _rows_of(self, split: str, start: int = 0, stop: int | None = None) -> list[tuple[str, np.ndarray]]:
-        """[(stored split, indices), …] of the images from `start` to `stop` of a split, of the chosen classes."""
+        """Returns [(stored split, indices), …] for the images `start` to `stop` of the kept classes of a split."""
         found = []
         for stored, rows in self._pieces[split]:
             if not self._cut:
@@ -240,14 +244,14 @@ class Dataset:
         return not self._classes and self._on_error == "stop"
 
     def stored(self, split: str) -> tuple[Records, range, tuple[int, int, int], int, Damage]:
-        """What `decode_records` takes, of the first split that an expression names: for measuring."""
+        """Returns the arguments of `decode_records` for the first split in an expression, for benchmarks."""
         name, start, stop = self._ranges(split)[0]
         stored, rows = self._pieces[name][0]
         chosen = rows[start:stop] if self._cut else range(start, stop)
         return self._store.records(stored), chosen, self.image_shape, self._side, self._whole.damage()
 
     def read(self, split: str) -> Source | StreamedSource:
-        """A split, or the part of it that an expression names; asked for again, it is the same object."""
+        """Reads the images of a split expression. The same expression returns the same object."""
         if split not in self._sources:
             kept = self.is_kept(split)
             self._sources[split] = self._mapped(split) if kept else self._streamed(split)
@@ -270,10 +274,23 @@ class Dataset:
             self.class_names,
             self._notes(ranges),
             self._memo(ranges, self._classes),
+            lambda: self._file_names(ranges),
         )
 
+    def _file_names(self, ranges: list[tuple[str, int, int]]) -> list[str]:
+        """Returns the file of each image of these ranges; [] if the images are not stored as files."""
+        if not self.has_files:
+            return []
+        every = {stored: self._whole.file_names(stored) for stored in dict.fromkeys(self._stored_of(ranges))}
+        names: list[str] = []
+        for name, start, stop in ranges:
+            kept = self._cut or self._whole.fits(name)
+            pieces = self._rows_of(name, start, stop) if kept else [(name, np.arange(start, stop))]
+            names += [every[stored][row] for stored, rows in pieces for row in rows]
+        return names
+
     def _memo(self, ranges: list[tuple[str, int, int]], classes: tuple[int, ...]) -> Path | None:
-        """Where the fingerprint of a part is kept: by the hash of the arrays that were read, not by their place."""
+        """Returns the file that stores the fingerprint of a part, named after the hashes of the arrays."""
         decoded = [self._whole.decoded(stored) for stored in self._stored_of(ranges)]
         folders = [d.folder for d in decoded]
         if not all(folders):
@@ -285,12 +302,12 @@ class Dataset:
         return folders[0] / f"fingerprint-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
 
     def _check_unchanged(self, stored: str) -> None:
-        """Raises UsageError if files of a split that was cut by content have changed before they were decoded."""
+        """Raises UsageError if files have changed between cutting a split by content and decoding it."""
         if self._cut and self.has_files and len(self._whole.decoded(stored).labels) != len(self.contents(stored).rows):
             raise UsageError(f"{self.name}: its files changed while they were read; start again")
 
     def _stored_of(self, ranges: list[tuple[str, int, int]]) -> list[str]:
-        """The stored splits that ranges lie in, one for each piece of each."""
+        """Returns the stored split of each piece of these ranges."""
         return [stored for name, _, _ in ranges for stored, _ in self._pieces[name]]
 
     def _notes(self, ranges: list[tuple[str, int, int]]) -> dict[str, Any]:
@@ -309,7 +326,7 @@ class Dataset:
         return {**notes, "warning": "; ".join(warnings)} if warnings else notes
 
     def _warning(self, split: str) -> str:
-        """What is known against a split as a whole, whatever part of it is used; said on stderr once."""
+        """Returns the warning about a whole stored split, '' if there is none, and prints it once on stderr."""
         if (self.name, split) not in ORIGINALS or self.image_shape != tuple(self._store.image_shape):
             return ""
         if split not in self._warnings:
@@ -322,7 +339,7 @@ class Dataset:
         return self._warnings[split]
 
     def _kept(self, split: str) -> np.ndarray:
-        """Numbers, in the decoded split, of the images whose class is kept, in order."""
+        """Returns the indices, in the decoded split, of the images of the kept classes, ascending."""
         if split not in self._rows:
             labels = self._whole.decoded(split).labels
             self._rows[split] = (
@@ -331,7 +348,7 @@ class Dataset:
         return self._rows[split]
 
     def _relabel(self, labels: np.ndarray) -> np.ndarray:
-        """The numbers that the classes kept have among themselves."""
+        """Maps labels of the store to indices into the kept classes."""
         if not self._classes:
             return np.asarray(labels, np.int32)
         numbers = np.full(len(self._store.class_names), -1, np.int32)
@@ -349,23 +366,24 @@ class Dataset:
             self._side,
             self.class_names,
             self._whole.damage(announced=5),
+            lambda: self._file_names([(name, start, stop)]),
         )
 
 
 def is_own(name: str) -> bool:
-    """Whether a data set's name is that of a function of somebody's own, 'package.module:function'."""
+    """Whether a data set's name is that of a user's function, 'package.module:function'."""
     return ":" in name and not name.startswith((PREFIX, TABLE_PREFIX))
 
 
 def located(name: str) -> str:
-    """A data set's name that is right in whatever folder it is used: a path in it is absolute.
+    """Makes the path in a data set's name absolute, so that the name is valid in any working folder.
 
     Example:
       >>> located("cifar10"), located("image_folder:/data/../pets")
       ('cifar10', 'image_folder:/pets')
     """
     if "://" in name:
-        local_path(name)  # says what to do in place of a URL
+        local_path(name)  # raises the error for URLs
     prefix, _, path = name.partition(":")
     if not path or is_own(name):
         return name
@@ -383,7 +401,7 @@ def open_dataset(
     white: int = 0,
     cut: Cut | None = None,
 ) -> Dataset:
-    """Opens a data set by its TFDS name, or as 'image_folder:PATH'; `digits` is prepared on first use.
+    """Opens a data set by name; `digits` is prepared on first use.
 
     Args:
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
@@ -409,6 +427,6 @@ def open_dataset(
             from jaxvit.data.preparable import PREPARABLE
 
             if name not in PREPARABLE and is_own_module(name):
-                load_function(name, "data.name")  # says what the name lacks
+                load_function(name, "data.name")  # raises an error that explains the missing ':function'
             raise
     return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut)

@@ -1,7 +1,7 @@
 """Split expressions in TFDS notation, such as 'train[:80%]', 'train[-10000:]' or 'train+validation'.
 
-They are worked out here, not by TFDS, because they count along the original order and after a class subset has been
-taken; TFDS would count along its stored order of the whole set.
+TFDS's own parser is not used, because it counts in the stored order of the whole set. Here, indices count in the
+original order, and after a class subset has been taken.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ _PART = re.compile(r"\s*([\w.\-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\
 
 
 def resolve_split(expression: str, sizes: Mapping[str, int], *, owner: str, key: str) -> list[tuple[str, int, int]]:
-    """The ranges that an expression names.
+    """Parses a split expression into ranges.
 
     Args:
-      expression: names of splits, each with an optional [from:to], joined by '+'. Bounds are numbers of images or whole
-        percentages (rounded to the nearest image); negative ones count from the end.
-      sizes: images in each split.
+      expression: names of splits, each with an optional [from:to], joined by '+'. Bounds are numbers of images or
+        integer percentages (rounded to the nearest image); negative bounds count from the end.
+      sizes: {split: number of images}.
       owner: the data set's name, for errors.
       key: the config key, for errors.
 
     Returns:
-      [(split, from, to), …]
+      [(split, from, to), …], without empty ranges.
 
     Raises:
-      UsageError: not an expression, no such split, or nothing left.
+      UsageError: invalid expression, unknown split, a bound out of range, or no image in any range.
     """
     have = ", ".join(f"{split} ({size:,})".replace(",", "") for split, size in sizes.items())
     ranges = []

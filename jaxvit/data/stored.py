@@ -1,4 +1,4 @@
-"""The splits of a data set as they are stored, each as a whole: decoded, and known by what its images show."""
+"""The stored splits of a data set: decodes each as a whole, and hashes the contents of its images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 
 
 def warn_once(said: str, *, known: bool = False) -> None:
-    """Prints a line on stderr, once a process: a start opens a set more than once. If it is `known` already, never."""
+    """Prints a line on stderr once per process, because a start opens a data set several times; never if `known`."""
     if said not in _said:
         _said.add(said)
         if not known:
@@ -35,7 +35,7 @@ def warn_once(said: str, *, known: bool = False) -> None:
 
 
 class StoredSplits:
-    """What is stored, as it is decoded; the arguments are those of `jaxvit.data.sources.Dataset`."""
+    """The stored splits of a data set. For the arguments see `jaxvit.data.sources.Dataset`."""
 
     def __init__(
         self,
@@ -67,27 +67,27 @@ class StoredSplits:
         if not (height and width):
             raise UsageError(
                 f"config.data.side=0: the images of {self._store.name} vary in size; set config.data.side to the side, "
-                "in pixels, that they are brought to when they are decoded, such as 256"
+                "in pixels, that they are resized to, such as 256"
             )
         return height, width, self._store.channels
 
     @property
     def skipped(self) -> list[tuple[int, tuple[str, ...]]]:
-        """How many images cannot be decoded, and the first names, of each split that has been decoded."""
+        """(number, first names) of the images that cannot be decoded, for each split decoded so far."""
         return [decoded.skipped for decoded in self._decoded.values()]
 
     def fits(self, split: str) -> bool:
-        """Whether a split is small enough to be kept decoded."""
+        """Whether a decoded split fits into the cache: at most `CACHE_BYTES`, or already in memory."""
         if isinstance(self._store, OwnStore):
-            return True  # it is in memory already
+            return True
         return self._store.sizes[split] * math.prod(self.image_shape) <= CACHE_BYTES
 
     def damage(self, announced: int = 0) -> Damage:
-        """A new one, by the settings."""
+        """Returns a new `Damage` with the settings of this data set."""
         return Damage(self._store.name, self._on_error, announced, self.limits, Depth(self.white))
 
     def decoded(self, split: str) -> Decoded:
-        """The whole split, from the cache; what is missing or looks wrong in it is said on stderr."""
+        """Opens the whole decoded split from the cache; prints warnings about damaged and dark images."""
         if split not in self._decoded:
             store = self._store
             if isinstance(store, OwnStore):
@@ -95,7 +95,7 @@ class StoredSplits:
                 return self._decoded[split]
             settings = f"{store.content(split)}-{self._side}-{self._on_error}"
             if self._on_error == "skip" and self.limits != Limits():
-                settings += f"-{self.limits}"  # others are left out
+                settings += f"-{self.limits}"  # the limits decide which images are left out
             if self.white:
                 settings += f"-white{self.white}"
             label = "".join(c if c.isalnum() else "_" for c in store.name)[-60:]
@@ -111,16 +111,32 @@ class StoredSplits:
                 warn_once(f"warning: {self._store.name} {split}: {said}")
         return self._decoded[split]
 
+    def file_names(self, split: str) -> list[str]:
+        """Returns the file of each image of a stored split, indexed as in `Contents.rows`; [] if there are no files."""
+        if not isinstance(self._store, FolderStore):
+            return []
+        names = self._store.names(split)
+        if not self.fits(split):
+            return names
+        count, known = self.decoded(split).skipped
+        if not count:
+            return names
+        skipped = {*known}
+        paths = (str(file) for file, _ in self._store.found.parts[split])
+        kept = [name for name, path in zip(names, paths, strict=True) if path not in skipped]
+        # The cache names only the first skipped images, with the folder's path at that time.
+        return kept if len(kept) == len(names) - count else self.contents(split).names
+
     def contents(self, split: str) -> Contents:
-        """Contents and labels of the images of a stored split, without images that cannot be decoded.
+        """Returns contents and labels of a stored split, without images that cannot be decoded.
 
         Raises:
-          UsageError: the split is too large to be kept decoded, and no folder of files.
+          UsageError: the split is too large for the cache, and its images are not files.
         """
         if isinstance(self._store, FolderStore):
             every, names = self._store.contents(split, self.damage()), self._store.names(split)
             chosen = np.flatnonzero([content != BAD for content in every])
-            # The decoded split has no index for files that cannot be decoded.
+            # The decoded split does not contain files that cannot be decoded.
             rows = np.arange(len(chosen)) if self.fits(split) else chosen
             labels = self._store.labels(split)[chosen]
             return Contents([every[i] for i in chosen], labels, rows, [names[i] for i in chosen])
@@ -136,7 +152,7 @@ class StoredSplits:
 
 
 class _Lazy:
-    """Opens the records only when the cache has to be built."""
+    """Records that are opened only if the cache must be built."""
 
     def __init__(self, store: PreparedStore | FolderStore | OwnStore, split: str):
         self._store, self._split = store, split

@@ -1,4 +1,4 @@
-"""Random images in memory, for measuring where the data set does not matter or is not there."""
+"""Random images in memory, for benchmarks that need no real data set."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ NAME = "synthetic"
 
 
 def synthetic_dataset(shape: tuple[int, int, int], classes: int, count: int, seed: int = 0) -> Dataset:
-    """A data set of noise with the one split 'train'.
+    """Returns a data set of uint8 noise and random labels with a single split, 'train'.
 
     Args:
-      shape: (H, W, C) of an image, uint8.
-      classes: K; labels are random.
-      count: images.
-      seed: of both.
+      shape: (H, W, C) of an image.
+      classes: K, number of classes.
+      count: number of images.
+      seed: seed of images and labels.
     """
     rng = np.random.default_rng(seed)
     split = (rng.integers(0, 256, (count, *shape), dtype=np.uint8), rng.integers(0, classes, count, dtype=np.int32))

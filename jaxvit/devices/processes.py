@@ -256,7 +256,7 @@ def is_joined() -> bool:
 
 
 def leave() -> None:
-    """Leaves the run together with the other processes, so that none takes the end of another for a failure."""
+    """Disconnects from the other processes at the same time as they do, so that none reports another as failed."""
     if is_joined():
         try:
             jax.distributed.shutdown()

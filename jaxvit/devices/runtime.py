@@ -56,9 +56,9 @@ def _can_be_made(folder: Path) -> bool:
 
 
 def why_refused(error: Exception) -> str:
-    """What to say where jax does not take a variable of the environment; '' = the error is another.
+    """Explains an error of JAX about an environment variable; '' = the error has another cause.
 
-    Jax reads most of its variables when it is imported, and JAX_PLATFORMS when the first device is asked for.
+    JAX reads most of its variables at import, and JAX_PLATFORMS when it starts its devices.
     """
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
     given = [f"{name}='{value}'" for name, value in os.environ.items() if name.startswith("JAX_")]
@@ -66,7 +66,7 @@ def why_refused(error: Exception) -> str:
         return ""
     reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
     shown = ", ".join(g for g in given if g.partition("=")[0] in str(error)) or ", ".join(given)
-    return f"jax does not take these variables of the environment ({shown}): {reason}; correct or unset them"
+    return f"jax refuses these environment variables ({shown}): {reason}; correct or unset them"
 
 
 def choose_cpu_libraries() -> None:

@@ -79,6 +79,7 @@ class ExportModel:
 
     def facts(self) -> dict[str, Any]:
         """Metadata for the user of the file, as plain Python values."""
+        white = self.loaded.config.data.white
         return {
             "class_names": list(self.loaded.class_names),
             "image_shape": list(self.loaded.image_shape),
@@ -86,6 +87,7 @@ class ExportModel:
             "model": self.loaded.config.model.name,
             "step": self.loaded.step,
             "producer": f"jaxvit {__version__}",
+            **({"white": white} if white else {}),
         }
 
 

@@ -10,8 +10,12 @@ import numpy as np
 
 from jaxvit.figures import style
 
+_LETTERS = 22  # shown characters of a file name
 
-def caption(predicted: str, confidence: float, right: bool | None = None, truth: str = "") -> tuple[str, bool | None]:
+
+def caption(
+    predicted: str, confidence: float, right: bool | None = None, truth: str = "", file: str = ""
+) -> tuple[str, bool | None]:
     """Caption of an image: the predicted class, its probability, and the true class if the prediction is wrong.
 
     Args:
@@ -19,6 +23,7 @@ def caption(predicted: str, confidence: float, right: bool | None = None, truth:
       confidence: its probability.
       right: True if the prediction is right; None = unknown.
       truth: name of the true class, needed if the prediction is wrong.
+      file: path of the image's file; its name stands below, the middle of a long one left out. '' = none.
 
     Returns:
       (text, right), an element of `captions` in `draw_predictions`.
@@ -28,7 +33,11 @@ def caption(predicted: str, confidence: float, right: bool | None = None, truth:
       ('cat 88 %\\nit is dog', False)
     """
     text = f"{predicted} {100 * confidence:.0f} %"
-    return (f"{text}\nit is {truth}" if right is False else text), right
+    text = f"{text}\nit is {truth}" if right is False else text
+    name = file.rpartition("/")[2]
+    if len(name) > _LETTERS:
+        name = f"{name[: _LETTERS // 2]}…{name[-(_LETTERS // 2 - 1) :]}"
+    return (f"{text}\n{name}" if name else text), right
 
 
 def draw_predictions(

@@ -24,7 +24,7 @@ class Layer(TypedDict):
 
 
 class Summary(TypedDict):
-    """What `summary` returns."""
+    """The result of `summary`."""
 
     name: str
     params: int

@@ -165,13 +165,14 @@ def _mistakes(run: _RunFigures) -> list[Path]:
 def _grid(run: _RunFigures, rows: np.ndarray, file: str, title: str) -> list[Path]:
     found, outcomes = run.evaluation
     names = found["class_names"]
-    images = run.source.batch(outcomes.index[rows])[0]
+    images, files = run.source.batch(outcomes.index[rows])[0], run.source.files
     captions = [
         caption(
             names[outcomes.predicted[row]],
             outcomes.confidence[row],
             bool(outcomes.rank[row] < 1),
             names[outcomes.labels[row]],
+            files[outcomes.index[row]] if files else "",
         )
         for row in rows
     ]

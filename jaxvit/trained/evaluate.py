@@ -1,4 +1,4 @@
-"""How good a trained model is on a split of labelled images: `jaxvit.evaluate`."""
+"""Evaluates a trained model on a split of labelled images: `jaxvit.evaluate`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxvit import own_code as gate
+from jaxvit.config.for_images import data_name
 from jaxvit.config.plan import dataset_of
 from jaxvit.data import image_folder
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.data.sources import Dataset, is_own, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
 from jaxvit.trained import scores
+from jaxvit.trained.adapted import AdaptedSource
 from jaxvit.trained.inference import Outcomes, Predictor
 from jaxvit.trained.load import Loaded, load
 
 PARTS = ("train", "validation", "test")
+AnySource = Source | StreamedSource | AdaptedSource
 
 
 def evaluate(
@@ -39,24 +44,25 @@ def evaluate(
     """Evaluates a trained model on every image of a split, once.
 
     Args:
-      run: a run's folder, or what `jaxvit.load` returned.
-      split: 'train', 'validation' or 'test' as the run used them, or TFDS notation such as 'test[:100]'; '' = test, or
-        where the run has none, validation.
-      data: another data set with the same classes, such as 'image_folder:photos'; '' = the run's.
-      data_dir: TFDS directory; '' = the run's, else the usual one.
-      checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
-      batch_size: images at a time; 0 = as the run's evaluation. It changes no result but by rounding.
-      devices: how many; 0 = all.
-      max_pixels, max_bytes: what a stored image, and the file of one, may have; 0 = as in the run's config. A larger
-        one counts as one that cannot be decoded.
+      run: a run's folder, or a model that `jaxvit.load` returned.
+      split: 'train', 'validation' or 'test' of the run, or TFDS notation such as 'test[:100]'; '' = test, or validation
+        if the run has no test split.
+      data: another data set, such as a folder of photos; '' = the run's. It may lack some classes. RGB images are
+        converted for a grey model, and grey images for an RGB model.
+      data_dir: the TFDS directory; '' = the run's, else the default.
+      checkpoint, weights, own_code: see `jaxvit.load`; ignored if `run` is a loaded model.
+      batch_size: images per batch; 0 = as in the run's evaluation. It affects the results only by rounding.
+      devices: number of devices; 0 = all.
+      max_pixels, max_bytes: largest size of a stored image and of its file; 0 = as in the run's config. Larger images
+        count as damaged.
 
     Returns:
       split, data, step, weights, and everything of `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions),
       precision, recall, f1, ece, calibration, per_class, confusion, most_confused, class_names.
 
     Raises:
-      UsageError: no such run, data or split; other classes.
-      RunFailedError: the scores are not finite, or the device has no memory for such a batch.
+      UsageError: unknown run, data or split, or images of a class that the model does not know.
+      RunFailedError: the scores are not finite, or the batch does not fit into device memory.
 
     Example:
       >>> jaxvit.evaluate("runs/digits", "validation")["top1"]  # doctest: +SKIP
@@ -68,20 +74,18 @@ def evaluate(
     return evaluate_source(loaded, source, split=name, batch_size=batch_size, devices=devices)[0]
 
 
-def read_split(
-    loaded: Loaded, split: str = "", data: str = "", directory: str = ""
-) -> tuple[str, Source | StreamedSource]:
-    """(name, images) of a split: one that the run used, any other of its data set, or one of another data set.
+def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str = "") -> tuple[str, AnySource]:
+    """Reads a split of the run's data set or of another one, and returns (name of the split, its images).
 
     Args:
       loaded: the trained model.
-      split: 'train', 'validation' or 'test' as the run's config has them, or TFDS notation; '' = test, or where the
-        run has none, validation.
-      data: another data set's name; '' = the run's.
-      directory: the TFDS directory; '' = the run's, else the usual one.
+      split: 'train', 'validation' or 'test' of the run's config, or TFDS notation. '' = for the run's data, test, or
+        validation if it has no test split; for other data, the only split, or test if there are several.
+      data: name of another data set; '' = the run's.
+      directory: the TFDS directory; '' = the run's, else the default.
 
     Raises:
-      UsageError: there is no such data or split, or other classes.
+      UsageError: unknown data or split, or images of a class that the model does not know.
     """
     config = loaded.config.copy_and_resolve_references()
     if directory:
@@ -89,22 +93,23 @@ def read_split(
     named = {part: config.data[part] for part in PARTS}
     if not split and not data and not (named["test"] or named["validation"]):
         raise UsageError(f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split")
-    split = split or ("test" if named["test"] or data else "validation")
-    if split in PARTS and not data and not named[split]:
+    split = split or ("" if data else "test" if named["test"] else "validation")
+    if not data and split in PARTS and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
     if data:  # the user names it
         dataset = _other(data, config, loaded)
     else:
         with gate.named_by(loaded.workdir, allowed=loaded.own_code):
             dataset = dataset_of(config)
-    if dataset.class_names != loaded.class_names:
-        theirs, ours = (
-            ", ".join(names[:4]) + ", …" * (len(names) > 4) for names in (dataset.class_names, loaded.class_names)
-        )
-        raise UsageError(f"{dataset.name}: its classes ({theirs}) are not those of the model ({ours})")
+        if dataset.has_files and "train" not in dataset.stored_sizes and not config.data.folds:
+            dataset = dataset.changed(side=config.data.side, cut=None)  # only the given parts are left of the folder
+    numbers = _numbers(dataset, loaded)
+    if data and not split:  # the one split that a folder of classes has
+        there = [*dataset.stored_sizes]
+        split = there[0] if len(there) == 1 else "test"
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
-    source = dataset.read(expression)
+    source = adapt(dataset.read(expression), numbers, loaded)
     if source.image_shape != loaded.image_shape:
         raise UsageError(
             f"{source.name}: images of {_size(source.image_shape)}, and the model was trained on "
@@ -115,18 +120,70 @@ def read_split(
     return split, source
 
 
+def _numbers(dataset: Dataset, loaded: Loaded) -> np.ndarray:
+    """Returns the index of each class of a data set among the classes of the model; -1 = absent.
+
+    Raises:
+      UsageError: the model has none of the classes, or class names are not unique.
+    """
+    theirs, ours = dataset.class_names, loaded.class_names
+    if theirs == ours:
+        return np.arange(len(ours), dtype=np.int32)
+    places = {name: number for number, name in enumerate(ours)}
+    found = np.array([places.get(name, -1) for name in theirs], np.int32)
+    if (found < 0).all() or len(places) < len(ours) or len({*theirs}) < len(theirs):
+        few, known = (", ".join(names[:4]) + ", …" * (len(names) > 4) for names in (theirs, ours))
+        raise UsageError(f"{dataset.name}: its classes ({few}) are not those of the model ({known})")
+    return found
+
+
+def adapt(source: Source | StreamedSource, numbers: np.ndarray, loaded: Loaded) -> AnySource:
+    """Converts labels and colours of a split to those of the model; a note on stderr names every change.
+
+    Args:
+      source: the split.
+      numbers: the index of each of its classes among the classes of the model; -1 = absent.
+      loaded: the trained model.
+
+    Raises:
+      UsageError: it has images of a class that the model does not know.
+    """
+    channels, names = loaded.image_shape[-1], source.class_names
+    same = len(numbers) == len(loaded.class_names) and (numbers == np.arange(len(numbers))).all()
+    if same and source.image_shape[-1] == channels:
+        return source
+    adapted = AdaptedSource(source, loaded.class_names, numbers, channels)
+    if source.image_shape[-1] != channels:
+        kinds = {1: "grey", 3: "RGB"}
+        _say(f"{source.name}: {kinds[3 if channels == 1 else 1]} images are converted to {kinds[channels]}")
+    counted = isinstance(source, Source) or hasattr(source.records, "labels")
+    if not same and counted:
+        there = np.unique(adapted.labels)
+        if len(there) < len(loaded.class_names):
+            _say(f"{source.name}: has images of {len(there)} of the model's {len(loaded.class_names)} classes")
+        if empty := [name for name, number in zip(names, numbers, strict=True) if number < 0]:
+            _say(f"{source.name}: classes without images that the model does not know: {', '.join(empty[:4])}")
+    return adapted
+
+
+def _say(what: str) -> None:
+    print(terminal(f"note: {what}"), file=sys.stderr)
+
+
 def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
+    if not is_own(name):
+        name = data_name(name)
     side, shape = config.data.side, loaded.image_shape
     if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
-        side = shape[0]  # files of any size are brought to the model's
+        side = shape[0]  # resize files of any size to that of the model
     how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
     dataset = open_dataset(name, data_dir(config.data.dir), **how)
     dataset.say_left_out()
     return dataset
 
 
-def _compare(loaded: Loaded, expression: str, source: Source | StreamedSource) -> None:
-    """Warns where a split that the run used is not what it was."""
+def _compare(loaded: Loaded, expression: str, source: AnySource) -> None:
+    """Prints a warning if a split of the run has changed since training."""
     used = read_environment(loaded.workdir)["data"]
     for part in PARTS:
         then = used.get(part, {}).get("sha256")
@@ -141,20 +198,19 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def evaluate_source(
-    loaded: Loaded, source: Source | StreamedSource, *, split: str = "test", batch_size: int = 0, devices: int = 0
+    loaded: Loaded, source: AnySource, *, split: str = "test", batch_size: int = 0, devices: int = 0
 ) -> tuple[dict[str, Any], Outcomes]:
-    """Evaluates on every image of a split, once.
+    """Evaluates a loaded model on every image of a split, once.
 
     Args:
       loaded: the trained model.
       source: labelled images.
-      split: its name, for the result.
-      batch_size: images at a time; 0 = as the run's evaluation. It changes no result but by rounding.
-      devices: how many; 0 = all.
+      split: name of the split, for the result.
+      batch_size: images per batch; 0 = as in the run's evaluation. It affects the results only by rounding.
+      devices: number of devices; 0 = all.
 
     Returns:
-      (split, data, checkpoint step, weights and everything of `jaxvit.trained.scores.score`; what was said of each
-      image).
+      (result, outcomes): the result of `evaluate`, and the outcome of each image.
     """
     predictor = Predictor(loaded, batch_size or loaded.evaluation_batch, devices)
     outcomes = predictor.outcomes(source)

@@ -1,4 +1,4 @@
-"""A run's model.json: what it takes to use its model without its data, checked before anything is made of it."""
+"""Reads and checks a run's model.json, which describes the model so that it can be used without the training data."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from jaxvit.errors import UsageError, first_line, nearest
 from jaxvit.files import read_json, require
 from jaxvit.models.registry import FAMILIES, MODELS, create_model
 
-REMEDY = "it is damaged, or was changed by hand: put a copy of it back, or train the model again"
+REMEDY = "it is damaged, or was edited: put a copy of it back, or train the model again"
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What model.json says.
+    """The content of model.json.
 
     Attributes:
-      file: its name.
-      name: of the model.
-      attributes: (attribute, value) of the model.
+      file: path of model.json.
+      name: name of the model.
+      attributes: pairs (attribute, value) of the model.
       class_names: K names.
-      image_shape: [H, W, C] of the images that it was trained on.
-      preprocessing: how evaluation turns such an image into the model's input.
+      image_shape: [H, W, C] of the training images.
+      preprocessing: settings that turn such an image into the model's input in evaluation.
     """
 
     file: Path
@@ -42,18 +42,18 @@ class ModelFacts:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """[H, W, C] of what the model sees."""
+        """[H, W, C] of the model's input."""
         return self.preprocessing.output_shape(self.image_shape)
 
     def create(self, *, own_code: bool) -> nn.Module:
-        """The model.
+        """Builds the model.
 
         Args:
-          own_code: whether a model that is code of somebody's own may be imported. A folder may come from anywhere, and
-            what its files name is not run unless its user says so.
+          own_code: allows importing a model outside this package. The folder may come from a stranger, so code that
+            its files name runs only if the user allows it.
 
         Raises:
-          UsageError: it may not, or there is no such model.
+          UsageError: the import is not allowed, or the model cannot be built.
         """
         known = {**MODELS, **FAMILIES}
         if self.name not in known and ":" not in self.name:
@@ -63,16 +63,16 @@ class ModelFacts:
                 return create_model(self.name, **dict(self.attributes))
         except UsageError:
             raise
-        except Exception as error:  # whatever the attributes, or a class of one's own, bring about
+        except Exception as error:  # wrong attributes or the user's own class may raise anything
             reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + first_line(error)
-            raise UsageError(f"{self.file}: {reason}; {REMEDY if self.name in known else 'mend the code'}") from error
+            raise UsageError(f"{self.file}: {reason}; {REMEDY if self.name in known else 'fix the code'}") from error
 
 
 def read_model(path: Path) -> ModelFacts:
-    """What model.json in a run's folder says.
+    """Reads and checks model.json in a run's folder.
 
     Raises:
-      UsageError: it does not say what it takes to use the model.
+      UsageError: it is missing, damaged, or lacks an entry.
     """
     file = path / "model.json"
     found = read_json(file, REMEDY, expects_checksum=True)
@@ -80,13 +80,13 @@ def read_model(path: Path) -> ModelFacts:
     for key, kind in (("name", str), ("attributes", dict), ("class_names", list), ("image_shape", list)):
         require(isinstance(found.get(key), kind), file, f"it has no '{key}'", REMEDY)
     names, shape = found["class_names"], found["image_shape"]
-    require(bool(names) and all(isinstance(name, str) for name in names), file, "'class_names' are no names", REMEDY)
+    require(bool(names) and all(isinstance(name, str) for name in names), file, "'class_names' are not names", REMEDY)
     sides = len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
     require(sides, file, "'image_shape' is not [H, W, C]", REMEDY)
     given = {RENAMED.get(f"model.{key}", f"model.{key}"): value for key, value in found["attributes"].items()}
     attributes = tuple((key.removeprefix("model."), _tuples(value)) for key, value in given.items())
     for key, value in attributes:
-        require(_is_plain(value), file, f"'attributes.{key}' is no plain value", REMEDY)
+        require(_is_plain(value), file, f"'attributes.{key}' is not a plain value", REMEDY)
     preprocessing = _preprocessing(file, found.get("augmentation"), shape[-1])
     return ModelFacts(file, found["name"], attributes, tuple(names), tuple(shape), preprocessing)
 

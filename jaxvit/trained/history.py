@@ -1,4 +1,4 @@
-"""`jaxvit.History`: the metrics of a run as arrays, for a notebook."""
+"""`jaxvit.History`: the metrics of a run as arrays, for notebooks."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from jaxvit.training.journal import read_jsonl
 
 
 class History(Mapping[str, dict[str, np.ndarray]]):
-    """``History(workdir)['validation']['loss']``: one array a metric, for each split, in the order of the steps.
+    """The metrics of a run: ``History(workdir)['validation']['loss']`` is an array, in the order of the steps.
 
-    The splits are those of metrics.jsonl: 'steps', 'train', 'validation', 'validation_ema', 'test'. Every split has the
-    arrays 'step' and 'epoch'. A run that is still going on can be read; what it has not written is not there. A number
-    that was not finite is nan.
+    The splits are those in metrics.jsonl: 'steps', 'train', 'validation', 'validation_ema', 'test'. Every split has the
+    arrays 'step' and 'epoch'. Values that were not finite are nan. The run may still be training; then this contains
+    the metrics written so far.
 
     Args:
       workdir: a run's folder.
 
     Raises:
-      UsageError: there are no metrics in it, or they cannot be read.
+      UsageError: the folder has no metrics, or they cannot be read.
     """
 
     def __init__(self, workdir: str | Path):
         file = Path(workdir) / "metrics.jsonl"
         records = read_jsonl(file)
         if not records:
-            from jaxvit.run.folder import refuse_seeds  # jax is not needed to read a file
+            from jaxvit.run.folder import refuse_seeds  # imported here, because reading metrics does not need jax
 
             refuse_seeds(Path(workdir))
             raise UsageError(f"{file}: there are no metrics here; is this a run's folder, and has it trained yet?")
-        # JSON has no word for a number that is not finite.
+        # metrics.jsonl has null for numbers that are not finite, which JSON lacks.
         self._records = [{k: np.nan if v is None else v for k, v in record.items()} for record in records]
         splits: dict[str, list[dict[str, Any]]] = {}
         for record in self._records:
@@ -57,7 +57,7 @@ class History(Mapping[str, dict[str, np.ndarray]]):
         return f"History({', '.join(lengths)})"
 
     def frame(self) -> Any:
-        """All of it as one pandas DataFrame, a row for each line of metrics.jsonl.
+        """Returns all metrics as a pandas DataFrame with a row for each line of metrics.jsonl.
 
         Raises:
           UsageError: pandas is not installed.

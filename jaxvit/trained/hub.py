@@ -1,4 +1,4 @@
-"""Reads the folder that `jaxvit export --to=hub` writes: model.safetensors beside a run's JSON files."""
+"""Reads the weights in a folder that `jaxvit export --to=hub` writes: model.safetensors and a run's JSON files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from jaxvit.files import check_regular, note_unverified
 from jaxvit.trained.weights import Int8, restore
 
 FILE = "model.safetensors"
-SCALE = ".scale"  # behind the name of an int8 array
-REMEDY = "it is damaged: get it again"
+SCALE = ".scale"  # suffix: the scale of the int8 array NAME is NAME.scale
+REMEDY = "it is damaged: download or export it again"
 _MOST_NESTED = 32  # modules within modules
 
 
 def read(path: Path) -> tuple[dict[str, Any], int, str]:
-    """(variables as float32, step, 'model' or 'ema') of such a folder, which may be anybody's.
+    """Reads the weights of an exported folder, which need not be trusted.
+
+    Returns:
+      (variables as float32, step, 'model' or 'ema').
 
     Raises:
-      UsageError: its weights cannot be read, or are none.
+      UsageError: the weights cannot be read, or are invalid.
     """
     file = path / FILE
     try:
@@ -42,13 +45,13 @@ def read(path: Path) -> tuple[dict[str, Any], int, str]:
             raise ValueError(f"step {step}, weights {weights!r:.20}")
         tree = _tree(tensors)
         return {**tree, "params": restore(tree.get("params", {}))}, step, weights
-    except Exception as error:  # what libraries say to files that nobody wrote with them
+    except Exception as error:  # safetensors may raise anything for a damaged or foreign file
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise UsageError(f"{file} cannot be read ({reason}); {REMEDY}") from None
 
 
 def digest(tensors: Mapping[str, np.ndarray], step: int, weights: str) -> str:
-    """SHA-256, 64 hex digits, of all that such a file says; it stands in the file's metadata."""
+    """Returns the SHA-256 of tensors, step and kind of weights, as 64 hex digits; the file's metadata contains it."""
     total = hashlib.sha256(f"{step} {weights}".encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
@@ -58,10 +61,10 @@ def digest(tensors: Mapping[str, np.ndarray], step: int, weights: str) -> str:
 
 
 def _tree(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Nested dicts of arrays and `Int8`.
+    """Builds nested dicts of arrays and `Int8` from dotted names.
 
     Raises:
-      ValueError: a name goes on from another, an array is of another type than weights are, a scale does not fit.
+      ValueError: a name extends the name of an array, an array has a wrong dtype, or a scale does not fit its array.
     """
     quantised = {name for name, array in tensors.items() if array.dtype == np.int8}
     scales = {name + SCALE for name in quantised}
@@ -85,6 +88,6 @@ def _tree(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
         for part in above:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise ValueError(f"{name} goes on from the name of an array")
+                raise ValueError(f"{name} extends the name of an array")
         inner[last] = leaf
     return tree

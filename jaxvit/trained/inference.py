@@ -1,15 +1,16 @@
-"""A trained model over many images: batches of one shape, on all devices, one batch ahead of whoever reads.
+"""Runs a trained model on many images: in batches of one shape, on all devices, ahead of the caller.
 
-What is kept of each image are the few numbers that every metric can be made of (`Outcomes`), not its K scores: memory
-grows with the number of images only.
+`Outcomes` keeps a few numbers per image from which all metrics can be computed, instead of its K scores, so memory does
+not grow with the number of classes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,22 +21,24 @@ from jaxvit.devices.hardware import device_errors, memory_of_device
 from jaxvit.devices.runtime import forward_options
 from jaxvit.devices.sharding import make_mesh, place_batch, replicate
 from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.trained.adapted import AdaptedSource
 from jaxvit.trained.load import Loaded
+from jaxvit.trained.prediction import check_finite
 
-AHEAD = 2  # batches that the device has while the host reads the one before
+AHEAD = 2  # batches that are dispatched before the host reads an earlier result
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model said about N labelled images; places of the output are numbered as the classes are.
+    """Predictions of a model for N labelled images.
 
     Attributes:
-      index: int [N], the image's number in its split.
-      labels: int [N], the true classes.
-      predicted: int [N], the place with the largest score, the first of equals.
-      confidence: [N], its probability.
-      label_probability: [N], the true class's probability.
-      rank: int [N], how many places stand before the true class: 0 = it is the prediction.
+      index: int [N], index of the image in its split.
+      labels: int [N], the true class.
+      predicted: int [N], the output with the largest score, the lowest of ties; may exceed the classes.
+      confidence: [N], probability of `predicted`.
+      label_probability: [N], probability of the true class.
+      rank: int [N], rank of the true class among the outputs; 0 = it is predicted.
       loss: [N], cross-entropy in nats.
     """
 
@@ -52,7 +55,7 @@ class Outcomes:
 
 
 def refuse_batch(loaded: Loaded, batch_size: int, devices: int = 0) -> None:
-    """Raises UsageError where no device has the memory for so many images at a time; `devices`: 0 = all."""
+    """Raises UsageError if a batch of this size cannot fit into device memory; `devices`: 0 = all."""
     size = -(-batch_size // (devices or jax.local_device_count())) * math.prod(loaded.image_shape)
     room = memory_of_device()
     if batch_size < 1:
@@ -63,37 +66,44 @@ def refuse_batch(loaded: Loaded, batch_size: int, devices: int = 0) -> None:
 
 
 class Predictor:
-    """Scores of any number of images; the model is compiled once, for one size of batch.
+    """Computes the scores of any number of images; compiles the model once, for one batch size.
 
     Args:
       loaded: the trained model.
-      batch_size: images at a time, rounded up to a multiple of the devices.
-      devices: how many of this process's; 0 = all.
+      batch_size: images per batch, rounded up to a multiple of the number of devices.
+      devices: number of this process's devices; 0 = all.
+      compute: function of (variables, uint8 images) that returns [B, K]; None = `Loaded.apply`, the scores.
 
     Attributes:
-      batch_size: as it is used.
-      places: K, scores of an image.
+      batch_size: the rounded batch size.
+      places: K, number of outputs per image.
 
     Raises:
-      UsageError: no device has the memory for so many images.
+      UsageError: the batch cannot fit into device memory.
     """
 
-    def __init__(self, loaded: Loaded, batch_size: int, devices: int = 0):
-        self._loaded = loaded
+    def __init__(
+        self,
+        loaded: Loaded,
+        batch_size: int,
+        devices: int = 0,
+        compute: Callable[[Any, jax.Array], jax.Array] | None = None,
+    ):
+        compute = compute or loaded.apply
         count = devices or jax.local_device_count()
         refuse_batch(loaded, batch_size, count)
         self._mesh = make_mesh(count)
         self.batch_size = -(-batch_size // count) * count
         self._variables = replicate(self._mesh, loaded.variables)
-        self._run = jax.jit(loaded.apply, compiler_options=forward_options())
+        self._run = jax.jit(compute, compiler_options=forward_options())
         batch = jax.ShapeDtypeStruct((self.batch_size, *loaded.image_shape), np.uint8)
-        self.places: int = jax.eval_shape(loaded.apply, loaded.variables, batch).shape[-1]
+        self.places: int = jax.eval_shape(compute, loaded.variables, batch).shape[-1]
 
     def logits(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """For each batch, uint8 [n, *image_shape] with n up to `batch_size`, its scores: float32 [n, K].
+        """Yields the scores, float32 [n, K], of each batch, uint8 [n, *image_shape] with n up to `batch_size`.
 
         Raises:
-          RunFailedError: the device has not the memory for such a batch, or fails; or scores are not finite.
+          RunFailedError: the batch does not fit into device memory, the device fails, or scores are not finite.
         """
         waiting: deque[tuple[int, jax.Array]] = deque()
         with device_errors({"a smaller --batch_size, now": self.batch_size}):
@@ -106,13 +116,13 @@ class Predictor:
             while waiting:
                 yield _fetch(*waiting.popleft())
 
-    def outcomes(self, source: Source | StreamedSource) -> Outcomes:
-        """What the model says about a whole split: every image once, whatever the batch size and number of devices.
+    def outcomes(self, source: Source | StreamedSource | AdaptedSource) -> Outcomes:
+        """Returns the outcome of every image of a split, once, for any batch size and number of devices.
 
-        Images that cannot be decoded, where such are skipped, are left out.
+        Images that cannot be decoded are left out if `data.on_error` is 'skip'.
 
         Raises:
-          RunFailedError: none of them can be decoded; else as `logits`.
+          RunFailedError: no image can be decoded, or an error of `logits`.
         """
         waiting: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
 
@@ -135,18 +145,11 @@ class Predictor:
 
 def _fetch(count: int, logits_BK: jax.Array) -> np.ndarray:
     logits_BK = np.asarray(logits_BK)[:count]
-    if not np.isfinite(logits_BK).all():
-        raise RunFailedError("the model's scores are not finite numbers: its training has diverged; train it anew")
-    return logits_BK
-
-
-def softmax(logits_NK: np.ndarray) -> np.ndarray:
-    """Probabilities [N, K] of scores, in float64 on the host."""
-    return scipy.special.softmax(logits_NK.astype(np.float64), axis=1)
+    return check_finite(logits_BK)
 
 
 def judge(logits_NK: np.ndarray, labels_N: np.ndarray, index_N: np.ndarray) -> Outcomes:
-    """Compares scores with true classes, in float64. Of equal scores the lower class stands first."""
+    """Compares scores with true classes, in float64. If scores are equal, the lower class ranks first."""
     logits_NK = logits_NK.astype(np.float64)
     rows = np.arange(len(labels_N))
     log_probabilities_NK = scipy.special.log_softmax(logits_NK, axis=1)

@@ -1,7 +1,7 @@
-"""What a trained model looks at: the weights that its layers sow, put together over the image.
+"""Shows which parts of an image a trained model uses, from the weights that its layers sow and from gradients.
 
-Attention rollout: Abnar and Zuidema 2020 (arXiv:2005.00928), section 3. Similarities of positions: as figure 7 of
-Dosovitskiy et al. 2020 (arXiv:2010.11929). Receptive field by gradient: Luo et al. 2016 (arXiv:1701.04128), section 2.
+Attention rollout: Abnar and Zuidema 2020 (arXiv:2005.00928), section 3. Position similarities: figure 7 of Dosovitskiy
+et al. 2020 (arXiv:2010.11929). Receptive fields from gradients: Luo et al. 2016 (arXiv:1701.04128), section 2.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from jaxvit.trained.load import Loaded
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One thing that an encoder does with its tokens, and the weights of it.
+    """The weights with which one layer of an encoder mixes tokens.
 
     Attributes:
       kind: 'attention' (weights [B, M, N, N]), 'learn' ([B, S, N]) or 'fuse' ([B, N, S]).
-      name: of the layer, such as 'block_3'.
-      weights: as it used them.
-      weighting: of 'learn': 'softmax' or 'sigmoid'.
+      name: name of the layer, such as 'block_3'.
+      weights: the weights.
+      weighting: for 'learn', the function that gives the weights: 'softmax' or 'sigmoid'.
     """
 
     kind: str
@@ -44,14 +44,14 @@ class RecordedStep:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a model did with B images.
+    """The weights that a model used for B images.
 
     Attributes:
-      grid: (rows, columns) of the N places that it cuts the image into; None = it is not of a kind that does.
-      covered: (H, W), the part of the model's image, from its upper left corner, that these places cover.
-      prefix: tokens without a place, which stand before the others.
-      steps: of the encoder, in order; empty for a model without attention.
-      pool: weights [B, Q, N] of what the scores are made of; None = no layer that weighs.
+      grid: (rows, columns) of the N patches; None for a model without a patch grid.
+      covered: (H, W), the part of the input image, from its upper left corner, that the patches cover.
+      prefix: number of tokens without a patch (such as the class token), which precede the others.
+      steps: the layers that mix tokens, in order; empty for a model without attention.
+      pool: pooling weights [B, Q, N]; None if the pooling has no weights.
     """
 
     grid: tuple[int, int] | None
@@ -62,10 +62,10 @@ class Recorded:
 
 
 def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
-    """Runs the model on uint8 images [B, *image_shape] and keeps the weights that its layers sow.
+    """Runs the model on uint8 images [B, *image_shape] and collects the weights that its layers sow.
 
     Raises:
-      RunFailedError: weights that cannot be, such as a softmax that does not add up to 1.
+      RunFailedError: invalid weights, such as a softmax that does not sum to 1.
     """
     model = plainly(loaded.model)
     grids: list[tuple[int, ...]] = []
@@ -109,7 +109,7 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
 
 
 def _order(path: Sequence[str]) -> tuple[int, int]:
-    """Of the layers of an encoder: a learner stands before the block of its number, a fuser after it."""
+    """Sort key for the layers of an encoder: TokenLearner i precedes block i, and TokenFuser i follows it."""
     for part in path:
         if found := re.fullmatch(r"(token_learner|block|token_fuser)_(\d+)", part):
             return int(found[2]), ("token_learner", "block", "token_fuser").index(found[1])
@@ -117,33 +117,33 @@ def _order(path: Sequence[str]) -> tuple[int, int]:
 
 
 def _check(recorded: Recorded) -> None:
-    """Weights of a softmax add up to 1, those of a sigmoid lie in [0, 1]."""
+    """Checks that softmax weights sum to 1 and that sigmoid weights are in [0, 1]."""
 
     def must(fine: Any, name: str, what: str) -> None:
         if not np.all(fine):
-            raise RunFailedError(f"{name}: {what}; the model computes something else than its layers say")
+            raise RunFailedError(f"{name}: {what}; the model does not compute what its layers document")
 
     for step in recorded.steps:
         if step.kind == "attention" or step.weighting == "softmax":
-            must(abs(step.weights.sum(axis=-1) - 1) < 1e-3, step.name, "its weights do not add up to 1")
-        must((step.weights >= 0) & (step.weights <= 1 + 1e-6), step.name, "its weights do not lie between 0 and 1")
+            must(abs(step.weights.sum(axis=-1) - 1) < 1e-3, step.name, "its weights do not sum to 1")
+        must((step.weights >= 0) & (step.weights <= 1 + 1e-6), step.name, "its weights are not between 0 and 1")
     if recorded.pool is not None:
-        must(abs(recorded.pool.sum(axis=-1) - 1) < 1e-3, "pooling", "its weights do not add up to 1")
+        must(abs(recorded.pool.sum(axis=-1) - 1) < 1e-3, "pooling", "its weights do not sum to 1")
 
 
 def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
-    """How much of each place's token reaches the scores, if attention were all that mixes tokens: [B, N], sums 1.
+    """Computes attention rollout: the share of each patch in the pooled output, [B, N]; each row sums to 1.
 
-    A block is half its shortcut and half the mean of its heads. A TokenLearner passes on its weights, made to add up to
-    1 for each token; a TokenFuser is half the map as it was before the tokens were learned and half its mix. Norms,
-    MLPs and the values' sizes are left out, as in the paper.
+    As in the paper, only attention mixes tokens; norms, MLPs and the values are ignored. A block is half identity (the
+    shortcut) and half the mean of its heads. A TokenLearner contributes its weights, normalised to sum to 1 for each
+    token; a TokenFuser is half its mixing weights and half the map before the TokenLearner.
 
     Args:
-      recorded: by `record`.
-      pool: the model's way to one vector: 'cls', 'mean', 'flatten', 'sequence' or 'attention'.
+      recorded: result of `record`.
+      pool: the model's pooling: 'cls', 'mean', 'flatten', 'sequence' or 'attention'.
 
     Raises:
-      ValueError: there is no attention, or another pool.
+      ValueError: the model has no attention, or an unknown pooling.
     """
     if not recorded.steps or recorded.grid is None:
         raise ValueError("this model has no attention to roll out")
@@ -168,19 +168,19 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
     elif pool in ("sequence", "attention") and recorded.pool is not None:
         reached_BN = (recorded.pool @ flow_BTN[:, prefix:])[:, 0]
     else:
-        raise ValueError(f"pool={pool!r} is not known here")
+        raise ValueError(f"pool={pool!r}: attention rollout does not support this pooling")
     return _normalised(reached_BN[:, prefix:])
 
 
 def _normalised(weights: np.ndarray) -> np.ndarray:
-    """Rows that add up to 1."""
+    """Scales rows to sum to 1."""
     return weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
 
 
 def position_similarities(loaded: Loaded) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """Cosine similarity of each place's position with every other's, [N, N], and the grid (rows, columns) of them.
+    """Returns the cosine similarities of the position embeddings of all patches, [N, N], and the grid (rows, columns).
 
-    None if the model has no positions.
+    Returns None for a model without position embeddings.
     """
     model, found = plainly(loaded.model), []
 
@@ -205,15 +205,15 @@ def position_similarities(loaded: Loaded) -> tuple[np.ndarray, tuple[int, int]] 
 
 
 def receptive_fields(loaded: Loaded, images_BHWC: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """How strongly each pixel moves the middle of the map, after each stage of a ShiftViT.
+    """Computes the gradient of the central feature after each stage of a ShiftViT with respect to the input pixels.
 
     Args:
       loaded: the trained model.
-      images_BHWC: uint8 [B, *image_shape]; the result is the mean over them.
-      seed: of the random signs by which the middle's channels are added up: without signs they may cancel.
+      images_BHWC: uint8 [B, *image_shape]; the result is the mean over these images.
+      seed: seed of the random signs with which the channels are summed, so that they do not cancel.
 
     Returns:
-      {'stage 0 (12×12)': [H, W] of mean absolute gradients, its largest value 1, …}; empty for other models.
+      {'stage 0 (12×12)': mean absolute gradients [H, W], scaled to a maximum of 1, …}; {} for other models.
     """
     model = plainly(loaded.model)
     x_BHWC = loaded.preprocess(images_BHWC)

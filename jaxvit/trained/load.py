@@ -1,4 +1,7 @@
-"""`jaxvit.load`: a trained model from the folder of its run or of `jaxvit export --to=hub`, and from that alone."""
+"""`jaxvit.load`: loads a trained model from a run's folder or an exported one (`jaxvit export --to=hub`).
+
+Nothing outside the folder is read.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from jaxvit.data.augment import preprocess
 from jaxvit.data.colour import denormalize
 from jaxvit.data.decoding import Limits
+from jaxvit.data.depth import Depth
 from jaxvit.data.settings import Preprocessing
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
@@ -26,10 +31,13 @@ from jaxvit.ops import implementations
 from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
 from jaxvit.trained import hub
 from jaxvit.trained.facts import REMEDY, ModelFacts, read_model
+from jaxvit.trained.image_files import ImageFile, class_of, pixels_in_memory, read_image
+from jaxvit.trained.prediction import Prediction, check_finite, most_probable, softmax
 from jaxvit.training.checkpoint import best_step, restore_weights, saved_steps
 
 CHECKPOINTS = ("best", "latest")
 WEIGHTS = ("chosen", "model", "ema")
+_TOGETHER = 64  # batch size of `Loaded.predict`
 
 
 @dataclass(frozen=True)
@@ -39,15 +47,15 @@ class Loaded:
     Attributes:
       workdir: the run's folder.
       config: the run's config.
-      model: Flax module, called as ``model.apply(variables, images, train=False)`` on preprocessed images.
-      variables: {'params': …, and whatever else the model keeps}.
-      class_names: K names; ``class_names[label]``. The model's output may have further places, which mean nothing.
+      model: Flax module; call it as ``model.apply(variables, images, train=False)`` on preprocessed images.
+      variables: {'params': …} and the model's other variables.
+      class_names: K names; ``class_names[label]``. The model may have further outputs, which have no meaning.
       image_shape: [H, W, C] of the uint8 images that `preprocess` takes.
-      input_shape: [H, W, C] of what the model sees.
-      step: how many steps it had been trained for.
+      input_shape: [H, W, C] of the model's input.
+      step: number of steps trained.
       weights: 'model' or 'ema'.
-      preprocessing: settings of `preprocess`, which are those of the run's evaluation.
-      own_code: whether code may be run that the run's files name; see `load`.
+      preprocessing: settings of `preprocess`: those of the run's evaluation.
+      own_code: whether code that the run's files name may run; see `load`.
     """
 
     workdir: Path
@@ -64,21 +72,25 @@ class Loaded:
 
     @property
     def implementations(self) -> str:
-        """The `jaxvit.ops.implementations` it was trained with and runs with: "fast" or "plain"."""
+        """The `jaxvit.ops.implementations` of its training, which it also runs with: 'fast' or 'plain'."""
         return self.config.train.get("implementations", "fast")
 
     @property
     def evaluation_batch(self) -> int:
-        """Images at a time in the evaluations of its training."""
+        """The batch size of evaluations during training."""
         return self.config.eval.batch_size or self.config.train.batch_size
 
     @property
     def limits(self) -> Limits:
-        """How large the images of a data set may be as they are stored: those of the run's config."""
+        """The limits of the run's config on the size of stored images."""
         return Limits(self.config.data.max_pixels, self.config.data.max_bytes)
 
     def with_limits(self, max_pixels: int = 0, max_bytes: int = 0) -> Loaded:
-        """The same with other `limits`: pixels (height × width) of a stored image and bytes of its file; 0 = as here.
+        """Returns the same model with other `limits`.
+
+        Args:
+          max_pixels: largest height × width of a stored image; 0 = unchanged.
+          max_bytes: largest size of its file; 0 = unchanged.
 
         Raises:
           UsageError: a limit is below 0.
@@ -107,24 +119,24 @@ class Loaded:
         return f"this model takes uint8 [B, {', '.join(map(str, self.image_shape))}]"
 
     def preprocess(self, images_BHWC: Any) -> jax.Array:
-        """uint8 images [B, *image_shape] to what the model sees, as in the evaluation of the training run.
+        """Converts uint8 images [B, *image_shape] to the model's input, as in the run's evaluation.
 
         Raises:
-          UsageError: they have another shape or type.
+          UsageError: the images have another shape or dtype.
         """
         return preprocess(jnp.asarray(self._checked(images_BHWC)), self.preprocessing)
 
     def pictures(self, images_BHWC: Any) -> np.ndarray:
-        """What the model sees of uint8 images, without the normalisation: float [B, *input_shape], 0..1, to look at."""
+        """Returns the model's input for uint8 images without normalisation, for display: [B, *input_shape] in 0..1."""
         return denormalize(self.preprocess(images_BHWC), self.preprocessing.mean, self.preprocessing.std)
 
     def apply(self, variables: Any, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
-        """As `logits`, of other variables of the same model, and not compiled: to be traced into a larger program.
+        """Computes the scores [B, K] with given variables, without `jax.jit`: for tracing into a larger program.
 
         Args:
-          variables: of the model.
+          variables: variables of the model.
           images_BHWC: uint8 [B, *image_shape].
-          by: {operation: implementation}, see `jaxvit.ops.implementations`; the others are computed as in training.
+          by: {operation: implementation}, see `jaxvit.ops.implementations`; other operations run as in training.
         """
         with implementations.use(self.implementations), implementations.use(by or {}):
             return self.model.apply(variables, self.preprocess(images_BHWC), train=False)
@@ -134,28 +146,87 @@ class Loaded:
         return jax.jit(self.apply, compiler_options=forward_options())
 
     def logits(self, images_BHWC: Any) -> jax.Array:
-        """Scores [B, K], float32, of uint8 images [B, *image_shape]. Compiles once for each batch size."""
+        """Returns the scores, float32 [B, K], of uint8 images [B, *image_shape]. Compiles once per batch size."""
         return self._logits(self.variables, self._checked(images_BHWC))
 
+    def predict(self, image: Any, *, top: int = 5) -> Prediction | list[Prediction]:
+        """Classifies one image of any size, or several, in the same way as `jaxvit predict`.
+
+        Args:
+          image: a file name, a Pillow image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (RGBA) of uint8, or
+            of uint16 if grey; or a list of these. `jaxvit.predict` also takes folders and patterns.
+          top: number of classes to return, at most K.
+
+        Returns:
+          A `Prediction`, or a list of them for a list. A file in a list that cannot be read has an `error`.
+
+        Raises:
+          UsageError: a value is not an image, or a single file cannot be read.
+          RunFailedError: the scores are not finite.
+
+        Example:
+          >>> jaxvit.load("runs/pets").predict("photo.jpg").top[0]  # doctest: +SKIP
+          ('cat', 0.93)
+        """
+        images = [*image] if isinstance(image, list | tuple) else [image]
+        depth = Depth(self.config.data.white)
+        said: list[Prediction] = []
+        for start in range(0, len(images), _TOGETHER):
+            said += self._predict(images[start : start + _TOGETHER], top, depth)
+        if isinstance(image, list | tuple):
+            return said
+        if said[0].error:
+            raise UsageError(f"{said[0].file}: {said[0].error}")
+        return said[0]
+
+    def _predict(self, images: list[Any], top: int, depth: Depth) -> list[Prediction]:
+        files = []
+        for image in images:
+            if isinstance(image, str | Path):
+                files.append(read_image(local_path(image), self.image_shape, self.limits, depth))
+                continue
+            if not isinstance(image, Image.Image):
+                try:
+                    image = np.asarray(image)
+                except (TypeError, ValueError):
+                    raise UsageError("not an image: pass a file name, a Pillow image or an array") from None
+            files.append(ImageFile("", pixels_in_memory(image, self.image_shape, depth)))
+        pixels = [file.pixels for file in files if file.pixels is not None]
+        rows = iter(())
+        if pixels:
+            padding = [np.zeros_like(pixels[0])] * ((1 << (len(pixels) - 1).bit_length()) - len(pixels))
+            logits_BK = np.asarray(self.logits(np.stack([*pixels, *padding])))[: len(pixels)]
+            rows = iter(softmax(check_finite(logits_BK)))
+        return [
+            Prediction(
+                file.name,
+                () if file.error else most_probable(next(rows), self.class_names, top),
+                class_of(file.name, self.class_names),
+                file.error,
+            )
+            for file in files
+        ]
+
     def __call__(self, images_BHWC: Any) -> jax.Array:
-        """Probabilities [B, K], float32, of uint8 images [B, *image_shape]."""
+        """Returns the probabilities, float32 [B, K], of uint8 images [B, *image_shape]."""
         return jax.nn.softmax(self.logits(images_BHWC), axis=-1)
 
 
 def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chosen", own_code: bool = False) -> Loaded:
-    """Loads a trained model from a run's folder, or from one of `jaxvit export --to=hub`.
+    """Loads a trained model from a run's folder or a folder written by `jaxvit export --to=hub`.
 
     Args:
-      workdir: the folder; a run may still be training.
-      checkpoint: 'best' (on validation; without one the last) or 'latest'. An exported folder holds but one.
-      weights: 'chosen' = those that the run's test result is of: averaged where it keeps an average, else 'model'; or
-        one of the two, 'model' and 'ema'.
-      own_code: allow a model that is code outside this package, 'module:Class', to be imported, and so to be run. The
-        folder's files are else only read: they may be somebody else's.
+      workdir: the folder. The run may still be training.
+      checkpoint: 'best' on validation (the last if there is no validation) or 'latest'. Ignored for an exported folder,
+        which has a single checkpoint.
+      weights: 'model', 'ema', or 'chosen' = the weights used for the run's test result: the EMA weights if the run
+        keeps them, else the raw ones.
+      own_code: allows importing, and thus running, a model outside this package, 'module:Class'. By default nothing in
+        the folder is run, because it may come from a stranger.
 
     Raises:
-      UsageError: it holds no trained model, or not the weights asked for; its files are damaged or do not fit together;
-        its model is code that was not allowed.
+      UsageError: the folder has no trained model or not these weights, its files are damaged or do not match, or its
+        model is code that is not allowed.
 
     Example:
       >>> model = jaxvit.load("runs/digits")  # doctest: +SKIP
@@ -199,7 +270,7 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
 
 
 def _exported(path: Path, weights: str) -> tuple[dict[str, Any], int, str]:
-    """(variables, step, which weights) of an exported folder."""
+    """Returns (variables, step, 'model' or 'ema') of an exported folder."""
     variables, step, there = hub.read(path)
     if weights not in ("chosen", there):
         raise UsageError(f"{path}: weights='{weights}': it holds only '{there}'")
@@ -207,7 +278,7 @@ def _exported(path: Path, weights: str) -> tuple[dict[str, Any], int, str]:
 
 
 def _trained(path: Path, newest: int, checkpoint: str, weights: str) -> tuple[dict[str, Any], int, str]:
-    """(variables, step, which weights) of a run's folder, whose newest checkpoint is that of step `newest`."""
+    """Returns (variables, step, 'model' or 'ema') of a run's folder with the newest checkpoint at step `newest`."""
     folder, step = checkpoint_folder(path), newest
     if checkpoint == "best":
         remedy = "this checkpoint is damaged: load(…, checkpoint='latest') does without this file"
@@ -224,10 +295,10 @@ _LAYERS = ("depth", "depths", "conv_layers")  # attributes that count layers
 
 
 def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
-    """Compares what model.json describes with the weights, by shapes alone.
+    """Checks, by shapes alone, that the weights fit the model that model.json describes.
 
     Raises:
-      UsageError: another model would be needed for these weights.
+      UsageError: the weights belong to another model.
     """
 
     def first_call(images_BHWC: jax.Array) -> tuple[jax.Array, Any]:
@@ -237,9 +308,11 @@ def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
         return loaded.model.init_with_output(jax.random.key(0), seen, train=False)
 
     arrays = len(jax.tree.leaves(loaded.variables))
-    for name, value in facts.attributes:  # each layer has arrays of its own, and to go through 10^9 takes forever
-        layers = sum(value) if isinstance(value, tuple) else value
-        if name in _LAYERS and layers > arrays:
+    for name, value in facts.attributes:  # each layer has at least one array; tracing 10^9 layers never ends
+        counts = value if isinstance(value, tuple) else (value,)
+        if name not in _LAYERS or not all(isinstance(count, int) for count in counts):
+            continue
+        if (layers := sum(counts)) > arrays:
             raise UsageError(
                 f"{facts.file} does not fit the weights of step {loaded.step}: '{name}' says {layers} layers, and the "
                 f"weights are {arrays} arrays; {REMEDY}"
@@ -247,7 +320,7 @@ def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
     try:
         images = jax.ShapeDtypeStruct((1, *loaded.image_shape), jnp.uint8)
         logits, variables = jax.eval_shape(first_call, images)
-    except Exception as error:  # whatever a model says to attributes and images that do not go together
+    except Exception as error:  # a model may raise anything for attributes that do not fit its images
         raise UsageError(
             f"{facts.file}: the model does not work on its images ({type(error).__name__}: {first_line(error)[:200]}); "
             f"{REMEDY}"

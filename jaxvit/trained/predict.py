@@ -1,43 +1,23 @@
-"""What a trained model says about image files: `jaxvit.predict`."""
+"""Classifies image files with a trained model: `jaxvit.predict`."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxvit.data.depth import Depth
-from jaxvit.data.image_files import class_name
-from jaxvit.trained.image_files import ImageFile, find_images, read_images
-from jaxvit.trained.inference import Predictor, softmax
+from jaxvit.trained.image_files import Converted, ImageFile, class_of, find_images, read_images
+from jaxvit.trained.inference import Predictor
 from jaxvit.trained.load import Loaded, load
+from jaxvit.trained.prediction import Prediction, most_probable, softmax
 
-BATCH = 64  # images at a time, unless told otherwise
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says about a file.
-
-    Attributes:
-      file: its name.
-      top: (class, probability), the most probable first; empty where there is an error.
-      truth: the class that the file's folder names; '' = none.
-      error: why the file could not be read; '' = it could.
-    """
-
-    file: str
-    top: tuple[tuple[str, float], ...] = ()
-    truth: str = ""
-    error: str = ""
-
-    @property
-    def right(self) -> bool | None:
-        """Whether the most probable class is the true one; None = that one is not known, or there is an error."""
-        return self.top[0][0] == self.truth if self.top and self.truth else None
+BATCH = 64  # default batch size
 
 
 def predict(
@@ -53,24 +33,24 @@ def predict(
     max_pixels: int = 0,
     max_bytes: int = 0,
 ) -> list[Prediction]:
-    """What a trained model says about image files.
+    """Classifies image files with a trained model.
 
     Args:
-      run: a run's folder, or what `jaxvit.load` returned.
-      images: a file, a folder (searched to its depths), a pattern such as 'photos/*.jpg', or several of them.
-      top: classes to name for each image, at most K.
-      checkpoint, weights, own_code: as `jaxvit.load`; not used where `run` is loaded already.
-      batch_size: images at a time; 0 = 64, or as few as there are.
-      devices: how many; 0 = all.
-      max_pixels, max_bytes: what a file may have, 0 = as in the run's config; a larger one counts as one that cannot
-        be read.
+      run: a run's folder, or a model that `jaxvit.load` returned.
+      images: a file, a folder (searched recursively), a pattern such as 'photos/*.jpg', or several of them.
+      top: number of classes to return for each image, at most K.
+      checkpoint, weights, own_code: see `jaxvit.load`; ignored if `run` is a loaded model.
+      batch_size: images per batch; 0 = at most 64, and fewer for fewer files.
+      devices: number of devices; 0 = all.
+      max_pixels, max_bytes: largest size of an image and of its file; 0 = as in the run's config. Larger images count
+        as unreadable.
 
     Returns:
       A `Prediction` for each file, in order; a file that cannot be read has an `error` and no classes.
 
     Raises:
-      UsageError: no such run.
-      RunFailedError: the scores are not finite, or the device has no memory for such a batch.
+      UsageError: the run cannot be loaded.
+      RunFailedError: the scores are not finite, or the batch does not fit into device memory.
 
     Example:
       >>> jaxvit.predict("runs/digits", "images/3/test_00000.png")[0].top[0]  # doctest: +SKIP
@@ -91,43 +71,63 @@ def predict_files(
     batch: int = 0,
     devices: int = 0,
     depth: Depth | None = None,
+    converted: Converted | None = None,
 ) -> Iterator[tuple[np.ndarray | None, Prediction]]:
-    """Yields (pixels uint8 [H, W, C] as the model is given them, what it says) for each file, in order.
+    """Yields (the model's input pixels, uint8 [H, W, C], or None; its prediction) for each file, in order.
 
     Args:
-      loaded: the trained model; a file beyond its `limits` counts as one that cannot be read.
-      names: of the files; they are read as the results are asked for.
-      top: classes to name, at most K.
-      batch: images at a time; 0 = 64, or as few as there are.
-      devices: how many; 0 = all.
-      depth: takes note of images of more than 8 bits; None = the run's own `data.white`, noted nowhere.
+      loaded: the trained model; files over its `limits` count as unreadable.
+      names: paths of the files, which are read lazily.
+      top: number of classes to return, at most K.
+      batch: images per batch; 0 = at most 64, and fewer for fewer files.
+      devices: number of devices; 0 = all.
+      depth: converts images of more than 8 bits, and records their values; None = a new one with the run's
+        `data.white`.
+      converted: counts colour images for a grey model, and grey images for an RGB model.
     """
     depth = depth or Depth(loaded.config.data.white)
+    for files, logits_BK in read_and_compute(
+        loaded, names, batch=batch, devices=devices, depth=depth, converted=converted
+    ):
+        rows = iter(softmax(logits_BK))
+        for file in files:
+            truth = class_of(file.name, loaded.class_names)
+            if file.pixels is None:
+                yield None, Prediction(file.name, truth=truth, error=file.error)
+                continue
+            yield file.pixels, Prediction(file.name, most_probable(next(rows), loaded.class_names, top), truth)
+
+
+def read_and_compute(
+    loaded: Loaded,
+    names: Iterator[str],
+    *,
+    batch: int = 0,
+    devices: int = 0,
+    depth: Depth | None = None,
+    converted: Converted | None = None,
+    compute: Callable[[Any, jax.Array], jax.Array] | None = None,
+) -> Iterator[tuple[list[ImageFile], np.ndarray]]:
+    """Yields (files, outputs float32 [n, K] of the readable files among them) for each batch, in order.
+
+    Args:
+      loaded, names, batch, devices, depth, converted: see `predict_files`.
+      compute: see `jaxvit.trained.inference.Predictor`.
+    """
     names = iter(names)
     first = list(itertools.islice(names, batch or BATCH))
-    # A few images need not wait for a large batch; powers of two, so that the compiled programs are soon known.
+    # A small batch for a few images. Powers of two limit the number of programs to compile.
     size = batch or min(BATCH, 1 << max(0, len(first) - 1).bit_length())
-    predictor = Predictor(loaded, size, devices)
-    waiting: list[list[ImageFile]] = []
+    predictor = Predictor(loaded, size, devices, compute)
+    waiting: deque[list[ImageFile]] = deque()
 
     def batches() -> Iterator[np.ndarray]:
         named = itertools.chain(first, names)
-        for files in read_images(named, loaded.image_shape, predictor.batch_size, loaded.limits, depth):
+        read = read_images(named, loaded.image_shape, predictor.batch_size, loaded.limits, depth, converted)
+        for files in read:
             waiting.append(files)
             pixels = [file.pixels for file in files if file.pixels is not None]
             yield np.stack(pixels) if pixels else np.empty((0, *loaded.image_shape), np.uint8)
 
-    for logits_BK in predictor.logits(batches()):
-        rows = iter(softmax(logits_BK))
-        for file in waiting.pop(0):
-            truth = class_name(Path(file.name).parent.name)
-            truth = truth if truth in loaded.class_names else ""
-            if file.pixels is None:
-                yield None, Prediction(file.name, truth=truth, error=file.error)
-                continue
-            yield file.pixels, Prediction(file.name, _best(next(rows), loaded.class_names, top), truth)
-
-
-def _best(probabilities_K: np.ndarray, names: tuple[str, ...], top: int) -> tuple[tuple[str, float], ...]:
-    order = np.argsort(-probabilities_K[: len(names)], kind="stable")[:top]
-    return tuple((names[i], float(probabilities_K[i])) for i in order)
+    for found_BK in predictor.logits(batches()):
+        yield waiting.popleft(), found_BK

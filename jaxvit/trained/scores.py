@@ -1,6 +1,6 @@
-"""How good predictions are: every number of `jaxvit evaluate`, from the outcomes of a split's images.
+"""Computes the metrics of `jaxvit evaluate` from the outcomes of a split's images.
 
-Precision, recall, F1 and the confusion matrix are scikit-learn's. Expected calibration error: Guo et al. 2017
+Precision, recall, F1 and the confusion matrix come from scikit-learn. Expected calibration error: Guo et al. 2017
 (arXiv:1706.04599), section 2, with bins of equal width.
 """
 
@@ -16,26 +16,28 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from jaxvit.files import write_csv
 from jaxvit.trained.inference import Outcomes
 
-BINS = 15  # of confidence, as the paper's
+BINS = 15  # number of confidence bins, as in the paper
 
 
 def score(outcomes: Outcomes, class_names: Sequence[str], *, places: int) -> dict[str, Any]:
-    """The metrics of a split.
+    """Computes the metrics of a split.
 
     Args:
-      outcomes: of its images, at least one.
+      outcomes: outcomes of its images, at least one.
       class_names: K names.
-      places: scores that the model gives, K or more; predictions beyond K are wrong, and have rows of their own.
+      places: number of the model's outputs, K or more. Predictions beyond K are wrong; each such output that is
+        predicted gets a separate row.
 
     Returns:
-      Plain values, fractions rather than percent: count, loss, top1, top5 (k at most the number of places);
-      precision, recall and f1, each {'macro', 'weighted'} over the classes that occur; keras: the micro-averaged
-      precision and recall at threshold 1/2 that Keras reports; ece and calibration, a row for each bin of confidence;
-      per_class; confusion [true][predicted]; most_confused pairs; class_names, of the rows of both.
+      A dict of JSON values; fractions, not percentages: count, loss, top1, top5 (topk with k = `places` for fewer than
+      5 outputs); precision, recall and f1, each {'macro', 'weighted'} over the classes that occur; keras, the
+      micro-averaged precision and recall at threshold 1/2 as reported by Keras; ece; calibration, a row per confidence
+      bin; per_class, a row per class; confusion [true][predicted]; most_confused, pairs of classes; class_names, the
+      names of the rows of per_class and confusion.
     """
     o = outcomes
     names = [*class_names]
-    # What no class stands behind is shown only if it was predicted.
+    # Outputs beyond the classes are shown only if one of them is predicted.
     used = max(len(names), int(o.predicted.max(initial=0)) + 1)
     names += [f"(no class {i})" for i in range(len(names), used)]
     classes = np.arange(used)
@@ -78,8 +80,8 @@ def score(outcomes: Outcomes, class_names: Sequence[str], *, places: int) -> dic
 
 
 def calibration(outcomes: Outcomes, bins: int = BINS) -> list[dict[str, Any]]:
-    """For each bin of confidence that holds images: from, to, count, mean confidence and accuracy."""
-    # The bins are (a, b], as the paper's: a confidence of 1 belongs to the last.
+    """Returns from, to, count, mean confidence and accuracy of each confidence bin that contains images."""
+    # The bins are (a, b], as in the paper: the last one includes a confidence of 1.
     place = np.clip(np.ceil(outcomes.confidence * bins).astype(int) - 1, 0, bins - 1)
     right = outcomes.rank < 1
     return [
@@ -96,7 +98,7 @@ def calibration(outcomes: Outcomes, bins: int = BINS) -> list[dict[str, Any]]:
 
 
 def most_confused(confusion: np.ndarray, names: Sequence[str], pairs: int = 10) -> list[dict[str, Any]]:
-    """The cells off the diagonal with the most images, largest first."""
+    """Returns the off-diagonal cells with the most images, largest first."""
     wrong = confusion * (1 - np.eye(len(confusion), dtype=int))
     order = np.argsort(-wrong, axis=None, kind="stable")[:pairs]
     cells = (np.unravel_index(i, wrong.shape) for i in order)
@@ -112,21 +114,32 @@ def most_confused(confusion: np.ndarray, names: Sequence[str], pairs: int = 10) 
     ]
 
 
-def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path) -> list[Path]:
-    """Writes FILE.csv (a row for each class), FILE_confusion.csv and FILE_images.csv (a row for each image)."""
+def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path, image_files: Sequence[str] = ()) -> list[Path]:
+    """Writes FILE.csv (a row for each class), FILE_confusion.csv and FILE_images.csv (a row for each image).
+
+    Args:
+      scores: result of `score`.
+      outcomes: outcomes of the images.
+      file: path without extension.
+      image_files: file of each image of the split, for a column `file`; empty = no such column.
+
+    Returns:
+      The paths of the three files.
+    """
     names, per_class = scores["class_names"], scores["per_class"]
-    # Names of classes may occur twice: the matrix goes by places.
+    # Class names may occur twice, so rows are sequences instead of dicts.
     matrix = [[name, *row] for name, row in zip(names, scores["confusion"], strict=True)]
     o = outcomes
     of_image = (o.index, o.labels, o.predicted, o.confidence, o.label_probability, o.loss)
     images = [
-        [int(i), names[true], names[predicted], *(f"{value:.6g}" for value in values)]
+        [int(i), *image_files[i : i + 1], names[true], names[predicted], *(f"{value:.6g}" for value in values)]
         for i, true, predicted, *values in zip(*of_image, strict=True)
     ]
+    named = ["index", *(["file"] if len(image_files) else [])]
     tables = {
         "": (list(per_class[0]), per_class),
         "_confusion": (["true \\ predicted", *names], matrix),
-        "_images": (["index", "true", "predicted", "confidence", "true_class_probability", "loss"], images),
+        "_images": ([*named, "true", "predicted", "confidence", "true_class_probability", "loss"], images),
     }
     files = {file.with_name(f"{file.name}{suffix}.csv"): table for suffix, table in tables.items()}
     for target, (columns, rows) in files.items():

@@ -1,6 +1,6 @@
-"""Weights as they are stored: float32, bfloat16, or int8 with a scale for each output channel.
+"""Converts weights for storage: float32, bfloat16, or int8 with a scale per output channel.
 
-Arithmetic is float32 whatever is stored: a file shrinks, and only the rounding of its weights changes its results.
+The arithmetic is always float32: storing smaller weights shrinks the file, and only their rounding changes the results.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 KINDS = ("float32", "bfloat16", "int8")
-_PROJECTIONS = ("query", "key", "value")  # (C, heads, head_dim): each head's channels are outputs of their own
+_PROJECTIONS = ("query", "key", "value")  # kernels [C, heads, head_dim]: the last two axes are output channels
 
 
 class Int8(NamedTuple):
-    """An array as `values` times `scale`, which broadcasts.
+    """An array stored as `values * scale`.
 
     Attributes:
       values: int8, -127..127.
-      scale: float32, one for each output channel.
+      scale: float32, one per output channel; broadcasts to the shape of `values`.
     """
 
     values: Any
@@ -28,15 +28,15 @@ class Int8(NamedTuple):
 
 
 def store(params: Any, kind: str) -> Any:
-    """Parameters as they are to be stored.
+    """Converts parameters for storage.
 
     Args:
       params: tree of float32 arrays.
-      kind: 'float32'; 'bfloat16' = all of them, rounded to nearest; 'int8' = arrays of two axes or more that are named
-        `kernel`, symmetric, the largest of an output channel being 127. The others stay.
+      kind: 'float32'; 'bfloat16', which rounds all arrays to nearest; or 'int8', which quantises arrays named `kernel`
+        with two axes or more, symmetrically per output channel (the largest magnitude becomes 127), and no others.
 
     Returns:
-      The tree, with `Int8` for the arrays that became such.
+      The tree of converted arrays; quantised arrays are `Int8`.
     """
     if kind == "bfloat16":
         return jax.tree.map(lambda x: np.asarray(jnp.asarray(x).astype(jnp.bfloat16)), params)
@@ -57,7 +57,7 @@ def _to_int8(path: tuple[Any, ...], array: Any) -> Any:
 
 
 def restore(stored: Any) -> Any:
-    """The float32 parameters that `store` stands for; traced, the stored ones become a program's constants."""
+    """Converts the result of `store` back to float32. If traced, the stored arrays become constants of the program."""
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, Int8):

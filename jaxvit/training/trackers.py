@@ -15,11 +15,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 from jaxvit.errors import StoppedError, UsageError, first_line
 from jaxvit.files import read_regular, write_text
 from jaxvit.shown import terminal
+
+Record: TypeAlias = "Mapping[str, float | str | None]"  # as `jaxvit.training.journal.Record`
 
 TRACKERS = ("wandb", "mlflow")
 _OFFLINE = ("offline", "dryrun", "disabled")
@@ -79,7 +81,7 @@ def _quiet() -> Iterator[None]:
 
 def _reach_wandb() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")  # this module prints the location of the run
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
     mode = os.environ.get("WANDB_MODE", "")
     settings = wandb.setup().settings
@@ -96,7 +98,7 @@ def _reach_wandb() -> None:
 def _reach_mlflow(run_id: str) -> None:
     for variable, value in _PATIENCE.items():
         os.environ.setdefault(variable, value)
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]  (optional)
 
     client = mlflow.MlflowClient()
     if run_id:
@@ -127,7 +129,7 @@ class Tracker:
 
     def __init__(self, name: str, directory: Path):
         self._name, self._directory = name, directory
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[Record] = []
         self._told = False
 
     def _keep_id(self, run_id: str, where: str) -> None:
@@ -141,14 +143,16 @@ class Tracker:
     def _end(self, error: BaseException | None) -> None:
         raise NotImplementedError
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Sends a record, after those that were not accepted earlier."""
         self._waiting.append(record)
         try:
             while self._waiting:
                 first = self._waiting[0]
                 numbers = {k: v for k, v in first.items() if k not in ("step", "split") and isinstance(v, int | float)}
-                self._send(first["step"], {f"{first['split']}/{name}": value for name, value in numbers.items()})
+                self._send(
+                    cast(int, first["step"]), {f"{first['split']}/{name}": value for name, value in numbers.items()}
+                )
                 del self._waiting[0]
         except Exception as error:
             self._tell(f"metrics of step {first['step']} are not taken", error)
@@ -179,10 +183,10 @@ class Tracker:
 class WeightsAndBiases(Tracker):
     """A run of the installed `wandb`; its own environment variables (WANDB_PROJECT, WANDB_MODE) apply."""
 
-    def __init__(self, directory: Path, name: str, config: Mapping[str, Any]):
+    def __init__(self, directory: Path, name: str, config: Mapping[str, object]):
         super().__init__("wandb", directory)
         os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
         previous = _stored_id(directory, "wandb") or None
         with _one_line("wandb", "WANDB_MODE=offline keeps all of it here"):
@@ -206,23 +210,22 @@ class MLflow(Tracker):
     The config's keys become parameters, which cannot change; keys that a later start has changed become tags.
     """
 
-    def __init__(self, directory: Path, name: str, config: Mapping[str, Any]):
+    def __init__(self, directory: Path, name: str, config: Mapping[str, object]):
         super().__init__("mlflow", directory)
         for variable, value in _PATIENCE.items():
             os.environ.setdefault(variable, value)
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]  (optional)
 
         self._mlflow = mlflow
         previous = _stored_id(directory, "mlflow") or None
         with _one_line("mlflow", "look at MLFLOW_TRACKING_URI"), _quiet():
             run = mlflow.start_run(run_id=previous, run_name=None if previous else name)
             self._keep_id(run.info.run_id, f"run {run.info.run_id} in {mlflow.get_tracking_uri()}")
-            self._describe(run, config)
+            self._describe(run.data.params, config)
 
-    def _describe(self, run: Any, config: Mapping[str, Any]) -> None:
+    def _describe(self, there: Mapping[str, str], config: Mapping[str, object]) -> None:
         longest = getattr(self._mlflow.utils.validation, "MAX_PARAM_VAL_LENGTH", 500)
         params = {key[:_LONGEST_KEY]: _cut(str(value), longest) for key, value in _flat(config)}
-        there = run.data.params
         new = [(key, value) for key, value in params.items() if key not in there]
         for start in range(0, len(new), _PARAMS_AT_ONCE):
             self._mlflow.log_params(dict(new[start : start + _PARAMS_AT_ONCE]))
@@ -244,7 +247,7 @@ def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

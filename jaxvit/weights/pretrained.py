@@ -34,7 +34,7 @@ ORIGINS: dict[str, Origin] = {
     for origin in (SPACH, COMPACT_TRANSFORMERS, SCENIC, BIG_VISION, VISION_TRANSFORMER, TRANSFORMERS, TIMM)
 }
 _HEAD = "head/"
-# What arrays of other shapes than a project's raise where it is told from them what they mean.
+# Errors that the translation of a project raises for arrays of unexpected shapes.
 _MISFITS = (mapping.MappingError, KeyError, ValueError, IndexError, TypeError, ArithmeticError)
 
 

@@ -61,7 +61,7 @@ class _Forbidden(Exception):
 
 
 class _Known(enum.Enum):
-    """What a pickle may name beside the types of storages, and what calling it gives."""
+    """The kinds of objects, besides types of storages, that a pickle may name, by the result of calling them."""
 
     TENSOR = enum.auto()
     PARAMETER = enum.auto()  # its first argument, a tensor
@@ -112,7 +112,7 @@ class _Reader:
         self._archive = archive
         self._stack: list = []
         self._marks: list[list] = []
-        self._memo: dict[int, object] = {}
+        self._memo: dict[object, object] = {}  # keys are the numbers that the pickle names
 
     def read(self, data: bytes) -> object:
         for opcode, value, _ in pickletools.genops(data):
@@ -235,7 +235,7 @@ _UNKNOWN = ("PERSID", "EXT1", "EXT2", "EXT4")
 
 def _named(module: object, name: object) -> _Known | np.dtype:
     if not (isinstance(module, str) and isinstance(name, str)):
-        raise ValueError("a name that is no text")
+        raise ValueError("a name that is not text")
     if (found := _NAMES.get((module, name))) is not None:
         return found
     raise _Forbidden(terminal(f"{module:.100}.{name:.100}"))
@@ -284,7 +284,7 @@ class _Archive:
             raise ValueError("an unknown byte order")
         self._order = "<" if order == b"little" else ">"
         self._storages: dict[str, np.ndarray] = {}
-        self._swapped: dict[_Storage, np.ndarray] = {}  # of a big-endian file; many tensors can share one
+        self._swapped: dict[_Storage, np.ndarray] = {}  # big-endian arrays, converted once: many tensors can share one
 
     def _read(self, name: str, most: int) -> bytes:
         info = self._members.get(f"{self._folder}/{name}")

@@ -69,7 +69,7 @@ def test_cifar10(tmp_path, stock):
     assert train.notes["order"] == "original order, by id" and "warning" in train.notes  # these are not CIFAR's pixels
     said = []
     prepare("cifar10", tmp_path / "tfds", say=said.append)
-    assert "is there already" in said[0]
+    assert "is already prepared" in said[0]
 
 
 def test_cifar100_has_fine_labels_as_label(tmp_path, stock):
@@ -154,7 +154,7 @@ class Body:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (Body(b"half"), "the 4 bytes that came are not the published file"),
+        (Body(b"half"), "the 4 bytes received are not the published file"),
         (Body(b"half", http.client.IncompleteRead(b"", 3)), "IncompleteRead"),
         (http.client.BadStatusLine("x"), "cannot fetch"),
     ],

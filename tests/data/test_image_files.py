@@ -64,10 +64,10 @@ def test_images_are_told_by_content_and_the_rest_is_counted_and_named(nasty):
     assert found.empty_folders == ("bird", "mule")
     assert {reason: count for reason, (count, _) in found.passed_over.items()} == {
         "hidden files or folders": 4,
-        "folders of the system's own": 2,
-        "folders that are called like an image": 1,
-        "files that are no images": 3,
-        "raw files of cameras, to be converted to JPEG or TIFF": 1,
+        "system folders": 2,
+        "folders named like an image": 1,
+        "files that are not images": 3,
+        "camera raw files, which must be converted to JPEG or TIFF": 1,
         "pipes, devices or sockets": 1,
     }
     assert found.passed_over["hidden files or folders"][1] == (
@@ -113,8 +113,8 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     found = find_images(inside)
     assert relative(found) == ["z/1.png", "b/3.png", "b/more/2.png", "z/4.png"]
     assert {reason: count for reason, (count, _) in found.passed_over.items()} == {
-        "links to what is taken already": 7,
-        "links that lead nowhere": 2,
+        "links to files or folders already listed": 7,
+        "broken links": 2,
         "pipes, devices or sockets": 1,
     }
     assert found.empty_folders == ("a", "c")

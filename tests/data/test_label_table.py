@@ -77,10 +77,10 @@ def test_missing_files_are_refused_or_left_out(folder):
         ("l.csv", b"file,label\n1.png,cat\n1.png,dog\n", r"is 'cat' \(train\) in row 2 and 'dog' \(train\) in row 3"),
         ("l.csv", b"file,label,split\n1.png,cat,extra\n", "row 2 names the split 'extra'"),
         ("l.csv", b"file,label\n\xff.png,cat\n", "the table is not UTF-8"),
-        ("l.jsonl", b'{"file": "1.png"', "line 1 is no JSON"),
+        ("l.jsonl", b'{"file": "1.png"', "line 1 is not JSON"),
         ("l.jsonl", b'["1.png", "cat"]', "line 1 is no object"),
         ("l.jsonl", b'{"file": "1.png", "label": [1]}', r"line 1: \[1\] is neither text nor a whole number"),
-        ("l.jsonl", b"[" * 100_000, "line 1 is no JSON"),
+        ("l.jsonl", b"[" * 100_000, "line 1 is not JSON"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(folder, name, data, says):

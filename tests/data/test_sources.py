@@ -293,7 +293,7 @@ def test_a_damaged_image_of_a_stream_counts_nowhere_and_is_told(folder, tmp_path
         good = np.concatenate([batch["image"][batch["mask"] > 0] for batch in batches])
         assert len({image.tobytes() for image in good}) == 11  # none twice
     assert source.notes["skipped"] == 1 and source.notes["skipped_names"] == [str(broken)]
-    assert capsys.readouterr().err.count(f"{broken} is left out (it is no image)") == 1
+    assert capsys.readouterr().err.count(f"{broken} is left out (not an image)") == 1
     with pytest.raises(RunFailedError, match=r"3\.png cannot be decoded"):
         list(evaluation_stream(open_dataset(f"image_folder:{folder}", tmp_path).read("train"), 5))
     shutil.rmtree(folder / "train")
@@ -455,7 +455,7 @@ def test_a_damaged_cache_is_named_and_decoded_again(folder, tmp_path, capsys):
         (invert, "images.npy is not what was written"),
         (lambda: np.save(place / "labels.npy", labels[::-1]), "labels.npy is not what was written"),
         ((place / "labels.npy").unlink, "No such file"),
-        (lambda: (place / "meta.json").write_text("{"), "it is no JSON"),
+        (lambda: (place / "meta.json").write_text("{"), "it is not JSON"),
         (lambda: (place / "meta.json").write_text('{"order": "id", "skipped": 0}'), "it has no checksum"),
     ]
     for damage, reason in damages:

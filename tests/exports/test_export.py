@@ -294,7 +294,7 @@ def test_the_card_tells_the_run(run, hub):
         (lambda f: f.write_text("no weights"), "cannot be read"),
         (save({"params.a": F(2)}, {}), "cannot be read"),
         (save({"params.a": F(2)}), "model.json does not fit the weights of step 1"),
-        (save({"params.a": F(2), "params.a.b": F(2)}), "goes on from the name of an array"),
+        (save({"params.a": F(2), "params.a.b": F(2)}), "extends the name of an array"),
         (save({"params." + "a." * 3000 + "a": F(2)}), "a name of too many parts"),
         (save({"params.a": np.zeros(2, np.float64)}), "params.a is float64"),
         (save({"params.a": np.zeros((2, 2), np.int8), "params.a.scale": F(2)}), "cannot be read"),

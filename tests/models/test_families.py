@@ -312,7 +312,7 @@ def test_a_norm_after_the_mean_is_timms(draw):
 
 
 def test_mae_class_token_is_a_register(draw):
-    """A class token that takes part and is not read, with its position, is a register: timm's fine-tuned MAE models."""
+    """In timm's fine-tuned MAE models, the class token has a position but is not pooled: it acts as a register."""
     settings = {**SMALL, "positions": "learned"}
     with_class, with_register = (
         create_model("vit", **settings, pool="cls"),

@@ -93,10 +93,17 @@ def test_a_class_of_ones_own_plugs_in():
 def test_images_that_do_not_suit_are_refused():
     for name, shape, sentence in (
         ("vit", (1, 30, 32, 3), "patch=4 does not divide an image of 30x32"),
-        ("vit", (32, 32, 3), "must have shape"),
+        ("vit", (32, 32, 3), r"must have shape \(B, H, W, C\), not \(32, 32, 3\)"),
         ("tutorial_shiftvit", (1, 50, 48, 3), "patch=4 does not divide"),
         ("shiftvit", (1, 4, 4, 3), "cannot be halved"),
     ):
         model = create_model(name)
         with pytest.raises(ValueError, match=sentence):
             jax.eval_shape(lambda m=model, s=shape: m.init(jax.random.key(0), jnp.zeros(s), train=False))
+
+
+def test_a_dtype_may_be_a_type():
+    by_name = create_model("vit", dtype="bfloat16")
+    assert create_model("vit", dtype=jnp.bfloat16) == type(by_name)(dtype=jnp.bfloat16) == by_name
+    with pytest.raises(ValueError, match="dtype"):
+        create_model("vit", dtype=jnp.int32)

@@ -33,7 +33,7 @@ def best_of_rank(matrix, rank):
 
 
 def looks_like_noise(z):
-    """Independent normal numbers of variance 1/C, another matrix for each head."""
+    """Asserts that z has independent normal values of variance 1/C, which differ between heads."""
     assert abs(z.mean()) < 4 * (z.size * CHANNELS) ** -0.5
     assert z.var() * CHANNELS == pytest.approx(1.0, abs=4 * (2 / z.size) ** 0.5)
     assert (np.abs(z) * CHANNELS**0.5 < 1).mean() == pytest.approx(0.683, abs=0.04)

@@ -1,4 +1,4 @@
-"""The examples in docstrings of public ops run as they stand, in the session that the package's docstring describes."""
+"""Runs the docstring examples of public ops, in the session that the package's docstring describes."""
 
 import doctest
 

@@ -30,7 +30,7 @@ def _optax_mixes_dtypes():
 
 
 def make_project(folder):
-    """A project of one row, which is run in seconds; returns the flags that name its folders."""
+    """Writes a project with one row that trains in seconds; returns the flags that name its folders."""
     (folder / "tiny_row.py").write_text(
         f"import sys; sys.path.insert(0, {TESTS!r})\nfrom tiny import tiny_config\n"
         "def get_config(): return tiny_config(log__writers=('jsonl',))\n"

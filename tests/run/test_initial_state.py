@@ -102,7 +102,7 @@ def test_neither_remat_nor_scan_changes_where_a_run_begins(way):
         ("shiftvit", {"init__attention": "mimetic"}, "init.attention='mimetic': shiftvit has no self-attention"),
         ("shiftvit", {"init__positions": "sincos"}, "init.positions='sincos': shiftvit has no trained position table"),
         ("fuser", {"init__positions": "sincos"}, "token_learner_vit has no trained position table"),
-        ("cct", {"init__positions": "sincos", "model": [("dim", 6)]}, "a multiple of 4 and at least 8, not 6"),
+        ("cct", {"init__positions": "sincos", "model": [("dim", 6)]}, "channels=6 must be a multiple of 4, 8 or more"),
         (
             "vit",
             {"init__stem": "whitening", "model": [("patch", 80)], "augment__size": 80, "augment__pad_crop": 0},

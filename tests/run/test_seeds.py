@@ -95,7 +95,7 @@ def test_a_finished_run_of_seeds_is_shown_and_loads_by_seed(together, capsys):
 
 
 def test_early_stopping_and_best_are_per_lane(tmp_path):
-    """One lane stops while another goes on; each as it would by itself."""
+    """One lane stops early while another continues; each equals its single run."""
     changes = {"train__duration": "8 epochs", "train__patience": "1 epochs", "optim__ema_decay": 0.0}
     result = jaxvit.train(settings(**changes), tmp_path / "run")
     each = {one["seed"]: one for one in result["seeds"]}

@@ -72,7 +72,7 @@ def test_weights_that_cannot_be_are_refused(runs, images, monkeypatch):
 
     plain = token_learner.token_weights
     monkeypatch.setattr(token_learner, "token_weights", lambda *a, **k: 2 * plain(*a, **k))
-    with pytest.raises(RunFailedError, match="token_learner_1: its weights do not add up to 1"):
+    with pytest.raises(RunFailedError, match="token_learner_1: its weights do not sum to 1"):
         introspection.record(loaded, images)
 
 

@@ -87,7 +87,7 @@ def test_a_model_file_that_is_none(run, text):
         ({"name": "cct"}, "no attribute"),
         ({"attributes": []}, "it has no 'attributes'"),
         ({"attributes__dim": "x"}, "attribute 'dim' of model 'vit' takes int, not str 'x'"),
-        ({"attributes__dim": {}}, "'attributes.dim' is no plain value"),
+        ({"attributes__dim": {}}, "'attributes.dim' is not a plain value"),
         ({"attributes__dim": 16}, r"does not fit the weights of step 4: \['params'\].* is \[.*8.*\], .* has \[.*16"),
         ({"attributes__depth": 2}, r"\['block_1'\].* is not there, and this model has \["),
         ({"attributes__registers": 1}, r"does not fit the weights of step 4: \['params'\]"),
@@ -95,7 +95,7 @@ def test_a_model_file_that_is_none(run, text):
         ({"attributes__patch": 0}, "model.json: "),
         ({"image_shape": [8, 8]}, r"'image_shape' is not \[H, W, C\]"),
         ({"image_shape": [8, 8, 3]}, "does not fit the weights"),
-        ({"class_names": [1]}, "'class_names' are no names"),
+        ({"class_names": [1]}, "'class_names' are not names"),
         ({"class_names": [*"abcdefghijkl"]}, "it has 12 class names, and its model gives an output of .10. for"),
     ],
 )

@@ -12,6 +12,7 @@ from tiny import tiny_config
 
 import jaxvit
 from jaxvit.cli.data import main as data_verb
+from jaxvit.cli.embed import main as embed
 from jaxvit.cli.evaluate import main as evaluate
 from jaxvit.cli.predict import main as predict
 from jaxvit.config.identity import config_hash
@@ -106,11 +107,14 @@ def test_predict_knows_them_and_says_what_it_passes_over(run, photos, tmp_path, 
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert {line["true"] for line in lines} == set(CLASSES) and len(lines) == 12
     passed, counts = said.err.splitlines()
-    assert passed.startswith("passed over: ") and "album.png" in passed
-    for each in ("hidden files or folders: 1 (", "files that are no images: 1 (", "called like an image: 1 ("):
+    assert passed.startswith("skipped: ") and "album.png" in passed
+    for each in ("hidden files or folders: 1 (", "files that are not images: 1 (", "named like an image: 1 ("):
         assert each in passed
     assert counts.startswith("12 images")
-    assert not holds_secrets(tmp_path)
+    words = ["--batch_size=16", f"--out={tmp_path / 'x.npz'}", f"--figure={tmp_path / 'map.svg'}", "--map=pca"]
+    assert embed([f"--workdir={run}", str(photos), *words]) == 0
+    assert "Glyph" not in capfd.readouterr().err
+    assert len([*tmp_path.iterdir()]) == 3 and not holds_secrets(tmp_path)
 
 
 def test_nothing_of_the_exif_data_gets_out(run, photos, tmp_path, capfd):

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from jaxvit.errors import UsageError
 from jaxvit.trained import predict as predicting
 from jaxvit.trained.image_files import find_images, read_images
 from jaxvit.trained.inference import Predictor
+from jaxvit.trained.rows import writing
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_broken_files_are_named_and_the_others_done(run, images, capsys):
     lines = [json.loads(line) for line in out.splitlines()]
     names = [str(Path(line["file"]).relative_to(images)) for line in lines]
     assert names == ["1/0.png", "1/1.png", "1/2.png", "1/3.png", "7/0.png", "7/1.png", "7/2.png", "7/3.jpg"]
-    assert [line.get("error") for line in lines] == [None] * 6 + ["it is empty", "it is no image"]
+    assert [line.get("error") for line in lines] == [None] * 6 + ["it is empty", "not an image"]
     loaded = jaxvit.load(run)
     for line in lines[:6]:
         pixels = np.asarray(Image.open(line["file"]))[None, ..., None]
@@ -238,7 +240,7 @@ def test_what_holds_no_images_is_named_among_others(run, images, tmp_path, capsy
     assert [Path(line["file"]).name for line in lines] == ["0.png", "1.png", "2.png", "3.png", "empty", "*.webp"]
     assert ["error" in line for line in lines] == [False] * 4 + [True] * 2
     assert f"jaxvit: {tmp_path}/empty: there are no images in this folder" in err
-    assert f"jaxvit: {images}/*.webp: no file is like this pattern" in err
+    assert f"jaxvit: {images}/*.webp: no file matches this pattern" in err
 
 
 def test_the_figure_has_the_name_asked_for(run, images, tmp_path, capsys):
@@ -246,3 +248,70 @@ def test_the_figure_has_the_name_asked_for(run, images, tmp_path, capsys):
     verb.main([f"--workdir={run}", f"{images}/1/0.png", f"--figure={figure}"])
     assert str(figure) in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["Grid.PNG"]
+
+
+def test_rows_go_into_a_file(run, images, tmp_path, capsys):
+    assert verb.main([f"--workdir={run}", str(images), f"--out={tmp_path / 'x.csv'}", "--top=2"]) == 1
+    said = capsys.readouterr()
+    assert not said.out and said.err.splitlines()[-1].endswith(f"; 2 could not be read; {tmp_path / 'x.csv'}")
+    assert verb.main([f"--workdir={run}", str(images), "--format=csv", "--top=2"]) == 1
+    assert (tmp_path / "x.csv").read_text() == capsys.readouterr().out
+
+
+def test_a_loaded_model_says_what_the_verb_says(run, tmp_path):
+    """For a path, a Pillow image that is not decoded yet, and an array; rotated, transparent, 16-bit, large or grey."""
+    loaded, rng = jaxvit.load(run), np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (30, 20, 3), np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6
+    (tmp_path / "3").mkdir()
+    files = {name: tmp_path / "3" / name for name in ("turned.jpg", "clear.png", "deep.png", "grey.png", "tall.png")}
+    colour.save(files["turned.jpg"], exif=exif, quality=95)
+    clear = colour.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(colour.size))
+    clear.save(files["clear.png"])
+    Image.fromarray(rng.integers(0, 65536, (30, 20)).astype(np.uint16)).save(files["deep.png"])
+    colour.convert("L").save(files["grey.png"])
+    Image.fromarray(rng.integers(0, 256, (300, 2, 3), np.uint8)).save(files["tall.png"])
+    every = jaxvit.predict(loaded, [*files.values()], top=10)
+    for said, (name, file) in zip(every, files.items(), strict=True):
+        wanted = [probability for _, probability in said.top]
+        with Image.open(file) as image:
+            found = [loaded.predict(str(file), top=10), loaded.predict(image, top=10)]
+            assert image.size in ((20, 30), (2, 300))  # the caller's image stays as it was
+            found += [loaded.predict(np.asarray(image), top=10)] if name != "turned.jpg" else []
+        for one in found:
+            assert one.top[0][0] == said.top[0][0], name
+            np.testing.assert_allclose([p for _, p in one.top], wanted, rtol=1e-5)
+        assert found[0].truth == said.truth == "3"
+    several = loaded.predict([files["grey.png"], np.zeros((5, 9), np.uint8), tmp_path / "none.png"])
+    assert [len(one.top) for one in several] == [5, 5, 0] and several[2].error == "there is no such file"
+
+
+def test_what_is_no_image_is_one_line(run, tmp_path):
+    loaded = jaxvit.load(run)
+    for wrong, says in (
+        (str(tmp_path / "none.png"), "none.png: there is no such file"),
+        (np.zeros((8, 8, 2), np.uint8), r"uint8 \[8, 8, 2\]: must be a uint8 array"),
+        (np.zeros((8, 8)), r"float64 \[8, 8\]"),
+        (np.zeros((0, 8), np.uint8), r"\[0, 8\]"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            loaded.predict(wrong)
+    assert loaded.predict([]) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_files(run, images, tmp_path):
+    count, traced = 1600, {}
+    with writing(tmp_path / "x.csv", 2) as write:
+        names = (f"{images}/1/{i % 4}.png" for i in range(count))
+        for i, (_, said) in enumerate(predicting.predict_files(jaxvit.load(run), names, top=2, batch=16)):
+            write(said)
+            if i == 0:
+                tracemalloc.start()
+            elif i in (count // 4, count - 1):
+                traced[i] = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    first, last = traced.values()
+    assert last - first < 100_000  # 1,200 rows kept in memory would take about 1 MB
+    assert (tmp_path / "x.csv").read_text().count("\n") == count + 1

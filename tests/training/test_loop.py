@@ -224,7 +224,7 @@ def test_it_stands_still_with_all_steps_booked_and_saves_when_that_is_due():
     booked, saved = [], Saved()
 
     class Held(StopRequest):
-        """Stands still after the third step and before the second batch of the first validation; saves at step 5."""
+        """Pauses after step 3 and before the second batch of the first validation; saves at step 5."""
 
         looks, steps, at_hold, noted = 0, 0, [], []
 

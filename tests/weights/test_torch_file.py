@@ -109,7 +109,7 @@ BROKEN = {
     "no pickle": b"hello",
     "a call of a type": named("torch", "FloatStorage"),
     "a call of what was read": b"\x80\x02K\x01)R.",
-    "a name that is no text": b"\x80\x04K\x01K\x02\x93.",
+    "a name that is not text": b"\x80\x04K\x01K\x02\x93.",
     "nothing in the memo": b"\x80\x02h\x07.",
 }
 
