@@ -23,7 +23,7 @@ from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_config_arguments, parse_overrides, split_overrides
 from jaxvit.config.plan import dataset_of
 from jaxvit.data.builders import prepare
-from jaxvit.data.image_folder import save_images
+from jaxvit.data.image_folder import is_among_images, save_images
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import open_dataset
@@ -124,6 +124,8 @@ def _export(parser: command_line.Parser, options: Any, rest: list[str]) -> int:
         if key not in ("data.name", "data.dir", "data.classes", "data.on_error", "data.side", *LIMITS):
             raise UsageError(f"--config.{key}: this key has no effect on an export; --split and --n choose the images")
     target = Path(local_path(options.names[0]))
+    if is_among_images(target, config.data.name):
+        raise UsageError(f"{target}: the images are read from there, and would be there twice; name another folder")
     source = dataset_of(config).read(options.split)
     images, labels, good = source.batch(np.arange(min(options.n, len(source))))
     make_writable(target, "name another folder")

@@ -24,7 +24,7 @@ from jaxvit.errors import UsageError
 from jaxvit.files import local_path
 from jaxvit.shown import terminal
 from jaxvit.trained.embed import ENDINGS, FEWEST, MAPS, Embedded, MapSample, embed_files, place_on_map, write_features
-from jaxvit.trained.image_files import Converted
+from jaxvit.trained.image_files import Converted, refuse_among
 from jaxvit.trained.rows import output_file
 
 POINTS = 1000  # images on a map, by default
@@ -68,6 +68,8 @@ def main(argv: list[str]) -> int:
     loaded = load_run(options)
     passed_over, depth, converted = PassedOver(), Depth(loaded.config.data.white), Converted()
     names = named_images(options.images, passed_over)
+    if figure and figure.exists():
+        names = refuse_among(names, figure)
     sample, counts = MapSample(options.points), {"done": 0, "failed": 0}
 
     def found() -> Iterator[Embedded]:

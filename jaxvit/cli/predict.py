@@ -24,7 +24,7 @@ from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path
 from jaxvit.shown import terminal
-from jaxvit.trained.image_files import Converted
+from jaxvit.trained.image_files import Converted, refuse_among
 from jaxvit.trained.predict import predict_files
 from jaxvit.trained.prediction import Prediction
 from jaxvit.trained.rows import STREAMS, output_file, writing
@@ -77,6 +77,8 @@ def main(argv: list[str]) -> int:
     loaded = load_run(options)
     passed_over, depth, converted = PassedOver(), Depth(loaded.config.data.white), Converted()
     names = named_images(options.images, passed_over)
+    if figure and figure.exists():
+        names = refuse_among(names, figure)
     pictures: list[tuple[np.ndarray, Prediction]] = []
     top, shown = min(options.top, len(loaded.class_names)), options.format or ("" if out else "table")
     writers = [STREAMS[shown](sys.stdout, top)] if shown else []

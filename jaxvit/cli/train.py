@@ -93,7 +93,7 @@ def _profile_steps(text: str | None) -> tuple[int, int] | None:
     if not text:
         return None
     first, _, last = text.partition(":")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise UsageError(f"--profile={text}: write the first and the last step, such as --profile=20:25")
     return int(first), int(last)
 

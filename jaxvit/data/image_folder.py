@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -20,7 +21,7 @@ from jaxvit.data.cache import cache_folder
 from jaxvit.data.content import file_contents
 from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, is_grey, open_image, upright_size
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
-from jaxvit.data.photo_folder import PhotoFiles, read_photo_folder
+from jaxvit.data.photo_folder import PhotoFiles, part_named, read_photo_folder
 from jaxvit.errors import UsageError, is_disk_failure
 from jaxvit.files import local_path, make_folder, read_regular, replaced
 
@@ -53,23 +54,79 @@ def open_image_files(
 def save_images(folder: Path, images: Iterable[tuple[np.ndarray, str, str]]) -> None:
     """Writes images as FOLDER/CLASS/NAME.png, which `image_folder:FOLDER` and `jaxvit predict` read.
 
+    A file that is there already is left alone if it is the same image.
+
     Args:
       folder: created if missing.
-      images: (uint8 [H, W, C] with C 1 or 3, class, name) per image. Slashes in class names become underscores.
+      images: (uint8 [H, W, C] with C 1 or 3, class, name) per image. Slashes in class names become underscores, and so
+        does a class name of dots only, which would be the folder itself or its parent.
 
     Raises:
-      UsageError: the folder cannot be written.
+      UsageError: the folder cannot be written, or a file in it is another image of the same name; nothing is written.
     """
     try:
+        missing = []
         for pixels, class_name, name in images:
-            of_class = folder / class_name.replace("/", "_")
-            make_folder(of_class)
-            with replaced(of_class / f"{name}.png", sync=False) as beside:
-                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(beside, format="PNG")
+            within = class_name.replace("/", "_")
+            file = folder / (within if within.strip(".") else "_" * max(1, len(within))) / f"{name}.png"
+            picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            if not os.path.lexists(file):
+                missing.append((file, picture))
+            elif not _is_file_of(file, picture):
+                raise UsageError(f"{file} is there already, and is another image; name another folder")
+        for file, picture in missing:
+            make_folder(file.parent)
+            with replaced(file, sync=False) as beside:
+                picture.save(beside, format="PNG")
     except OSError as error:
         if is_disk_failure(error):
             raise
         raise UsageError(f"{folder} cannot be written ({error.strerror or error}); name another folder") from None
+
+
+def is_among_images(folder: Path, name: str) -> bool:
+    """Whether images in a folder, which need not exist, would be images of the data set 'image_folder:PATH' too.
+
+    False for other data sets, for hidden folders, and for folders beside those of the parts.
+    """
+    if not name.startswith(PREFIX):
+        return False
+    photos = Path(local_path(name.removeprefix(PREFIX)))
+    try:
+        inside = folder.resolve().relative_to(photos.resolve()).parts
+        parts = [part_named(entry.name) for entry in photos.iterdir() if entry.is_dir()]
+    except (OSError, ValueError):  # there are no photos, or the folder is outside of theirs
+        return False
+    if any(word.startswith(".") for word in inside):
+        return False
+    return "train" not in parts or not inside or part_named(inside[0]) is not None
+
+
+def refuse_among_images(folder: Path, name: str) -> None:
+    """Refuses the folder of a run or a sweep whose figures would be images of the data set that it is trained on.
+
+    The run could not be resumed: the data would have another class, named after its folder.
+
+    Raises:
+      UsageError: see `is_among_images`.
+    """
+    if is_among_images(folder, name):
+        raise UsageError(
+            f"--workdir={folder}: this is among the images of {name}, and the run's figures would be taken for images; "
+            "name a folder outside of it"
+        )
+
+
+def _is_file_of(file: Path, picture: Image.Image) -> bool:
+    """Whether a file holds what Pillow writes for an image."""
+    written = io.BytesIO()
+    picture.save(written, format="PNG")
+    try:
+        return read_regular(file, written.tell()) == written.getvalue()
+    except OSError as error:
+        if is_disk_failure(error):
+            raise
+        return False  # it is longer, or no file
 
 
 class FolderStore:

@@ -131,6 +131,11 @@ def start(
     steps = processes.broadcast_from_first(checkpoints.steps)
     shardings = shard_state(mesh, assembly.abstract_state)
     if not steps:
+        if run.result is not None:
+            raise UsageError(
+                f"{run.path}: this run is finished, and its checkpoints are missing; put them back into "
+                f"{checkpoint_folder(run.path)}, or use a new --workdir"
+            )
         # Created with its sharding: no device holds a full copy at any time.
         make, measured = jax.jit(assembly.create_state, out_shardings=shardings), assembly.measure(sources["train"])
         return make(assembly.init_key(), measured), Position()

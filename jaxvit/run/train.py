@@ -13,6 +13,7 @@ from jaxvit.config.keys import complete, flatten, set_value
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.config.reader import ConfigReader
+from jaxvit.data.image_folder import refuse_among_images
 from jaxvit.data.sources import Dataset, located
 from jaxvit.devices import hardware, processes, runtime
 from jaxvit.errors import RunFailedError, UsageError, describe_system_error, find_system_error
@@ -77,6 +78,7 @@ def train(
         finished = processes.broadcast_from_first(lambda: finished_result(path, config))
     if finished is not None:
         return print_finished(finished, path)
+    refuse_among_images(path, get("data.name", str))
     options = StartOptions(debug_nans, fall_back, profile)
 
     def prepare(config: ConfigDict = config) -> tuple[Dataset, Plan, Assembly]:

@@ -5,6 +5,7 @@ Files are found while earlier ones are decoded. At most the names in one folder,
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -97,6 +99,15 @@ def find_images(
             yield from (name for name in found if not os.path.isdir(name)) if found else (word,)
         else:
             yield word
+
+
+def refuse_among(names: Iterable[str], figure: Path) -> Iterator[str]:
+    """Yields the names of images; raises UsageError at one that the file of a figure would replace."""
+    for name in names:
+        with contextlib.suppress(OSError):  # a name that leads nowhere is reported where it is read
+            if figure.samefile(name):
+                raise UsageError(f"--figure={figure}: this is one of the images; name another file")
+        yield name
 
 
 def read_images(

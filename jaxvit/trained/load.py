@@ -248,6 +248,11 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
         raise UsageError(f"{where} is neither 'fast' nor 'plain'; {REMEDY}")
     steps = [] if exported else saved_steps(checkpoint_folder(path))
     if not (exported or steps):
+        if (path / "result.json").exists():
+            raise UsageError(
+                f"{path}: this run is finished, and its checkpoints are missing; put them back into "
+                f"{checkpoint_folder(path)}, or train anew with another --workdir"
+            )
         raise UsageError(f"{path} holds no checkpoint yet; train it first")
     facts = read_model(path)
     model = facts.create(own_code=own_code)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from jaxvit.files import write_csv
+from jaxvit.errors import UsageError
+from jaxvit.files import check_regular, write_csv
 from jaxvit.trained.inference import Outcomes
 
 BINS = 15  # number of confidence bins, as in the paper
+_LONGEST_CELL = 4096  # bytes that are read of a file to tell whether it is a table of ours
 
 
 def score(outcomes: Outcomes, class_names: Sequence[str], *, places: int) -> dict[str, Any]:
@@ -114,6 +116,18 @@ def most_confused(confusion: np.ndarray, names: Sequence[str], pairs: int = 10) 
     ]
 
 
+def _require_no_other_table(file: Path, columns: Sequence[str]) -> None:
+    """Raises UsageError if a file is there whose first line does not begin with the first column."""
+    try:
+        check_regular(file)
+        with file.open("rb") as stream:
+            there = stream.readline(_LONGEST_CELL).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return
+    if there and there.split(",")[0] != columns[0]:
+        raise UsageError(f"{file} is there already, and is another table; name another folder with --out=DIR")
+
+
 def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path, image_files: Sequence[str] = ()) -> list[Path]:
     """Writes FILE.csv (a row for each class), FILE_confusion.csv and FILE_images.csv (a row for each image).
 
@@ -125,6 +139,9 @@ def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path, image_f
 
     Returns:
       The paths of the three files.
+
+    Raises:
+      UsageError: one of them is there and is another table, by its first column; nothing is written.
     """
     names, per_class = scores["class_names"], scores["per_class"]
     # Class names may occur twice, so rows are sequences instead of dicts.
@@ -142,6 +159,8 @@ def write_tables(scores: dict[str, Any], outcomes: Outcomes, file: Path, image_f
         "_images": ([*named, "true", "predicted", "confidence", "true_class_probability", "loss"], images),
     }
     files = {file.with_name(f"{file.name}{suffix}.csv"): table for suffix, table in tables.items()}
+    for target, (columns, _) in files.items():
+        _require_no_other_table(target, columns)
     for target, (columns, rows) in files.items():
         write_csv(target, columns, rows)
     return list(files)

@@ -77,7 +77,7 @@ def saved_steps(folder: Path) -> list[int]:
     """
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.name == str(int(p.name)))
 
 
 def best_step(folder: Path, step: int, remedy: str = "this checkpoint is damaged") -> int:
@@ -350,7 +350,7 @@ class Checkpoints:
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             if not jax.tree.leaves(handler.metadata(cast("epath.Path", written / "state")).tree):
                 raise OSError("what was saved cannot be opened")
-        write_manifest(written)
+        write_manifest(written, self._saving)
 
     def restore(self, step: int, like: TrainState, remedy: str = "") -> tuple[TrainState, dict[str, object]]:
         """Restores the state and the progress of a step.

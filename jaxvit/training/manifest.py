@@ -1,8 +1,9 @@
 """Hashes of a checkpoint's files: written before the checkpoint gets its name, compared before it is used.
 
-``manifest.json`` is in the checkpoint's folder and has the size and SHA-256 of every file there, except for Orbax's two
-notes on when the save ended, which nothing reads. The manifest has its own checksum, so that a change in it is detected
-too. A checkpoint of an earlier version has no manifest; it is used, with a warning that it is not verified.
+``manifest.json`` is in the checkpoint's folder. It has the checkpoint's step, so that a folder that was renamed is not
+taken for another checkpoint, and the size and SHA-256 of every file there, except for Orbax's two notes on when the
+save ended, which nothing reads. The manifest has its own checksum, so that a change in it is detected too. A checkpoint
+of an earlier version has no manifest; it is used, with a warning that it is not verified.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ class ChangedError(ValueError):
     """A file has changed since it was written; the message names it."""
 
 
-def write_manifest(folder: Path) -> None:
-    """Writes the manifest of all files in a checkpoint's folder."""
+def write_manifest(folder: Path, step: int) -> None:
+    """Writes the manifest of all files in the folder of the checkpoint of a step, whatever it is called so far."""
     found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _WRITTEN_LATER)
     names = [p.relative_to(folder).as_posix() for p in found]
     facts = [[p.stat().st_size, digest] for p, digest in zip(found, _hashes(found), strict=True)]
-    write_json(folder / FILE, {"sha256": dict(zip(names, facts, strict=True))}, with_checksum=True)
+    write_json(folder / FILE, {"step": step, "sha256": dict(zip(names, facts, strict=True))}, with_checksum=True)
 
 
 def check_manifest(folder: Path, *parts: str) -> None:
@@ -40,18 +41,23 @@ def check_manifest(folder: Path, *parts: str) -> None:
       parts: names of folders in it, such as 'state'.
 
     Raises:
-      ChangedError: a file or the manifest is missing or has changed; or the folder contains something that is neither a
-        file nor a folder, such as a pipe, which would block the reader.
+      ChangedError: a file or the manifest is missing or has changed; the folder is named by another step than that of
+        the checkpoint; or it contains something that is neither a file nor a folder, such as a pipe, which would block
+        the reader.
       OSError: the system cannot read a file.
     """
     _refuse_odd_files(folder)
     try:
-        files = checked_json(read_regular(folder / FILE, _MOST_BYTES))["sha256"]
+        manifest = checked_json(read_regular(folder / FILE, _MOST_BYTES))
+        files = manifest["sha256"]
     except FileNotFoundError:
         note_unverified(folder.parent.parent, folder)
         return
     except (ValueError, KeyError):
         raise ChangedError(f"{FILE} is not what was written") from None
+    step = manifest.get("step", folder.name)  # an earlier version did not write it
+    if str(step) != folder.name:
+        raise ChangedError(f"it is the checkpoint of step {step}")
     wanted = {name: facts for name, facts in files.items() if name.split("/")[0] in parts}
     paths = [folder / name for name in wanted]
     for path, (size, _) in zip(paths, wanted.values(), strict=True):

@@ -12,6 +12,7 @@ from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_overrides
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data.batches import TrainBatches
+from jaxvit.data.image_folder import save_images
 from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.figures.images import _describe, _tile
@@ -28,6 +29,23 @@ def test_export_writes_images_into_folders_of_their_classes(tmp_path, data_direc
     for file, image in zip(files, source.images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image[..., 0])
     assert "6 images of 355 (use --n for more) of digits" in capsys.readouterr().out
+
+
+def test_export_replaces_no_other_image(tmp_path, data_directory):
+    words = ["export", "digits", str(tmp_path / "images"), "--n=3"]
+    assert main(words) == main(words) == 0
+    own = sorted((tmp_path / "images").rglob("*.png"))[-1]
+    own.write_bytes(b"my own")
+    with pytest.raises(UsageError, match=rf"{own.name} is there already, and is another image; name another folder"):
+        main([*words[:-1], "--n=5"])
+    assert own.read_bytes() == b"my own" and len(list((tmp_path / "images").rglob("*.png"))) == 3
+
+
+def test_export_stays_in_its_folder_whatever_a_class_is_called(tmp_path):
+    pixels = np.zeros((2, 2, 1), np.uint8)
+    save_images(tmp_path / "out" / "images", [(pixels, name, "x") for name in (".", "..", "a/b")])
+    assert sorted(p.parent.name for p in (tmp_path / "out" / "images").rglob("x.png")) == ["_", "__", "a_b"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["images"]
 
 
 def test_show_draws_the_batch_and_the_patches(tmp_path, data_directory):
@@ -66,6 +84,9 @@ def test_export_of_images_that_vary_in_size(tmp_path):
     words = ["export", name, str(out), "--split=train", f"--data_dir={tmp_path}"]
     with pytest.raises(UsageError, match=r"set config\.data\.side"):
         main(words)
+    for among in ("pets/train", "pets/train/cat"):
+        with pytest.raises(UsageError, match="the images are read from there, and would be there twice"):
+            main(["export", name, str(tmp_path / among), *words[3:], "--config.data.side=8"])
     assert main([*words, "--config.data.side=8"]) == 0
     assert [Image.open(file).size for file in out.rglob("*.png")] == [(8, 8)] * 2
     with pytest.raises(UsageError, match=r"--config\.augment\.flip: this key has no effect on an export"):

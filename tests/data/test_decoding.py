@@ -239,7 +239,7 @@ def test_white_by_formula_and_where_nothing_is_known():
     assert decode(stream.getvalue(), 1, depth=Depth(4095))[..., 0].tolist() == [[0, 0, 127, 255, 255]]
     stream = io.BytesIO()
     Image.fromarray(np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)).save(stream, "TIFF")
-    with pytest.raises(ValueError, match=r"data\.white says"):
+    with pytest.raises(ValueError, match=r"set data\.white"):
         decode(stream.getvalue(), 1)
     assert decode(stream.getvalue(), 1, depth=Depth(1))[..., 0].tolist() == [[0, 128, 255, 0]]
     assert not hint({"count": 1, "highest": 40_000.0}) and not hint({}) and not hint({"count": 1, "highest": 0.0})

@@ -3,6 +3,7 @@
 import pytest
 from photos import photo, photos
 
+from jaxvit.data.image_folder import refuse_among_images
 from jaxvit.data.photo_folder import read_photo_folder
 from jaxvit.errors import UsageError
 
@@ -96,3 +97,17 @@ def test_no_images_and_no_folder(tmp_path):
         read(tmp_path)
     with pytest.raises(UsageError, match="there is no such folder"):
         read(tmp_path / "nowhere")
+
+
+def test_a_run_is_not_put_where_its_figures_would_be_images(tmp_path):
+    photos(tmp_path / "flat", cat=1, dog=1)
+    photos(tmp_path / "parts" / "Train", cat=1, dog=1)
+    (tmp_path / "link").symlink_to(tmp_path / "flat")
+    for place in ("flat/run", "link/run", "flat/cat/run", "parts/Train/run", "parts/test"):
+        name = f"image_folder:{tmp_path / place.split('/')[0].replace('link', 'flat')}"
+        with pytest.raises(UsageError, match=r"^--workdir=.*: this is among the images of .* taken for images"):
+            refuse_among_images(tmp_path / place, name)
+    for place, name in [("flat/.runs/run", "flat"), ("parts/run", "parts"), ("flat2/run", "flat"), ("x", "missing")]:
+        refuse_among_images(tmp_path / place, f"image_folder:{tmp_path / name}")
+    refuse_among_images(tmp_path / "flat" / "run", f"image_table:{tmp_path / 'flat' / 'labels.csv'}")
+    refuse_among_images(tmp_path / "flat" / "run", "digits")

@@ -131,6 +131,19 @@ def test_a_finished_run_can_be_taken_further(finished, tmp_path):
         jaxvit.train(tiny_config(train__duration="2 epochs"), tmp_path / "run")
 
 
+def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UsageError, match="this run is finished, and its checkpoints are missing; put them back into"):
+        jaxvit.train(tiny_config(train__duration="4 epochs"), tmp_path / "run")
+    with pytest.raises(UsageError, match="this run is finished, and its checkpoints are missing; put them back into"):
+        jaxvit.load(tmp_path / "run")
+    after = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+    assert after == {p: content for p, content in before.items() if p.name != ".lock"}
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_run_taken_further_equals_one_as_long_from_the_start(tmp_path, capsys):
     """Also if the shorter run ended between two lines of metrics."""
     changes = {"optim__schedule": "constant", "optim__warmup": "0 steps", "log__every": "3 steps"}

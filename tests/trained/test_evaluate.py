@@ -22,7 +22,7 @@ from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.files import checksum, read_json
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.inference import Predictor, judge
-from jaxvit.trained.scores import calibration, score
+from jaxvit.trained.scores import calibration, score, write_tables
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,20 @@ def test_mistakes_are_one_line(run, tmp_path, arguments, says):
     with pytest.raises(UsageError, match=says) as caught:
         main(words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_the_user_is_not_replaced(random_scores, tmp_path):
+    logits, labels = random_scores
+    outcomes = judge(logits, labels, np.arange(len(labels)))
+    found = score(outcomes, [str(i) for i in range(logits.shape[1])], places=logits.shape[1])
+    assert len(write_tables(found, outcomes, tmp_path / "test")) == 3
+    write_tables(found, outcomes, tmp_path / "test")
+    (tmp_path / "test_images.csv").write_text("file,label\n1.jpg,cat\n")
+    (tmp_path / "test.csv").unlink()
+    with pytest.raises(UsageError, match=r"test_images\.csv is there already, and is another table"):
+        write_tables(found, outcomes, tmp_path / "test")
+    assert (tmp_path / "test_images.csv").read_text() == "file,label\n1.jpg,cat\n"
+    assert not (tmp_path / "test.csv").exists()
 
 
 def test_names_in_brackets_are_shown(random_scores, capsys, tmp_path):

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -241,6 +242,16 @@ def test_what_holds_no_images_is_named_among_others(run, images, tmp_path, capsy
     assert ["error" in line for line in lines] == [False] * 4 + [True] * 2
     assert f"jaxvit: {tmp_path}/empty: there are no images in this folder" in err
     assert f"jaxvit: {images}/*.webp: no file matches this pattern" in err
+
+
+def test_the_figure_replaces_none_of_the_images(run, images, tmp_path):
+    shutil.copytree(images, tmp_path / "photos")
+    photo = tmp_path / "photos" / "1" / "1.png"
+    before = photo.read_bytes()
+    for words in ([str(tmp_path / "photos")], [str(photo.parent / "0.png"), str(photo)]):
+        with pytest.raises(UsageError, match=r"1\.png: this is one of the images; name another file"):
+            verb.main([f"--workdir={run}", *words, f"--figure={photo.parent / '..' / '1' / '1.png'}"])
+    assert photo.read_bytes() == before
 
 
 def test_the_figure_has_the_name_asked_for(run, images, tmp_path, capsys):

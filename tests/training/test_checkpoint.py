@@ -304,6 +304,29 @@ def test_a_checkpoint_without_a_manifest_is_used_and_that_it_is_not_verified_is_
     assert said.count("has no checksum, as in earlier versions: it is not verified") == said.count("\n") == 1
 
 
+def test_a_checkpoint_under_another_name_is_not_taken_for_that_step(saved, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    shutil.rmtree(folder / "2")
+    (folder / "1").rename(folder / "2")
+    with pytest.raises(DamagedCheckpointError, match=r"2 cannot be read: .*it is the checkpoint of step 1"):
+        restore_weights(folder, 2)
+    with pytest.raises(UsageError, match=r"it is the checkpoint of step 1"):
+        best_step(folder, 2)
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoint .*2 cannot be read"):
+        Checkpoints(folder)
+
+
+def test_names_that_are_only_like_numbers_are_no_steps(saved, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    for name in ("\u00b2", "02", "\u0663", "-1"):
+        (folder / name).mkdir()
+    assert saved_steps(folder) == [1, 2]
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_step() == 2
+
+
 def test_names_with_brackets_are_names(tmp_path):
     folder = tmp_path / "runs [1]" / "a*b?" / "[!c]"
     save(folder, make_state(3.0))

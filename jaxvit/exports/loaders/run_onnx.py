@@ -61,7 +61,7 @@ def to_eight_bits(image, deep, white):
             scaled = np.nan_to_num(np.clip(values.astype(np.float32) * (255 / white), 0, 255))
             return Image.fromarray(np.rint(scaled).astype(np.uint8))
         if not sixteen:
-            raise ValueError("its pixels are 32-bit numbers of no known range; save it with 8 or 16 bits")
+            raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
         return Image.fromarray((values.astype(np.int32) >> 8).astype(np.uint8))
     if deep and white:
         table = [min(255, round(value * 257 * 255 / white)) for value in range(256)]
