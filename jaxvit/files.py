@@ -108,6 +108,9 @@ def _finite(word: str) -> float:
 _JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
+_MOST_NESTED = 100  # levels of a JSON file; what reads its content may recurse
+
+
 def parse_json(data: bytes | str) -> Any:
     """Parses JSON strictly.
 
@@ -117,7 +120,7 @@ def parse_json(data: bytes | str) -> Any:
 
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        return _JSON.decode(text.removeprefix("\ufeff"))
+        found = _JSON.decode(text.removeprefix("\ufeff"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (UnicodeDecodeError, json.JSONDecodeError):
@@ -125,6 +128,13 @@ def parse_json(data: bytes | str) -> Any:
     except ValueError as error:
         # Python does not parse integers of more than 4,300 digits.
         raise ValueError("it has a number that is too long" if "digits" in str(error) else str(error)) from None
+    level = [found] if isinstance(found, dict | list) else []
+    for _ in range(_MOST_NESTED):
+        inside = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [each for values in inside for each in values if type(each) in (dict, list)]
+        if not level:
+            return found
+    raise ValueError("it is nested too deeply")
 
 
 def checked_json(data: bytes | str) -> dict[str, Any]:

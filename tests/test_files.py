@@ -6,7 +6,16 @@ import os
 import pytest
 
 from jaxvit.errors import UsageError, describe_system_error, find_system_error
-from jaxvit.files import make_folder, make_writable, naming, no_empty_folders, read_json, replaced, write_text
+from jaxvit.files import (
+    make_folder,
+    make_writable,
+    naming,
+    no_empty_folders,
+    parse_json,
+    read_json,
+    replaced,
+    write_text,
+)
 
 
 def test_folders_that_a_refused_command_made_are_gone_and_what_was_there_stays(tmp_path):
@@ -67,6 +76,14 @@ def test_other_errors_are_not():
         BrokenPipeError(errno.EPIPE, "x"),
     ):
         assert find_system_error(error) is None
+
+
+@pytest.mark.parametrize(("before", "after"), [("[", "]"), ('{"a":', "}")])
+def test_deeply_nested_json_is_refused(before, after):
+    assert parse_json(before * 90 + "1" + after * 90)
+    for levels in (110, 600, 100_000):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(before * levels + "1" + after * levels)
 
 
 def test_a_json_file_beyond_the_limit_is_not_read(tmp_path):

@@ -98,7 +98,7 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
     damaged = ""
     try:
         if (folder / "meta.json").exists():
-            return _open(folder)
+            return _open(folder, shape)
     except PermissionError:  # the folder belongs to another user: do without a cache
         return _in_memory(records, shape, side, damage)
     except (ValueError, KeyError, FileNotFoundError) as error:
@@ -120,26 +120,26 @@ def decoded_split(records: Records, folder: Path, shape: tuple[int, int, int], s
             (building / _LOCK).unlink()
             if damaged:
                 try:
-                    _clear(folder)
+                    _clear(folder, shape)
                 except OSError:  # it belongs to another user: map our own arrays, then delete their names
-                    return replace(_open(building), folder=None, digest="")
+                    return replace(_open(building, shape), folder=None, digest="")
             try:
                 os.rename(building, folder)
             except OSError:
                 if not (folder / "meta.json").exists():  # else another process has written it first
                     raise
-            return _open(folder)
+            return _open(folder, shape)
         finally:
             shutil.rmtree(building, ignore_errors=True)
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, shape: tuple[int, int, int]) -> None:
     """Removes a damaged folder, unless another process has already replaced it.
 
     The folder is first renamed to a temporary name, which `_sweep` removes if this process is killed.
     """
     with contextlib.suppress(ValueError, KeyError, FileNotFoundError):
-        _open(folder)
+        _open(folder, shape)
         return
     aside = folder.with_name(f"{_MAKING}{uuid.uuid4().hex[:12]}")
     with contextlib.suppress(FileNotFoundError):
@@ -176,7 +176,7 @@ _ARRAYS = ("images.npy", "labels.npy")
 _verified: dict[Path, tuple[Any, str]] = {}  # folders verified by this process: (sizes and times of files, digest)
 
 
-def _open(folder: Path) -> Decoded:
+def _open(folder: Path, shape: tuple[int, int, int]) -> Decoded:
     """Opens the arrays of a folder after comparing them with their hashes.
 
     Raises:
@@ -192,9 +192,22 @@ def _open(folder: Path) -> Decoded:
                 raise ValueError(f"{name} is not what was written")
         _verified[folder.absolute()] = state, digest
     images = np.load(folder / "images.npy", mmap_mode="r")
-    labels = np.load(folder / "labels.npy")
-    skipped = meta["skipped"], tuple(meta["skipped_names"])
-    return Decoded(images, labels, meta["order"], skipped, folder, digest, meta.get("depth", {}))
+    labels = np.load(folder / "labels.npy", mmap_mode="r")
+    # A cache can come with the data from a stranger: hashes then show nothing but that the stranger wrote them.
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+        raise ValueError(f"images.npy has {images.dtype} {list(images.shape)}, not uint8 [N, {str(shape)[1:-1]}]")
+    if labels.dtype != np.int32 or labels.shape != images.shape[:1] or (labels < 0).any():
+        raise ValueError("labels.npy has not one label for each image")
+    labels = np.array(labels)
+    count, names = meta["skipped"], meta["skipped_names"]
+    if type(count) is not int or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("meta.json does not list the damaged images")
+    depth = meta.get("depth", {})
+    numbers = isinstance(depth, dict) and all(type(value) in (int, float) for value in depth.values())
+    if not numbers or (depth and not {"count", "highest"} <= depth.keys()) or meta["order"] not in ("id", "stored"):
+        raise ValueError("meta.json does not say what the images are like")
+    skipped = count, tuple(names)
+    return Decoded(images, labels, meta["order"], skipped, folder, digest, depth)
 
 
 def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import io
 import logging
+import mmap
 import os
 import re
 import sys
@@ -106,6 +107,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
         _register_heic()
     elif kind == "TIFF":
         _silence_libtiff()
+    elif kind == "JPEG":
+        _check_parts(source)
     try:
         image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=(kind,))
     except Image.DecompressionBombError as error:
@@ -115,6 +118,31 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
         image.close()
         raise ValueError(f"it has {image.height:,}×{image.width:,} pixels, and max_pixels allows {most:,}")
     return image
+
+
+# How often a JPEG may have what costs time each time: {bytes: (times, what they are)}.
+_MOST_OF = {
+    b"Exif\0\0": (256, "parts of EXIF data"),  # in parts of 64 kB, which Pillow joins one by one, in quadratic time
+    b"\xff\xda": (500, "scans"),  # each decodes the whole image again; progressive images have about ten
+}
+
+
+def _check_parts(source: bytes | Path) -> None:
+    """Refuses a JPEG that is small but would take minutes."""
+    with contextlib.ExitStack() as stack:
+        data: bytes | mmap.mmap
+        if isinstance(source, Path):
+            file = stack.enter_context(source.open("rb"))
+            data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        else:
+            data = source
+        for part, (most, what) in _MOST_OF.items():
+            found, place = 0, data.find(part)
+            while place >= 0:
+                found += 1
+                if found > most:
+                    raise ValueError(f"it has more than {most} {what}")
+                place = data.find(part, place + len(part))
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from jaxvit.trained.weights import Int8, restore
 FILE = "model.safetensors"
 SCALE = ".scale"  # suffix: the scale of the int8 array NAME is NAME.scale
 REMEDY = "it is damaged: download or export it again"
+_MOST_NESTED = 32  # modules within modules
 
 
 def read(path: Path) -> tuple[dict[str, Any], int, str]:
@@ -81,6 +82,8 @@ def _tree(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
             if not fits or leaf.scale.dtype != np.float32:
                 raise ValueError(f"{name}{SCALE} is {leaf.scale.dtype} {list(leaf.scale.shape)}")
         *above, last = name.split(".")
+        if len(above) > _MOST_NESTED:  # JAX's functions of trees recurse
+            raise ValueError("it has a name of too many parts")
         inner = tree
         for part in above:
             inner = inner.setdefault(part, {})

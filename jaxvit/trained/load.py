@@ -296,6 +296,9 @@ def _trained(path: Path, newest: int, checkpoint: str, weights: str) -> tuple[di
     return {"params": params, **stored.constants}, step, "ema" if averaged else "model"
 
 
+_LAYERS = ("depth", "depths", "conv_layers")  # attributes that count layers
+
+
 def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
     """Checks, by shapes alone, that the weights fit the model that model.json describes.
 
@@ -309,6 +312,16 @@ def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
             raise ValueError(f"its evaluation makes {list(seen.shape[1:])} of them, not {list(loaded.input_shape)}")
         return loaded.model.init_with_output(jax.random.key(0), seen, train=False)
 
+    arrays = len(jax.tree.leaves(loaded.variables))
+    for name, value in facts.attributes:  # each layer has at least one array; tracing 10^9 layers never ends
+        counts = value if isinstance(value, tuple) else (value,)
+        if name not in _LAYERS or not all(isinstance(count, int) for count in counts):
+            continue
+        if (layers := sum(counts)) > arrays:
+            raise UsageError(
+                f"{facts.file} does not fit the weights of step {loaded.step}: '{name}' says {layers} layers, and the "
+                f"weights are {arrays} arrays; {REMEDY}"
+            )
     try:
         images = jax.ShapeDtypeStruct((1, *loaded.image_shape), jnp.uint8)
         logits, variables = jax.eval_shape(first_call, images)

@@ -314,3 +314,18 @@ def test_pillow_says_nothing_of_its_own():
     """Odd palettes, damaged EXIF data, large and damaged files: what matters is an error, in one line of ours."""
     done = subprocess.run([sys.executable, "-P", "-c", ODD], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [(b"\xff\xe1\x00\x09Exif\0\0x", "256 parts of EXIF data"), (b"\xff\xfe\x00\x06a\xff\xdaa", "500 scans")],
+)
+def test_a_jpeg_of_very_many_parts_is_refused(tmp_path, part, says):
+    """Pillow joins parts of EXIF data one by one, and each scan goes over the whole image: both can take minutes."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.jpg")
+    data = (tmp_path / "x.jpg").read_bytes()
+    decode(data[:2] + part * 200 + data[2:], 3)
+    (tmp_path / "x.jpg").write_bytes(data[:2] + part * 600 + data[2:])
+    for source in (tmp_path / "x.jpg", (tmp_path / "x.jpg").read_bytes()):
+        with pytest.raises(ValueError, match=f"more than {says}"):
+            open_image(source)

@@ -19,7 +19,7 @@ from jaxvit.data.parts import StreamedSource
 from jaxvit.data.sources import open_dataset
 from jaxvit.data.splits import resolve_split
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.files import checked_json
+from jaxvit.files import checked_json, file_hash, write_json
 
 
 @pytest.mark.parametrize(
@@ -348,6 +348,39 @@ def test_numbers_in_ids_are_numbers(tmp_path):
         assert decoded.labels.tolist() == [1, 2, 9, 10, 100] == decoded.images[:, 0, 0, 0].tolist()
     assert cache._order(["train_9", "train_10", "train_x"]) is None
     assert cache._order(["train_10", "train_9"]).tolist() == [1, 0]
+
+
+def _replace(name, array):
+    def change(folder, meta):
+        np.save(folder / name, array)
+        meta["sha256"][name] = file_hash(folder / name)
+
+    return change
+
+
+FOREIGN = {
+    "images of another size": _replace("images.npy", np.zeros((2, 3, 3, 1), np.uint8)),
+    "images of another type": _replace("images.npy", np.zeros((2, 2, 2, 1), np.float64)),
+    "too few labels": _replace("labels.npy", np.zeros(1, np.int32)),
+    "negative labels": _replace("labels.npy", np.array([0, -1], np.int32)),
+    "labels of another type": _replace("labels.npy", np.array(["a", "b"])),
+    "names that are none": lambda folder, meta: meta.update(skipped=2, skipped_names=[1, 2]),
+    "a depth that is none": lambda folder, meta: meta.update(depth={"highest": "x"}),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_cache_that_came_with_the_data_is_used_only_if_it_fits(tmp_path, capsys, kind):
+    """Its hashes are right: whoever made the folder of the data has made them too."""
+    records = Stored(*((np.full((2, 2), i, np.uint8), i, str(i)) for i in range(2)))
+    folder = tmp_path / "x"
+    cache.decoded_split(records, folder, (2, 2, 1), 0, Damage("x"))
+    meta = checked_json((folder / "meta.json").read_bytes())
+    FOREIGN[kind](folder, meta)
+    write_json(folder / "meta.json", meta, with_checksum=True)
+    decoded = cache.decoded_split(records, folder, (2, 2, 1), 0, Damage("x"))
+    assert decoded.labels.tolist() == [0, 1] == decoded.images[:, 0, 0, 0].tolist() and decoded.skipped == (0, ())
+    assert "cannot be used" in capsys.readouterr().err
 
 
 def test_permuting_in_place_is_indexing():

@@ -1,5 +1,6 @@
 """Export of a trained model to files that run without jaxvit."""
 
+import ast
 import json
 import os
 import runpy
@@ -23,7 +24,7 @@ from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.exports import check, write
 from jaxvit.exports.card import public_name
 from jaxvit.exports.formats import FORMATS, format_of
-from jaxvit.files import locked_folder
+from jaxvit.files import CHECKSUM, locked_folder
 
 HAS_ONNX = all(map(FORMATS["onnx"].there, FORMATS["onnx"].needs)) and jax.version.__version_info__ < (0, 12)
 HAS_TENSORFLOW = FORMATS["savedmodel"].there("tensorflow")
@@ -294,6 +295,7 @@ def test_the_card_tells_the_run(run, hub):
         (save({"params.a": F(2)}, {}), "cannot be read"),
         (save({"params.a": F(2)}), "model.json does not fit the weights of step 1"),
         (save({"params.a": F(2), "params.a.b": F(2)}), "extends the name of an array"),
+        (save({"params." + "a." * 3000 + "a": F(2)}), "a name of too many parts"),
         (save({"params.a": np.zeros(2, np.float64)}), "params.a is float64"),
         (save({"params.a": np.zeros((2, 2), np.int8), "params.a.scale": F(2)}), "cannot be read"),
         (save({"params.a": np.zeros((2, 2), np.int8), "params.a.scale": F(3, 1)}), "params.a.scale is float32"),
@@ -308,6 +310,15 @@ def test_damage_of_a_hub_folder_is_one_line(hub, tmp_path, damage, says):
     shutil.copytree(hub, tmp_path / "hub")
     damage(tmp_path / "hub" / "model.safetensors")
     with pytest.raises(UsageError, match=says):
+        jaxvit.load(tmp_path / "hub")
+
+
+def test_a_hub_folder_of_a_billion_layers_is_refused(hub, tmp_path):
+    shutil.copytree(hub, tmp_path / "hub")
+    facts = json.loads((tmp_path / "hub" / "model.json").read_text())
+    facts["attributes"]["depth"] = 10**9
+    (tmp_path / "hub" / "model.json").write_text(json.dumps({k: v for k, v in facts.items() if k != CHECKSUM}))
+    with pytest.raises(UsageError, match="'depth' says 1000000000 layers, and the weights are"):
         jaxvit.load(tmp_path / "hub")
 
 
@@ -518,3 +529,15 @@ def test_a_jax_that_the_converter_does_not_know_is_one_line(monkeypatch):
     with pytest.raises(UsageError, match=r"its converter does not support jax 0\.12\.0\.1; .*--to=stablehlo"):
         FORMATS["onnx"].check_converter()
     FORMATS["stablehlo"].check_converter()
+
+
+@pytest.mark.parametrize("script", sorted((Path(jaxvit.__file__).parent / "exports" / "loaders").glob("run_*.py")))
+def test_a_script_shows_a_class_name_as_text(script):
+    """Without the libraries that the script needs."""
+    tree = ast.parse(script.read_text())
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "shown")
+    names: dict = {}
+    exec(compile(ast.Module([function], []), str(script), "exec"), names)
+    assert names["shown"]("a\x1b[2J\n\u202e\ud800") == r"a\x1b[2J\n\u202e\ud800"
+    assert names["shown"]("größe 猫 7") == "größe 猫 7"
+    assert "shown(facts['class_names']" in script.read_text()

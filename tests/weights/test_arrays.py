@@ -61,6 +61,10 @@ def test_an_index_of_files(tmp_path):
     (tmp_path / "two.safetensors").unlink()
     with pytest.raises(UsageError, match=r"two\.safetensors is missing, which model\.safetensors\.index\.json names"):
         read_arrays(index)
+    for name in ("", "..", ".hidden", "x" * 300, "x\0y", "x\ud800", "a\x1b[2J"):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(UsageError, match="not a file beside it"):
+            read_arrays(index)
     for bad in ({"weight_map": {"a": "../x"}}, {"weight_map": {"a": 3}}, [], {"weight_map": {"a": index.name}}):
         index.write_text(json.dumps(bad))
         with pytest.raises(UsageError, match="index"):

@@ -89,6 +89,10 @@ def cover(image, height, width):
     return image.crop((left, top, left + width, top + height))
 
 
+def shown(name):  # a file's control characters would reach the terminal
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
@@ -96,7 +100,7 @@ if __name__ == "__main__":
     if sys.argv[2].endswith(".npy"):
         probabilities = model(np.load(sys.argv[2]))  # uint8 [B, H, W, C] to float32 [B, K]
         for row in probabilities[:8]:
-            print(f"{facts['class_names'][row.argmax()]} {row.max():.4f}")
+            print(f"{shown(facts['class_names'][row.argmax()])} {row.max():.4f}")
         if len(sys.argv) > 3:
             np.save(sys.argv[3], probabilities)
         sys.exit()
@@ -105,10 +109,10 @@ if __name__ == "__main__":
         try:
             pixels = read(file, facts["image_shape"], facts.get("white", 0))
         except Exception as error:
-            print(f"{file!a}: {error}", file=sys.stderr)
+            print(f"{file!a}: {shown(error)}", file=sys.stderr)
             failed = 1
             continue
         [row] = model(pixels[None])
         best = row.argsort()[::-1][:5]
-        print(f"{file}: {', '.join(f'''{facts['class_names'][k]} {row[k]:.6f}''' for k in best)}")
+        print(f"{shown(file)}: {', '.join(f'''{shown(facts['class_names'][k])} {row[k]:.6f}''' for k in best)}")
     sys.exit(failed)

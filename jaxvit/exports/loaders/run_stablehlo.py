@@ -42,6 +42,10 @@ def load(path):
         return jax.jit(program.call, compiler_options=OPTIONS), json.loads(file.read("model.json"))
 
 
+def shown(name):  # a file's control characters would reach the terminal
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
@@ -51,6 +55,6 @@ if __name__ == "__main__":
         sys.exit(f"{sys.argv[1]}: {error}")
     probabilities = np.asarray(model(np.load(sys.argv[2])))  # uint8 [B, H, W, C] to float32 [B, K]
     for row in probabilities[:8]:
-        print(f"{facts['class_names'][row.argmax()]} {row.max():.4f}")
+        print(f"{shown(facts['class_names'][row.argmax()])} {row.max():.4f}")
     if len(sys.argv) > 3:
         np.save(sys.argv[3], probabilities)
