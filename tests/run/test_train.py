@@ -339,7 +339,9 @@ class TooLarge(nn.Module):
         return nn.Dense(10)(images.reshape(images.shape[0], -1)) + ballast[0]
 
 
-def test_out_of_memory_is_one_line_with_what_helps(tmp_path):
+def test_out_of_memory_is_one_line_with_what_helps(tmp_path, monkeypatch):
+    # Such a model is refused before it is compiled, unless the size of the memory is unknown.
+    monkeypatch.setattr("jaxvit.run.assembly.memory_of_device", lambda: 0)
     config = tiny_config(eval__batch_size=7)
     with config.unlocked():
         config.model = model_config(f"{__name__}:TooLarge")
