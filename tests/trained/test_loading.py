@@ -126,7 +126,7 @@ def test_what_a_checkpoint_says_of_the_best_may_be_damaged(run, capsys):
         jaxvit.load(run)
     (run / "checkpoints" / "4" / "manifest.json").unlink()  # as an earlier version wrote it
     assert jaxvit.load(run).step == 4
-    assert "does not name them: not the best weights but those of step 4 are used" in capsys.readouterr().err
+    assert "using the weights of step 4, not the best" in capsys.readouterr().err
 
 
 OWN = """
