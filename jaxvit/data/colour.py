@@ -179,10 +179,12 @@ def turn_hue(x_HW3: jax.Array, turn: jax.Array) -> jax.Array:
     red, green, blue = jnp.moveaxis(x_HW3, -1, 0)
     high, low = jnp.max(x_HW3, axis=-1), jnp.min(x_HW3, axis=-1)
     spread = jnp.maximum(high - low, 1e-6)
+    # Not `high == red`: XLA may compute a colour twice, in two kernels that round differently, and then no colour equals
+    # their maximum.
     sixths = jnp.where(
-        high == red,
+        (red >= green) & (red >= blue),
         (green - blue) / spread,
-        jnp.where(high == green, 2 + (blue - red) / spread, 4 + (red - green) / spread),
+        jnp.where(green >= blue, 2 + (blue - red) / spread, 4 + (red - green) / spread),
     )
     sixths = jnp.mod(sixths + 6 * turn, 6.0)
 

@@ -89,7 +89,7 @@ def is_among_images(folder: Path, name: str) -> bool:
 
     False for other data sets, for hidden folders, and for folders next to those of the parts.
     """
-    if not name.startswith(PREFIX):
+    if not name.startswith(PREFIX) or name == PREFIX:
         return False
     photos = Path(local_path(name.removeprefix(PREFIX)))
     try:

@@ -320,7 +320,7 @@ def test_test_images_that_select_the_weights_are_reported():
     (warning,) = plan.warnings
     assert (
         warning.startswith("10 of the 20 images of config.data.test='train[80:100]'")
-        and "are also validation images" in warning
+        and "also select the weights" in warning
     )
     assert not resolve(tiny_config()).warnings
 

@@ -84,7 +84,7 @@ def test_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     "settings, sentence",
-    [({"groups": 3}, "four"), ({"pixels": -1}, "negative"), ({"size": 20}, "size=20"), ({"frames": 2}, "frames=2")],
+    [({"groups": 3}, "4 or"), ({"pixels": -1}, "0 or more"), ({"size": 20}, "size=20"), ({"frames": 2}, "frames=2")],
 )
 def test_what_cannot_be_drawn_is_refused(settings, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):

@@ -191,7 +191,7 @@ def test_what_the_limit_has_stopped_goes_on_elsewhere_as_if_nothing_had_been(mac
     words, folder = machine()
     with monkeypatch.context() as patch:
         patch.setattr("jaxvit.reproduce.supervisor.time", Clock(now=0.0))
-        message = r"the limit of 25 seconds is reached: stopped at step \d+ of 8; saved. The same command goes on"
+        message = r"the limit of 25 seconds is reached: stopped at step \d+ of 8; saved. The same command resumes"
         with pytest.raises(StoppedError, match=message) as stopped:
             verb.main([*words, "--limit=25 seconds"])
     assert stopped.value.exit_code == 75 and len(results_of(folder / "results.csv")) <= 1

@@ -153,7 +153,7 @@ def test_a_checkpoint_that_does_not_say_which_is_best(stopped, tmp_path, capsys)
     shutil.copytree(stopped, tmp_path / "run")
     newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda p: int(p.name))
     (newest / "metrics" / "metrics").write_text('{"best')
-    with pytest.raises(UsageError, match=rf"{newest} cannot be read: its files are damaged; --fall_back goes on from"):
+    with pytest.raises(UsageError, match=rf"{newest} cannot be read: its files are damaged; --fall_back resumes from"):
         jaxvit.train(tiny_config(), tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     shutil.copytree(stopped, tmp_path / "whole")
@@ -272,7 +272,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(small_disk, tmp_path):
     assert err.count("\n") == 1 and "the disk is full" in err, err
     kept = max(int(p.name) for p in (small_disk / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert f"the checkpoint of step {kept} is kept" in err
-    # With room again, the same command goes on from there.
+    # With room again, the same command resumes from there.
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     again = train_process(small_disk / "run", settings, duration="30 epochs")
     out, err = again.communicate()
