@@ -179,8 +179,8 @@ def turn_hue(x_HW3: jax.Array, turn: jax.Array) -> jax.Array:
     red, green, blue = jnp.moveaxis(x_HW3, -1, 0)
     high, low = jnp.max(x_HW3, axis=-1), jnp.min(x_HW3, axis=-1)
     spread = jnp.maximum(high - low, 1e-6)
-    # Not `high == red`: XLA may compute a colour twice, in two kernels that round differently, and then no colour equals
-    # their maximum.
+    # Not `high == red`: XLA may compute the colours twice, in two kernels that round differently. Then none equals the
+    # maximum.
     sixths = jnp.where(
         (red >= green) & (red >= blue),
         (green - blue) / spread,
