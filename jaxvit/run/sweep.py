@@ -26,6 +26,7 @@ from jaxvit.config.identity import differences
 from jaxvit.config.keys import from_plain, to_plain
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
+from jaxvit.config.reader import ConfigReader
 from jaxvit.data.image_folder import refuse_among_images
 from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, StoppedError, UsageError, is_disk_failure
@@ -268,7 +269,7 @@ def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]]) ->
       UsageError: the folder belongs to another sweep or process, or contains other files.
     """
     refuse_backslash(workdir, "--workdir=")
-    refuse_among_images(workdir, config.data.name)
+    refuse_among_images(workdir, ConfigReader(config)("data.name", str))
     file = workdir / "sweep.json"
     # A kill before sweep.json leaves these two.
     names = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
