@@ -211,7 +211,7 @@ def test_a_run_that_cannot_be_drawn_leaves_the_others(runs, drawn, tmp_path, cap
     shutil.copytree(drawn.parent, tmp_path / "b", ignore=shutil.ignore_patterns("figures"))
     shutil.rmtree(tmp_path / "a" / "checkpoints")
     assert main([str(tmp_path), "--figures", "--n=1"]) == 1
-    assert "holds no checkpoint yet" in capsys.readouterr().err
+    assert "train again with another --workdir" in capsys.readouterr().err
     assert (tmp_path / "b" / "figures" / "index.html").exists()
 
 
