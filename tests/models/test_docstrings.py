@@ -1,6 +1,7 @@
 """Tests of the families' docstrings: the annotated forward pass is correct, and the example runs."""
 
 import doctest
+import inspect
 import re
 
 import jax
@@ -17,9 +18,10 @@ FAMILIES = (ViT, CCT, ShiftViT)
 
 def rows_of(family):
     """[(submodule's path, shape without the batch)] of the annotated forward pass, and the model that it is of."""
-    name = re.search(r"forward pass of `(\w+)`", family.__doc__)[1]
+    text = inspect.getdoc(family)  # Python 3.13 stores docstrings without the indentation of the class
+    name = re.search(r"forward pass of `(\w+)`", text)[1]
     rows, parents = [], []
-    for spaces, path, shape in re.findall(r"^ {8}( *)(\S*) +\(B, ([\d, ]+)\)", family.__doc__, re.M):
+    for spaces, path, shape in re.findall(r"^ {4}( *)(\S*) +\(B, ([\d, ]+)\)", text, re.M):
         depth = len(spaces) // 2
         if path:
             parents[depth:] = [path]
