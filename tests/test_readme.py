@@ -21,6 +21,7 @@ from jaxvit.reproduce.table import newest, results_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/extend.md", "docs/photos.md", "docs/scale.md", "docs/performance.md", "docs/export.md")
+LONG_PAGES = ("docs/extend.md", "docs/scale.md")  # many trainings
 
 
 def blocks(page, language):
@@ -71,7 +72,9 @@ def reader(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG_PAGES)) for page in PAGES]
+)
 def test_every_command_of_a_page_runs(page, reader, trained, capsys):
     """A page's commands run in order in one folder; only docs/extend.md trains, others make dry runs."""
     really = page == "docs/extend.md"

@@ -175,6 +175,7 @@ print(json.dumps([o[1:] == out[0][1:] for o in out]))
 """
 
 
+@pytest.mark.slow
 def test_the_same_batch_on_one_device_and_on_eight():
     code = _EIGHT.format(tests=os.path.join(os.path.dirname(__file__), ".."))
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

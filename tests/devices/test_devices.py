@@ -191,6 +191,7 @@ for name, arrangement in {"2x2": dict(fsdp=2, seeds=()), "two runs": {}}.items()
 """
 
 
+@pytest.mark.slow
 def test_no_draw_waits_for_other_devices():
     """Rejection sampling must not synchronize devices in every iteration."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"

@@ -79,7 +79,10 @@ def test_a_file_gives_the_models_probabilities(run, tmp_path, capsys, kind, dtyp
         assert dtype == "float32" or np.abs(found - wanted).max() > 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("token_learner_vit", "fuser"))) for name in FAMILIES],
+)
 def test_every_family(tmp_path, name):
     workdir, kinds = train_family(tmp_path / "run", name), ["stablehlo", "hub", *(["onnx"] if HAS_ONNX else [])]
     assert verb.main([f"--workdir={workdir}", f"--to={','.join(kinds)}", "--out", str(tmp_path / "out")]) == 0

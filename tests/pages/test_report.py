@@ -185,6 +185,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_drawn(runs, 
         main([str(tmp_path / "run"), "--figures"])
 
 
+@pytest.mark.slow
 def test_figures_of_a_shiftvit(tmp_path):
     run = train_family(tmp_path / "run", "shiftvit")
     main([str(run), "--figures", "--n=1"])

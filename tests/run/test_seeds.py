@@ -94,6 +94,7 @@ def test_a_finished_run_of_seeds_is_shown_and_loads_by_seed(together, capsys):
     assert jaxvit.load(path / "seed_3").weights == "ema"
 
 
+@pytest.mark.slow
 def test_early_stopping_and_best_are_per_lane(tmp_path):
     """One lane stops early while another continues; each equals its single run."""
     changes = {"train__duration": "8 epochs", "train__patience": "1 epochs", "optim__ema_decay": 0.0}
@@ -150,6 +151,7 @@ def exhausted(*_, **__):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
 
 
+@pytest.mark.slow
 def test_what_was_trained_in_turn_is_kept_when_all_are_tried_together(together, tmp_path, monkeypatch, capsys):
     """No room, stopped in the first seed, the same command again; and at last there is room."""
     path, names = tmp_path / "run", []
