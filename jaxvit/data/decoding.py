@@ -306,10 +306,11 @@ class Damage:
         reason = why_unreadable(error)
         if self.on_error != "skip":
             limit = re.search(r"\b(max_\w+) allows", reason)
-            remedy = f"raise --config.data.{limit[1]}" if limit else "repair it"
+            # Training has the first flag of a limit, the other verbs the second.
+            remedy = f"raise --config.data.{limit[1]} (or --{limit[1]})" if limit else "repair or remove it"
             raise RunFailedError(
-                f"{self.owner}: {name} cannot be decoded ({reason}); {remedy}, or leave such images out with "
-                "--config.data.on_error=skip"
+                f"{self.owner}: {name} cannot be decoded ({reason}); {remedy}, or train with "
+                "--config.data.on_error=skip, which leaves such images out"
             ) from error
         with self._lock:
             if name in self._names:
