@@ -65,11 +65,13 @@ class Cut:
         missing = {part: share for part, share in SHARES.items() if part not in sizes}
         train = contents("train")
         rows = cut_by_content(train.hashes, train.labels, missing)
+        bad = sizes["train"] - len(train.rows)
+        besides = f" ({bad} more cannot be decoded)" if bad else ""
         for part in missing:
             if not len(rows[part]):
                 raise UsageError(
-                    f"config.data.cut: the {len(train.rows)} images of {owner} are too few to cut {part} off; a class "
-                    f"needs {len(missing) + 1} different images or more"
+                    f"config.data.cut: the {len(train.rows)} images of {owner}{besides} are too few to cut {part} "
+                    f"off; a class needs {len(missing) + 1} different images or more"
                 )
         cut: Pieces = {part: [("train", np.sort(train.rows[of_part]))] for part, of_part in rows.items()}
         given: Pieces = {split: [(split, contents(split).rows)] for split in sizes if split not in cut}
