@@ -9,6 +9,7 @@ The run folder stores the id of the tracker's run, so that a resumed run adds to
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import re
@@ -119,7 +120,7 @@ def _stored_id(workdir: Path, name: str) -> str:
         raise UsageError(f"{file} cannot be read ({reason}); delete it, and a new run of {name} begins") from None
 
 
-class Tracker:
+class Tracker(abc.ABC):
     """Base class of both trackers: keeps records until the tracker accepts them.
 
     Args:
@@ -137,11 +138,11 @@ class Tracker:
         where = re.sub(r"//[^@/]*@", "//", where)  # an address of a database may have a password
         print(terminal(f"{self._name}: {where}"), flush=True)
 
-    def _send(self, step: int, values: dict[str, float]) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _send(self, step: int, values: dict[str, float]) -> None: ...
 
-    def _end(self, error: BaseException | None) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _end(self, error: BaseException | None) -> None: ...
 
     def write(self, record: Record) -> None:
         """Sends a record, after those that were not accepted earlier."""

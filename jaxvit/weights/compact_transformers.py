@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxvit.weights.layouts import CONV, DENSE, HEADS_OUT, QKV, TABLE
-from jaxvit.weights.mapping import Line
+from jaxvit.weights.layouts import CONV, HEADS_OUT, QKV, TABLE
+from jaxvit.weights.mapping import Line, torch_dense, torch_norm
 from jaxvit.weights.origin import Guess, NotImportable, Origin, count, heads_of
 
 _BLOCK = "classifier.blocks.{i}"
@@ -64,31 +64,22 @@ COMPACT_TRANSFORMERS = Origin(
     guess=_guess,
     lines=(
         Line("tokenizer.conv_layers.{i}.0.weight", "embed/conv_{i}/kernel", CONV),
-        Line("tokenizer.conv_layers.0.0.weight", "embed/projection/kernel", CONV),
-        Line("tokenizer.conv_layers.0.0.bias", "embed/projection/bias"),
+        *torch_dense("tokenizer.conv_layers.0.0", "embed/projection", CONV),
         Line("classifier.class_emb", "class_token/table", TABLE),
         Line("classifier.positional_emb", "position_embed/table", TABLE),
-        Line(f"{_BLOCK}.pre_norm.weight", f"{_OURS}/norm_attention/scale"),
-        Line(f"{_BLOCK}.pre_norm.bias", f"{_OURS}/norm_attention/bias"),
+        *torch_norm(f"{_BLOCK}.pre_norm", f"{_OURS}/norm_attention"),
         Line(
             f"{_BLOCK}.self_attn.qkv.weight",
             tuple(f"{_OURS}/attention/{part}/kernel" for part in ("query", "key", "value")),
             QKV,
         ),
-        Line(f"{_BLOCK}.self_attn.proj.weight", f"{_OURS}/attention/out/kernel", HEADS_OUT),
-        Line(f"{_BLOCK}.self_attn.proj.bias", f"{_OURS}/attention/out/bias"),
-        Line(f"{_BLOCK}.norm1.weight", f"{_OURS}/norm_mlp/scale"),
-        Line(f"{_BLOCK}.norm1.bias", f"{_OURS}/norm_mlp/bias"),
-        Line(f"{_BLOCK}.linear1.weight", f"{_OURS}/mlp/dense_0/kernel", DENSE),
-        Line(f"{_BLOCK}.linear1.bias", f"{_OURS}/mlp/dense_0/bias"),
-        Line(f"{_BLOCK}.linear2.weight", f"{_OURS}/mlp/dense_1/kernel", DENSE),
-        Line(f"{_BLOCK}.linear2.bias", f"{_OURS}/mlp/dense_1/bias"),
-        Line("classifier.norm.weight", "norm/scale"),
-        Line("classifier.norm.bias", "norm/bias"),
-        Line("classifier.attention_pool.weight", "pooling/sequence_pool/score/kernel", DENSE),
-        Line("classifier.attention_pool.bias", "pooling/sequence_pool/score/bias"),
-        Line("classifier.fc.weight", "head/logits/kernel", DENSE),
-        Line("classifier.fc.bias", "head/logits/bias"),
+        *torch_dense(f"{_BLOCK}.self_attn.proj", f"{_OURS}/attention/out", HEADS_OUT),
+        *torch_norm(f"{_BLOCK}.norm1", f"{_OURS}/norm_mlp"),
+        *torch_dense(f"{_BLOCK}.linear1", f"{_OURS}/mlp/dense_0"),
+        *torch_dense(f"{_BLOCK}.linear2", f"{_OURS}/mlp/dense_1"),
+        *torch_norm("classifier.norm", "norm"),
+        *torch_dense("classifier.attention_pool", "pooling/sequence_pool/score"),
+        *torch_dense("classifier.fc", "head/logits"),
     ),
     positions="cct",
 )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxvit.weights.layouts import SAME, Layout, Shape
+from jaxvit.weights.layouts import DENSE, SAME, Layout, Shape
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,6 +30,16 @@ class Line(NamedTuple):
     @property
     def paths(self) -> tuple[str, ...]:
         return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+
+def torch_norm(theirs: str, ours: str) -> tuple[Line, Line]:
+    """The two lines of a PyTorch norm: weight and bias are scale and bias here."""
+    return Line(f"{theirs}.weight", f"{ours}/scale"), Line(f"{theirs}.bias", f"{ours}/bias")
+
+
+def torch_dense(theirs: str, ours: str, layout: Layout = DENSE) -> tuple[Line, Line]:
+    """The two lines of a PyTorch layer with a kernel in some layout, and a bias as it is."""
+    return Line(f"{theirs}.weight", f"{ours}/kernel", layout), Line(f"{theirs}.bias", f"{ours}/bias")
 
 
 class MappingError(ValueError):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxvit.weights.layouts import CONV, DENSE, POINTWISE
-from jaxvit.weights.mapping import Line
+from jaxvit.weights.layouts import CONV, POINTWISE
+from jaxvit.weights.mapping import Line, torch_dense, torch_norm
 from jaxvit.weights.origin import Guess, Origin, count
 
 
@@ -43,22 +43,14 @@ SPACH = Origin(
     fits=_fits,
     guess=_guess,
     lines=(
-        Line("patch_embed.proj.weight", "embed/projection/kernel", CONV),
-        Line("patch_embed.proj.bias", "embed/projection/bias"),
-        Line("patch_embed.norm.weight", "norm_stem/scale"),
-        Line("patch_embed.norm.bias", "norm_stem/bias"),
-        Line("layers.{s}.blocks.{i}.norm2.weight", "stages_{s}/block_{i}/norm/scale"),
-        Line("layers.{s}.blocks.{i}.norm2.bias", "stages_{s}/block_{i}/norm/bias"),
-        Line("layers.{s}.blocks.{i}.mlp.fc1.weight", "stages_{s}/block_{i}/mlp/dense_0/kernel", POINTWISE),
-        Line("layers.{s}.blocks.{i}.mlp.fc1.bias", "stages_{s}/block_{i}/mlp/dense_0/bias"),
-        Line("layers.{s}.blocks.{i}.mlp.fc2.weight", "stages_{s}/block_{i}/mlp/dense_1/kernel", POINTWISE),
-        Line("layers.{s}.blocks.{i}.mlp.fc2.bias", "stages_{s}/block_{i}/mlp/dense_1/bias"),
-        Line("layers.{s}.downsample.norm.weight", "merges_{s}/norm/scale"),
-        Line("layers.{s}.downsample.norm.bias", "merges_{s}/norm/bias"),
+        *torch_dense("patch_embed.proj", "embed/projection", CONV),
+        *torch_norm("patch_embed.norm", "norm_stem"),
+        *torch_norm("layers.{s}.blocks.{i}.norm2", "stages_{s}/block_{i}/norm"),
+        *torch_dense("layers.{s}.blocks.{i}.mlp.fc1", "stages_{s}/block_{i}/mlp/dense_0", POINTWISE),
+        *torch_dense("layers.{s}.blocks.{i}.mlp.fc2", "stages_{s}/block_{i}/mlp/dense_1", POINTWISE),
+        *torch_norm("layers.{s}.downsample.norm", "merges_{s}/norm"),
         Line("layers.{s}.downsample.reduction.weight", "merges_{s}/merge/kernel", CONV),
-        Line("norm.weight", "norm_final/scale"),
-        Line("norm.bias", "norm_final/bias"),
-        Line("head.weight", "head/logits/kernel", DENSE),
-        Line("head.bias", "head/logits/bias"),
+        *torch_norm("norm", "norm_final"),
+        *torch_dense("head", "head/logits"),
     ),
 )

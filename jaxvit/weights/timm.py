@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxvit.weights.layouts import CONV, DENSE, HEADS_OUT, QKV, QKV_BIAS, TABLE
-from jaxvit.weights.mapping import Arrays, Line
+from jaxvit.weights.layouts import CONV, HEADS_OUT, QKV, QKV_BIAS, TABLE
+from jaxvit.weights.mapping import Arrays, Line, torch_dense, torch_norm
 from jaxvit.weights.origin import Guess, NotImportable, Origin, Value, count, grid_of, heads_of
 
 _BLOCK = "blocks.{i}"
@@ -126,33 +126,21 @@ TIMM = Origin(
         Line("cls_token", "class_token/table", TABLE),
         Line("reg_token", "register_tokens/table", TABLE),
         Line("pos_embed", "position_embed/table", TABLE),
-        Line("patch_embed.proj.weight", "embed/projection/kernel", CONV),
-        Line("patch_embed.proj.bias", "embed/projection/bias"),
-        Line(f"{_BLOCK}.norm1.weight", f"{_OURS}/norm_attention/scale"),
-        Line(f"{_BLOCK}.norm1.bias", f"{_OURS}/norm_attention/bias"),
+        *torch_dense("patch_embed.proj", "embed/projection", CONV),
+        *torch_norm(f"{_BLOCK}.norm1", f"{_OURS}/norm_attention"),
         Line(f"{_BLOCK}.attn.qkv.weight", tuple(f"{_OURS}/attention/{part}/kernel" for part in _PARTS), QKV),
         Line(f"{_BLOCK}.attn.qkv.bias", tuple(f"{_OURS}/attention/{part}/bias" for part in _PARTS), QKV_BIAS),
-        Line(f"{_BLOCK}.attn.q_norm.weight", f"{_OURS}/attention/norm_query/scale"),
-        Line(f"{_BLOCK}.attn.q_norm.bias", f"{_OURS}/attention/norm_query/bias"),
-        Line(f"{_BLOCK}.attn.k_norm.weight", f"{_OURS}/attention/norm_key/scale"),
-        Line(f"{_BLOCK}.attn.k_norm.bias", f"{_OURS}/attention/norm_key/bias"),
-        Line(f"{_BLOCK}.attn.proj.weight", f"{_OURS}/attention/out/kernel", HEADS_OUT),
-        Line(f"{_BLOCK}.attn.proj.bias", f"{_OURS}/attention/out/bias"),
+        *torch_norm(f"{_BLOCK}.attn.q_norm", f"{_OURS}/attention/norm_query"),
+        *torch_norm(f"{_BLOCK}.attn.k_norm", f"{_OURS}/attention/norm_key"),
+        *torch_dense(f"{_BLOCK}.attn.proj", f"{_OURS}/attention/out", HEADS_OUT),
         Line(f"{_BLOCK}.ls1.gamma", f"{_OURS}/scale_attention"),
-        Line(f"{_BLOCK}.norm2.weight", f"{_OURS}/norm_mlp/scale"),
-        Line(f"{_BLOCK}.norm2.bias", f"{_OURS}/norm_mlp/bias"),
-        Line(f"{_BLOCK}.mlp.fc1.weight", f"{_OURS}/mlp/dense_0/kernel", DENSE),
-        Line(f"{_BLOCK}.mlp.fc1.bias", f"{_OURS}/mlp/dense_0/bias"),
-        Line(f"{_BLOCK}.mlp.fc2.weight", f"{_OURS}/mlp/dense_1/kernel", DENSE),
-        Line(f"{_BLOCK}.mlp.fc2.bias", f"{_OURS}/mlp/dense_1/bias"),
+        *torch_norm(f"{_BLOCK}.norm2", f"{_OURS}/norm_mlp"),
+        *torch_dense(f"{_BLOCK}.mlp.fc1", f"{_OURS}/mlp/dense_0"),
+        *torch_dense(f"{_BLOCK}.mlp.fc2", f"{_OURS}/mlp/dense_1"),
         Line(f"{_BLOCK}.ls2.gamma", f"{_OURS}/scale_mlp"),
-        Line("norm.weight", "norm/scale"),
-        Line("norm.bias", "norm/bias"),
-        Line("fc_norm.weight", "norm/scale"),
-        Line("fc_norm.bias", "norm/bias"),
-        Line("pre_logits.fc.weight", "representation/kernel", DENSE),
-        Line("pre_logits.fc.bias", "representation/bias"),
-        Line("head.weight", "head/logits/kernel", DENSE),
-        Line("head.bias", "head/logits/bias"),
+        *torch_norm("norm", "norm"),
+        *torch_norm("fc_norm", "norm"),
+        *torch_dense("pre_logits.fc", "representation"),
+        *torch_dense("head", "head/logits"),
     ),
 )

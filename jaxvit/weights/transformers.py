@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxvit.weights.layouts import CONV, DENSE, HEADS_BIAS, HEADS_IN, HEADS_OUT, TABLE
-from jaxvit.weights.mapping import Arrays, Line
+from jaxvit.weights.layouts import CONV, HEADS_BIAS, HEADS_IN, HEADS_OUT, TABLE
+from jaxvit.weights.mapping import Arrays, Line, torch_dense, torch_norm
 from jaxvit.weights.origin import Guess, NotImportable, Origin, Value, count, grid_of, heads_of
 
 _LAYER = "encoder.layer.{i}"
@@ -84,14 +84,6 @@ _VIT = (f"{_LAYER}.layernorm_", f"{_LAYER}.intermediate.", f"{_LAYER}.output.")
 _DINO = (f"{_LAYER}.norm", f"{_LAYER}.mlp.")
 
 
-def _pair(theirs: str, ours: str) -> tuple[Line, Line]:
-    return Line(f"{theirs}.weight", f"{ours}/kernel", DENSE), Line(f"{theirs}.bias", f"{ours}/bias")
-
-
-def _norm(theirs: str, ours: str) -> tuple[Line, Line]:
-    return Line(f"{theirs}.weight", f"{ours}/scale"), Line(f"{theirs}.bias", f"{ours}/bias")
-
-
 TRANSFORMERS = Origin(
     name="transformers",
     title="Hugging Face transformers",
@@ -107,8 +99,8 @@ TRANSFORMERS = Origin(
         Line("embeddings.position_embeddings", "position_embed/table", TABLE),
         Line("embeddings.patch_embeddings.projection.weight", "embed/projection/kernel", CONV),
         Line("embeddings.patch_embeddings.projection.bias", "embed/projection/bias"),
-        *_norm(f"{_LAYER}.layernorm_before", f"{_OURS}/norm_attention"),
-        *_norm(f"{_LAYER}.norm1", f"{_OURS}/norm_attention"),
+        *torch_norm(f"{_LAYER}.layernorm_before", f"{_OURS}/norm_attention"),
+        *torch_norm(f"{_LAYER}.norm1", f"{_OURS}/norm_attention"),
         *(
             Line(f"{_LAYER}.attention.attention.{part}.weight", f"{_OURS}/attention/{part}/kernel", HEADS_IN)
             for part in _PARTS
@@ -120,14 +112,14 @@ TRANSFORMERS = Origin(
         Line(f"{_LAYER}.attention.output.dense.weight", f"{_OURS}/attention/out/kernel", HEADS_OUT),
         Line(f"{_LAYER}.attention.output.dense.bias", f"{_OURS}/attention/out/bias"),
         Line(f"{_LAYER}.layer_scale1.lambda1", f"{_OURS}/scale_attention"),
-        *_norm(f"{_LAYER}.layernorm_after", f"{_OURS}/norm_mlp"),
-        *_norm(f"{_LAYER}.norm2", f"{_OURS}/norm_mlp"),
-        *_pair(f"{_LAYER}.intermediate.dense", f"{_OURS}/mlp/dense_0"),
-        *_pair(f"{_LAYER}.output.dense", f"{_OURS}/mlp/dense_1"),
-        *_pair(f"{_LAYER}.mlp.fc1", f"{_OURS}/mlp/dense_0"),
-        *_pair(f"{_LAYER}.mlp.fc2", f"{_OURS}/mlp/dense_1"),
+        *torch_norm(f"{_LAYER}.layernorm_after", f"{_OURS}/norm_mlp"),
+        *torch_norm(f"{_LAYER}.norm2", f"{_OURS}/norm_mlp"),
+        *torch_dense(f"{_LAYER}.intermediate.dense", f"{_OURS}/mlp/dense_0"),
+        *torch_dense(f"{_LAYER}.output.dense", f"{_OURS}/mlp/dense_1"),
+        *torch_dense(f"{_LAYER}.mlp.fc1", f"{_OURS}/mlp/dense_0"),
+        *torch_dense(f"{_LAYER}.mlp.fc2", f"{_OURS}/mlp/dense_1"),
         Line(f"{_LAYER}.layer_scale2.lambda1", f"{_OURS}/scale_mlp"),
-        *_norm("layernorm", "norm"),
-        *_pair("classifier", "head/logits"),
+        *torch_norm("layernorm", "norm"),
+        *torch_dense("classifier", "head/logits"),
     ),
 )
