@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.key_table import KEYS
-from jaxvit.config.keys import check_value, flatten, gone
+from jaxvit.config.keys import SOURCE, check_value, flatten, gone, set_value
 from jaxvit.errors import UsageError, first_line, nearest
 
 
@@ -28,7 +28,28 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[ConfigDict
     """
     overrides, _ = split_overrides(tokens)
     chosen_model = [value for key, value, _ in overrides if key == "model.name"]
-    return parse_overrides(load_config_file(spec, chosen_model[-1] if chosen_model else ""), tokens)
+    config = load_config_file(spec, chosen_model[-1] if chosen_model else "")
+    chosen_weights = [value for key, value, _ in overrides if key == "init.from"]
+    if chosen_weights and chosen_weights[-1] and _lookup(config, "model.name") == SOURCE:
+        config = _with_model_of(config, chosen_weights[-1], any(key.startswith("model.") for key, _, _ in overrides))
+    return parse_overrides(config, tokens)
+
+
+def _with_model_of(config: ConfigDict, where: str, needed: bool) -> ConfigDict:
+    """Puts the model of some weights into a config, whose attributes are keys then.
+
+    Without `needed`, weights that are gone are no error yet: a run that has begun does not need them.
+    """
+    from jaxvit.config.initial_weights import start_from  # imports the models and the importers
+
+    try:
+        config = start_from(config, where)
+    except UsageError:
+        if needed:
+            raise
+        return config
+    set_value(config, "init.hash", "")  # filled in when the run starts
+    return config
 
 
 def parse_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDict, dict[str, object], list[str]]:

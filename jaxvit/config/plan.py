@@ -246,6 +246,8 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return "neither config.augment.mixup nor config.augment.cutmix is on"
     if key.startswith("init."):
         return why_init_unread(key)
+    if key == "data.draw":
+        return "config.data.per_class=0 trains on all images"
     if key == "data.fold":
         return "config.data.folds=0 makes no folds"
     if key in ("data.balance_by", "data.balance_beta"):

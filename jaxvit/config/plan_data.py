@@ -12,6 +12,7 @@ from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import BALANCES, WEIGHTINGS, class_weights
 from jaxvit.data.cut import Cut
 from jaxvit.data.decoding import Limits
+from jaxvit.data.few import Few
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import Dataset, open_dataset
 from jaxvit.errors import UsageError
@@ -30,10 +31,24 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
         most = f"config.data.max_pixels={limits.pixels}"
         raise UsageError(f"config.data.side={side}: that is more pixels than {most} allows")
     dataset = opened or open_dataset(
-        name, directory, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut
+        name,
+        directory,
+        classes=classes,
+        on_error=on_error,
+        side=side,
+        limits=limits,
+        white=white,
+        cut=cut,
+        few=resolve_few(get),
     )
     dataset.say_left_out()
     return dataset
+
+
+def resolve_few(get: ConfigReader) -> Few | None:
+    """Derives the few images of each class to train on from `data.per_class` and `data.draw`; None = all images."""
+    per_class = get.at_least("data.per_class", 0)
+    return Few(get("data.train", str), per_class, get.at_least("data.draw", 0)) if per_class else None
 
 
 def resolve_cut(get: ConfigReader) -> Cut | None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxvit.data.cut import Contents, Cut
 from jaxvit.data.decoding import Damage, Limits, Records
+from jaxvit.data.few import Few, choose_few
 from jaxvit.data.fingerprint import ORIGINALS, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_folder import PREFIX, FolderStore, open_image_files
@@ -48,6 +49,7 @@ class Dataset:
       limits: limits on the size of a stored image; None = `Limits()`.
       white: the white value of images with more than 8 bits, see `jaxvit.data.depth.Depth`.
       cut: cuts splits that the store lacks from others; None = only the stored splits.
+      few: the split that is read with a few images of each class only; None = none.
 
     Attributes:
       class_names: K names.
@@ -63,6 +65,7 @@ class Dataset:
         limits: Limits | None = None,
         white: int = 0,
         cut: Cut | None = None,
+        few: Few | None = None,
     ):
         self._store, self._side, self._on_error = store, side, on_error
         self._whole = StoredSplits(store, on_error=on_error, side=side, limits=limits, white=white)
@@ -77,7 +80,7 @@ class Dataset:
             raise UsageError(f"config.data.classes={tuple(classes)}: a class is named twice")
         self._classes = tuple(classes)
         self.class_names = tuple(store.class_names[i] for i in classes) if classes else store.class_names
-        self._cut = cut
+        self._cut, self._few = cut, few
         self._rows: dict[str, np.ndarray] = {}
         self._sources: dict[str, Source | StreamedSource] = {}
         self._warnings: dict[str, str] = {}
@@ -148,7 +151,7 @@ class Dataset:
     def changed(self, *, side: int, cut: Cut | None) -> Dataset:
         """Returns the same data set with another side and cut, without scanning its folder again."""
         options = {"on_error": self._on_error, "limits": self._whole.limits, "white": self._whole.white}
-        return Dataset(self._store, classes=self._classes, **options, side=side, cut=cut)
+        return Dataset(self._store, classes=self._classes, **options, side=side, cut=cut, few=self._few)
 
     @property
     def without_training_images(self) -> tuple[str, ...]:
@@ -185,7 +188,10 @@ class Dataset:
         Raises:
           UsageError: the split does not exist or is empty.
         """
-        return sum(stop - start for _, start, stop in self._ranges(split, key))
+        ranges = self._ranges(split, key)
+        if self._few and split == self._few.split:
+            return len(self.read(split))
+        return sum(stop - start for _, start, stop in ranges)
 
     def shared(self, one: str, other: str) -> int:
         """Returns the number of images that two split expressions have in common."""
@@ -254,7 +260,9 @@ class Dataset:
         """Reads the images of a split expression. The same expression returns the same object."""
         if split not in self._sources:
             kept = self.is_kept(split)
-            self._sources[split] = self._mapped(split) if kept else self._streamed(split)
+            source = self._mapped(split) if kept else self._streamed(split)
+            few = self._few if self._few and split == self._few.split else None
+            self._sources[split] = choose_few(source, few) if few else source
         return self._sources[split]
 
     def _mapped(self, split: str) -> Source:
@@ -400,13 +408,14 @@ def open_dataset(
     limits: Limits | None = None,
     white: int = 0,
     cut: Cut | None = None,
+    few: Few | None = None,
 ) -> Dataset:
     """Opens a data set by name; `digits` is prepared on first use.
 
     Args:
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
-      classes, on_error, side, limits, white, cut: see `Dataset`.
+      classes, on_error, side, limits, white, cut, few: see `Dataset`.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
@@ -429,4 +438,6 @@ def open_dataset(
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # raises an error that explains the missing ':function'
             raise
-    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut)
+    return Dataset(
+        store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut, few=few
+    )
