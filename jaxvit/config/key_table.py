@@ -298,12 +298,14 @@ KEYS: dict[str, Key] = {
     "optim.clip_norm": Key(_OPTIM.clip_norm, "scale gradients down to this global L2 norm; 0 = off"),
     "optim.freeze": Key(
         _OPTIM.freeze,
-        "patterns of parameters that are not trained, separated by '|', such as '*/embed*|*/block_[0-5]/*'; they have "
-        "no moments; '' = all are trained",
+        "patterns of parameters that are not trained, separated by '|', such as '*/embed*|*/block_[0-5]/*', or "
+        "'!head/*' for all but these; they have no moments; '' = all are trained",
         added=True,
     ),
     "optim.head_first": Key(
-        "0 steps", "train only the head for this long, epochs or steps, then all that is not frozen", added=True
+        "0 steps",
+        "train only the head for this long, epochs, steps or a share of the training, then all that is not frozen",
+        added=True,
     ),
     "optim.muon_on": Key(
         _OPTIM.muon_on,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from keyword import iskeyword
 from typing import cast
 
 from ml_collections import ConfigDict
@@ -66,6 +67,9 @@ def parse_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDi
                 raise UsageError(f"{token}: '{key}' is a section; set one of its keys, such as config.{inner[0]}")
             why = gone(key) or _why_no_model_key(config, key)
             raise UsageError(f"{token}: there is no key config.{key}{f': {why}' if why else _suggest(key, types)}")
+    # ml_collections parses a key as Python code, in which `from` is no name. Such keys hold text.
+    direct: dict[str, object] = {key: value for key, value, _ in overrides if iskeyword(key.rpartition(".")[2])}
+    overrides = [each for each in overrides if each[0] not in direct]
     values = flags.FlagValues()
     argv = ["jaxvit", *(token for _, _, token in overrides)]
     for (key, value, _), position in zip(overrides, range(1, len(argv)), strict=True):
@@ -77,6 +81,9 @@ def parse_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDi
     except (flags.Error, ValueError, TypeError) as error:
         raise UsageError(_explain_value_error(overrides, types, error)) from None
     applied: dict[str, object] = dict(getattr(values["config"], "override_values"))  # noqa: B009
+    for key, value in direct.items():
+        set_value(values.config, key, value)
+    applied |= direct
     for key, value in applied.items():
         # absl parses text that is not a Python literal as a tuple of one string.
         if isinstance(value, tuple) and any(isinstance(v, str) and v.startswith(("(", "[")) for v in value):

@@ -143,7 +143,9 @@ def starts_at(inner: optax.GradientTransformation, steps: int) -> optax.Gradient
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Also '*/embed*' matches 'embed/projection/kernel': a path may be written with '/' in front."""
+    """'*/embed*' matches 'embed/projection/kernel' too, as if it began with '/'; '!head/*' is all but the head."""
+    if pattern.startswith("!"):
+        return not _matches(path, pattern[1:])
     return fnmatchcase(path, pattern) or fnmatchcase(f"/{path}", pattern)
 
 
