@@ -20,8 +20,8 @@ from jaxvit.exports.card import model_card, public_name
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import read_json, write_json
 from jaxvit.run.folder import read_environment
-from jaxvit.trained.hub import FILE, SCALE, digest
-from jaxvit.trained.weights import Int8
+from jaxvit.weights.hub import FILE, SCALE, digest
+from jaxvit.weights.stored import Int8
 
 # Facts about each split that are published: statistics of its images, but no file, path, command or machine name.
 PUBLISHED = ("count", "classes", "mean", "std", "sha256", "content", "sampled", "skipped")
