@@ -1,7 +1,7 @@
 """Fine-tuning: a model with the weights of a run or of a published file, for your own photos or any data set.
 
     jaxvit train --data=photos --config=finetune --config.init.from=runs/cifar10
-    jaxvit train --data=photos --config=finetune --config.init.from=vit_base.safetensors --config.optim.freeze='*/embed*'
+    jaxvit train --data=photos --config=finetune --config.init.from=vit.safetensors --config.optim.freeze='*/embed*'
     jaxvit train --config=finetune:head --data=photos --config.init.from=runs/cifar10
 
 The model, its attributes, mean and standard deviation are those of the weights; learning rate and layer decay go by its

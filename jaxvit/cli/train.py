@@ -119,8 +119,9 @@ def _fill_in(options: argparse.Namespace, config: ConfigDict, overrides: Collect
     named = split_spec(options.config or CONFIG)[0]
     side = None
     if named == FINETUNE:
-        config = fill_in(config, Path(options.workdir) if options.workdir else None)[0]
-        side = partial(chosen_side, config)
+        workdir = Path(options.workdir or default_workdir(name, folds))
+        config = fill_in(config, workdir)[0]
+        side = partial(chosen_side, config, workdir)
     found = choose(
         config, name, given=overrides, folds=folds, whole_recipe=named in (CONFIG, FINETUNE), weights_side=side
     )

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import set_value
-from jaxvit.config.plan_data import check_classes, resolve_cut
+from jaxvit.config.plan_data import check_classes, resolve_cut, resolve_few
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
 from jaxvit.data.decoding import Limits
@@ -125,7 +125,8 @@ def choose(
         print(f"reading {images:,} images (decoded once, then cached)", flush=True)
     _set(config, _parts(stored, get("data.folds", int)), given)
     cut = resolve_cut(get)
-    dataset = stored.changed(side=get("data.side", int), cut=cut) if cut else stored
+    few = resolve_few(get)
+    dataset = stored.changed(side=get("data.side", int), cut=cut, few=few) if cut or few else stored
     splits = {part: get(f"data.{part}", str) for part in ("train", "validation", "test")}
     counts = {part: dataset.count(split) for part, split in splits.items() if split}
     reasons = {"data.side": of_side}

@@ -115,7 +115,9 @@ def read_weights(where: str, model: str = "") -> InitialWeights:
 def _state_of(where: str) -> tuple[object, ...]:
     """Changes whenever the files do, so that weights are read once."""
     path = Path(where)
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
+    files = (
+        [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
+    )
     return tuple(sorted((str(file), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ino) for file in files))
 
 
@@ -139,10 +141,10 @@ def _read(where: str, own_code: bool, state: tuple[object, ...]) -> InitialWeigh
 
 
 def start_from(config: ConfigDict, where: str) -> ConfigDict:
-    """Returns a config that starts from weights: `init.from` and `init.hash`, and where its model is 'source', the model.
+    """Returns a config that starts from weights: with `init.from`, `init.hash`, and their model if it names 'source'.
 
     With 'source', the model's attributes are those of the weights, for the classes of the data; mean and standard
-    deviation are theirs too; and `optim.peak_lr` and `optim.layer_decay`, where they have their defaults, suit its size.
+    deviation are theirs too; and `optim.peak_lr` and `optim.layer_decay` suit its size, if they have their defaults.
 
     Args:
       config: config of a run; it is not modified.
@@ -191,7 +193,8 @@ def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
       have changed since.
 
     Raises:
-      UsageError: the weights cannot be read, are not those of `init.hash`, or the model is 'source' without `init.from`.
+      UsageError: the weights cannot be read or are not those of `init.hash`; or the model is 'source' without
+        `init.from`.
     """
     get = ConfigReader(config)
     where = get("init.from", str)
@@ -251,14 +254,21 @@ def _begun(workdir: Path, where: str) -> ConfigDict | None:
     return from_plain(plain)
 
 
-def chosen_side(config: ConfigDict, shorter: float) -> int:
+def chosen_side(config: ConfigDict, workdir: Path | None, shorter: float) -> int:
     """The side of images, in pixels, for fine-tuning: that of the weights, or of the images if they are smaller.
 
     Args:
       config: a config with `init.from`.
+      workdir: folder of the run; if it has begun and the weights are gone, its side. None = none.
       shorter: the median shorter side of the images.
     """
-    found = read_weights(ConfigReader(config)("init.from", str), ConfigReader(config)("model.name", str))
+    where = located_weights(ConfigReader(config)("init.from", str))
+    try:
+        found = read_weights(where, ConfigReader(config)("model.name", str))
+    except UsageError:
+        before = _begun(workdir, where) if workdir else None
+        if before is None:
+            raise
+        return ConfigReader(before)("data.side", int) or int(min(shorter, 1 << 30))
     side, step = found.pretrained.input[0], found.step_of_sides
     return side if side <= shorter else max(int(shorter) // step * step, step)
-

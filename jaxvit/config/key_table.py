@@ -97,7 +97,9 @@ KEYS: dict[str, Key] = {
     ),
     "data.fold": Key(-1, "the only fold to train, from 0; -1 = all folds", added=True),
     "data.per_class": Key(
-        0, "train on only this many images of each class, drawn by data.draw; 0 = on all images of data.train", added=True
+        0,
+        "train on only this many images of each class, drawn by data.draw; 0 = on all images of data.train",
+        added=True,
     ),
     "data.draw": Key(
         0,
@@ -248,7 +250,9 @@ KEYS: dict[str, Key] = {
     ),
     "init.skip": Key(_INIT.skip, "patterns of parameters not to take from init.from, such as 'head/*'", added=True),
     "init.allow": Key(
-        _INIT.allow, "patterns of parameters that may be missing, left over or of another shape in init.from", added=True
+        _INIT.allow,
+        "patterns of parameters that may be missing, left over or of another shape in init.from",
+        added=True,
     ),
     "init.channels": Key(
         _INIT.channels,

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from jaxvit.config.key_table import KEYS, REMOVED, RENAMED
 from jaxvit.errors import UsageError, nearest
 
-
 SOURCE = "source"  # as the name of a model: that of the weights in init.from
 
 

@@ -26,6 +26,7 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
     classes, on_error = get("data.classes", tuple), get.one_of("data.on_error", ("stop", "skip"))
     side, white = get.at_least("data.side", 0), get.at_least("data.white", 0)
     limits = Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1))
+    few = resolve_few(get)
     cut, name, directory = resolve_cut(get), get("data.name", str), data_dir(get("data.dir", str))
     if side**2 > limits.pixels:
         most = f"config.data.max_pixels={limits.pixels}"
@@ -39,7 +40,7 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
         limits=limits,
         white=white,
         cut=cut,
-        few=resolve_few(get),
+        few=few,
     )
     dataset.say_left_out()
     return dataset

@@ -101,7 +101,9 @@ def _head_first(get: ConfigReader, name: str, steps: int, train: TrainPlan) -> i
             "train the head alone, freeze the rest with optim.freeze"
         )
     if steps and ":" in name:
-        raise UsageError(f"config.optim.head_first='{text}': does not go with an optimizer of your own; use optim.freeze")
+        raise UsageError(
+            f"config.optim.head_first='{text}': does not go with an optimizer of your own; use optim.freeze"
+        )
     return steps
 
 

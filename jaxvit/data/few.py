@@ -42,7 +42,9 @@ def choose_few(source: Source | StreamedSource, few: Few) -> Source:
     for number, name in enumerate(source.class_names):
         own = np.flatnonzero(source.labels == number)
         if len(own) < few.per_class:
-            raise UsageError(f"{where}: {source.name} has only {len(own)} images of {name}; set it to {len(own)} or less")
+            raise UsageError(
+                f"{where}: {source.name} has only {len(own)} images of {name}; set it to {len(own)} or less"
+            )
         rows.append(rng.permutation(own)[: few.per_class])
     chosen = np.sort(np.concatenate(rows))
     files = source.list_files

@@ -148,10 +148,10 @@ class Dataset:
         """Whether a stored split can be cut by content: its images are files, or it fits into the cache."""
         return self.has_files or self._whole.fits(split)
 
-    def changed(self, *, side: int, cut: Cut | None) -> Dataset:
-        """Returns the same data set with another side and cut, without scanning its folder again."""
+    def changed(self, *, side: int, cut: Cut | None, few: Few | None = None) -> Dataset:
+        """Returns the same data set with another side, cut and `few`, without scanning its folder again."""
         options = {"on_error": self._on_error, "limits": self._whole.limits, "white": self._whole.white}
-        return Dataset(self._store, classes=self._classes, **options, side=side, cut=cut, few=self._few)
+        return Dataset(self._store, classes=self._classes, **options, side=side, cut=cut, few=few)
 
     @property
     def without_training_images(self) -> tuple[str, ...]:
@@ -438,6 +438,4 @@ def open_dataset(
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # raises an error that explains the missing ':function'
             raise
-    return Dataset(
-        store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut, few=few
-    )
+    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut, few=few)

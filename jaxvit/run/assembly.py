@@ -147,7 +147,9 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
-    def apply_in_training(self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array) -> jax.Array:
+    def apply_in_training(
+        self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
+    ) -> jax.Array:
         """As `apply`; frozen parameters have no gradients."""
         held = {**variables, "params": hold(variables["params"], self.plan.optim.freeze)}
         return self.apply(held, images_BHWC, train=train, key=key)

@@ -132,7 +132,6 @@ class InitialValues:
             patches += len(x)
         return total / max(patches, 1)
 
-
     def load(self) -> Arrays:
         """Reads the weights of `init.from`; {collection/path: array} of what is taken from them; {} without.
 
@@ -148,7 +147,9 @@ class InitialValues:
         _, decisions, found = self._taken()
         guess = found.pretrained.guess
         size = "x".join(map(str, found.pretrained.input[:2]))
-        lines = [f"starts from {found.where}: {guess.model} of {found.pretrained.origin.title} for {size}, {found.hash}"]
+        lines = [
+            f"starts from {found.where}: {guess.model} of {found.pretrained.origin.title} for {size}, {found.hash}"
+        ]
         return lines + table(decisions)
 
     def _taken(self) -> tuple[Arrays, list[Decision], InitialWeights]:

@@ -61,7 +61,9 @@ def describe_frozen(params: Params, freeze: str) -> str:
     pairs = jax.tree_util.tree_leaves_with_path(params)
     held = [leaf.size for path, leaf in pairs if is_frozen(path, freeze)]
     total = sum(leaf.size for _, leaf in pairs)
-    return f"frozen: {len(held):,} of {len(pairs):,} arrays, {sum(held):,} of {total:,} parameters; they have no moments"
+    return (
+        f"frozen: {len(held):,} of {len(pairs):,} arrays, {sum(held):,} of {total:,} parameters; they have no moments"
+    )
 
 
 def hold(params: Params, freeze: str) -> Params:

@@ -156,9 +156,7 @@ def _clipping(s: OptimizerSettings) -> optax.GradientTransformation:
     return optax.clip_by_global_norm(s.clip_norm) if plain else clip_active(s.clip_norm, s.freeze, s.head_first_steps)
 
 
-def _by_group(
-    s: OptimizerSettings, make: Callable[[], optax.GradientTransformation]
-) -> optax.GradientTransformation:
+def _by_group(s: OptimizerSettings, make: Callable[[], optax.GradientTransformation]) -> optax.GradientTransformation:
     """A transformation of the trained parameters alone, and of those that begin later from then on."""
     if not (s.freeze or s.head_first_steps):
         return make()
@@ -168,9 +166,7 @@ def _by_group(
     return optax.partition(parts, lambda params: groups_of(params, s.freeze, head_first=s.head_first_steps > 0))
 
 
-def average_weights(
-    ema: Params, params: Params, step: jax.Array, decay: float, ramp: bool, freeze: str = ""
-) -> Params:
+def average_weights(ema: Params, params: Params, step: jax.Array, decay: float, ramp: bool, freeze: str = "") -> Params:
     """Updates the exponential moving average of the weights.
 
     Args:
