@@ -150,12 +150,18 @@ def read_pretrained(
         if model:
             built = create_model(model, **(overrides or {}))
         else:
-            built = create_model(guess.model, **{**guess.attributes, **(overrides or {})})
+            attributes = {**guess.attributes, **(overrides or {})}
+            if not attributes.get("heads", 1):
+                raise UsageError(
+                    f"{path} does not say how its {attributes['dim']} channels are split into heads, which are not of "
+                    "64: give their number, --config.model.heads=N"
+                )
+            built = create_model(guess.model, **attributes)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     image = input or guess.input
     try:
-        prepared = found.prepare(arrays, _attributes(built))
+        prepared = found.prepare(arrays, plain_attributes(built))
         shapes = shapes_of(built, image)
         read = mapping.read(prepared, found.lines, shapes)
     except _MISFITS as error:
@@ -219,9 +225,10 @@ def _nested(arrays: Arrays) -> dict:
     return unflatten_dict({tuple(name.split("/")): array for name, array in arrays.items()})
 
 
-def _attributes(model: nn.Module) -> dict[str, Value]:
+def plain_attributes(model: nn.Module) -> dict[str, Value]:
     """A model's attributes that are plain values."""
-    found = {each.name: getattr(model, each.name) for each in dataclasses.fields(model) if each.init}
+    names = [each.name for each in dataclasses.fields(model) if each.init and each.name not in ("parent", "name")]
+    found = {name: getattr(model, name) for name in names}
     return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str, tuple))}
 
 
@@ -256,7 +263,7 @@ def write_arrays(params: Mapping, origin: Origin, model: nn.Module) -> Arrays:
       UsageError: the model has a part that the project's has not.
     """
     flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(params)).items()}
-    left_out = origin.not_written(_attributes(model))
+    left_out = origin.not_written(plain_attributes(model))
     lines = [line for line in origin.lines if not line.theirs.startswith(left_out)] if left_out else origin.lines
     try:
         return origin.restore(mapping.write(flat, lines))
@@ -293,7 +300,7 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
     arrays = read_arrays(path)
     origin = find_origin(arrays, path)
     try:
-        prepared = origin.prepare(arrays, _attributes(model))
+        prepared = origin.prepare(arrays, plain_attributes(model))
         image = input or origin.guess(arrays).input
         read = mapping.read(prepared, origin.lines, shapes_of(model, image))
     except _MISFITS as error:
