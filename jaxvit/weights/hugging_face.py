@@ -26,7 +26,7 @@ from jaxvit.weights.hub import FILE
 ENDINGS = (".safetensors", ".npz", ".pth", ".pt", ".bin", INDEX)
 _BESIDE = (CONFIG, PREPROCESSOR, "model.json")
 _PREFERRED = (FILE, f"{FILE}{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")  # in this order
-_PATIENCE = 4.0  # seconds until the hub counts as out of reach
+_PATIENCE = 3.0  # seconds until the hub counts as out of reach
 _ADDRESS = re.compile(
     r"hf:/{1,2}(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>\w[\w.-]{0,99}))?(?:/(?P<file>.+))?"
 )
