@@ -21,6 +21,7 @@ from jaxvit.weights import mapping
 from jaxvit.weights.arrays import read_arrays
 from jaxvit.weights.compact_transformers import COMPACT_TRANSFORMERS
 from jaxvit.weights.google import BIG_VISION, SCENIC, VISION_TRANSFORMER
+from jaxvit.weights.hugging_face import fetch, is_address
 from jaxvit.weights.layouts import Shape
 from jaxvit.weights.mapping import Arrays
 from jaxvit.weights.model_json import ModelFacts
@@ -117,7 +118,8 @@ def read_pretrained(
 
     Args:
       path: the file; see `jaxvit.weights.arrays.read_arrays` for the formats. Or a folder of this project: a run's, of
-        which the best checkpoint is read, or one that `jaxvit export --to=hub` or `jaxvit convert` has written.
+        which the best checkpoint is read, or one that `jaxvit export --to=hub` or `jaxvit convert` has written. Or an
+        address of a model hub, 'hf://owner/name[@revision][/file]': see `jaxvit.weights.hugging_face`.
       origin: a name of `ORIGINS`; '' finds it by the names in the file.
       part: which part of a PyTorch checkpoint; see `read_arrays`. A run has 'model' and 'ema'; '' takes the weights
         that its test result was measured with.
@@ -129,7 +131,7 @@ def read_pretrained(
     Raises:
       UsageError: the file cannot be read, holds a model that this project does not have, or does not suit `model`.
     """
-    path = Path(path)
+    path = fetch(path) if is_address(path) else Path(path)
     if origin and origin not in (*ORIGINS, OWN.name):
         raise UsageError(f"no origin {origin!r}; known are {', '.join((*ORIGINS, OWN.name))}")
     if folder := find_own(path):
@@ -150,12 +152,18 @@ def read_pretrained(
         if model:
             built = create_model(model, **(overrides or {}))
         else:
-            built = create_model(guess.model, **{**guess.attributes, **(overrides or {})})
+            attributes = {**guess.attributes, **(overrides or {})}
+            if not attributes.get("heads", 1):
+                raise UsageError(
+                    f"{path} does not say how its {attributes['dim']} channels are split into heads, which are not of "
+                    "64: give their number, --config.model.heads=N"
+                )
+            built = create_model(guess.model, **attributes)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     image = input or guess.input
     try:
-        prepared = found.prepare(arrays, _attributes(built))
+        prepared = found.prepare(arrays, plain_attributes(built))
         shapes = shapes_of(built, image)
         read = mapping.read(prepared, found.lines, shapes)
     except _MISFITS as error:
@@ -219,9 +227,10 @@ def _nested(arrays: Arrays) -> dict:
     return unflatten_dict({tuple(name.split("/")): array for name, array in arrays.items()})
 
 
-def _attributes(model: nn.Module) -> dict[str, Value]:
+def plain_attributes(model: nn.Module) -> dict[str, Value]:
     """A model's attributes that are plain values."""
-    found = {each.name: getattr(model, each.name) for each in dataclasses.fields(model) if each.init}
+    names = [each.name for each in dataclasses.fields(model) if each.init and each.name not in ("parent", "name")]
+    found = {name: getattr(model, name) for name in names}
     return {name: value for name, value in found.items() if isinstance(value, (bool, int, float, str, tuple))}
 
 
@@ -256,7 +265,7 @@ def write_arrays(params: Mapping, origin: Origin, model: nn.Module) -> Arrays:
       UsageError: the model has a part that the project's has not.
     """
     flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(params)).items()}
-    left_out = origin.not_written(_attributes(model))
+    left_out = origin.not_written(plain_attributes(model))
     lines = [line for line in origin.lines if not line.theirs.startswith(left_out)] if left_out else origin.lines
     try:
         return origin.restore(mapping.write(flat, lines))
@@ -268,8 +277,8 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
     """Variables for a model of yours from published weights, or from a run.
 
     Args:
-      path: `.pth`, `.safetensors` or `.npz` of one of the projects in `ORIGINS`, or a folder of this project: see
-        `read_pretrained`.
+      path: `.pth`, `.safetensors` or `.npz` of one of the projects in `ORIGINS`, a folder of this project, or an
+        address 'hf://owner/name': see `read_pretrained`.
       model: the model of the file.
       input: (height, width, channels) of its images; None goes by the file.
 
@@ -283,7 +292,7 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
       >>> model = jaxvit.create_model("cct_7_3x1_32")  # doctest: +SKIP
       >>> variables = jaxvit.load_weights("cct_7_3x1_cifar10_300epochs.pth", model)  # doctest: +SKIP
     """
-    path = Path(path)
+    path = fetch(path) if is_address(path) else Path(path)
     if folder := find_own(path):
         found = read_own(folder)
         height, width, channels = found.facts.input_shape
@@ -293,7 +302,7 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
     arrays = read_arrays(path)
     origin = find_origin(arrays, path)
     try:
-        prepared = origin.prepare(arrays, _attributes(model))
+        prepared = origin.prepare(arrays, plain_attributes(model))
         image = input or origin.guess(arrays).input
         read = mapping.read(prepared, origin.lines, shapes_of(model, image))
     except _MISFITS as error:

@@ -109,8 +109,13 @@ def _prepare(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Value]) 
 
 def _restore(arrays: Mapping[str, np.ndarray]) -> Arrays:
     found = dict(arrays)
-    if "cls_token" in found and not found["pos_embed"][:, 0].any():
-        found["pos_embed"] = found["pos_embed"][:, 1:]
+    if "cls_token" not in found:
+        return found
+    table, registers = found["pos_embed"], found.get("reg_token")
+    if not table[:, 0].any():
+        found["pos_embed"] = table[:, 1:]
+    elif registers is not None:  # timm gives positions to all leading tokens or to none
+        found["pos_embed"] = np.concatenate([table[:, :1], np.zeros_like(registers), table[:, 1:]], 1)
     return found
 
 

@@ -20,9 +20,25 @@ _OURS = "encoder/block_{i}"
 _PARTS = ("query", "key", "value")
 
 
+_NEW = {
+    "attention.q_proj.": "attention.attention.query.",
+    "attention.k_proj.": "attention.attention.key.",
+    "attention.v_proj.": "attention.attention.value.",
+    "attention.o_proj.": "attention.output.dense.",
+}
+_NEW_VIT = {"mlp.fc1.": "intermediate.dense.", "mlp.fc2.": "output.dense."}  # of a layer with `layernorm_before`
+
+
 def _plain(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """Names without the model in front: 'vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.'."""
-    return {re.sub(r"^(vit|deit|dinov2|dinov2_with_registers)\.", "", name): array for name, array in arrays.items()}
+    """Names without the model in front, 'vit.', 'deit.', 'dinov2.' or 'dinov2_with_registers.', as files have them.
+
+    `state_dict()` of transformers 5 has new names for layers, which `save_pretrained` writes under the old ones.
+    """
+    found = {re.sub(r"^(vit|deit|dinov2|dinov2_with_registers)\.", "", name): a for name, a in arrays.items()}
+    found = {re.sub(r"^layers\.", "encoder.layer.", name): array for name, array in found.items()}
+    old = {**_NEW, **(_NEW_VIT if "encoder.layer.0.layernorm_before.weight" in found else {})}
+    pattern = re.compile(r"^(encoder\.layer\.\d+\.)(" + "|".join(map(re.escape, old)) + ")")
+    return {pattern.sub(lambda m: m[1] + old[m[2]], name): array for name, array in found.items()}
 
 
 def _fits(arrays: Mapping[str, np.ndarray]) -> bool:
