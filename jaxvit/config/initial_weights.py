@@ -22,17 +22,15 @@ from jaxvit.config.key_table import KEYS
 from jaxvit.config.keys import SOURCE, from_plain, model_config, set_value
 from jaxvit.config.reader import ConfigReader
 from jaxvit.errors import UsageError
-from jaxvit.files import local_path, read_json
+from jaxvit.files import read_json
 from jaxvit.models.registry import model_defaults
 from jaxvit.shown import terminal
+from jaxvit.weights.hugging_face import is_address, weights_path
+from jaxvit.weights.image_settings import usual_settings
 from jaxvit.weights.model_json import read_model
 from jaxvit.weights.pretrained import Pretrained, read_pretrained
 
 FINETUNE = "finetune"  # the packaged config for fine-tuning
-HUB = "hf://"
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_HALF = (0.5,), (0.5,)
-_CIFAR = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 # (learning rate, layer decay) by the width of the model: wide models were trained on more, and are changed less.
 _RATES = ((512, (1e-4, 0.75)), (256, (2e-4, 0.8)), (0, (5e-4, 0.9)))
 _FROM_SOURCE = ("augment.mean", "augment.std", "optim.peak_lr", "optim.layer_decay")
@@ -67,12 +65,8 @@ class InitialWeights:
         found = self.pretrained
         if found.facts:
             return found.facts.preprocessing.mean, found.facts.preprocessing.std
-        name = found.origin.name
-        if name == "compact_transformers" and found.input[0] == 32:
-            return _CIFAR
-        wide = found.guess.attributes.get("layer_scale", 0.0)
-        of_imagenet = name in ("spach", "compact_transformers") or bool(wide)
-        return _IMAGENET if of_imagenet else _HALF
+        said = usual_settings(found.origin.name, found.guess).preprocessing(found.input)
+        return said.mean, said.std
 
     @property
     def step_of_sides(self) -> int:
@@ -92,7 +86,8 @@ def located_weights(where: str) -> str:
       >>> located_weights("hf://timm/vit"), located_weights("/runs/../a.npz"), located_weights("")
       ('hf://timm/vit', '/a.npz', '')
     """
-    return where if not where or where.startswith(HUB) else os.path.abspath(local_path(where))
+    where = weights_path(where)
+    return where if not where or is_address(where) else os.path.abspath(where)
 
 
 def read_weights(where: str, model: str = "") -> InitialWeights:
@@ -106,7 +101,7 @@ def read_weights(where: str, model: str = "") -> InitialWeights:
       UsageError: the weights cannot be read, or are of no known model.
     """
     where = located_weights(where)
-    if not where.startswith(HUB) and not os.path.exists(where):
+    if not is_address(where) and not os.path.exists(where):
         raise UsageError(f"config.init.from='{terminal(where)}': there is no such file or folder")
     own = ":" in model and os.path.isdir(where) and read_model(Path(where)).name == model
     return _read(where, own, _state_of(where))

@@ -276,7 +276,7 @@ def page(lines: Sequence[Mapping[str, str]], configs: Path, runs: Path = Path("r
         "reproduce transfer` writes this page from `transfer.csv`; the recipes are in `configs/transfer.py`.",
         "",
         "- Test accuracy on all test images of the ten classes: the mean over the seeds, with its 95 % confidence",
-        "  interval (Student). A seed draws the training images, equal for the three ways, and all other random numbers.",
+        "  interval (Student). A seed draws the training images, equal for all ways, and all other random numbers.",
         "  All seeds start from the same trained model, so the interval says nothing about other ones.",
         "- Differences are paired, seed by seed. Fine-tuning and training from scratch take the same number of steps:",
         f"  {', '.join(f'{steps} for {size} images' for size, steps in _steps(configs).items())}. No rate was tuned.",
