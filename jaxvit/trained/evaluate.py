@@ -177,7 +177,8 @@ def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
     dataset = open_dataset(name, data_dir(config.data.dir), **how)
     if shape[0] == shape[1] and (not dataset.is_fixed or dataset.image_shape[:2] != shape[:2]) and not is_own(name):
         if dataset.is_fixed:
-            _say(f"{name}: images of {_size(dataset.image_shape[:2])} are resized to {_size(shape[:2])}, as by `predict`")
+            here = _size(dataset.image_shape[:2])
+            _say(f"{name}: images of {here} are resized to {_size(shape[:2])}, as by `predict`")
         dataset = dataset.changed(side=shape[0], cut=None)  # the size of the model
     dataset.say_left_out()
     return dataset

@@ -119,7 +119,9 @@ def test_a_prepared_set_of_another_size_is_resized_as_by_predict(tmp_path, capsy
         jaxvit.train(config, tmp_path)
     own, said = evaluate(tmp_path, capsys, "--split=test")
     assert "resized" not in said
-    other, said = evaluate(tmp_path, capsys, "--data=digits", f"--split={config.data.test}", f"--out={tmp_path / 'out'}")
+    other, said = evaluate(
+        tmp_path, capsys, "--data=digits", f"--split={config.data.test}", f"--out={tmp_path / 'out'}"
+    )
     assert "note: digits: images of 8×8 are resized to 12×12, as by `predict`" in said
     assert (other["loss"], other["count"]) == (own["loss"], own["count"])
 
