@@ -19,11 +19,12 @@ from jaxvit.config.keys import set_value
 from jaxvit.config.plan_data import check_classes, resolve_cut
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.decoding import Limits
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.data.label_table import TABLE_ENDINGS, TABLE_PREFIX
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, located, open_dataset
+from jaxvit.data.sources import located, open_dataset
 from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path

@@ -23,8 +23,8 @@ from jaxvit.config.plan_types import DataPlan, ModelPlan, Plan, TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.data.augment import without_effect
 from jaxvit.data.batches import steps_per_epoch
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
 from jaxvit.training.hooks import check_hooks
 from jaxvit.training.journal import check_writers

@@ -11,9 +11,10 @@ import numpy as np
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import BALANCES, WEIGHTINGS, class_weights
 from jaxvit.data.cut import Cut
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.decoding import Limits
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
 
 if TYPE_CHECKING:
