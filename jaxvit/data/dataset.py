@@ -21,12 +21,13 @@ from jaxvit.data.decoding import Damage, Limits, Records
 from jaxvit.data.fingerprint import ORIGINALS, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_store import ImageStore
+from jaxvit.data.notes import warn_once
 from jaxvit.data.own import OwnStore
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.photo_folder import LeftOut
 from jaxvit.data.prepared import PreparedStore
 from jaxvit.data.splits import resolve_split
-from jaxvit.data.stored import StoredSplits, warn_once
+from jaxvit.data.stored import StoredSplits
 from jaxvit.errors import UsageError
 from jaxvit.shown import terminal
 

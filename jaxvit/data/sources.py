@@ -17,14 +17,19 @@ from jaxvit.data.image_folder import PREFIX, open_image_files
 from jaxvit.data.label_table import TABLE_PREFIX
 from jaxvit.data.own import OwnStore
 from jaxvit.data.prepared import open_prepared
+from jaxvit.data.shard_store import open_shards
+from jaxvit.data.shards import PARQUET_PREFIX, TAR_PREFIX
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path
 from jaxvit.own_code import is_own_module, load_function
 
+# Prefixes of data sets that are files: a folder of images, a table, shards.
+FILE_PREFIXES = (PREFIX, TABLE_PREFIX, TAR_PREFIX, PARQUET_PREFIX)
+
 
 def is_own(name: str) -> bool:
     """Whether a data set's name is that of a user's function, 'package.module:function'."""
-    return ":" in name and not name.startswith((PREFIX, TABLE_PREFIX))
+    return ":" in name and not name.startswith(FILE_PREFIXES)
 
 
 def located(name: str) -> str:
@@ -56,7 +61,8 @@ def open_dataset(
     """Opens a data set by name; `digits` is prepared on first use.
 
     Args:
-      name: TFDS name, 'image_folder:PATH', 'image_table:FILE', or 'package.module:function' (see `jaxvit.data.own`).
+      name: TFDS name, 'image_folder:PATH', 'image_table:FILE', 'tar:PATTERN', 'parquet:PATTERN', or
+        'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
       classes, on_error, side, limits, white, cut: see `Dataset`.
 
@@ -64,10 +70,12 @@ def open_dataset(
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
     located(name)  # refuses a URL
-    if name in (PREFIX, TABLE_PREFIX):
+    if name in FILE_PREFIXES:
         raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
     if name.startswith((PREFIX, TABLE_PREFIX)):
         store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
+    elif name.startswith((TAR_PREFIX, PARQUET_PREFIX)):
+        store = open_shards(name, directory, limits, skip_unlabelled=on_error == "skip")
     elif is_own(name):
         store = OwnStore(name, directory)
     elif {"", ".", ".."} & {*name.split("/")}:

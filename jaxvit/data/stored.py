@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -17,21 +16,12 @@ from jaxvit.data.cut import Contents
 from jaxvit.data.decoding import Damage, Limits, Records
 from jaxvit.data.depth import Depth, hint
 from jaxvit.data.image_store import ImageStore
+from jaxvit.data.notes import warn_once
 from jaxvit.data.own import OwnStore
 from jaxvit.data.prepared import PreparedStore
 from jaxvit.errors import UsageError
-from jaxvit.shown import terminal
 
-_said: set[str] = set()
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
-
-
-def warn_once(said: str, *, known: bool = False) -> None:
-    """Prints a line on stderr once per process, because a start opens a data set several times; never if `known`."""
-    if said not in _said:
-        _said.add(said)
-        if not known:
-            print(terminal(said), file=sys.stderr, flush=True)
 
 
 class StoredSplits:

@@ -11,11 +11,10 @@ import numpy as np
 from jaxvit import own_code as gate
 from jaxvit.config.for_images import data_name
 from jaxvit.config.plan import dataset_of
-from jaxvit.data import image_folder
 from jaxvit.data.dataset import Dataset
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import is_own, open_dataset
+from jaxvit.data.sources import FILE_PREFIXES, is_own, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
@@ -175,7 +174,7 @@ def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
     if not is_own(name):
         name = data_name(name)
     side, shape = config.data.side, loaded.image_shape
-    if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
+    if name.startswith(FILE_PREFIXES) and shape[0] == shape[1]:
         side = shape[0]  # resize files of any size to that of the model
     how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
     dataset = open_dataset(name, data_dir(config.data.dir), **how)
