@@ -1,18 +1,18 @@
 """Makes batches ahead of their use, in order: in Grain's threads, or in its processes.
 
-Pillow releases Python's lock while it decodes, so threads use several cores; what remains under the lock limits them to
-about as many cores as `THREADS_SCALE_TO`. Processes have no such limit, but each takes some seconds to start, 0.3 GB of
-memory, and shared memory for its batches.
+Pillow releases Python's lock while it decodes, so threads use several cores; the rest of the work limits them to about
+`THREADS_SCALE_TO` cores. Processes have no such limit, but each takes seconds to start and some memory, and has to send
+its batches.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import os
 import pickle
-import shutil
 import signal
 import sys
 import threading
@@ -27,7 +27,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxvit.data.decoding import Damage, DamageReport
-from jaxvit.data.notes import warn_once
 from jaxvit.errors import RunFailedError, UsageError
 
 Batch = dict[str, np.ndarray]
@@ -35,7 +34,6 @@ Batch = dict[str, np.ndarray]
 BATCHES = 4  # fewest batches to prefetch; bounds the memory
 MOST_THREADS = 16
 THREADS_SCALE_TO = 8  # on more cores, decoding in processes is faster
-_SHARED = "/dev/shm"  # holds the batches of processes on Linux; containers often have only 64 MB
 
 
 class Decoder(Protocol):
@@ -79,7 +77,7 @@ def in_threads(make: Callable[[int], Any], start: int, stop: int, threads: int =
 
 
 def in_processes(
-    make: Callable[[int], Batch], source: Decoder, start: int, stop: int, processes: int, batch_bytes: int
+    make: Callable[[int], Batch], source: Decoder, start: int, stop: int, processes: int
 ) -> Iterator[Batch]:
     """Yields ``make(start)``, …, ``make(stop - 1)``, computed ahead by processes.
 
@@ -90,13 +88,13 @@ def in_processes(
       source: the split.
       start, stop: range of the arguments of `make`.
       processes: number of processes.
-      batch_bytes: size of a batch, to see whether shared memory has room.
 
     Raises:
       RunFailedError: an image cannot be decoded and is not to be skipped, or a process ends by itself.
-      UsageError: the split cannot be sent to other processes, or shared memory is too small.
+      UsageError: the split cannot be sent to other processes.
     """
-    batches = _in_processes(make, source, start, stop, processes, batch_bytes)
+    _close_at_exit()
+    batches = _in_processes(make, source, start, stop, processes)
     _open.add(batches)
     return batches
 
@@ -104,16 +102,23 @@ def in_processes(
 _open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 
-@atexit.register
+@functools.cache
+def _close_at_exit() -> None:
+    import multiprocessing.util  # its own function at exit ends processes too, and has to run after ours
+
+    del multiprocessing
+    atexit.register(_close_all)
+
+
 def _close_all() -> None:
-    """Ends processes and frees shared memory before Python takes the modules apart that this needs."""
+    """Ends the processes before Python takes the modules apart that this needs."""
     for batches in list(_open):
         with contextlib.suppress(ValueError):  # another thread is just using it
             batches.close()
 
 
 def _in_processes(
-    make: Callable[[int], Batch], source: Decoder, start: int, stop: int, processes: int, batch_bytes: int
+    make: Callable[[int], Batch], source: Decoder, start: int, stop: int, processes: int
 ) -> Generator[Batch, None, None]:
     import grain
     from absl import flags
@@ -127,7 +132,6 @@ def _in_processes(
             f"config.data.workers: this data set cannot be sent to other processes ({type(error).__name__}); set it to "
             "-1, which decodes in threads"
         ) from None
-    _check_shared_memory(4 * processes * batch_bytes, processes)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads flags, which only absl.app parses
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
@@ -155,15 +159,17 @@ def _in_processes(
 
 @dataclass(frozen=True)
 class _Element:
-    """A batch from another process.
+    """A batch from another process. Grain sends it through a pipe; arrays that it sees it puts into shared memory.
+
+    (Containers often have only 64 MB of shared memory, and Grain 0.2.18 leaves some behind when a stream ends early.)
 
     Attributes:
-      names: names of its arrays.
+      batch: the batch; {} if there is an error.
       report: the damage that is new since the process's last batch.
       error: an exception that the batch ended with; None = none.
     """
 
-    names: tuple[str, ...]
+    batch: Batch
     report: DamageReport
     error: Exception | None = None
 
@@ -174,23 +180,21 @@ class _Reporting:
     def __init__(self, make: Callable[[int], Batch], source: Decoder):
         self._make, self._source = make, source
 
-    def __call__(self, i: int) -> tuple[Any, ...]:
+    def __call__(self, i: int) -> _Element:
         damage = self._source.damage
         damage.announced = 0  # the main process announces it
         try:
             batch = self._make(i)
         except (RunFailedError, UsageError) as error:
-            return (_Element((), damage.new_report(), error),)
-        return (_Element(tuple(batch), damage.new_report()), *batch.values())
+            return _Element({}, damage.new_report(), error)
+        return _Element(batch, damage.new_report())
 
 
-def _received(element: tuple[Any, ...], damage: Damage) -> Batch:
-    head: _Element = element[0]
-    damage.take_report(head.report)
-    if head.error:
-        raise head.error
-    # Copies, so that the shared memory is free for the next batch.
-    return {name: np.array(values) for name, values in zip(head.names, element[1:], strict=True)}
+def _received(element: _Element, damage: Damage) -> Batch:
+    damage.take_report(element.report)
+    if element.error:
+        raise element.error
+    return element.batch
 
 
 def _start_worker(parent: int, index: int, count: int) -> None:
@@ -218,25 +222,3 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-def _check_shared_memory(needed: int, processes: int) -> None:
-    if not os.path.isdir(_SHARED):
-        return
-    free = shutil.disk_usage(_SHARED).free
-    if needed > free:
-        raise UsageError(
-            f"config.data.workers: {processes} processes need {needed / 1e6:,.0f} MB of shared memory for batches, and "
-            f"{_SHARED} has {free / 1e6:,.0f} MB free; use fewer, decode in threads (--config.data.workers=-1), or "
-            "give a container more, as with `docker run --shm-size=8g`"
-        )
-
-
-def fits_processes(batch_bytes: int, processes: int) -> bool:
-    """Whether shared memory has room for the batches of so many processes; warns once if it has not."""
-    try:
-        _check_shared_memory(4 * processes * batch_bytes, processes)
-    except UsageError as error:
-        warn_once(f"note: {error}; threads are used instead")
-        return False
-    return True

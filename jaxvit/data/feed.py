@@ -7,7 +7,6 @@ or several steps that run in one compiled program.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvit.data.ahead import BATCHES, fits_processes, in_processes, in_threads, processes_for, threads_for
+from jaxvit.data.ahead import BATCHES, in_processes, in_threads, processes_for, threads_for
 from jaxvit.data.batches import Batch, TrainOrder, evaluation_batches, gather, padded
 from jaxvit.data.parts import Source, StreamedSource
 
@@ -109,11 +108,6 @@ class HostBatches:
             chosen = self.order[number]
         return gather(self.source, chosen, self.batch_size, self.own, numbered=self.numbered)
 
-    @property
-    def bytes(self) -> int:
-        """Size of the images of a batch."""
-        return self.batch_size * math.prod(self.source.image_shape)
-
 
 class StreamFeed:
     """Gathers or decodes batches in Grain's threads or processes, and copies them to the devices while steps run.
@@ -152,7 +146,7 @@ class StreamFeed:
         self._batches_of = HostBatches(source, order, batch_size, own, numbered)
         self._steps_per_call, self._steps, self._put = steps_per_call, steps, put_call
         self._host_transform = host_transform
-        self._threads, self._processes = threads_for(threads), _processes(self._batches_of, workers)
+        self._threads, self._processes = threads_for(threads), _processes(source, workers)
         self.ahead = max(BATCHES, self._threads, 3 * self._processes)
         self._start, self._next = -1, -1  # first step of the last call; the step after it
         self._recent: list[Batch] = []
@@ -203,18 +197,15 @@ def evaluation_stream(
         yield from evaluation_batches(source, batch_size, own)
         return
     make, count = HostBatches(source, None, batch_size, own), -(-len(source) // batch_size)
-    processes = _processes(make, workers)
+    processes = _processes(source, workers)
     yield from _in_processes(make, 0, count, processes) if processes else in_threads(make, 0, count)
 
 
-def _processes(make: HostBatches, workers: int) -> int:
-    """Number of processes that decode; 0 = threads: the split is decoded already, or shared memory is too small."""
-    if isinstance(make.source, Source):
-        return 0
-    processes = processes_for(workers)
-    return processes if workers > 0 or not processes or fits_processes(make.bytes, processes) else 0
+def _processes(source: Source | StreamedSource, workers: int) -> int:
+    """Number of processes that decode; 0 = threads, or the split is decoded already."""
+    return processes_for(workers) if isinstance(source, StreamedSource) else 0
 
 
 def _in_processes(make: HostBatches, start: int, stop: int, processes: int) -> Iterator[Batch]:
     assert isinstance(make.source, StreamedSource)
-    return in_processes(make, make.source, start, stop, processes, make.bytes)
+    return in_processes(make, make.source, start, stop, processes)
