@@ -14,8 +14,8 @@ from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_config_arguments, parse_model_overrides, set_dtype, split_overrides
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.preparable import PREPARABLE
-from jaxvit.data.sources import Dataset
 from jaxvit.data.synthetic import NAME as SYNTHETIC
 from jaxvit.data.synthetic import synthetic_dataset
 from jaxvit.devices import hardware
