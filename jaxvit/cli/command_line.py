@@ -35,6 +35,7 @@ VERBS = {
     "embed": "write the features of images before the head; draw a map of them",
     "report": "compare runs in a table; draw the figures of each",
     "export": "export a trained model to files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
+    "convert": "make a folder for the other verbs of published weights: PyTorch, safetensors or NumPy",
     "benchmark": "measure the speed and memory of models on this machine",
     "reproduce": "run the documents' experiments and compare with their reported results",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",

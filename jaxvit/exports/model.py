@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxvit._version import __version__
 from jaxvit.devices.runtime import forward_options
 from jaxvit.trained.load import Loaded
-from jaxvit.trained.weights import restore, store
+from jaxvit.weights.stored import restore, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ExportModel:
 
     Attributes:
       loaded: the trained model.
-      kind: dtype of the stored weights, see `jaxvit.trained.weights`.
+      kind: dtype of the stored weights, see `jaxvit.weights.stored`.
       stored: the parameters as returned by `weights.store`.
       result: evaluation of the stored weights: split, data, count, top1, top5, loss, ece; None = not evaluated.
     """
