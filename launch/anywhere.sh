@@ -66,22 +66,25 @@ needs() {  # needs COMMAND PLACE HOW-TO-GET-IT
   [ -n "$flag_dry_run" ] || command -v "$1" >/dev/null 2>&1 || fail "--on=$2 needs the command $1: $3"
 }
 
+quoted() {  # quoted WORD…: the words as one line for a shell, which a reader can follow
+  local word line=''
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    line="$line${line:+ }$word"
+  done
+  printf '%s' "$line"
+}
+
 show() {  # show WORD…: prints a command, quoted for the shell, one flag per line
   local word line='' before=''
   for word in "$@"; do
     case $before,$word in
-      *,--*|--*,/*) printf '%s \\\n' "$line"; line="  $(printf '%q' "$word")" ;;
-      *) line="$line${line:+ }$(printf '%q' "$word")" ;;
+      *,--*|--*,/*) printf '%s \\\n' "$line"; line="  $(quoted "$word")" ;;
+      *) line="$line${line:+ }$(quoted "$word")" ;;
     esac
     before=$word
   done
   printf '%s\n' "$line"
-}
-
-quoted() {  # quoted WORD…: the words as one line for a shell on another machine
-  local word line=''
-  for word in "$@"; do line="$line${line:+ }'${word//\'/\'\\\'\'}'"; done
-  printf '%s' "$line"
 }
 
 refuse_bucket() {  # refuse_bucket ARG…: a run on another machine would refuse it too, but only after a wait in the queue

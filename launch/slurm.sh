@@ -76,7 +76,7 @@ submit() {
     installed "$kind" || installed "${kind:+$kind,}test" || install "$kind"
   fi
   name=${flag_name:-jaxvit-$verb}
-  command=(sbatch --job-name="$name" --nodes="$flag_nodes" --ntasks="$tasks" --ntasks-per-node="$flag_tasks_per_node")
+  command=(sbatch --parsable --job-name="$name" --nodes="$flag_nodes" --ntasks="$tasks" --ntasks-per-node="$flag_tasks_per_node")
   [ "$flag_gpus_per_node" -eq 0 ] || command+=(--gpus-per-node="$flag_gpus_per_node")
   [ -z "$flag_cpus_per_task" ] || command+=(--cpus-per-task="$flag_cpus_per_task")
   [ -z "$flag_partition" ] || command+=(--partition="$flag_partition")
@@ -97,7 +97,7 @@ submit() {
     cat "$here/launch/slurm_job.sh"
     exit 0
   fi
-  id=$("${command[@]}" --parsable) || fail "sbatch refused the job (its reason is above)" 2
+  id=$("${command[@]}") || fail "sbatch refused the job (its reason is above)" 2
   id=${id%%;*}
   echo "launch.sh: submitted job $id; its log is ${flag_log:-$name-$id*.out}"
   echo "Next:  squeue --job=$id    scancel --signal=TERM $id  (saves, and is queued again)    scancel $id  (ends it)"
