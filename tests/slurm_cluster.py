@@ -113,10 +113,18 @@ class Slurm:
         wait_for(lambda: self.job(number).get("JobState") in states, lambda: f"{self.job(number)}\n{self.logs()}")
         return self.job(number)
 
-    def start_now(self, number: str) -> None:
-        """Ends the two minutes that Slurm waits before it starts a requeued job again."""
-        wait_for(lambda: self.job(number).get("JobState") == "PENDING", lambda: str(self.job(number)))
-        self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+    def start_again(self, number: str) -> None:
+        """Waits until the job was queued again, and ends the two minutes that Slurm would wait before its next start."""
+
+        def started() -> bool:
+            job = self.job(number)
+            if job.get("Restarts", "0") == "0":
+                return False
+            if job["JobState"] == "PENDING":
+                self.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+            return job["JobState"] in ("RUNNING", "COMPLETED", "FAILED")
+
+        wait_for(started, lambda: f"{self.job(number)}\n{self.logs()}")
 
     def logs(self) -> str:
         """The last lines of the daemons' logs."""

@@ -129,7 +129,7 @@ def test_only_a_stopped_run_is_queued_again(launch, slurm):
     """75 is queued again and the log is kept; other codes end the job; 75 after --limit is the run's own end."""
     (launch.records / "code").write_text("75")
     number = launch("--nodes=2", "train", "--workdir=x")
-    slurm.start_now(number)
+    slurm.start_again(number)
     done = slurm.wait_until(number, "COMPLETED", "FAILED")
     assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "1")
     assert len(launch.recorded()) == 4  # two processes, twice
@@ -137,7 +137,6 @@ def test_only_a_stopped_run_is_queued_again(launch, slurm):
     assert "its state is saved; queued again" in log.read_text()
     (launch.records / "code").write_text("70")
     ended = launch("train", "--workdir=x")
-    limited = launch("reproduce", "--limit", "2 hours")
     assert slurm.wait_until(ended, "COMPLETED", "FAILED")["ExitCode"] == "70:0"
     (launch.records / "code").write_text("75")
     limited = launch("reproduce", "--limit", "2 hours")
@@ -204,7 +203,7 @@ def test_a_run_of_two_tasks_is_stopped_and_ends_with_the_local_result(slurm, tmp
     wait_for(lambda: len(list(launch.records.glob("reached_*"))) == 2, lambda: log.read_text() + slurm.logs(), 600)
     slurm.ask("scancel", "--signal=TERM", number)
     (launch.records / "go").touch()
-    slurm.start_now(number)
+    slurm.start_again(number)
     done = slurm.wait_until(number, "COMPLETED", "FAILED", "CANCELLED")
     said = log.read_text()
     assert (done["JobState"], done["Restarts"]) == ("COMPLETED", "1"), said
