@@ -24,6 +24,16 @@ def make_mesh(devices: int, fsdp: int = 1) -> Mesh:
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def platform_of(mesh: Mesh) -> str:
+    """The platform of a mesh's devices: 'cpu', 'gpu' or 'tpu'.
+
+    The devices may be those of another machine, which a program is compiled for: then it is not the platform of
+    `jax.default_backend()`.
+    """
+    platform = mesh.devices.flat[0].platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
@@ -89,6 +99,11 @@ def shard_together(shardings: PyTree) -> PyTree:
     return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(None, *s.spec)), shardings)
 
 
+def split_call(mesh: Mesh, axis: int = 1) -> NamedSharding:
+    """The sharding of the arrays of a call, (K, B, …), or (K, R, B) for R runs: the axis B, `axis`, is split."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp")))
+
+
 def place_call(mesh: Mesh, call: Mapping[str, ArrayLike], axis: int = 1) -> dict[str, jax.Array]:
     """Copies this process's rows of the K batches of a call to its devices.
 
@@ -97,7 +112,15 @@ def place_call(mesh: Mesh, call: Mapping[str, ArrayLike], axis: int = 1) -> dict
       call: host arrays (K, B, …), or (K, R, B) for R runs that train together.
       axis: index of the axis B, which is split.
     """
-    return _place(NamedSharding(mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp"))), call)
+    return _place(split_call(mesh, axis), call)
+
+
+def abstract(sharding: NamedSharding, tree: PyTree) -> PyTree:
+    """Returns the shapes of arrays with a sharding, in place of copies of the arrays on the devices.
+
+    A program can be compiled for devices that are not here from shapes alone.
+    """
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=sharding), tree)
 
 
 def _place(sharding: NamedSharding, arrays: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
