@@ -7,7 +7,7 @@ them, and each process provides its own rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +18,12 @@ from jax.typing import ArrayLike
 PyTree = Any  # a tree of arrays or shardings, which Python's types cannot describe
 
 
-def make_mesh(devices: int, fsdp: int = 1) -> Mesh:
-    """Makes a mesh of the first `devices` devices, with shape (devices // fsdp, fsdp)."""
-    grid = np.array(jax.devices()[:devices]).reshape(devices // fsdp, fsdp)
+def make_mesh(devices: int, fsdp: int = 1, of: Sequence[jax.Device] = ()) -> Mesh:
+    """Makes a mesh of the first `devices` devices, with shape (devices // fsdp, fsdp).
+
+    `of` are the devices to choose from, which need not be here if nothing runs on them; () = all of this run.
+    """
+    grid = np.array((of or jax.devices())[:devices]).reshape(devices // fsdp, fsdp)
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
@@ -53,6 +56,16 @@ def over_images(mesh: Mesh) -> Callable[[Callable[..., PyTree]], Callable[..., P
     rows = split_batch(mesh).spec
     # check_vma would refuse loops whose initial value is a constant, which the user's function may have.
     return lambda one: jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+
+
+def on_own_rows(mesh: Mesh) -> Callable[[Callable[..., PyTree]], Callable[..., PyTree]]:
+    """Returns a function that makes a function of a batch run on each device's own rows, without communication.
+
+    All arguments and results have a first axis B, which the number of devices divides. On one device, the function sees
+    the whole batch.
+    """
+    rows = split_batch(mesh).spec
+    return lambda some: jax.shard_map(some, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> slice:

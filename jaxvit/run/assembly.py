@@ -22,7 +22,7 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import memory_of_device
-from jaxvit.devices.sharding import over_images, platform_of
+from jaxvit.devices.sharding import on_own_rows, over_images, platform_of
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_params
@@ -113,6 +113,8 @@ class Assembly:
           mesh: as in `train_step`.
         """
         settings = self.plan.augment
+        # Images are mixed with images of the same device, unless there is only one.
+        own = self.plan.train.per_device_batch > 1
         return augment(
             key,
             step,
@@ -121,6 +123,7 @@ class Assembly:
             classes=self.classes,
             label_smoothing=self.plan.train.label_smoothing,
             each=over_images(mesh) if mesh is not None else jax.vmap,
+            within=on_own_rows(mesh) if mesh is not None and own else lambda blend: blend,
             flips=flip_key(root) if settings.alternates else None,
             class_weights=self.plan.data.loss_weights,
         )
