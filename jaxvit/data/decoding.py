@@ -265,7 +265,7 @@ def why_unreadable(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class DamageReport:
-    """What a process that decodes has found.
+    """Damage that a process has found since its last report.
 
     Attributes:
       damaged: (name, reason) of each record that cannot be decoded.
@@ -338,7 +338,7 @@ class Damage:
         self._note(name, reason)
 
     def new_report(self) -> DamageReport:
-        """Returns what was found since the last report, for the process that counts for all."""
+        """Returns the damage found since the last report, for the process that adds all of it up."""
         with self._lock:
             named, deep = self._reported
             self._reported = [len(self._reasons), self.depth.count]
