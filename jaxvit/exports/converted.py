@@ -142,6 +142,7 @@ def read_conversion(
     model: str = "",
     origin: str = "",
     part: str = "",
+    heads: str = "",
     overrides: Mapping[str, Value] | None = None,
     augment: Mapping[str, Value] | None = None,
     input: tuple[int, int] | None = None,
@@ -153,6 +154,7 @@ def read_conversion(
       file: the weights; see `jaxvit.weights.pretrained.read_pretrained`.
       model: a name that the file must suit; '' = it is guessed from the shapes.
       origin, part: as in `read_pretrained`.
+      heads: 'average' reads a distilled DeiT; see `read_pretrained`.
       overrides: attributes of the model.
       augment: settings of `AUGMENT`.
       input: (height, width) of the images; None = by the shapes.
@@ -161,15 +163,17 @@ def read_conversion(
     Raises:
       UsageError: the file cannot be read, or is not what the arguments say.
     """
-    if find_own(file):
+    if folder := find_own(file):
+        if not (folder / "model.json").exists():
+            raise UsageError(f"{file} is a folder: name a file of weights in it")
         raise UsageError(f"{file} is a folder of jaxvit already: load it as it is, or use jaxvit export --to=hub")
     beside = read_beside(file)
     given = {**(beside.attributes if not model else {}), **(overrides or {})}
     shape = None
     if input:
-        channels = read_pretrained(file, origin=origin, part=part, model=model, overrides=given).input[2]
+        channels = read_pretrained(file, origin=origin, part=part, model=model, overrides=given, heads=heads).input[2]
         shape = (*input, channels)
-    found = read_pretrained(file, origin=origin, part=part, model=model, overrides=given, input=shape)
+    found = read_pretrained(file, origin=origin, part=part, model=model, overrides=given, input=shape, heads=heads)
     attributes = plain_attributes(found.model)
     name = model or _name(found, attributes)
     classes = int(attributes["num_classes"])
