@@ -1,7 +1,7 @@
 """A distilled DeiT has two heads, on the class token and on the distillation token; its answer is their mean.
 
-Touvron et al. 2020 (arXiv:2012.12877, section 4). The mean of two dense layers is one dense layer on both tokens side by
-side, which a ViT with `pool='cls_register'` has; the distillation token is its register.
+Touvron et al. 2020 (arXiv:2012.12877, section 4). The mean of two dense layers is one dense layer on both tokens side
+by side, which a ViT with `pool='cls_register'` has; the distillation token is its register.
 """
 
 from __future__ import annotations

@@ -335,7 +335,7 @@ def transformers(w, images, heads, eps):
 
 
 def distilled(w, images, heads):
-    """DeiT's `DistilledVisionTransformer` (facebookresearch/deit, models.py) outside of training: the mean of two heads.
+    """DeiT's `DistilledVisionTransformer` (facebookresearch/deit, models.py) in evaluation: the mean of two heads.
 
     Both forward passes read the first token, so the tokens are exchanged for the second head: attention sees a set.
     """
