@@ -77,7 +77,7 @@ class Conversion:
         lines = [
             f"weights  {found.origin.title}: {sum(leaf.size for leaf in leaves):,} parameters in {len(leaves)} arrays",
             f"model    {self.name}{others}",
-            f"images   {size}, patches of {self.attributes.get('patch', '-')}, {len(names):,} classes",
+            f"images   {size}, {self._tokens()}, {len(names):,} classes",
             f"guessed  {', '.join(self.guessed)}, from the shapes" if self.guessed else "guessed  nothing",
             *(f"unsure   {what}: {why}" for what, why in found.guess.unsure.items() if what in self.guessed),
             f"pixels   mean {mean}, std {std}{crop}, {said.interpolation} ({self.images_from})",
@@ -92,6 +92,11 @@ class Conversion:
             more = ", …" if len(found.unused) > 5 else ""
             lines.append(f"unused   {len(found.unused)} arrays: {', '.join(found.unused[:5])}{more}")
         return lines
+
+    def _tokens(self) -> str:
+        if self.attributes.get("tokenizer") == "conv":
+            return f"convolutions of {self.attributes['kernel']}"
+        return f"patches of {self.attributes['patch']}"
 
     def facts(self) -> dict[str, object]:
         """The same as `lines`, as plain values for JSON."""
@@ -182,9 +187,10 @@ def read_conversion(
     preprocessing = _with(settings.preprocessing(found.input), augment or {})
     if augment:
         settings = settings._replace(source=f"{settings.source}; {', '.join(augment)} as given")
-    known = {*(overrides or {}), *(["name", "patch", "classes"] if model else [])}
+    known = {*(overrides or {}), *(["name", "patch", "tokenizer", "classes"] if model else [])}
     known |= {*(["resolution"] if input else []), *(["classes"] if found.fresh else [])}
-    guessed = [what for what in ("name", "patch", "classes", "resolution", *found.guess.unsure) if what not in known]
+    tokens = "tokenizer" if attributes.get("tokenizer") == "conv" else "patch"
+    guessed = [what for what in ("name", tokens, "classes", "resolution", *found.guess.unsure) if what not in known]
     return Conversion(
         file=file,
         found=found,

@@ -78,7 +78,7 @@ def test_every_verb_takes_the_folder(converted, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["input"] == [16, 16, 3]
     assert export.main([run, "--to=hub", f"--out={tmp_path / 'out'}"]) == 0
     assert jaxvit.load(tmp_path / "out" / "hub").class_names == ("cat", "dog", "bird")
-    with pytest.raises(UsageError, match="neither a test nor a validation split; name one with --split"):
+    with pytest.raises(UsageError, match="neither a test nor a validation split; name one with --split, or"):
         evaluate.main([run, f"--out={tmp_path}"])
 
 
