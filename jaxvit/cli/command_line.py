@@ -43,7 +43,6 @@ VERBS = {
     "data": "prepare data sets, draw augmented batches, export images, measure input speed",
 }
 
-
 _USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit VERB [options])
 
 verbs:

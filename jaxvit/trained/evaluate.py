@@ -92,7 +92,10 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         config.data.dir = directory
     named = {part: config.data[part] for part in PARTS}
     if not split and not data and not (named["test"] or named["validation"]):
-        raise UsageError(f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split")
+        raise UsageError(
+            f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split, or other "
+            "images with --data"
+        )
     split = split or ("" if data else "test" if named["test"] else "validation")
     if not data and split in PARTS and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
