@@ -33,6 +33,7 @@ ALLOWED = {
     "exports": "errors shown files own_code ops layers models devices data weights config run trained",
     "pages": "errors shown files ops layers models devices data training weights config figures run trained",
     "speed": "errors shown files ops layers models devices data training config run trained exports pages",
+    "ahead": "errors shown files layers models devices run speed",
     "reproduce": "errors shown files models devices data training config figures run trained speed",
     "cli": "*",
 }

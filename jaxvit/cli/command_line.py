@@ -38,6 +38,7 @@ VERBS = {
     "export": "export a trained model to files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
     "convert": "make a folder for the other verbs of published weights: PyTorch, safetensors or NumPy",
     "benchmark": "measure the speed and memory of models on this machine",
+    "compile": "compile the training step for TPUs and GPUs that are not here: memory, kernels, communication",
     "reproduce": "run the documents' experiments and compare with their reported results",
     "summary": "show a model's modules, shapes, parameters, tokens and multiply-adds",
     "data": "prepare data sets, draw augmented batches, export images, measure input speed",

@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", default="", type=local_path, metavar="DIR", help="the folder to write; a new one")
     parser.add_argument("--origin", choices=tuple(ORIGINS), default="", help="the project (default: told by the names)")
     parser.add_argument("--part", default="", help="entry of a PyTorch checkpoint, such as model_ema")
+    parser.add_argument("--heads", choices=("average",), default="", help="of a distilled DeiT: use their mean")
     parser.add_argument("--image_size", default="", help="'224' or '224x160' (rows x columns); default: by positions")
     parser.add_argument(
         "--class_names", default="", type=local_path, metavar="FILE", help="class names: one a line, or a JSON list"
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> int:
         model=options.model,
         origin=options.origin,
         part=options.part,
+        heads=options.heads,
         overrides=attributes,
         augment=augment,
         input=_size(options.image_size),

@@ -84,6 +84,8 @@ def export_layout(loaded: Loaded, file: Path, layout: str, *, dry_run: bool = Fa
         raise UsageError(f"--layout={layout}: the model keeps more than parameters, which {origin.title} has not")
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise RunFailedError("the model's weights are not finite numbers: its training has diverged")
+    if getattr(loaded.model, "pool", "") == "cls_register":
+        raise UsageError(f"--layout={layout}: a head on two tokens at once has no counterpart in {origin.title}")
     arrays = write_arrays(params, origin, loaded.model)
     arguments = _refuse_others(loaded, arrays, origin)
     if dry_run:

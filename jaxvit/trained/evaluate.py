@@ -11,10 +11,10 @@ import numpy as np
 from jaxvit import own_code as gate
 from jaxvit.config.for_images import data_name
 from jaxvit.config.plan import dataset_of
-from jaxvit.data import image_folder
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, is_own, open_dataset
+from jaxvit.data.sources import is_own, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
@@ -92,7 +92,10 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         config.data.dir = directory
     named = {part: config.data[part] for part in PARTS}
     if not split and not data and not (named["test"] or named["validation"]):
-        raise UsageError(f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split")
+        raise UsageError(
+            f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split, or other "
+            "images with --data"
+        )
     split = split or ("" if data else "test" if named["test"] else "validation")
     if not data and split in PARTS and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
@@ -173,11 +176,14 @@ def _say(what: str) -> None:
 def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
     if not is_own(name):
         name = data_name(name)
-    side, shape = config.data.side, loaded.image_shape
-    if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
-        side = shape[0]  # resize files of any size to that of the model
-    how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
+    shape = loaded.image_shape
+    how = {"on_error": config.data.on_error, "limits": loaded.limits, "white": config.data.white}
     dataset = open_dataset(name, data_dir(config.data.dir), **how)
+    if shape[0] == shape[1] and (not dataset.is_fixed or dataset.image_shape[:2] != shape[:2]) and not is_own(name):
+        if dataset.is_fixed:
+            here = _size(dataset.image_shape[:2])
+            _say(f"{name}: images of {here} are resized to {_size(shape[:2])}, as by `predict`")
+        dataset = dataset.changed(side=shape[0], cut=None)  # the size of the model
     dataset.say_left_out()
     return dataset
 

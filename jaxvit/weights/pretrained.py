@@ -20,6 +20,7 @@ from jaxvit.shown import terminal
 from jaxvit.weights import mapping
 from jaxvit.weights.arrays import read_arrays
 from jaxvit.weights.compact_transformers import COMPACT_TRANSFORMERS
+from jaxvit.weights.distilled import average_heads
 from jaxvit.weights.google import BIG_VISION, SCENIC, VISION_TRANSFORMER
 from jaxvit.weights.hugging_face import fetch, is_address
 from jaxvit.weights.layouts import Shape
@@ -113,6 +114,7 @@ def read_pretrained(
     overrides: Mapping[str, Value] | None = None,
     input: tuple[int, int, int] | None = None,
     own_code: bool = False,
+    heads: str = "",
 ) -> Pretrained:
     """Reads weights into a model: a file of another project, or a folder of this one.
 
@@ -126,12 +128,15 @@ def read_pretrained(
       model: a name of `jaxvit.list_models` that the file must suit; '' goes by the shapes.
       overrides: attributes that the file does not tell, or tells wrongly.
       input: (height, width, channels) of the images; None goes by the position table.
+      heads: 'average' reads a distilled DeiT, whose answer is the mean of two heads; '' refuses it.
       own_code: lets a folder's model be code outside this package, which is then run; see `jaxvit.load`.
 
     Raises:
       UsageError: the file cannot be read, holds a model that this project does not have, or does not suit `model`.
     """
     path = fetch(path) if is_address(path) else Path(path)
+    if heads not in ("", "average"):
+        raise UsageError(f"heads={heads!r}: 'average', or '' for a model with one head")
     if origin and origin not in (*ORIGINS, OWN.name):
         raise UsageError(f"no origin {origin!r}; known are {', '.join((*ORIGINS, OWN.name))}")
     if folder := find_own(path):
@@ -142,6 +147,11 @@ def read_pretrained(
         raise UsageError(f"{path} is no folder of a run, nor one from jaxvit export --to=hub")
     arrays = read_arrays(path, part)
     found = ORIGINS[origin] if origin else find_origin(arrays, path)
+    try:
+        if heads:
+            arrays = average_heads(arrays, found.name)
+    except ValueError as error:
+        raise UsageError(f"{path}: heads={heads!r}: {error}") from None
     try:
         guess = found.guess(arrays)
     except NotImportable as error:

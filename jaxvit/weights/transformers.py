@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxvit.weights.distilled import AVERAGE
 from jaxvit.weights.layouts import CONV, HEADS_BIAS, HEADS_IN, HEADS_OUT, TABLE
 from jaxvit.weights.mapping import Arrays, Line, torch_dense, torch_norm
 from jaxvit.weights.origin import Guess, NotImportable, Origin, Value, count, grid_of, heads_of
@@ -52,7 +53,8 @@ def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:
     if "embeddings.cls_token" not in found or "encoder.layer.0.attention.attention.query.weight" not in found:
         raise NotImportable("a model other than ViT, DeiT or DINOv2")
     if "distillation_classifier.weight" in found:
-        raise NotImportable("a distilled DeiT, whose answer is the mean of two heads on two tokens")
+        what = "a distilled DeiT, whose answer is the mean of two heads on two tokens"
+        raise NotImportable(f"{what}; {AVERAGE} reads it as that")
     dim, channels, patch, _ = found["embeddings.patch_embeddings.projection.weight"].shape
     dino = "encoder.layer.0.mlp.fc1.weight" in found
     distilled = "embeddings.distillation_token" in found
@@ -72,6 +74,8 @@ def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:
     }
     if "classifier.weight" in found and not dino:
         attributes["num_classes"] = found["classifier.weight"].shape[0]
+        if found["classifier.weight"].shape[1] == 2 * dim:  # see `jaxvit.weights.distilled`
+            attributes["pool"] = "cls_register"
     places = found["embeddings.position_embeddings"].shape[-2] - 1 - distilled
     return Guess("vit", attributes, grid_of(places, patch, channels))
 

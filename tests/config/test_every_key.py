@@ -101,6 +101,7 @@ OTHER = {
     "data.max_bytes": (20, FOLDER),
     "data.white": (30_000, FOLDER),
     "data.feed": ("stream", {}),
+    "data.workers": (2, {}),
     "data.train": ("train[:59]", {}),
     "data.validation": ("train[60:89]", {}),
     "data.test": ("test[:24]", {}),
@@ -206,6 +207,7 @@ ELSEWHERE = {
         ("init.from", "init.hash", "init.keep", "init.skip", "init.allow", "init.channels"),
         "tests/run/test_initial_weights.py",  # they need a trained model
     ),
+    "data.workers": "tests/data/test_ahead.py",  # of sets that are too large to be kept decoded
     "train.fsdp": "tests/devices/test_devices.py",
     "train.deterministic": "tests/devices/test_runtime.py",
     "train.hooks": "tests/training/test_hooks.py",
