@@ -260,6 +260,8 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return why_init_unread(key)
     if key == "data.workers":
         return "the images are kept decoded in the cache, so that training decodes none"
+    if key == "data.draw":
+        return "config.data.per_class=0 trains on all images"
     if key == "data.fold":
         return "config.data.folds=0 makes no folds"
     if key in ("data.balance_by", "data.balance_beta"):

@@ -13,6 +13,7 @@ from jaxvit.data.balance import BALANCES, WEIGHTINGS, class_weights
 from jaxvit.data.cut import Cut
 from jaxvit.data.dataset import Dataset
 from jaxvit.data.decoding import Limits
+from jaxvit.data.few import Few
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import open_dataset
@@ -27,15 +28,30 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
     classes, on_error = get("data.classes", tuple), get.one_of("data.on_error", ("stop", "skip"))
     side, white = get.at_least("data.side", 0), get.at_least("data.white", 0)
     limits = Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1))
+    few = resolve_few(get)
     cut, name, directory = resolve_cut(get), get("data.name", str), data_dir(get("data.dir", str))
     if side**2 > limits.pixels:
         most = f"config.data.max_pixels={limits.pixels}"
         raise UsageError(f"config.data.side={side}: that is more pixels than {most} allows")
     dataset = opened or open_dataset(
-        name, directory, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut
+        name,
+        directory,
+        classes=classes,
+        on_error=on_error,
+        side=side,
+        limits=limits,
+        white=white,
+        cut=cut,
+        few=few,
     )
     dataset.say_left_out()
     return dataset
+
+
+def resolve_few(get: ConfigReader) -> Few | None:
+    """Derives the few images of each class to train on from `data.per_class` and `data.draw`; None = all images."""
+    per_class = get.at_least("data.per_class", 0)
+    return Few(get("data.train", str), per_class, get.at_least("data.draw", 0)) if per_class else None
 
 
 def resolve_cut(get: ConfigReader) -> Cut | None:
