@@ -27,7 +27,7 @@ ALLOWED = {
     "training": "errors shown files own_code ops devices",
     "weights": "errors shown files ops layers models",
     "config": "errors files own_code ops layers models devices data training",
-    "figures": "errors files ops layers models training",
+    "figures": "errors shown files ops layers models training",
     "run": "errors shown files own_code ops layers models devices data training config figures",
     "trained": "errors shown files own_code ops layers models devices data training config run",
     "exports": "errors shown files own_code ops layers models devices data config run trained",

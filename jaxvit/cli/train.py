@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
 from jaxvit.cli import command_line
+from jaxvit.cli.options import said_choice
 from jaxvit.config.files import packaged_configs, split_spec
 from jaxvit.config.for_images import CONFIG, choose, data_name, default_workdir
 from jaxvit.config.key_table import KEYS
@@ -21,7 +21,6 @@ from jaxvit.files import local_path
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.dry_run import print_plan
 from jaxvit.run.train import train
-from jaxvit.shown import terminal
 
 _EXAMPLES = """examples:
   jaxvit train --data=photos                       your images, photos/CLASS/IMAGE.jpg; derives the settings
@@ -114,12 +113,8 @@ def _fill_in(options: argparse.Namespace, config: ConfigDict, overrides: Collect
         raise UsageError("--data and --config.data.name set the same key; give only one of them")
     name = data_name(options.data)
     whole = not options.config or split_spec(options.config)[0] == CONFIG
-    found = choose(config, name, given=overrides, folds=folds, whole_recipe=whole)
-    for line in found.lines:
-        print(terminal(line), flush=True)
-    for phrase in found.warnings:
-        print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
-    return found.config, options.workdir or default_workdir(name, found.config.data.folds)
+    config = said_choice(choose(config, name, given=overrides, folds=folds, whole_recipe=whole))
+    return config, options.workdir or default_workdir(name, config.data.folds)
 
 
 def main(argv: list[str]) -> int:

@@ -99,6 +99,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     else:
         head, length = source[:HEAD], len(source)
     kind = kind_of(head, length)
+    if not length:
+        raise ValueError("it is empty")
     if not kind:
         raise UnidentifiedImageError("not an image")
     if kind == "HEIF":
@@ -280,7 +282,7 @@ class Damage:
     announced: int = 0
     limits: Limits = field(default_factory=Limits)
     depth: Depth = field(default_factory=Depth)
-    _names: dict[str, None] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -291,6 +293,12 @@ class Damage:
     def names(self) -> tuple[str, ...]:
         with self._lock:
             return tuple(self._names)[:20]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each record in `names` cannot be decoded."""
+        with self._lock:
+            return tuple(self._names.values())[:20]
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -315,7 +323,7 @@ class Damage:
         with self._lock:
             if name in self._names:
                 return
-            self._names[name] = None
+            self._names[name] = reason
             count = len(self._names)
         if count <= self.announced:
             more = "; further ones are only counted" if count == self.announced else ""
