@@ -90,6 +90,15 @@ def test_a_caption_has_a_line_for_each_thing_whatever_names_hold():
     assert text.split("\n") == ["new\\nline 50 %", "it is a\\x1b[1m", "caf\\xe9.png"]
 
 
+def test_a_title_fits_whatever_path_is_in_it():
+    figure = style.new_figure(4, 3)
+    style.entitle(figure, f"image_folder:/home/{'long_name/' * 12}a$x_{{/b$c: 90.00 % of 10 images right")
+    title = figure.get_suptitle()
+    figure.draw_without_rendering()
+    [box] = [text.get_window_extent() for text in figure.findobj(Text) if text.get_text() == title]
+    assert title.count("\n") > 1 and box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
 def test_a_damaged_font_is_passed_over(tmp_path):
     (tmp_path / "x.ttf").write_bytes(b"no font")
     assert scripts._letters(str(tmp_path / "x.ttf")) == frozenset()
