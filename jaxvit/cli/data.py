@@ -26,11 +26,10 @@ from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_config_arguments, parse_overrides, split_overrides
 from jaxvit.config.plan import dataset_of
 from jaxvit.data.builders import prepare
-from jaxvit.data.image_folder import PREFIX, is_among_images, save_images
-from jaxvit.data.label_table import TABLE_PREFIX
+from jaxvit.data.image_folder import is_among_images, save_images
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import open_dataset
+from jaxvit.data.sources import FILE_PREFIXES, open_dataset
 from jaxvit.errors import UsageError, nearest
 from jaxvit.files import local_path, make_writable
 from jaxvit.pages.terminal import print_lines
@@ -150,7 +149,7 @@ def _configured(options: Any, rest: list[str]) -> tuple[ConfigDict, dict[str, An
         if not options.names:
             raise UsageError("name a data set, a folder of photos or a table of labels, or give --config=NAME")
         name = data_name(options.names.pop(0), "")
-        if options.action != "export" and name.startswith((PREFIX, TABLE_PREFIX)):
+        if options.action != "export" and name.startswith(FILE_PREFIXES):
             rest = [*rest, *(["--config.data.dir", options.data_dir] if options.data_dir else [])]
             config, overrides, unknown = parse_config_arguments(CONFIG, rest)
             _parser().refuse_unknown(unknown)

@@ -44,7 +44,7 @@ def new_figure(width: float, height: float, **settings: Any) -> Figure:
 
 def entitle(figure: Figure, text: str, fontsize: float = 12) -> None:
     """Sets the title of the whole figure, wrapped to its width."""
-    letters = int(figure.get_figwidth() * 72 / (0.55 * fontsize))
+    letters = int(figure.get_figwidth() * 72 / (0.64 * fontsize))
     figure.suptitle("\n".join(textwrap.wrap(text, letters)), fontsize=fontsize, parse_math=False)
 
 
