@@ -112,6 +112,8 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         split = there[0] if len(there) == 1 else "test"
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
+    if data and dataset.name == config.data.name and expression.startswith("train"):
+        _say(f"{dataset.name}: the run was trained on images of {split}; without --data, its test part is evaluated")
     source = adapt(dataset.read(expression), numbers, loaded)
     if source.image_shape != loaded.image_shape:
         raise UsageError(
