@@ -11,9 +11,10 @@ import numpy as np
 from jaxvit import own_code as gate
 from jaxvit.config.for_images import data_name
 from jaxvit.config.plan import dataset_of
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, is_own, open_dataset
+from jaxvit.data.sources import is_own, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
