@@ -119,8 +119,10 @@ bring_up() {  # waits for a slice that is ready; makes it if there is none
   done
 }
 
-pack() {  # the checkout without environments, runs and caches
-  tar -C "$here" -czf "$work/jaxvit.tar.gz" --exclude='./.*' --exclude=./runs --exclude=./sweeps --exclude=./tests --exclude=./docs --exclude='__pycache__' .
+pack() {  # pack COMMAND…: puts the checkout without environments, runs, tests and pages into an archive, or shows how
+  local without=() name
+  for name in './.*' ./runs ./sweeps ./tests ./docs __pycache__; do without+=(--exclude="$name"); done
+  "$@" tar -C "$here" -czf "$work/jaxvit.tar.gz" "${without[@]}" .
 }
 
 on_workers() {  # on_workers WORKERS COMMAND
@@ -171,13 +173,13 @@ submit() {
     work=/tmp/FOLDER
     echo "# unless the slice exists:"; make_slice
     echo "# when it is READY:"
-    show tar -C "$here" -czf "$work/jaxvit.tar.gz" .
+    pack show
     install_and_start "$workers" "$@"
     echo "# until the run ends:"; on_workers 0 "bash jaxvit/launch/tpu_worker.sh follow LINES_SEEN"
     echo "# after a preemption, before all of this again:"; remove_slice
     exit 0
   fi
-  pack || fail "the checkout cannot be packed" 70
+  pack command || fail "the checkout cannot be packed" 70
   while :; do
     bring_up
     # A worker that already has this run only continues it.
