@@ -19,7 +19,8 @@ from jaxvit.data.sources import Dataset
 from jaxvit.data.synthetic import NAME as SYNTHETIC
 from jaxvit.data.synthetic import synthetic_dataset
 from jaxvit.devices import hardware
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, first_line
+from jaxvit.models.reduction import reduced
 from jaxvit.models.registry import input_shape
 from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.shown import terminal
@@ -116,7 +117,12 @@ def configure(
 
 
 def make_subject(
-    config: ConfigDict, *, overrides: Iterable[str] = (), synthetic: bool = False, origin: str = "config"
+    config: ConfigDict,
+    *,
+    overrides: Iterable[str] = (),
+    synthetic: bool = False,
+    origin: str = "config",
+    reduce: str = "",
 ) -> Subject:
     """Assembles the subject of a benchmark.
 
@@ -126,6 +132,7 @@ def make_subject(
       synthetic: use random images even if the data set exists. If it does not exist, random images are used anyway,
         with a line on stderr, unless the command line names the data set.
       origin: see `Subject`.
+      reduce: how the model merges or removes tokens, such as 'merge:macs=.7'; see `jaxvit.models.reduction`.
 
     Raises:
       UsageError: `jaxvit train` would refuse the config, or an override has no effect in a benchmark.
@@ -147,6 +154,13 @@ def make_subject(
     config.log.writers = ("jsonl",)
     plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
     assembly = assemble(plan, overrides)
+    if reduce:
+        try:
+            config.model.reduce = reduced(assembly.model, reduce, plan.input_shape).reduce
+        except ValueError as error:
+            raise UsageError(f"--reduce={reduce}: {first_line(error)}") from None
+        plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
+        assembly = assemble(plan, overrides)
     refuse_beyond_memory(plan, assembly)
     return Subject(plan, assembly, dataset, origin)
 
