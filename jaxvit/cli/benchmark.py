@@ -93,9 +93,7 @@ def main(argv: list[str]) -> int:
         configured.append(one)
     if options.dry_run:
         subjects = [
-            make_subject(
-                config, overrides=overrides, synthetic=options.synthetic, origin=origin, reduce=options.reduce
-            )
+            make_subject(config, overrides=overrides, synthetic=options.synthetic, origin=origin, reduce=options.reduce)
             for config, overrides, origin in configured
         ]
         for subject in subjects:
@@ -173,9 +171,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     if options.out:
         make_writable(Path(options.out), "name another folder")
     with quiet.asked():
-        found = measure_files(
-            files, options.workdir, effort, own_code=options.own_code, reduce=options.reduce
-        )
+        found = measure_files(files, options.workdir, effort, own_code=options.own_code, reduce=options.reduce)
     about = circumstances(*PACKAGES, "onnxruntime", "tensorflow")
     said = page(found, about)
     print(json.dumps({"files": found, **about}) + "\n" if options.json else said, end="")

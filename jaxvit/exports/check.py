@@ -38,9 +38,7 @@ for images, out in zip(pairs[::2], pairs[1::2]):
 """
 
 
-def largest_difference(
-    model: ExportModel, kind: Format, path: Path, images_BHWC: np.ndarray
-) -> tuple[float, int]:
+def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC: np.ndarray) -> tuple[float, int]:
     """Compares the file's and the model's probabilities, over several batch sizes, on the CPU.
 
     Returns:

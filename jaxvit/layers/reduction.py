@@ -116,7 +116,9 @@ class TokenReduction:
             raise ValueError(f"macs works out {'r' if self.r else 'keep'}: give only one of them")
 
     def __str__(self) -> str:
-        words = [f"macs={self.macs:g}"] if self.macs else [f"r={self.r}" if self.kind == "merge" else f"keep={self.keep:g}"]
+        words = (
+            [f"macs={self.macs:g}"] if self.macs else [f"r={self.r}" if self.kind == "merge" else f"keep={self.keep:g}"]
+        )
         words += [f"at={_listed(self.at)}"] if self.at else []
         words += [f"by={self.by}"] if self.by != "attention" else []
         return f"{self.kind}:{','.join(words)}"

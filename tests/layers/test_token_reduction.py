@@ -52,7 +52,7 @@ def forward(params, reduce, x):
         elif reduce.kind == "prune" and i in reduce.at:
             score = {"norm": np.linalg.norm(x, axis=1), "attention": weights[:, 0].mean(axis=0)}[reduce.by]
             keep = int(np.ceil(reduce.keep * (len(x) - 1)))
-            stay = sorted(sorted(range(1, len(x)), key=lambda n: -score[n])[:keep])  # noqa: B023
+            stay = sorted(sorted(range(1, len(x)), key=lambda n: -score[n])[:keep])
             x, sizes = x[[0, *stay]], sizes[[0, *stay]]
         x = x + mlp(p["mlp"], norm(p["norm_mlp"], x, EPS), False)
     return x, sizes
@@ -67,12 +67,12 @@ def encoder(text="none", depth=3, **attributes):
 @pytest.fixture(scope="module")
 def variables():
     made = jax.jit(partial(encoder().init, train=False, grid=(3, 4)))(jax.random.key(0), X)
-    return jax.tree.map(lambda leaf: leaf + 0.3 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype("f"), made)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.3 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype("f"), made
+    )
 
 
-@pytest.mark.parametrize(
-    "text", ["merge:r=2", "merge:r=5,at=1", "prune:keep=.6,at=0-1", "prune:keep=.5,at=2,by=norm"]
-)
+@pytest.mark.parametrize("text", ["merge:r=2", "merge:r=5,at=1", "prune:keep=.6,at=0-1", "prune:keep=.5,at=2,by=norm"])
 def test_against_numpy(variables, text):
     run = jax.jit(partial(encoder(text).apply, train=False, grid=(3, 4)))
     got = run(variables, X)
