@@ -276,9 +276,9 @@ class Encoder(nn.Module):
             )
 
         learner_at = () if self.learner is None else self.learner_at
-        reducing = (
-            () if self.reduce is None else self.reduce.blocks(self.depth, learner_at, fuse=self.fuser is not None)
-        )
+        reducing: tuple[int, ...] = ()
+        if self.reduce is not None:
+            reducing = self.reduce.blocks(self.depth, learner_at, fuse=self.fuser is not None)
         sizes_BN: jax.Array | None = None
         places_BN = _own_places(x_BNC)
 
@@ -310,9 +310,8 @@ class Encoder(nn.Module):
                     places_BN = compose_places(places_BN, found.places)
                     self.sow("intermediates", f"token_places_{i}", places_BN)
                     # Removing tokens leaves all sizes at 1, so attention stays as it is.
-                    sizes_BN = (
-                        found.sizes if sizes_BN is not None or (step is not None and step.kind == "merge") else None
-                    )
+                    merged = step is not None and step.kind == "merge"
+                    sizes_BN = found.sizes if merged or sizes_BN is not None else None
                     found = found.tokens
                 x_BNC, i = found, i + 1
             return x_BNC

@@ -58,8 +58,9 @@ def evaluate(
         count as damaged.
 
     Returns:
-      split, data, step, weights; for a model with fewer tokens, reduce and macs; and everything of `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions),
-      precision, recall, f1, ece, calibration, per_class, confusion, most_confused, class_names.
+      split, data, step, weights; reduce and macs, if the model merges or removes tokens; and everything of
+      `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions), precision, recall, f1, ece, calibration,
+      per_class, confusion, most_confused, class_names.
 
     Raises:
       UsageError: unknown run, data or split, or images of a class that the model does not know.

@@ -110,7 +110,8 @@ class Loaded:
         """Returns the same model with merged or removed tokens; the weights stay as they are.
 
         Args:
-          reduce: such as 'merge:r=8', 'merge:macs=.7' or 'prune:keep=.7'; see `jaxvit.models.reduction`. '' = unchanged.
+          reduce: such as 'merge:r=8', 'merge:macs=.7' or 'prune:keep=.7'; see `jaxvit.models.reduction`. '' = as it
+            is.
 
         Raises:
           UsageError: the text is wrong, or does not fit the model.
