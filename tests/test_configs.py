@@ -9,8 +9,8 @@ import pytest
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.plan import resolve
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.own import OwnStore
-from jaxvit.data.sources import Dataset
 from jaxvit.models.count import count_params
 from jaxvit.run.assembly import assemble
 

@@ -8,7 +8,7 @@ from jaxvit.errors import DONE
 from jaxvit.exports.formats import FORMATS, formats_named
 from jaxvit.exports.write import export_files
 from jaxvit.files import local_path
-from jaxvit.trained.weights import KINDS
+from jaxvit.weights.stored import KINDS
 
 _EXAMPLES = """examples:
   jaxvit export --workdir=runs/digits                               model.stablehlo, for jax on CPU, GPU and TPU

@@ -6,6 +6,7 @@ key that is set on the command line keeps its value.
 
 from __future__ import annotations
 
+import glob
 import os
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -19,11 +20,13 @@ from jaxvit.config.keys import set_value
 from jaxvit.config.plan_data import check_classes, resolve_cut
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.decoding import Limits
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.data.label_table import TABLE_ENDINGS, TABLE_PREFIX
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, located, open_dataset
+from jaxvit.data.shards import shard_prefix
+from jaxvit.data.sources import FILE_PREFIXES, located, open_dataset
 from jaxvit.data.split_by_content import copies
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path
@@ -53,10 +56,10 @@ class Chosen:
 
 
 def data_name(text: str) -> str:
-    """The config key `data.name` for a value of `--data`: a folder or table by its absolute path, else a set's name.
+    """The config key `data.name` for a value of `--data`: files by their absolute path, else a set's name.
 
     Raises:
-      UsageError: the path does not exist, or is neither a folder nor a table.
+      UsageError: the path does not exist, or is neither a folder nor a table nor shards.
 
     Example:
       >>> data_name("photos")  # where there is such a folder  # doctest: +SKIP
@@ -69,16 +72,26 @@ def data_name(text: str) -> str:
         return TABLE_PREFIX + path
     if os.path.isdir(path):
         return PREFIX + path
+    if prefix := shard_prefix(text):
+        return prefix + path
     if os.path.exists(path) or text.startswith((".", "/", "~")):
-        kind = "is neither a folder nor a table (.csv, .tsv, .jsonl)" if os.path.exists(path) else "does not exist"
+        kind = (
+            "is neither a folder nor a table (.csv, .tsv, .jsonl) nor a shard (.tar, .parquet)"
+            if os.path.exists(path)
+            else "does not exist"
+        )
         raise UsageError(f"--data={text}: {path} {kind}")
     return text
 
 
 def default_workdir(name: str, folds: int = 0) -> str:
     """The run folder without `--workdir`: 'runs/photos', or 'runs/photos-5folds' for a cross-validation."""
-    path = Path(name.partition(":")[2])
-    last = path.name if name.startswith(PREFIX) else path.stem if name.startswith(TABLE_PREFIX) else name
+    last = name
+    if name.startswith(FILE_PREFIXES):
+        path = Path(name.partition(":")[2])
+        while glob.has_magic(path.name) or "{" in path.name:  # a pattern of shards: the folder that holds them
+            path = path.parent
+        last = path.name if name.startswith(PREFIX) else path.name.removesuffix(path.suffix)
     last = last.replace(":", ".").replace("/", "-")
     return os.path.join("runs", (last.lstrip(".") or "photos") + (f"-{folds}folds" if folds else ""))
 
@@ -235,6 +248,8 @@ def _describe(
         largest = int(of_class.argmax())
         share = of_class[largest] / of_class.sum()
         lines.append(f"  largest class: {names[largest]}, {share:.1%} of the images: the accuracy of a constant answer")
+    if stored.understood:
+        lines.append(f"  shards: {stored.understood}")
     parts = ", ".join(f"{count:,} {part}" for part, count in counts.items())
     lines.append(f"  parts: {parts}; {_how_cut(stored, get)}")
     left_out = [str(one) for one in dataset.left_out]

@@ -43,7 +43,9 @@ KEYS: dict[str, Key] = {
     "seeds": Key((), "seeds of several runs, whose results are averaged; () = one run, with `seed`"),
     # Data.
     "data.name": Key(
-        "digits", "data set: a TFDS name, 'image_folder:PATH', 'image_table:FILE' or 'package.module:function'"
+        "digits",
+        "data set: a TFDS name, 'image_folder:PATH', 'image_table:FILE', 'tar:PATTERN', 'parquet:PATTERN' or "
+        "'package.module:function'",
     ),
     "data.dir": Key(
         "",
@@ -77,6 +79,13 @@ KEYS: dict[str, Key] = {
         "auto",
         "'resident' keeps the training images on the devices, 'stream' sends batches, 'auto' chooses by their size",
         changes_result=False,
+    ),
+    "data.workers": Key(
+        0,
+        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 8 cores, else a "
+        "process for each core; -1 = threads",
+        changes_result=False,
+        added=True,
     ),
     "data.train": Key("train", "training split in TFDS notation, such as 'train[:90%]'"),
     "data.validation": Key(

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Required, TypedDict
 
 from jaxvit.config.reader import ConfigReader, parse_duration
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.geometry import FILLS, INTERPOLATIONS
 from jaxvit.data.mixing import ERASE_MODES
 from jaxvit.data.own import check_augmentation
 from jaxvit.data.policies import make_policy
 from jaxvit.data.settings import EVALUATION_SIZES, FLIP_MODES, TRAIN_SIZES, Augmentation
-from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
 
 if TYPE_CHECKING:

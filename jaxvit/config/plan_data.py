@@ -11,9 +11,11 @@ import numpy as np
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import BALANCES, WEIGHTINGS, class_weights
 from jaxvit.data.cut import Cut
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.decoding import Limits
+from jaxvit.data.image_folder import PREFIX
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, open_dataset
+from jaxvit.data.sources import open_dataset
 from jaxvit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
     """
     names = dataset.class_names
     if len(names) == 1:
-        folders = ", one folder for each: PATH/CLASS/IMAGE.jpg" if dataset.has_files else ""
+        folders = ", one folder for each: PATH/CLASS/IMAGE.jpg" if name.startswith(PREFIX) else ""
         raise UsageError(
             f"config.data.name='{name}': all of its images are of one class ({names[0]}); a classifier needs two "
             f"classes or more{folders}"

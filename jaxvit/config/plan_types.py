@@ -94,6 +94,7 @@ class TrainPlan:
     writers: tuple[str, ...]
     feed: str
     steps_per_call: int
+    workers: int = -1
 
     @property
     def epochs(self) -> float:

@@ -120,14 +120,12 @@ def find_images(folder: Path, *, skip: Collection[str] = ()) -> Found:
     depth = len(folder.parts)
     filled = {image.parts[depth] for image in images if len(image.parts) > depth + 1}
     with os.scandir(folder) as entries:
-        inside = {
-            e.name for e in entries if not _reason_to_skip(e.name) and e.is_dir() and not has_image_ending(e.name)
-        }
+        inside = {e.name for e in entries if not reason_to_skip(e.name) and e.is_dir() and not has_image_ending(e.name)}
     reasons = {
         reason: (count, tuple(os.path.relpath(name, folder) for name in passed_over.names[reason]))
         for reason, count in passed_over.counts.items()
     }
-    empty = sorted(class_name(name) for name in inside - filled - {*skip} if not _reason_to_skip(name))
+    empty = sorted(class_name(name) for name in inside - filled - {*skip} if not reason_to_skip(name))
     return Found(folder, images, tuple(empty), reasons)
 
 
@@ -199,7 +197,7 @@ def _walk(
                 continue
         folders = []
         for entry in entries:
-            if reason := _reason_to_skip(entry.name):
+            if reason := reason_to_skip(entry.name):
                 passed_over.note(reason, entry.path)
             elif entry.is_symlink():
                 links.append(entry.path)
@@ -249,7 +247,7 @@ def _why_not_followed(link: str, seen: set[tuple[int, int]], taken: set[tuple[in
     identity = found.st_dev, found.st_ino
     if not stat.S_ISREG(found.st_mode):
         return IRREGULAR
-    listed = (parent.st_dev, parent.st_ino) in seen and not _reason_to_skip(os.path.basename(real))
+    listed = (parent.st_dev, parent.st_ino) in seen and not reason_to_skip(os.path.basename(real))
     if identity in taken or listed:
         return TAKEN
     reason = _no_image(link)
@@ -258,7 +256,7 @@ def _why_not_followed(link: str, seen: set[tuple[int, int]], taken: set[tuple[in
     return reason
 
 
-def _reason_to_skip(name: str) -> str:
+def reason_to_skip(name: str) -> str:
     """Returns the reason to skip a file or folder because of its name; '' if there is none."""
     if name.startswith("."):
         return HIDDEN

@@ -23,7 +23,7 @@ from jaxvit.files import locked_folder, make_writable, naming, no_empty_folders
 from jaxvit.shown import terminal
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.load import Loaded, load
-from jaxvit.trained.weights import KINDS
+from jaxvit.weights.stored import KINDS
 
 IMAGES = 32  # number of images used to compare a file with the model
 

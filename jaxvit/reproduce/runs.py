@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.overrides import set_dtype
+from jaxvit.config.keys import set_value
+from jaxvit.config.overrides import parse_overrides, set_dtype
 from jaxvit.data.batches import TrainBatches
 from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, UsageError
@@ -79,6 +80,9 @@ def config_of(row: TableRow, settings: RunSettings) -> ConfigDict:
       UsageError: there is no such config, or the settings do not apply to it.
     """
     config = load_config_file(str(settings.configs / row.config))
+    config, _, _ = parse_overrides(config, [f"--config.{override}" for override in row.overrides])
+    if row.trial_of:
+        set_value(config, "data.test", "")  # a trial chooses a recipe, so it must not see test images
     set_dtype(config, settings.dtype)
     if row.steps:
         return config
@@ -262,15 +266,15 @@ def _line(
     row: TableRow, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Makes the line of a finished run; tests the last weights if the row reports them."""
-    measured = result["test"]
+    environment = read_environment(folder)
+    records = read_jsonl(folder / "metrics.jsonl")
+    validations = deciding_validations(records)
+    measured = max(validations, key=lambda record: record["top1"]) if row.trial_of else result["test"]
     loaded = load(folder, checkpoint=row.weights, weights="model" if row.weights == "latest" else "chosen")
     if row.weights == "latest":
         _, source = read_split(loaded, "test")
         found, _ = evaluate_source(loaded, source)
         measured = found | found["keras"]  # precision and recall as in training
-    environment = read_environment(folder)
-    records = read_jsonl(folder / "metrics.jsonl")
-    validations = [record["top1"] for record in deciding_validations(records)]
     line = {
         "row": row.name,
         "form": form,
@@ -279,7 +283,7 @@ def _line(
         "seed": seed,
         "n": measured["count"],
         **{name: round(measured[name], 6) for name in ("top1", "top5", "loss", "precision", "recall")},
-        "validation": round(max(validations), 6) if validations else "",
+        "validation": round(max(record["top1"] for record in validations), 6) if validations else "",
         "epochs": round(max(record["epoch"] for record in records), 3),
         "weights": row.weights,
         "params": result["params"],

@@ -22,7 +22,7 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import memory_of_device
-from jaxvit.devices.sharding import over_images
+from jaxvit.devices.sharding import on_own_rows, over_images, platform_of
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_params
@@ -83,21 +83,22 @@ class Assembly:
           batch: images, labels and mask, from a feed.
           key: root key of all steps; None = `step_key()`.
           axis_name: name of pmap's axis; None under jit.
-          mesh: mesh that the batch is split over; None for one device and for pmap. It changes no number, only which
-            device draws it.
+          mesh: mesh that the batch is split over; None for one device and for pmap. Its devices decide which
+            implementations are the fastest; None = those of jax's default backend.
         """
         plan, key = self.plan, self.step_key() if key is None else key
-        return train_step(
-            state,
-            batch,
-            key=key,
-            apply=self.apply,
-            transform=partial(self.augment, root=key, mesh=mesh),
-            optimizer=self.optimizer,
-            accumulate=plan.train.accumulate,
-            average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None,
-            axis_name=axis_name,
-        )
+        with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
+            return train_step(
+                state,
+                batch,
+                key=key,
+                apply=self.apply,
+                transform=partial(self.augment, root=key, mesh=mesh),
+                optimizer=self.optimizer,
+                accumulate=plan.train.accumulate,
+                average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None,
+                axis_name=axis_name,
+            )
 
     def augment(
         self, key: jax.Array, step: jax.Array, batch: Batch, *, root: jax.Array, mesh: Mesh | None = None
@@ -112,6 +113,8 @@ class Assembly:
           mesh: as in `train_step`.
         """
         settings = self.plan.augment
+        # Images are mixed with images of the same device, unless there is only one.
+        own = self.plan.train.per_device_batch > 1
         return augment(
             key,
             step,
@@ -120,6 +123,7 @@ class Assembly:
             classes=self.classes,
             label_smoothing=self.plan.train.label_smoothing,
             each=over_images(mesh) if mesh is not None else jax.vmap,
+            within=on_own_rows(mesh) if mesh is not None and own else lambda blend: blend,
             flips=flip_key(root) if settings.alternates else None,
             class_weights=self.plan.data.loss_weights,
         )
@@ -144,13 +148,19 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
-    def eval_step(self, variables: Variables, batch: Batch, *, axis_name: str | None = None) -> Sums:
-        """One evaluation step: (variables, batch) to sums; see `jaxvit.training.step.eval_step`."""
+    def eval_step(
+        self, variables: Variables, batch: Batch, *, axis_name: str | None = None, mesh: Mesh | None = None
+    ) -> Sums:
+        """One evaluation step: (variables, batch) to sums; see `jaxvit.training.step.eval_step`.
+
+        `mesh` is as in `train_step`.
+        """
         transform = partial(preprocess, settings=self.plan.augment)
         by_class = self.plan.train.by_class
-        return eval_step(
-            variables, batch, apply=self.apply, transform=transform, axis_name=axis_name, by_class=by_class
-        )
+        with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
+            return eval_step(
+                variables, batch, apply=self.apply, transform=transform, axis_name=axis_name, by_class=by_class
+            )
 
     def prepare(
         self, step: jax.Array, batch: Batch, *, key: jax.Array | None = None, mesh: Mesh | None = None

@@ -16,8 +16,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxvit.config.plan_types import Plan
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.parts import Source, StreamedSource
-from jaxvit.data.sources import Dataset
 from jaxvit.devices import processes
 from jaxvit.devices.sharding import make_mesh, shard_state
 from jaxvit.errors import (

@@ -13,8 +13,9 @@ from jaxvit.config.keys import complete, flatten, set_value
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.config.reader import ConfigReader
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.image_folder import refuse_among_images
-from jaxvit.data.sources import Dataset, located
+from jaxvit.data.sources import located
 from jaxvit.devices import hardware, processes, runtime
 from jaxvit.errors import RunFailedError, UsageError, describe_system_error, find_system_error
 from jaxvit.files import local_path, no_empty_folders, refuse_backslash

@@ -11,10 +11,10 @@ import numpy as np
 from jaxvit import own_code as gate
 from jaxvit.config.for_images import data_name
 from jaxvit.config.plan import dataset_of
-from jaxvit.data import image_folder
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, is_own, open_dataset
+from jaxvit.data.sources import is_own, open_dataset
 from jaxvit.errors import UsageError
 from jaxvit.models.count import count_macs
 from jaxvit.run.folder import read_environment
@@ -175,11 +175,14 @@ def _say(what: str) -> None:
 def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
     if not is_own(name):
         name = data_name(name)
-    side, shape = config.data.side, loaded.image_shape
-    if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
-        side = shape[0]  # resize files of any size to that of the model
-    how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
+    shape = loaded.image_shape
+    how = {"on_error": config.data.on_error, "limits": loaded.limits, "white": config.data.white}
     dataset = open_dataset(name, data_dir(config.data.dir), **how)
+    if shape[0] == shape[1] and (not dataset.is_fixed or dataset.image_shape[:2] != shape[:2]) and not is_own(name):
+        if dataset.is_fixed:
+            here = _size(dataset.image_shape[:2])
+            _say(f"{name}: images of {here} are resized to {_size(shape[:2])}, as by `predict`")
+        dataset = dataset.changed(side=shape[0], cut=None)  # the size of the model
     dataset.say_left_out()
     return dataset
 

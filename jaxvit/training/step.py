@@ -62,18 +62,23 @@ def train_step(
       The state after the step, and sums over the batch: those of `classification_sums`, and the norms of gradient,
       parameters and update.
     """
-    examples = prepare(state.step, batch, key=key, transform=transform, axis_name=axis_name)
-    gradients, sums = gradients_and_sums(state, examples, apply=apply, accumulate=accumulate)
+    # The scopes are the origins that `jaxvit compile` and profiles report.
+    with jax.named_scope("augment"):
+        examples = prepare(state.step, batch, key=key, transform=transform, axis_name=axis_name)
+    with jax.named_scope("model"):
+        gradients, sums = gradients_and_sums(state, examples, apply=apply, accumulate=accumulate)
     gradients, sums = _sum_over_devices((gradients, sums), axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = cast(Params, optax.apply_updates(state.params, updates))
-    sums = sums | {
-        "steps": jnp.float32(1.0),
-        "gradient_norm": optax.tree.norm(gradients),
-        "parameter_norm": optax.tree.norm(params),
-        "update_norm": optax.tree.norm(updates),
-    }
-    ema = average(state.ema, params, state.step) if average else state.ema
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = cast(Params, optax.apply_updates(state.params, updates))
+        ema = average(state.ema, params, state.step) if average else state.ema
+    with jax.named_scope("norms"):
+        sums = sums | {
+            "steps": jnp.float32(1.0),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+        }
     return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), sums
 
 

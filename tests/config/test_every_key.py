@@ -101,6 +101,7 @@ OTHER = {
     "data.max_bytes": (20, FOLDER),
     "data.white": (30_000, FOLDER),
     "data.feed": ("stream", {}),
+    "data.workers": (2, {}),
     "data.train": ("train[:59]", {}),
     "data.validation": ("train[60:89]", {}),
     "data.test": ("test[:24]", {}),
@@ -192,6 +193,7 @@ OTHER = {
 
 # May change a result, and these settings on one device of a CPU do not show it: shown elsewhere.
 ELSEWHERE = {
+    "data.workers": "tests/data/test_ahead.py",  # of sets that are too large to be kept decoded
     "train.fsdp": "tests/devices/test_devices.py",
     "train.deterministic": "tests/devices/test_runtime.py",
     "train.hooks": "tests/training/test_hooks.py",

@@ -40,8 +40,8 @@ def test_thirty_cats_and_four_dogs(tmp_path):
         "largest class: cat, 88.2% of the images: the accuracy of a constant answer",
         "26 train, 4 validation, 4 test; validation and test cut off train, a tenth of each class",
         "notes.txt",
-        "1 class folders without an image (bird)",
-        "1 images that cannot be decoded (",
+        "class folders without an image: 1 (bird)",
+        "images that cannot be decoded: 1 (",
         "data.side 8 (the images have 8×8 pixels)",
         "train.batch_size 8 (4 steps an epoch)",
     ):
