@@ -138,7 +138,7 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
 
         def plan_it() -> tuple[Plan, Assembly]:
-            plan = resolve(config, devices=hardware.device_count(), overrides=overrides)
+            plan = resolve(config, devices=hardware.device_count(), platform=hardware.platform(), overrides=overrides)
             return plan, assemble(plan, overrides)
 
         plan, assembly = processes.on_all(plan_it)

@@ -122,6 +122,7 @@ def make_subject(
     synthetic: bool = False,
     origin: str = "config",
     devices_elsewhere: int = 0,
+    platform: str = "",
 ) -> Subject:
     """Assembles the subject of a benchmark.
 
@@ -133,6 +134,7 @@ def make_subject(
       origin: see `Subject`.
       devices_elsewhere: number of devices of another machine, which the step is compiled for and does not run on: then
         the memory here does not matter, and synthetic images are black. 0 = the devices of this machine.
+      platform: platform of those devices, 'gpu' or 'tpu'.
 
     Raises:
       UsageError: `jaxvit train` would refuse the config, or an override has no effect in a benchmark.
@@ -153,7 +155,13 @@ def make_subject(
     config.train.duration = f"{STEPS} steps"
     config.log.writers = ("jsonl",)
     devices = devices_elsewhere or hardware.device_count()
-    plan = resolve(config, devices=devices, overrides=overrides, dataset=dataset)
+    plan = resolve(
+        config,
+        devices=devices,
+        platform=platform if devices_elsewhere else hardware.platform(),
+        overrides=overrides,
+        dataset=dataset,
+    )
     assembly = assemble(plan, overrides)
     if not devices_elsewhere:
         refuse_beyond_memory(plan, assembly)
