@@ -145,7 +145,8 @@ def main(argv: list[str]) -> int:
 
         def plan_it() -> tuple[Plan, Assembly]:
             filled, _ = fill_in(config)
-            plan = resolve(filled, devices=hardware.device_count(), overrides=overrides)
+            platform = hardware.platform()
+            plan = resolve(filled, devices=hardware.device_count(), platform=platform, overrides=overrides)
             return plan, assemble(plan, overrides)
 
         plan, assembly = processes.on_all(plan_it)
