@@ -99,6 +99,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     else:
         head, length = source[:HEAD], len(source)
     kind = kind_of(head, length)
+    if not length:
+        raise ValueError("it is empty")
     if not kind:
         raise UnidentifiedImageError("not an image")
     if kind == "HEIF":
@@ -315,6 +317,12 @@ class Damage:
     def names(self) -> tuple[str, ...]:
         with self._lock:
             return tuple(self._reasons)[:20]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each record in `names` cannot be decoded."""
+        with self._lock:
+            return tuple(self._reasons.values())[:20]
 
     @property
     def notes(self) -> dict[str, Any]:
