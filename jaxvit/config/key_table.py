@@ -82,7 +82,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.workers": Key(
         0,
-        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 8 cores, else a "
+        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 4 cores, else a "
         "process for each core; -1 = threads",
         changes_result=False,
         added=True,
