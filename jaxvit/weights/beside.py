@@ -87,7 +87,7 @@ def _timm(config: Mapping[str, object]) -> ImageSettings | None:
     mean, std, crop = _numbers(said.get("mean")), _numbers(said.get("std")), said.get("crop_pct")
     if not (mean and std and all(std)):
         return None
-    crop = float(crop) if is_number(crop, 0.1, 1) else 1.0
+    crop = float(cast(float, crop)) if is_number(crop, 0.1, 1) else 1.0
     kind = said.get("interpolation")
     return ImageSettings(mean, std, crop, kind if kind in ("bilinear", "bicubic") else "bicubic", CONFIG)
 

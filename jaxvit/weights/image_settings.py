@@ -36,7 +36,9 @@ class ImageSettings(NamedTuple):
     def stored_shape(self, input: tuple[int, int, int]) -> tuple[int, int, int]:
         """(height, width, channels) of the uint8 images that are cut to the model's input."""
         height, width, channels = input
-        return (height, width, channels) if height != width else (*(int(height / self.crop),) * 2, channels)
+        if height != width:
+            return height, width, channels
+        return int(height / self.crop), int(height / self.crop), channels
 
     def preprocessing(self, input: tuple[int, int, int]) -> Preprocessing:
         """The evaluation of a model with this input, (height, width, channels)."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvit.weights.pretrained import read_pretrained
+from jaxvit.weights.pretrained import read_pretrained, write_arrays
 
 torch = pytest.importorskip("torch", reason="needs the extra parity: torch")
 SOURCES = os.environ.get("JAXVIT_PARITY_SOURCES", "")
@@ -86,6 +86,21 @@ def test_options_of_timm(tmp_path, name):
     how = {"overrides": {"heads": 3}} if name != "ViT-S qk-norm" else {}
     model = transformer.VisionTransformer(**SMALL, **TIMM[name])
     compare(model, tmp_path / f"{name}.pth", "timm", (64, 64), **how)
+
+
+@pytest.mark.parametrize("options", [{"reg_tokens": 2}, TIMM["ViT-S reg4 gap"], TIMM["DeiT III"]])
+def test_timm_loads_what_is_written(tmp_path, options):
+    """As `jaxvit export --layout=timm` writes it: every name is there, and the logits are the same."""
+    transformer = module("timm.models.vision_transformer", "timm")
+    model = randomize(transformer.VisionTransformer(**SMALL, **options))
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    found = read_pretrained(tmp_path / "a.pth", overrides={"heads": 3})
+    arrays = write_arrays(found.params, found.origin, found.model)
+    again = transformer.VisionTransformer(**SMALL, **options).eval()
+    again.load_state_dict({name: torch.tensor(np.asarray(array)) for name, array in arrays.items()}, strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        np.testing.assert_allclose(again(images), model(images), atol=1e-5)
 
 
 SIZE = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 64, "num_labels": 10}
