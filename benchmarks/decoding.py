@@ -4,11 +4,11 @@
     python benchmarks/decoding.py OUT --pixels=1200 --images=256
 
 The bare loop decodes bytes in memory with `jaxvit.data.decoding.decode`, in one process for each core, and does nothing
-else: it is what the cores can decode. The streams are those of training (`StreamFeed`, batch 32), with threads and with
-processes. Bare loop and streams take turns, so that other work on the machine slows both alike. The table has medians
-over the turns, OUT/decoding.json all of them. The second share compares images per second of CPU time, which other work
-on the machine changes little; it shows the cost of a stream, but not whether it uses all cores. `load` is the machine's
-load average over one minute, before the first turn.
+else, so its speed is the most that the cores can decode. The streams are those of training (`StreamFeed`, batch 32),
+with threads and with processes. Bare loop and streams take turns, so that other work on the machine slows both alike.
+The table has medians over the turns, OUT/decoding.json all of them. The second share compares images per second of CPU
+time, which other work on the machine changes little; it shows the cost of a stream, but not whether it uses all cores.
+`load` is the machine's load average over one minute, before the first turn.
 """
 
 from __future__ import annotations

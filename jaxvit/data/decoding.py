@@ -99,6 +99,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     else:
         head, length = source[:HEAD], len(source)
     kind = kind_of(head, length)
+    if not length:
+        raise ValueError("it is empty")
     if not kind:
         raise UnidentifiedImageError("not an image")
     if kind == "HEIF":
@@ -265,7 +267,7 @@ def why_unreadable(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class DamageReport:
-    """What a process that decodes has found.
+    """Damage that a process has found since its last report.
 
     Attributes:
       damaged: (name, reason) of each record that cannot be decoded.
@@ -316,6 +318,12 @@ class Damage:
             return tuple(self._reasons)[:20]
 
     @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each record in `names` cannot be decoded."""
+        with self._lock:
+            return tuple(self._reasons.values())[:20]
+
+    @property
     def notes(self) -> dict[str, Any]:
         """The entries for environment.json and result.json; {} if no record is damaged."""
         return {"skipped": self.count, "skipped_names": list(self.names)} if self.count else {}
@@ -338,7 +346,7 @@ class Damage:
         self._note(name, reason)
 
     def new_report(self) -> DamageReport:
-        """Returns what was found since the last report, for the process that counts for all."""
+        """Returns the damage found since the last report, for the process that adds all of it up."""
         with self._lock:
             named, deep = self._reported
             self._reported = [len(self._reasons), self.depth.count]

@@ -25,7 +25,7 @@ from jaxvit.data.tar_shard import list_tar
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path, read_regular
 
-CLASSES = "classes.txt"  # beside the shards: the class names of whole-number labels, one a line, from 0
+CLASSES = "classes.txt"  # beside the shards: the class names of whole-number labels from 0, each on its line
 _MANY = 1 << 30  # bytes of shards from which on a line announces the reading
 
 

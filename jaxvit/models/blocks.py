@@ -7,9 +7,8 @@ import dataclasses
 from functools import partial
 from typing import TypeVar
 
-from flax import linen as nn
-
 import jax
+from flax import linen as nn
 
 from jaxvit.layers.encoder import EncoderBlock
 from jaxvit.layers.reduction import TokenReduction, parse_reduction
@@ -85,7 +84,9 @@ def reduction_of(model: nn.Module, learner_at: tuple[int, ...] = (), *, fuse: bo
     except ValueError as error:
         raise ValueError(f"reduce={model.reduce!r}: {error}") from None
     if reduction.kind == "prune" and model.pool == "flatten":
-        raise ValueError(f"reduce={model.reduce!r}: pool='flatten' needs every place of the map, and prune removes some")
+        raise ValueError(
+            f"reduce={model.reduce!r}: pool='flatten' needs every place of the map, and prune removes some"
+        )
     if reduction.kind == "prune" and any(i < j for i in blocks for j in learner_at):
         raise ValueError(f"reduce={model.reduce!r}: a TokenLearner pools a whole map, and prune removes places of it")
     return None if reduction.nothing else reduction
