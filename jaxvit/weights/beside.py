@@ -1,4 +1,4 @@
-"""What a `config.json` beside a file of weights says about it: class names, heads, and how images are prepared.
+"""Reads `config.json` beside a file of weights: class names, heads, and how images are prepared.
 
 Hugging Face's `transformers` writes `config.json` and `preprocessor_config.json`, timm a `config.json` with
 `pretrained_cfg`. Only plain values are taken from them, and each is checked.
@@ -19,7 +19,7 @@ from jaxvit.weights.origin import Value
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _REMEDY = "it is damaged: download it again, or move it away"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-_FILTERS = {2: "bilinear", 3: "bicubic"}  # of Pillow
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 @dataclass(frozen=True)

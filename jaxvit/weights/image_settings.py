@@ -21,7 +21,7 @@ class ImageSettings(NamedTuple):
     """How images are prepared.
 
     Attributes:
-      mean, std: of each channel, in the pixel range 0..1.
+      mean, std: mean and standard deviation of each channel, in the pixel range 0..1.
       crop: the side of the model's input as a share of the shorter side that images are resized to.
       interpolation: 'bilinear' or 'bicubic'.
       source: where these values come from, for the user.

@@ -90,7 +90,7 @@ def test_options_of_timm(tmp_path, name):
 
 @pytest.mark.parametrize("options", [{"reg_tokens": 2}, TIMM["ViT-S reg4 gap"], TIMM["DeiT III"]])
 def test_timm_loads_what_is_written(tmp_path, options):
-    """As `jaxvit export --layout=timm` writes it: every name is there, and the logits are the same."""
+    """As `jaxvit export --layout=timm` writes it: timm finds every name, and the logits are the same."""
     transformer = module("timm.models.vision_transformer", "timm")
     model = randomize(transformer.VisionTransformer(**SMALL, **options))
     torch.save(model.state_dict(), tmp_path / "a.pth")
