@@ -30,7 +30,7 @@ _NEW = {
 _NEW_VIT = {
     "mlp.fc1.": "intermediate.dense.",
     "mlp.fc2.": "output.dense.",
-}  # ViT and DeiT, which have `layernorm_before`
+}  # where there is `layernorm_before`
 
 
 def _plain(arrays: Mapping[str, np.ndarray]) -> Arrays:
