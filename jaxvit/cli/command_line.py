@@ -52,8 +52,7 @@ verbs:
   jaxvit VERB --help    options and examples of a verb
   jaxvit --version
 
-start here:
-  jaxvit train --config=digits --workdir=runs/digits
+start here: jaxvit train --config=digits --workdir=runs/digits
 """
 
 

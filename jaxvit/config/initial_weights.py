@@ -170,7 +170,7 @@ def start_from(config: ConfigDict, where: str) -> ConfigDict:
     rate, decay = next(rates for least, rates in _RATES if isinstance(width, int) and width >= least)
     chosen = {"augment.mean": mean, "augment.std": std, "optim.peak_lr": rate, "optim.layer_decay": decay}
     for key, value in chosen.items():
-        if get(key, object) == KEYS[key].default:
+        if get(key, object) in (KEYS[key].default, ()):
             set_value(config, key, value)
     return config
 
@@ -226,7 +226,7 @@ def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
             with config.unlocked():
                 config.model = before.model
             for key in _FROM_SOURCE:
-                if get(key, object) == KEYS[key].default:
+                if get(key, object) in (KEYS[key].default, ()):
                     set_value(config, key, theirs(key, object))
         return config, True
     config = start_from(config, where)

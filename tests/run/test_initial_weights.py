@@ -5,7 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from runs import StopAt, newest_state
+from runs import StopAt
 from tiny import family_config, train_family
 
 import jaxvit
@@ -19,6 +19,7 @@ from jaxvit.ops.patch_kernels import resize_patch_kernel
 from jaxvit.ops.positions import resize_positions
 from jaxvit.run.assembly import assemble
 from jaxvit.run.initial_state import table
+from jaxvit.training.checkpoint import restore_weights, saved_steps
 from jaxvit.weights.adapt import Decision
 
 
@@ -111,10 +112,10 @@ def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys
     with pytest.raises(StoppedError):
         jaxvit.train(config, tmp_path / "run")
     monkeypatch.undo()
-    assert newest_state(tmp_path / "run", config)[0].step < 4
+    assert max(saved_steps(tmp_path / "run" / "checkpoints")) < 4
     shutil.rmtree(tmp_path / "source")
     assert jaxvit.train(config, tmp_path / "run")["steps"] == 4
-    whole, resumed = (newest_state(tmp_path / name, config)[0] for name in ("whole", "run"))
+    whole, resumed = (restore_weights(tmp_path / name / "checkpoints", 4) for name in ("whole", "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     weights = read_weights(str(source)).pretrained.params
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole.params["embed"]), weights["embed"])
