@@ -27,7 +27,7 @@ ALLOWED = {
     "training": "errors shown files own_code ops devices",
     "weights": "errors shown files own_code ops layers models data training",
     "config": "errors shown files own_code ops layers models devices data training weights",
-    "figures": "errors files ops layers models training",
+    "figures": "errors shown files ops layers models training",
     "run": "errors shown files own_code ops layers models devices data training weights config figures",
     "trained": "errors shown files own_code ops layers models devices data training weights config run",
     "exports": "errors shown files own_code ops layers models devices data weights config run trained",

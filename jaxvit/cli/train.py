@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxvit.cli import command_line
+from jaxvit.cli.options import said_choice
 from jaxvit.config.files import packaged_configs, split_spec
 from jaxvit.config.for_images import CONFIG, choose, data_name, default_workdir
 from jaxvit.config.initial_weights import FINETUNE, chosen_side, fill_in
@@ -24,7 +24,6 @@ from jaxvit.files import local_path
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.dry_run import print_plan
 from jaxvit.run.train import train
-from jaxvit.shown import terminal
 
 _EXAMPLES = """examples:
   jaxvit train --data=photos                       your images, photos/CLASS/IMAGE.jpg; derives the settings
@@ -125,11 +124,8 @@ def _fill_in(options: argparse.Namespace, config: ConfigDict, overrides: Collect
     found = choose(
         config, name, given=overrides, folds=folds, whole_recipe=named in (CONFIG, FINETUNE), weights_side=side
     )
-    for line in found.lines:
-        print(terminal(line), flush=True)
-    for phrase in found.warnings:
-        print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
-    return found.config, options.workdir or default_workdir(name, found.config.data.folds)
+    config = said_choice(found)
+    return config, options.workdir or default_workdir(name, config.data.folds)
 
 
 def main(argv: list[str]) -> int:
@@ -149,7 +145,8 @@ def main(argv: list[str]) -> int:
 
         def plan_it() -> tuple[Plan, Assembly]:
             filled, _ = fill_in(config)
-            plan = resolve(filled, devices=hardware.device_count(), overrides=overrides)
+            platform = hardware.platform()
+            plan = resolve(filled, devices=hardware.device_count(), platform=platform, overrides=overrides)
             return plan, assemble(plan, overrides)
 
         plan, assembly = processes.on_all(plan_it)

@@ -38,6 +38,12 @@ FINE_STEPS, FINE_EPOCHS = 500, (5, 50)  # the same for fine-tuning
 BATCHES = (8, 128)  # smallest and largest batch
 COMPARED = 50_000  # up to this many images, given splits are searched for copies, which decodes all images
 _SHOWN = 20  # classes to list with their counts
+# Parts that should share no image, and the harm if they do.
+_PAIRS = (
+    ("test", "train", "the test accuracy is too high"),
+    ("test", "validation", "they choose the weights, so the test accuracy is too high"),
+    ("validation", "train", "the validation accuracy is too high, and the weights may be badly chosen"),
+)
 _MANY = 2_000  # from this many images on, a line announces the decoding
 
 
@@ -56,8 +62,12 @@ class Chosen:
     warnings: tuple[str, ...]
 
 
-def data_name(text: str) -> str:
+def data_name(text: str, flag: str = "--data=") -> str:
     """The config key `data.name` for a value of `--data`: files by their absolute path, else a set's name.
+
+    Args:
+      text: a path or a name.
+      flag: what stands before it in error messages.
 
     Raises:
       UsageError: the path does not exist, or is neither a folder nor a table nor shards.
@@ -81,7 +91,7 @@ def data_name(text: str) -> str:
             if os.path.exists(path)
             else "does not exist"
         )
-        raise UsageError(f"--data={text}: {path} {kind}")
+        raise UsageError(f"{flag}{text}: {path} {kind}")
     return text
 
 
@@ -348,19 +358,20 @@ def _copies(stored: Dataset, *, folds: bool, cut: bool) -> tuple[str, ...]:
     split_of = np.repeat(splits, [len(each.hashes) for each in found.values()])
     groups = copies(hashes)
     warnings = []
-    across = [g for g in groups if len(set(split_of[g])) > 1] if not folds else []
-    if across:
-        images = sum(len(g) for g in across)
-        one, other = across[0][0], next(i for i in across[0] if split_of[i] != split_of[across[0][0]])
-        warnings.append(
-            f"{images:,} images have copies in another part, such as {names[one]} and {names[other]}: the accuracy "
-            "on them is too high"
-        )
+    for one, other, harm in _PAIRS if not folds else ():
+        both = [g for g in groups if {one, other} <= set(split_of[g])]
+        if both:
+            count = sum(int((split_of[g] == one).sum()) for g in both)
+            first, second = (next(names[i] for i in both[0] if split_of[i] == part) for part in (one, other))
+            warnings.append(
+                f"{count:,} of the {int((split_of == one).sum()):,} {one} images {'is' if count == 1 else 'are'} in "
+                f"{other} too, such as {first} as {second}: {harm}"
+            )
     twice = [g for g in groups if len(set(labels[g])) > 1]
     if twice:
         one, other = twice[0][0], next(i for i in twice[0] if labels[i] != labels[twice[0][0]])
         warnings.append(
-            f"{len(twice):,} images are in more than one class, such as {names[one]} and {names[other]}: check their "
-            "labels"
+            f"{len(twice):,} {'image is' if len(twice) == 1 else 'images are'} in more than one class, such as "
+            f"{names[one]} and {names[other]}: check their labels"
         )
     return tuple(warnings)

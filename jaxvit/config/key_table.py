@@ -82,7 +82,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.workers": Key(
         0,
-        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 8 cores, else a "
+        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 4 cores, else a "
         "process for each core; -1 = threads",
         changes_result=False,
         added=True,
@@ -341,7 +341,10 @@ KEYS: dict[str, Key] = {
     "train.duration": Key("10 epochs", "length of the training: epochs or steps"),
     "train.batch_size": Key(128, "images per step, over all devices"),
     "train.steps_per_call": Key(
-        1, "steps per call of the device; saving, stopping and evaluation happen between calls", changes_result=False
+        0,
+        "steps per call of the device; saving, stopping and evaluation happen between calls; 0 = 10 on accelerators "
+        "that keep the training split, else 1",
+        changes_result=False,
     ),
     "train.last_batch": Key("keep", "the last, smaller batch of an epoch: 'keep' (every image counts once) or 'drop'"),
     "train.accumulate": Key(1, "gradient accumulation: number of parts that a batch is split into, to save memory"),

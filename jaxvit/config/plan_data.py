@@ -110,6 +110,11 @@ def overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _left_out(dataset: Dataset) -> str:
+    found = dataset.left_out
+    return f"; left out: {'; '.join(map(str, found))}" if found else ""
+
+
 def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
     """Checks that a model can learn all classes.
 
@@ -126,9 +131,14 @@ def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
         folders = ", one folder for each: PATH/CLASS/IMAGE.jpg" if name.startswith(PREFIX) else ""
         raise UsageError(
             f"config.data.name='{name}': all of its images are of one class ({names[0]}); a classifier needs two "
-            f"classes or more{folders}"
+            f"classes or more{folders}{_left_out(dataset)}"
         )
     untaught = dataset.without_training_images
+    if untaught and len(untaught) == len(names):
+        raise UsageError(
+            f"config.data.name='{name}': there are no training images, only {' and '.join(dataset.stored_sizes)}; to "
+            "evaluate a trained model on them: jaxvit evaluate --workdir=RUN --data=PATH"
+        )
     if untaught:
         kept = tuple(i for i, name in zip(chosen or range(len(names)), names, strict=True) if name not in untaught)
         what = ", ".join(itertools.islice(untaught, 3)) + (", …" if len(untaught) > 3 else "")

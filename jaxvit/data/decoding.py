@@ -99,6 +99,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     else:
         head, length = source[:HEAD], len(source)
     kind = kind_of(head, length)
+    if not length:
+        raise ValueError("it is empty")
     if not kind:
         raise UnidentifiedImageError("not an image")
     if kind == "HEIF":
@@ -193,7 +195,8 @@ def pixels_of(
     if size and min(image.size) > 2 * max(size):
         image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes at a lower resolution, several times faster
     image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
-    image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
+    image, mode = _from_lab(image) if image.mode == "LAB" else image, "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # which would copy it
     pixels = np.asarray(_cover(image, *size) if size else image)
     return pixels[..., None] if channels == 1 else pixels
 
@@ -314,6 +317,12 @@ class Damage:
     def names(self) -> tuple[str, ...]:
         with self._lock:
             return tuple(self._reasons)[:20]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each record in `names` cannot be decoded."""
+        with self._lock:
+            return tuple(self._reasons.values())[:20]
 
     @property
     def notes(self) -> dict[str, Any]:

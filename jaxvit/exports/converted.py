@@ -63,7 +63,7 @@ class Conversion:
     guessed: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """What was found and what was guessed, for the user, a line each."""
+        """Lines for the user: the content of the file, and every guess."""
         found, size = self.found, "x".join(map(str, self.found.input))
         own = {key: self.attributes[key] for key in _changed(self.name, self.attributes) if key != "num_classes"}
         others = "".join(f", {key}={value!r}" for key, value in own.items())
@@ -117,7 +117,7 @@ class Conversion:
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Reads class names: one a line, or a JSON list of them.
+    """Reads class names: lines of text, or a JSON list.
 
     Raises:
       UsageError: the file cannot be read, or has no names.
@@ -137,7 +137,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
-        raise UsageError(f"--class_names={file}: it has no names; write one a line, in the order of the outputs")
+        raise UsageError(f"--class_names={file}: it has no names; write them as lines, in the order of the outputs")
     return tuple(names)
 
 

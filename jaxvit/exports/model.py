@@ -82,6 +82,12 @@ class ExportModel:
 
         return call
 
+    @property
+    def reduce(self) -> str:
+        """How the model merges or removes tokens, such as 'merge:r=8'; '' = it does not."""
+        reduce = getattr(self.loaded.model, "reduce", "none")
+        return "" if reduce == "none" else reduce
+
     def facts(self) -> dict[str, Any]:
         """Metadata for the user of the file, as plain Python values."""
         white = self.loaded.config.data.white
@@ -93,6 +99,7 @@ class ExportModel:
             "step": self.loaded.step,
             "producer": f"jaxvit {__version__}",
             **({"white": white} if white else {}),
+            **({"reduce": self.reduce} if self.reduce else {}),
         }
 
 

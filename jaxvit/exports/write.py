@@ -137,6 +137,7 @@ def _write_all(
     for kind in kinds:
         made = _write_checked(model, kind, folder, images)
         facts = f"{_size(made.target):,} bytes, {made.difference:.1e} from the model {of}on {compared}"
+        facts += f"; {made.apart} of them left out, where it chose other tokens" if made.apart else ""
         print(terminal(f"{made.target}: {facts}"))
         print(terminal(f"  it needs {kind.runs_on}: python {made.loader} {made.target} images.npy"), flush=True)
         if len(kinds) == 1:
@@ -212,6 +213,7 @@ class _Written:
     target: Path
     loader: Path
     difference: float
+    apart: int  # images for which the file chose other tokens
 
 
 def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: np.ndarray) -> _Written:
@@ -235,7 +237,7 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
             raise RunFailedError(
                 f"--to={kind.name}: this format cannot express the model ({reason}); try another"
             ) from error
-        difference = largest_difference(model, kind, draft, images_BHWC)
+        difference, apart = largest_difference(model, kind, draft, images_BHWC)
         if not difference < LARGEST:
             raise RunFailedError(
                 f"--to={kind.name}: the exported file differs from the model by {difference:.2g}, more than "
@@ -246,7 +248,7 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
         _sync(Path(name))
         _put(draft, target, Path(name) / _OLD)
         os.replace(script, loader)  # replaces a script of another version, which may differ
-    return _Written(target, loader, difference)
+    return _Written(target, loader, difference, apart)
 
 
 def _put(draft: Path, target: Path, aside: Path) -> None:

@@ -15,8 +15,15 @@ from jaxvit.layers.arguments import check_layer
 from jaxvit.layers.initialisers import attention_kernel
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.arguments import check_array
-from jaxvit.ops.attention import AttentionKernels, absorbing_pays, attend, attend_absorbed
-from jaxvit.ops.implementations import implementation
+from jaxvit.ops.attention import (
+    AttentionKernels,
+    absorbing_pays,
+    attend,
+    attend_absorbed,
+    attend_fused,
+    fusing_fits,
+)
+from jaxvit.ops.implementations import implementation, platform_traced_for
 from jaxvit.ops.reduction import size_bias
 
 
@@ -37,9 +44,10 @@ class AttentionDetails(NamedTuple):
 class Attention(nn.Module):
     """Multi-head self-attention or cross-attention: tokens (B, N, C) to tokens (B, N, C).
 
-    If the heads are at least as wide as the tokens, as in the tutorials, a cheaper implementation gives the same
-    result; `jaxvit.ops.implementations` chooses. The softmax is float32. If the collection `intermediates` is mutable,
-    the layer sows the attention weights as `attention` (B, heads, queries, keys).
+    If the heads are at least as wide as the tokens, as in the tutorials, or on a GPU in bfloat16, a cheaper
+    implementation gives the same result; `jaxvit.ops.implementations` chooses. The softmax is float32. If the
+    collection `intermediates` is mutable, the layer sows the attention weights as `attention` (B, heads, queries,
+    keys).
 
     Attributes:
       heads: number of heads, 1 or more.
@@ -147,10 +155,16 @@ class Attention(nn.Module):
         noisy = train and self.dropout > 0
         if noisy and key is None:
             key = self.make_rng("dropout")
-        x_BNMD, weights_BMNN = attend(
-            q_BNMD, k_BNMD, v_BNMD, dropout_rate=self.dropout, key=key if noisy else None, bias_BK=bias_BK
-        )
-        self.sow("intermediates", "attention", weights_BMNN)
+        seen = detailed or self.is_mutable_collection("intermediates") or self.is_initializing()
+        fused = implementation("attention") == "fused" and not noisy and not seen and bias_BK is None
+        if fused and fusing_fits(head_dim, q_BNMD.dtype, platform_traced_for()):
+            x_BNMD, weights_BMNN = attend_fused(q_BNMD, k_BNMD, v_BNMD), None
+        else:
+            rate_key = key if noisy else None
+            x_BNMD, weights_BMNN = attend(
+                q_BNMD, k_BNMD, v_BNMD, dropout_rate=self.dropout, key=rate_key, bias_BK=bias_BK
+            )
+            self.sow("intermediates", "attention", weights_BMNN)
         x_BNC = nn.DenseGeneral(
             channels,
             axis=(-2, -1),
@@ -158,7 +172,10 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )(x_BNMD)
-        return AttentionDetails(x_BNC, jnp.mean(k_BNMD, axis=2), weights_BMNN) if detailed else x_BNC
+        if not detailed:
+            return x_BNC
+        assert weights_BMNN is not None  # the fused implementation is not used with `detailed`
+        return AttentionDetails(x_BNC, jnp.mean(k_BNMD, axis=2), weights_BMNN)
 
     def _mean_keys(self, kv_BNC: jax.Array) -> jax.Array:
         """The keys averaged over heads, by the averaged kernel: `attend_absorbed` computes no keys."""

@@ -147,11 +147,10 @@ class EncoderBlock(nn.Module):
 
         def attention_branch(x_BNC: jax.Array) -> jax.Array:
             found = attention(x_BNC, train=train, key=attention_key, sizes_BK=sizes_BN, detailed=reduction is not None)
-            x_BNC = found
             if isinstance(found, AttentionDetails):
                 details.append(found)
-                x_BNC = found.tokens
-            x_BNC = dropout(x_BNC, self.projection_dropout, projection_key) if train else x_BNC
+                found = found.tokens
+            x_BNC = dropout(found, self.projection_dropout, projection_key) if train else found
             return self._finish("scale_attention", x_BNC, drop_path, path_keys[0], train)
 
         def mlp_branch(x_BNC: jax.Array) -> jax.Array:
@@ -277,9 +276,9 @@ class Encoder(nn.Module):
             )
 
         learner_at = () if self.learner is None else self.learner_at
-        reducing = (
-            () if self.reduce is None else self.reduce.blocks(self.depth, learner_at, fuse=self.fuser is not None)
-        )
+        reducing: tuple[int, ...] = ()
+        if self.reduce is not None:
+            reducing = self.reduce.blocks(self.depth, learner_at, fuse=self.fuser is not None)
         sizes_BN: jax.Array | None = None
         places_BN = _own_places(x_BNC)
 
@@ -311,9 +310,8 @@ class Encoder(nn.Module):
                     places_BN = compose_places(places_BN, found.places)
                     self.sow("intermediates", f"token_places_{i}", places_BN)
                     # Removing tokens leaves all sizes at 1, so attention stays as it is.
-                    sizes_BN = (
-                        found.sizes if sizes_BN is not None or step is not None and step.kind == "merge" else None
-                    )
+                    merged = step is not None and step.kind == "merge"
+                    sizes_BN = found.sizes if merged or sizes_BN is not None else None
                     found = found.tokens
                 x_BNC, i = found, i + 1
             return x_BNC

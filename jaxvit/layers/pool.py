@@ -4,6 +4,8 @@ Sequence pooling: Hassani et al. 2021 (arXiv:2104.05704). Attention pooling: Lee
 the MAP head of Zhai et al. 2021 (arXiv:2106.04560).
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -114,9 +116,8 @@ class AttentionPool(nn.Module):
         batch, _, channels = x_BNC.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, channels))
         probe = jnp.broadcast_to(probe[None].astype(x_BNC.dtype), (batch, 1, channels))
-        x_BNC = Attention(heads=self.heads, initialiser=self.initialiser, dtype=self.dtype, name="attention")(
-            probe, x_BNC, train=train, sizes_BK=sizes_BN
-        )
+        attention = Attention(heads=self.heads, initialiser=self.initialiser, dtype=self.dtype, name="attention")
+        x_BNC = cast(jax.Array, attention(probe, x_BNC, train=train, sizes_BK=sizes_BN))
         y_BNC = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x_BNC)
         y_BNC = Mlp(
             hidden=self.mlp_dim or 4 * channels,

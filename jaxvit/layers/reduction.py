@@ -9,8 +9,8 @@
 | `prune:keep=.7` | three blocks, at a quarter, half and three quarters of the depth, keep 70 % of the tokens each |
 | `prune:keep=.7,by=norm` | ranked by norm; or `attention` (the default) or `random` |
 
-Merging after attention, with attention weights proportional to size, follows Bolya et al. 2022 (ToMe, arXiv:2210.09461);
-removing tokens in three stages follows Liang et al. 2022 (EViT, arXiv:2202.07800).
+Merging after attention, with attention weights proportional to size, follows Bolya et al. 2022 (ToMe,
+arXiv:2210.09461); removing tokens in three stages follows Liang et al. 2022 (EViT, arXiv:2202.07800).
 """
 
 import math
@@ -148,7 +148,8 @@ class TokenReduction:
             raise ValueError(f"at={_listed(self.at)}: there is no block {wrong[0]}; the blocks are 0 to {depth - 1}")
         if fuse and (wrong := [i for i in self.at if i in learner_at]):
             raise ValueError(
-                f"at={_listed(self.at)}: block {wrong[0]} works on learned tokens that a TokenFuser spreads; leave it out"
+                f"at={_listed(self.at)}: block {wrong[0]} works on learned tokens that a TokenFuser spreads; leave it "
+                "out"
             )
         return self.at
 

@@ -7,9 +7,8 @@ import dataclasses
 from functools import partial
 from typing import TypeVar
 
-from flax import linen as nn
-
 import jax
+from flax import linen as nn
 
 from jaxvit.layers.encoder import EncoderBlock
 from jaxvit.layers.reduction import TokenReduction, parse_reduction

@@ -22,13 +22,13 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import memory_of_device
-from jaxvit.devices.sharding import on_own_rows, over_images, platform_of
+from jaxvit.devices.sharding import gather_where_used, on_own_rows, over_images, platform_of
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_params
 from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
-from jaxvit.ops.trees import Variables
+from jaxvit.ops.trees import Params, Variables
 from jaxvit.run.initial_state import InitialValues, initial_values
 from jaxvit.training.frozen import check_frozen, hold
 from jaxvit.training.metrics import Sums
@@ -88,7 +88,6 @@ class Assembly:
             implementations are the fastest; None = those of jax's default backend.
         """
         plan, key = self.plan, self.step_key() if key is None else key
-        average = partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp, freeze=plan.optim.freeze)
         with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
             return train_step(
                 state,
@@ -98,9 +97,23 @@ class Assembly:
                 transform=partial(self.augment, root=key, mesh=mesh),
                 optimizer=self.optimizer,
                 accumulate=plan.train.accumulate,
-                average=average if plan.ema_decay else None,
+                average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp, freeze=plan.optim.freeze)
+                if plan.ema_decay
+                else None,
+                gather=self._gather(mesh) if mesh is not None and plan.train.fsdp > 1 else None,
                 axis_name=axis_name,
             )
+
+    def _gather(self, mesh: Mesh) -> Callable[[Params], Params]:
+        # The blocks' dense layers convert their kernels to the compute dtype; the other parameters are small. On CPUs,
+        # attention with absorbed kernels multiplies them in float32 first.
+        dtype = getattr(self.model, "dtype", "float32") if platform_of(mesh) != "cpu" else "float32"
+
+        def dtype_of(path: tuple[str, ...]) -> str:
+            block = any(part.startswith(("block_", "layers_")) for part in path)
+            return dtype if block and path[-1] == "kernel" else "float32"
+
+        return gather_where_used(mesh, dtype_of)
 
     def augment(
         self, key: jax.Array, step: jax.Array, batch: Batch, *, root: jax.Array, mesh: Mesh | None = None

@@ -78,7 +78,9 @@ class Cell:
     @cached_property
     def _looked_at(self) -> tuple[str, int, int]:
         try:
-            plan = resolve(self.config, devices=hardware.device_count(), overrides=self.overrides)
+            plan = resolve(
+                self.config, devices=hardware.device_count(), platform=hardware.platform(), overrides=self.overrides
+            )
             return ("", *_size(assemble(plan, self.overrides)))
         except (UsageError, RunFailedError) as error:
             return str(error), 0, 0

@@ -86,7 +86,9 @@ def train(
 
     def prepare(config: ConfigDict = config) -> tuple[Dataset, Plan, Assembly]:
         dataset = dataset_of(config)
-        plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
+        plan = resolve(
+            config, devices=hardware.device_count(), platform=hardware.platform(), overrides=overrides, dataset=dataset
+        )
         if profile and profile[0] > plan.train.steps:
             raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
         assembly = assemble(plan, overrides, begun=begun)

@@ -19,7 +19,8 @@ from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.synthetic import NAME as SYNTHETIC
 from jaxvit.data.synthetic import synthetic_dataset
 from jaxvit.devices import hardware
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, first_line
+from jaxvit.models.reduction import reduced
 from jaxvit.models.registry import input_shape
 from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.shown import terminal
@@ -121,7 +122,9 @@ def make_subject(
     overrides: Iterable[str] = (),
     synthetic: bool = False,
     origin: str = "config",
+    reduce: str = "",
     devices_elsewhere: int = 0,
+    platform: str = "",
 ) -> Subject:
     """Assembles the subject of a benchmark.
 
@@ -131,8 +134,10 @@ def make_subject(
       synthetic: use random images even if the data set exists. If it does not exist, random images are used anyway,
         with a line on stderr, unless the command line names the data set.
       origin: see `Subject`.
+      reduce: how the model merges or removes tokens, such as 'merge:macs=.7'; see `jaxvit.models.reduction`.
       devices_elsewhere: number of devices of another machine, which the step is compiled for and does not run on: then
         the memory here does not matter, and synthetic images are black. 0 = the devices of this machine.
+      platform: platform of those devices, 'gpu' or 'tpu'.
 
     Raises:
       UsageError: `jaxvit train` would refuse the config, or an override has no effect in a benchmark.
@@ -153,8 +158,21 @@ def make_subject(
     config.train.duration = f"{STEPS} steps"
     config.log.writers = ("jsonl",)
     devices = devices_elsewhere or hardware.device_count()
-    plan = resolve(config, devices=devices, overrides=overrides, dataset=dataset)
+    plan = resolve(
+        config,
+        devices=devices,
+        platform=platform if devices_elsewhere else hardware.platform(),
+        overrides=overrides,
+        dataset=dataset,
+    )
     assembly = assemble(plan, overrides)
+    if reduce:
+        try:
+            config.model.reduce = reduced(assembly.model, reduce, plan.input_shape).reduce
+        except ValueError as error:
+            raise UsageError(f"--reduce={reduce}: {first_line(error)}") from None
+        plan = resolve(config, devices=devices, overrides=overrides, dataset=dataset)
+        assembly = assemble(plan, overrides)
     if not devices_elsewhere:
         refuse_beyond_memory(plan, assembly)
     return Subject(plan, assembly, dataset, origin)

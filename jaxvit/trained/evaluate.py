@@ -16,6 +16,7 @@ from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import is_own, open_dataset
 from jaxvit.errors import UsageError
+from jaxvit.models.count import count_macs
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
 from jaxvit.trained import scores
@@ -57,8 +58,9 @@ def evaluate(
         count as damaged.
 
     Returns:
-      split, data, step, weights, and everything of `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions),
-      precision, recall, f1, ece, calibration, per_class, confusion, most_confused, class_names.
+      split, data, step, weights; reduce and macs, if the model merges or removes tokens; and everything of
+      `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions), precision, recall, f1, ece, calibration,
+      per_class, confusion, most_confused, class_names.
 
     Raises:
       UsageError: unknown run, data or split, or images of a class that the model does not know.
@@ -112,6 +114,8 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         split = there[0] if len(there) == 1 else "test"
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
+    if data and dataset.name == config.data.name and expression.startswith("train"):
+        _say(f"{dataset.name}: the run was trained on images of {split}; without --data, its test part is evaluated")
     source = adapt(dataset.read(expression), numbers, loaded)
     if source.image_shape != loaded.image_shape:
         raise UsageError(
@@ -221,4 +225,6 @@ def evaluate_source(
     predictor = Predictor(loaded, batch_size or loaded.evaluation_batch, devices)
     outcomes = predictor.outcomes(source)
     facts = {"split": split, "data": source.name, "step": loaded.step, "weights": loaded.weights}
+    if getattr(loaded.model, "reduce", "none") != "none":
+        facts |= {"reduce": loaded.model.reduce, "macs": count_macs(loaded.model, loaded.input_shape)["all"]}
     return {**facts, **scores.score(outcomes, loaded.class_names, places=predictor.places)}, outcomes

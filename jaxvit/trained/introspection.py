@@ -64,10 +64,13 @@ class Recorded:
 def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
     """Runs the model on uint8 images [B, *image_shape] and collects the weights that its layers sow.
 
+    A model that merges or removes tokens runs without that, since the maps need all places.
+
     Raises:
       RunFailedError: invalid weights, such as a softmax that does not sum to 1.
     """
     model = plainly(loaded.model)
+    model = model.clone(reduce="none") if hasattr(model, "reduce") else model
     grids: list[tuple[int, ...]] = []
     learners: dict[str, str] = {}
 
@@ -106,6 +109,33 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
     recorded = Recorded(grid, covered, getattr(model, "prefix", 0), tuple(steps), pool)
     _check(recorded)
     return recorded
+
+
+def merged_places(loaded: Loaded, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns which token each patch is in, after each block that merges or removes tokens.
+
+    Args:
+      loaded: the trained model.
+      images_BHWC: uint8 [B, *image_shape].
+
+    Returns:
+      {name of the block: int [B, N]}, in order; -1 = removed. Blocks on learned tokens are left out.
+    """
+    model = plainly(loaded.model)
+    prefix = getattr(model, "prefix", 0)
+
+    def run(variables: Any, images: Any) -> Any:
+        x = loaded.preprocess(images)
+        with implementations.use(loaded.implementations):
+            return model.apply(variables, x, train=False, mutable=["intermediates"])[1]
+
+    sown = jax.device_get(jax.jit(run)(loaded.variables, images_BHWC)).get("intermediates", {})
+    found: dict[int, np.ndarray] = {}
+    for path, (places, *_) in flatten_dict(sown).items():
+        if number := re.fullmatch(r"token_places_(\d+)", path[-1]):
+            found[int(number[1])] = places[:, prefix:]
+    largest = max((places.shape[1] for places in found.values()), default=0)
+    return {f"block_{i}": found[i] for i in sorted(found) if found[i].shape[1] == largest}
 
 
 def _order(path: Sequence[str]) -> tuple[int, int]:

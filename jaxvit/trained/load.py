@@ -28,6 +28,7 @@ from jaxvit.data.settings import Preprocessing
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
 from jaxvit.files import local_path
+from jaxvit.models import reduction
 from jaxvit.ops import implementations
 from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
 from jaxvit.trained.image_files import ImageFile, class_of, pixels_in_memory, read_image
@@ -105,6 +106,28 @@ class Loaded:
         config.data.max_pixels = max_pixels or config.data.max_pixels
         config.data.max_bytes = max_bytes or config.data.max_bytes
         return dataclasses.replace(self, config=config)
+
+    def reduced(self, reduce: str) -> Loaded:
+        """Returns the same model with merged or removed tokens; the weights stay as they are.
+
+        Args:
+          reduce: such as 'merge:r=8', 'merge:macs=.7' or 'prune:keep=.7'; see `jaxvit.models.reduction`. '' = as it
+            is.
+
+        Raises:
+          UsageError: the text is wrong, or does not fit the model.
+
+        Example:
+          >>> jaxvit.load("runs/digits").reduced("merge:macs=.8").model.reduce  # doctest: +SKIP
+          'merge:r=1'
+        """
+        if not reduce:
+            return self
+        try:
+            model = reduction.reduced(self.model, reduce, self.input_shape)
+        except ValueError as error:
+            raise UsageError(f"--reduce={reduce}: {first_line(error)}") from None
+        return dataclasses.replace(self, model=model)
 
     def _checked(self, images_BHWC: Any) -> Any:
         if not hasattr(images_BHWC, "dtype"):  # a list of images

@@ -203,11 +203,11 @@ OTHER = {
 
 # May change a result, and these settings on one device of a CPU do not show it: shown elsewhere.
 ELSEWHERE = {
+    "data.workers": "tests/data/test_ahead.py",  # of sets that are too large to be kept decoded
     **dict.fromkeys(
         ("init.from", "init.hash", "init.keep", "init.skip", "init.allow", "init.channels"),
         "tests/run/test_initial_weights.py",  # they need a trained model
     ),
-    "data.workers": "tests/data/test_ahead.py",  # of sets that are too large to be kept decoded
     "train.fsdp": "tests/devices/test_devices.py",
     "train.deterministic": "tests/devices/test_runtime.py",
     "train.hooks": "tests/training/test_hooks.py",
