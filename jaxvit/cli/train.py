@@ -144,10 +144,10 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
 
         def plan_it() -> tuple[Plan, Assembly]:
-            filled, _ = fill_in(config)
+            filled, begun = fill_in(config, Path(workdir) if workdir else None)
             platform = hardware.platform()
             plan = resolve(filled, devices=hardware.device_count(), platform=platform, overrides=overrides)
-            return plan, assemble(plan, overrides)
+            return plan, assemble(plan, overrides, begun=begun)
 
         plan, assembly = processes.on_all(plan_it)
         print_plan(plan, assembly.abstract_state.params, assembly.schedule)

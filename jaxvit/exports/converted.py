@@ -274,6 +274,7 @@ def _write(conversion: Conversion, folder: Path) -> None:
         "class_names": conversion.class_names,
         "image_shape": conversion.image_shape,
         "augmentation": {**dataclasses.asdict(Augmentation()), **said},
+        "origin": conversion.found.origin.name,
     }
     write_json(folder / "model.json", facts, with_checksum=True)
     config = base_config(conversion.name, **conversion.attributes)

@@ -28,13 +28,8 @@ from jaxvit.weights.stored import Int8
 PUBLISHED = ("count", "classes", "mean", "std", "sha256", "content", "sampled", "skipped")
 
 
-_FACTS = (
-    "name",
-    "attributes",
-    "class_names",
-    "image_shape",
-    "augmentation",
-)  # the keys of model.json that `jaxvit.load` reads
+# The keys of model.json that are read from an exported folder.
+_FACTS = ("name", "attributes", "class_names", "image_shape", "augmentation", "origin")
 
 
 def published(data: dict[str, Any]) -> dict[str, Any]:

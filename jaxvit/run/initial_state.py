@@ -21,6 +21,7 @@ from jaxvit.devices import processes
 from jaxvit.errors import UsageError, first_line
 from jaxvit.models.initial_sites import Stem, start_attention, start_positions, start_stem, stem_input, survey
 from jaxvit.ops.initial_values import patches_of, whitening_filters
+from jaxvit.ops.paths import split_patterns
 from jaxvit.ops.trees import Params, Variables
 from jaxvit.weights.adapt import FRESH, LOADED, RESIZED, AdaptError, Decision, Places, Rules, adapt
 
@@ -182,7 +183,8 @@ def take(found: InitialWeights, model: nn.Module, plan: Plan) -> tuple[Arrays, l
     known = found.class_names
     names = plan.data.class_names
     same = known == names if known else before.guess.attributes.get("num_classes", 0) == len(names)
-    rules = Rules(_words(init.keep), _words(init.skip), _words(init.allow), init.channels, before.origin.positions)
+    patterns = (split_patterns(text) for text in (init.keep, init.skip, init.allow))
+    rules = Rules(*patterns, channels=init.channels, positions=before.positions)
     try:
         arrays, decisions = adapt(
             found.params,
@@ -238,10 +240,6 @@ def _flat(tree: Variables) -> Arrays:
     """Stand-ins of the leaves' shapes, which take no memory."""
     flat = flatten_dict(dict(tree)).items()
     return {"/".join(path): np.broadcast_to(np.float32(0), cast(jax.Array, leaf).shape) for path, leaf in flat}
-
-
-def _words(patterns: str) -> tuple[str, ...]:
-    return tuple(pattern for pattern in patterns.split("|") if pattern)
 
 
 def _places(model: nn.Module, shape: tuple[int, ...], params: Mapping[str, np.ndarray]) -> Places | None:

@@ -82,6 +82,12 @@ class Pretrained:
     constants: dict = field(default_factory=dict)
     facts: ModelFacts | None = None
 
+    @property
+    def positions(self) -> str:
+        """How position tables are resized: as by the project that the weights, or those of a converted folder, are of."""
+        converted = ORIGINS.get(self.facts.origin) if self.facts else None
+        return (converted or self.origin).positions
+
 
 def find_origin(arrays: Mapping[str, np.ndarray], path: Path) -> Origin:
     """The project whose names a file has.
@@ -166,7 +172,7 @@ def read_pretrained(
             if not attributes.get("heads", 1):
                 raise UsageError(
                     f"{path} does not say how its {attributes['dim']} channels are split into heads, which are not of "
-                    "64: give their number, --config.model.heads=N"
+                    "64: give their number to jaxvit convert, by --config.model.heads=N"
                 )
             built = create_model(guess.model, **attributes)
     except ValueError as error:

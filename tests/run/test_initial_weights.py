@@ -86,7 +86,21 @@ def test_what_is_unexpected_stops_unless_it_is_allowed_by_name(source):
     with pytest.raises(UsageError, match=r"set the model's attributes as theirs, or .*init.skip="):
         begun(of(source, {"mlp_ratio": 2.0}))
     with pytest.raises(UsageError, match=r"nothing would be loaded"):
-        begun(of(source, init__keep="nothing/*"))
+        begun(of(source, init__skip="*"))
+    for key in ("init__keep", "init__skip"):  # misspelt, and so without effect
+        with pytest.raises(UsageError, match=rf"{key.replace('__', '.')}: 'haed/\*' matches no parameter, such as"):
+            begun(of(source, **{key: "norm/*|haed/*"}))
+
+
+def test_patterns_are_those_of_freezing(source):
+    """'*/embed*' also matches at the start of a path, and '!head/*' is all but the head."""
+    params, weights, _ = begun(of(source, init__keep="*/embed*|*/block_0/*"))
+    jax.tree.map(np.testing.assert_array_equal, params["embed"], weights["embed"])
+    kernels = [tree["encoder"]["block_1"]["mlp"]["dense_0"]["kernel"] for tree in (params, weights)]
+    assert not np.array_equal(*kernels)
+    params, weights, _ = begun(of(source, init__keep="!head/*"))
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], weights["encoder"])
+    assert not np.array_equal(params["head"]["logits"]["kernel"], weights["head"]["logits"]["kernel"])
 
 
 def test_the_hash_is_that_of_the_weights_and_not_of_their_place(source, tmp_path):
