@@ -1,10 +1,12 @@
 """Runs that start from weights: what they take, what they refuse, and that they resume without them."""
 
+import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from runs import StopAt
 from tiny import family_config, train_family
 
@@ -13,14 +15,17 @@ from jaxvit.config.files import load_config_file
 from jaxvit.config.identity import config_hash
 from jaxvit.config.initial_weights import fill_in, read_weights, start_from
 from jaxvit.config.keys import set_value
+from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, StoppedError, UsageError
+from jaxvit.models.registry import create_model
 from jaxvit.ops.patch_kernels import resize_patch_kernel
 from jaxvit.ops.positions import resize_positions
 from jaxvit.run.assembly import assemble
 from jaxvit.run.initial_state import table
 from jaxvit.training.checkpoint import restore_weights, saved_steps
 from jaxvit.weights.adapt import Decision
+from jaxvit.weights.pretrained import ORIGINS, shapes_of, write_arrays
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +171,39 @@ def test_the_model_of_the_weights(source):
     assert start_from(config, str(source)).optim.peak_lr == config.optim.peak_lr == 3e-3
     with pytest.raises(UsageError, match=r"config.init.from is missing"):
         fill_in(load_config_file("finetune"))
+
+
+def test_a_config_file_may_name_the_weights(source, tmp_path):
+    """What the command line sets holds, also where it is the key's default."""
+    (tmp_path / "mine.py").write_text(
+        "from jaxvit.config.files import load_config_file\nfrom jaxvit.config.keys import set_value\n\n\n"
+        "def get_config(variant=''):\n    config = load_config_file('finetune')\n"
+        f"    set_value(config, 'init.from', {str(source)!r})\n    return config\n"
+    )
+    words = ["--config.optim.layer_decay=1.0", "--config.model.dropout=0.2"]
+    config, _, unknown = parse_config_arguments(str(tmp_path / "mine.py"), words)
+    config, _ = fill_in(config)
+    assert (config.optim.layer_decay, config.optim.peak_lr, config.model.dropout) == (1.0, 5e-4, 0.2) and not unknown
+
+
+def test_a_file_is_read_with_what_lies_beside_it(tmp_path):
+    model = create_model("vit", patch=8, dim=64, depth=1, heads=1, pool="cls", num_classes=3, mlp_dim=32)
+    rng = np.random.default_rng(0)
+    flat = {path: rng.standard_normal(shape) for path, shape in shapes_of(model, (16, 16, 3)).items()}
+    params = unflatten_dict({tuple(path.split("/")): array.astype(np.float32) for path, array in flat.items()})
+    np.savez(tmp_path / "weights.npz", **write_arrays(params, ORIGINS["transformers"], model))
+    alone = read_weights(str(tmp_path / "weights.npz"))
+    assert alone.attributes["heads"] == 1 and alone.class_names == ()
+    about = {"model_type": "vit", "num_attention_heads": 2, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}
+    about["id2label"] = {"0": "cat", "1": "dog", "2": "bird"}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    found = read_weights(str(tmp_path / "weights.npz"))
+    assert found.class_names == ("cat", "dog", "bird") and found.hash == alone.hash
+    config = start_from(load_config_file("finetune"), str(tmp_path / "weights.npz"))
+    assert (config.model.heads, config.model.norm_eps, config.model.activation) == (2, 1e-5, "gelu_tanh")
+    assert config.augment.mean == (0.1, 0.2, 0.3) and config.model.num_classes == 0
 
 
 def train_family_attributes():
