@@ -49,8 +49,8 @@ def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:
     """Summarizes a run as a row of the table.
 
     Keys: run, model, data, source (`init.from`), params, macs, steps, best_epoch, seeds, top1, top1_std, top5, loss,
-    validation, train_seconds, state. Unknown values are missing: an unfinished run has no result, and without `own_code` (see
-    `jaxvit.load`) the multiply-adds of a model outside jaxvit are unknown.
+    validation, train_seconds, state. Unknown values are missing: an unfinished run has no result, and without
+    `own_code` (see `jaxvit.load`) the multiply-adds of a model outside jaxvit are unknown.
 
     Raises:
       UsageError: a file of the run is damaged.

@@ -84,7 +84,7 @@ class Pretrained:
 
     @property
     def positions(self) -> str:
-        """How position tables are resized: as by the project that the weights, or those of a converted folder, are of."""
+        """How a position table is resized: as by the project of the weights, also those of a converted folder."""
         converted = ORIGINS.get(self.facts.origin) if self.facts else None
         return (converted or self.origin).positions
 
