@@ -23,7 +23,7 @@ from jaxvit.models.initial_sites import Stem, start_attention, start_positions, 
 from jaxvit.ops.initial_values import patches_of, whitening_filters
 from jaxvit.ops.paths import split_patterns
 from jaxvit.ops.trees import Params, Variables
-from jaxvit.weights.adapt import FRESH, LOADED, RESIZED, AdaptError, Decision, Places, Rules, adapt
+from jaxvit.weights.adapt import FRESH, LOADED, RESIZED, UNUSED, AdaptError, Decision, Places, Rules, adapt
 
 MOST_VALUES = 4096  # most values of a patch to be whitened: the cost grows with their cube
 Pair = tuple[int, int]
@@ -197,6 +197,7 @@ def take(found: InitialWeights, model: nn.Module, plan: Plan) -> tuple[Arrays, l
         )
     except AdaptError as error:
         raise UsageError(f"config.init.from: {error}") from None
+    decisions += [Decision(name, UNUSED, "the file's model has no such part") for name in before.unused]
     taken = {d.path for d in decisions if d.outcome in (LOADED, RESIZED)}
     chosen = {f"params/{path}": array for path, array in arrays.items() if path in taken}
     there = {f"{name}/{path}": leaf for name, tree in fresh.items() if name != "params" for path, leaf in tree.items()}
@@ -217,14 +218,15 @@ def table(decisions: Sequence[Decision]) -> list[str]:
     """
     groups: dict[tuple[str, str], dict[str, int]] = {}
     for one in decisions:
-        part = one.path.split("/")[0]
+        first, slash, _ = one.path.partition("/")
+        part = f"{first}/*" if slash else first
         inside = groups.setdefault((one.outcome, one.note), {})
         inside[part] = inside.get(part, 0) + 1
     order = {LOADED: 0, RESIZED: 1, FRESH: 2}
     lines = []
     for (outcome, note), parts in sorted(groups.items(), key=lambda item: order.get(item[0][0], 3)):
         count, few = sum(parts.values()), list(parts)[:6]
-        names = ", ".join(f"{part}/*" for part in few) + ", …" * (len(parts) > len(few))
+        names = ", ".join(few) + ", …" * (len(parts) > len(few))
         why = f": {note}" if note else ""
         lines.append(f"  {outcome:<8} {names} ({count:,} array{'s' * (count != 1)}){why}")
     return lines

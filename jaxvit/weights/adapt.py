@@ -99,7 +99,7 @@ def adapt(
     paths = list(dict.fromkeys((*fresh, *weights)))
     for key, patterns in {"init.keep": rules.keep, "init.skip": rules.skip}.items():
         if pattern := without_match(patterns, paths):
-            raise AdaptError(f"{key}: '{pattern}' matches no parameter, such as '{paths[0]}'")
+            raise AdaptError(f"{key} has '{pattern}', which matches no parameter; one is '{paths[0]}'")
     found: Arrays = {}
     decisions: list[Decision] = []
     for path, value in fresh.items():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,11 +19,14 @@ from jaxvit.config.keys import set_value
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, StoppedError, UsageError
+from jaxvit.exports import hub
+from jaxvit.exports.model import ExportModel
 from jaxvit.models.registry import create_model
 from jaxvit.ops.patch_kernels import resize_patch_kernel
 from jaxvit.ops.positions import resize_positions
 from jaxvit.run.assembly import assemble
 from jaxvit.run.initial_state import table
+from jaxvit.run.sweep import make_cells, parse_grid
 from jaxvit.training.checkpoint import restore_weights, saved_steps
 from jaxvit.weights.adapt import Decision
 from jaxvit.weights.pretrained import ORIGINS, shapes_of, write_arrays
@@ -93,7 +97,7 @@ def test_what_is_unexpected_stops_unless_it_is_allowed_by_name(source):
     with pytest.raises(UsageError, match=r"nothing would be loaded"):
         begun(of(source, init__skip="*"))
     for key in ("init__keep", "init__skip"):  # misspelt, and so without effect
-        with pytest.raises(UsageError, match=rf"{key.replace('__', '.')}: 'haed/\*' matches no parameter, such as"):
+        with pytest.raises(UsageError, match=rf"{key.replace('__', '.')} has 'haed/\*', which matches no parameter"):
             begun(of(source, **{key: "norm/*|haed/*"}))
 
 
@@ -138,6 +142,11 @@ def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     weights = read_weights(str(source)).pretrained.params
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole.params["embed"]), weights["embed"])
+    # An exported copy names the weights, and not where they were.
+    hub.write(ExportModel.of(jaxvit.load(tmp_path / "run"), "float32"), tmp_path / "hub")
+    for file in (tmp_path / "hub").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["config"]["init"]["from"] == "source"
     # Other weights in their place: the run says so, and stays what it is.
     train_other = of(source, train__duration="1 steps", data__validation="")
     jaxvit.train(train_other, tmp_path / "source")
@@ -146,6 +155,17 @@ def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys
     assert "has changed since this run began" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"this folder holds a run of another config \(init.hash"):
         jaxvit.train(of(tmp_path / "whole", train__duration="1 steps", data__validation=""), tmp_path / "source")
+
+
+def test_the_cells_of_a_sweep_start_from_the_weights(source, tmp_path):
+    (tmp_path / "grid.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from tiny import family_config\ndef get_config(): return family_config('vit')\n"
+    )
+    words = [f"--config.init.from={source}"]
+    cells = make_cells(str(tmp_path / "grid.py"), words, parse_grid(["init.skip='','head/*','haed/*'"]))
+    assert {cell.config.init.hash for cell in cells} == {read_weights(str(source)).hash}
+    assert not (cells[0].problem or cells[1].problem) and "init.skip has 'haed/*', which matches no" in cells[2].problem
 
 
 @pytest.mark.slow
