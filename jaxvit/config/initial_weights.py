@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -152,7 +153,7 @@ def _read(where: str, own_code: bool, state: tuple[object, ...]) -> InitialWeigh
     return InitialWeights(where, found, beside, params, constants, total.hexdigest()[:16])
 
 
-def start_from(config: ConfigDict, where: str) -> ConfigDict:
+def start_from(config: ConfigDict, where: str, given: Collection[str] = ()) -> ConfigDict:
     """Returns a config that starts from weights: with `init.from`, `init.hash`, and their model if it names 'source'.
 
     With 'source', the model's attributes are those of the weights, for the classes of the data; mean and standard
@@ -161,6 +162,7 @@ def start_from(config: ConfigDict, where: str) -> ConfigDict:
     Args:
       config: config of a run; it is not modified.
       where: see `init.from`.
+      given: keys that keep their value, also if it is the default.
 
     Raises:
       UsageError: the weights cannot be read.
@@ -186,17 +188,18 @@ def start_from(config: ConfigDict, where: str) -> ConfigDict:
     rate, decay = next(rates for least, rates in _RATES if isinstance(width, int) and width >= least)
     chosen = {"augment.mean": mean, "augment.std": std, "optim.peak_lr": rate, "optim.layer_decay": decay}
     for key, value in chosen.items():
-        if get(key, object) in (KEYS[key].default, ()):
+        if key not in given and get(key, object) in (KEYS[key].default, ()):
             set_value(config, key, value)
     return config
 
 
-def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict, bool]:
+def fill_in(config: ConfigDict, workdir: Path | None = None, given: Collection[str] = ()) -> tuple[ConfigDict, bool]:
     """Fills in what a config takes from its `init.from`.
 
     Args:
       config: config of a run.
       workdir: folder of the run; None = none.
+      given: keys that keep their value; see `start_from`.
 
     Returns:
       (the config, whether the run in `workdir` has begun from the same place). Such a run keeps the hash, and a model
@@ -242,10 +245,10 @@ def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
             with config.unlocked():
                 config.model = before.model
             for key in _FROM_SOURCE:
-                if get(key, object) in (KEYS[key].default, ()):
+                if key not in given and get(key, object) in (KEYS[key].default, ()):
                     set_value(config, key, theirs(key, object))
         return config, True
-    config = start_from(config, where)
+    config = start_from(config, where, given)
     found = ConfigReader(config)("init.hash", str)
     if given and given != found:
         raise UsageError(f"config.init.hash={given}: {where} holds weights of hash {found}; take the weights it names")

@@ -30,9 +30,9 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[ConfigDict
     overrides, _ = split_overrides(tokens)
     chosen_model = [value for key, value, _ in overrides if key == "model.name"]
     config = load_config_file(spec, chosen_model[-1] if chosen_model else "")
-    weights = [_lookup(config, "init.from"), *(value for key, value, _ in overrides if key == "init.from")][-1]
-    if weights and _lookup(config, "model.name") == SOURCE:
-        config = _with_model_of(config, str(weights), any(key.startswith("model.") for key, _, _ in overrides))
+    chosen_weights = [value for key, value, _ in overrides if key == "init.from"]
+    if chosen_weights and chosen_weights[-1] and _lookup(config, "model.name") == SOURCE:
+        config = _with_model_of(config, chosen_weights[-1], any(key.startswith("model.") for key, _, _ in overrides))
     return parse_overrides(config, tokens)
 
 

@@ -200,10 +200,9 @@ def test_a_config_file_may_name_the_weights(source, tmp_path):
         "def get_config(variant=''):\n    config = load_config_file('finetune')\n"
         f"    set_value(config, 'init.from', {str(source)!r})\n    return config\n"
     )
-    words = ["--config.optim.layer_decay=1.0", "--config.model.dropout=0.2"]
-    config, _, unknown = parse_config_arguments(str(tmp_path / "mine.py"), words)
-    config, _ = fill_in(config)
-    assert (config.optim.layer_decay, config.optim.peak_lr, config.model.dropout) == (1.0, 5e-4, 0.2) and not unknown
+    config, overrides, _ = parse_config_arguments(str(tmp_path / "mine.py"), ["--config.optim.layer_decay=1.0"])
+    config, _ = fill_in(config, given=overrides)
+    assert (config.optim.layer_decay, config.optim.peak_lr, config.model.name) == (1.0, 5e-4, "vit")
 
 
 def test_a_file_is_read_with_what_lies_beside_it(tmp_path):
