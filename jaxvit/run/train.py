@@ -71,7 +71,7 @@ def train(
     config = _with_located_data(complete(config))  # adds keys that are newer than the config
     path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
-    config, begun = processes.on_all(lambda: fill_in(config, path, overrides))
+    config, begun = processes.on_all(lambda: fill_in(config, path, tuple(overrides)))
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
     get = ConfigReader(config)
