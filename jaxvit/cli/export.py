@@ -8,18 +8,21 @@ from jaxvit.errors import DONE
 from jaxvit.exports.formats import FORMATS, formats_named
 from jaxvit.exports.write import export_files
 from jaxvit.files import local_path
+from jaxvit.trained.load import load
 from jaxvit.trained.weights import KINDS
 
 _EXAMPLES = """examples:
   jaxvit export --workdir=runs/digits                               model.stablehlo, for jax on CPU, GPU and TPU
   jaxvit export --workdir=runs/digits --to=onnx,hub --out=digits    model.onnx, and a folder with a model card to share
   jaxvit export --workdir=runs/digits --to=stablehlo --dtype=int8   a quarter of the size; prints the loss of accuracy
+  jaxvit export --workdir=runs/digits --to=page --beside=runs/cct   page.html: two models in a browser, without a server
 
 Each file maps a batch of uint8 images, of any batch size, to probabilities. Resizing, normalization and class names are
-included. A short script beside the file runs it without jaxvit; only hub/ is meant for jaxvit.load. Each file is checked
+included. A short script beside the file runs it without jaxvit; only hub/ is meant for jaxvit.load. A page needs
+no script. Each file is checked
 before it is moved into place: a fresh process runs it on 32 images, and a file whose probabilities differ from the
 model's by 1e-4 or more is deleted. `jaxvit benchmark --file=FILE` measures its speed.
-"""  # noqa: E501
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +36,13 @@ def main(argv: list[str]) -> int:
     add_run_options(parser)
     parser.add_argument("--to", default="stablehlo", metavar="FORMATS", help=f"{', '.join(FORMATS)}; several: a,b")
     parser.add_argument(
-        "--dtype", choices=KINDS, default="float32", help="dtype of the stored weights (default: float32)"
+        "--dtype",
+        choices=KINDS,
+        default="",
+        help="dtype of the stored weights (default: float32; for a page alone, the first that fits into 15 MB)",
+    )
+    parser.add_argument(
+        "--beside", default="", metavar="RUNS", help="for a page: further runs to show beside it; several: a,b"
     )
     parser.add_argument(
         "--out", default="", type=local_path, metavar="DIR", help="folder for the files (default: RUN/export)"
@@ -43,11 +52,17 @@ def main(argv: list[str]) -> int:
     parser.refuse_unknown(rest)
     kinds = formats_named(options.to)
     loaded = load_run(options)
+    others = [
+        load(local_path(name), checkpoint=options.checkpoint, weights=options.weights, own_code=options.own_code)
+        for name in options.beside.split(",")
+        if options.beside
+    ]
     export_files(
         loaded,
         kinds,
         dtype=options.dtype,
         out=options.out,
+        beside=others,
         data_dir=options.data_dir,
         batch_size=options.batch_size,
         devices=options.devices,
