@@ -51,11 +51,11 @@ def fitting_dtype(models: Sequence[Loaded]) -> str:
 
 
 def samples_of(source: Any) -> tuple[tuple[np.ndarray, str], ...]:
-    """Returns images of a split for a page: the first of each class, in the order of the split, at most 12."""
+    """Returns images of a split for a page: the first of each class, in the order of the split; 8 to 12."""
     _, labels, good = source.batch(np.arange(min(len(source), 1000)))
     readable = np.flatnonzero(good)
     firsts = readable[np.sort(np.unique(labels[readable], return_index=True)[1])]
-    rows = np.concatenate([firsts, np.setdiff1d(readable, firsts)])[:_SAMPLES]
+    rows = np.concatenate([firsts, np.setdiff1d(readable, firsts)])[: min(max(len(firsts), 8), _SAMPLES)]
     images = source.batch(rows)[0]
     return tuple((image, source.class_names[label]) for image, label in zip(images, labels[rows], strict=True))
 

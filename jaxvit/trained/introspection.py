@@ -175,7 +175,7 @@ def attention_rollout(recorded: Recorded, pool: str) -> Any:
     if not recorded.steps or recorded.grid is None:
         raise ValueError("this model has no attention to roll out")
     prefix, places = recorded.prefix, math.prod(recorded.grid)
-    batch = len(recorded.steps[0].weights)
+    batch = recorded.steps[0].weights.shape[0]
     xp = np if isinstance(recorded.steps[0].weights, np.ndarray) else jnp
     flow_BTN = before_BTN = xp.broadcast_to(xp.eye(prefix + places), (batch, prefix + places, prefix + places))
     for step in recorded.steps:
