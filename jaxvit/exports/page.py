@@ -89,19 +89,25 @@ def write(model: ExportModel, path: Path) -> None:
     parts = {"runtime-script": runtime.script, "runtime-wasm": runtime.wasm}
     parts |= {f"model-{i}": gzip.compress(graph, 9, mtime=0) for i, (graph, _) in enumerate(graphs)}
     encoded = {name: base64.b64encode(data).decode("ascii") for name, data in parts.items()}
-    about = [_about(each, title, maps) for each, title, (_, maps) in zip(models, _titles(models), graphs, strict=True)]
-    page = render(about, encoded, _samples(model), model.loaded.limits.pixels).encode()
+    heading, titles = _titles(models)
+    about = [_about(each, title, maps) for each, title, (_, maps) in zip(models, titles, graphs, strict=True)]
+    page = render(heading, about, encoded, _samples(model), model.loaded.limits.pixels).encode()
     if len(page) > LIMIT:
         raise UsageError(_too_large(len(page), models, encoded, about))
     path.write_bytes(page)
 
 
 def render(
-    models: Sequence[dict[str, Any]], parts: dict[str, str], samples: Sequence[dict[str, str]], max_pixels: int
+    title: str,
+    models: Sequence[dict[str, Any]],
+    parts: dict[str, str],
+    samples: Sequence[dict[str, str]],
+    max_pixels: int,
 ) -> str:
     """Returns the page.
 
     Args:
+      title: title of the page.
       models: a dict for each model: title, about (phrases), class_names, image_shape, maps.
       parts: {id: compressed bytes in base64}: the runtime, and a graph for each model.
       samples: dicts of image (PNG in base64) and name.
@@ -114,10 +120,10 @@ def render(
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (_PARTS / "page.html").read_text(encoding="utf-8")
     )
-    plural = "model" if len(models) == 1 else "models"
+    who = "This model classifies" if len(models) == 1 else f"These {len(models)} models classify"
     return template.render(
-        title=" · ".join(each["title"] for each in models),
-        subtitle=f"The {plural} on this page classif{'ies' if len(models) == 1 else 'y'} pictures in your browser.",
+        title=title,
+        subtitle=f"{who} pictures in your browser. No picture leaves it.",
         producer=f"jaxvit {__version__}",
         runtime_version=VERSION,
         script=Markup(script),
@@ -169,12 +175,22 @@ def _data_name(loaded: Loaded) -> str:
     return public_name(loaded.config.data.name).rpartition(":")[2]
 
 
-def _titles(models: Sequence[ExportModel]) -> list[str]:
-    """A name for each model: model and data set, and the folder of the run where these are equal."""
-    names = [f"{each.loaded.config.model.name} on {_data_name(each.loaded)}" for each in models]
+def _titles(models: Sequence[ExportModel]) -> tuple[str, list[str]]:
+    """A title of the page, and one for each model: with the folder of the run where two would be equal."""
+    names = [each.loaded.config.model.name for each in models]
+    data = [_data_name(each.loaded) for each in models]
+    if len(models) == 1:
+        return (title := terminal(f"{names[0]} on {data[0]}")), [title]
+    titles = names
+    if len(set(data)) > 1:
+        titles = [f"{name} on {its_data}" for name, its_data in zip(names, data, strict=True)]
     folders = [each.loaded.workdir.resolve().name for each in models]
-    titles = [f"{name} ({folder})" if names.count(name) > 1 else name for name, folder in zip(names, folders)]  # noqa: B905
-    return [terminal(title) for title in titles]
+    titles = [
+        terminal(f"{title} ({folder})" if titles.count(title) > 1 else title)
+        for title, folder in zip(titles, folders, strict=True)
+    ]
+    same = f" on {data[0]}" if len(set(data)) == 1 else ""
+    return terminal(f"{len(models)} models{same}"), titles
 
 
 def _samples(model: ExportModel) -> list[dict[str, str]]:

@@ -279,9 +279,7 @@ function show(model, { found, milliseconds }) {
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a] || a - b);
   model.shown = { found, order, probabilities };
   card.card.querySelectorAll(".body, .looks").forEach((old) => old.remove());
-  const best = order[0], body = element("div", { className: "body card-body" });
-  body.style.display = "grid";
-  body.style.gap = "1rem";
+  const best = order[0], body = element("div", { className: "body" });
   const name = element("bdi", { className: names[best].length > 24 ? "name long" : "name", textContent: names[best] });
   const value = element("span", { className: "value", textContent: shownShare(probabilities[best]) });
   body.append(element("p", { className: "answer" }, name, value));
@@ -365,8 +363,8 @@ function overlay(canvas, side, picture, map, covered) {
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   if (!map) return;
   const cellWidth = canvas.width * covered[1] / map.columns, cellHeight = canvas.height * covered[0] / map.rows;
-  context.globalAlpha = 0.7;
   map.values.forEach((value, i) => {
+    context.globalAlpha = 0.35 + 0.45 * value; // cold places leave the picture visible
     const column = i % map.columns, row = (i - column) / map.columns;
     const x = Math.round(column * cellWidth), y = Math.round(row * cellHeight);
     context.fillStyle = `rgb(${heat(value).join(" ")})`;
@@ -399,9 +397,7 @@ function chooser(label, groups, chosen, changed) {
 function heatMaps(model, section, groups) {
   const card = model.card, id = `looks-${model.index}`;
   section.setAttribute("aria-labelledby", id);
-  const place = element("div", {});
-  place.style.display = "grid";
-  place.style.gap = ".7rem";
+  const place = element("div", { className: "maps" });
   const title = element("h3", { id });
   section.append(title);
   if (groups.length > 1) {
@@ -690,6 +686,7 @@ facts.samples.forEach(({ name, image }, i) => {
 });
 byId("samples").hidden = !facts.samples.length;
 
+byId("cards").classList.toggle("several", models.length > 1);
 for (const model of models) model.card = cardOf(model);
 const ready = start();
 ready.then(() => {
