@@ -84,7 +84,7 @@ def test_names_of_classes_stay_text():
     found = page.render(HOSTILE[0], [about], {"model-0": "AAAA"}, [sample], 100)
     assert Tags(found).tags == Tags(plain).tags  # no name has become a tag
     facts = json.loads(Tags(found).text("facts"))
-    assert facts == {"models": [about], "samples": [sample], "max_pixels": 100}
+    assert facts == {"models": [about], "samples": [sample], "max_pixels": 100, "passes": page.pillow_passes()}
     assert Tags(found).text("h1") == HOSTILE[0] and Tags(found).text("model-0") == "AAAA"
 
 
@@ -379,7 +379,19 @@ def pictures():
 
     turned = Image.Exif()
     turned[0x0112] = 6
-    for height, width in ((1, 1), (8, 8), (7, 5), (33, 77), (131, 64), (3, 400), (240, 321), (5, 8)):
+    for height, width in (
+        (1, 1),
+        (8, 8),
+        (7, 5),
+        (33, 77),
+        (131, 64),
+        (3, 400),
+        (240, 321),
+        (5, 8),
+        (400, 3),
+        (640, 200),
+        (2000, 16),
+    ):
         yield f"rgb {height}x{width}", file(Image.fromarray(smooth(height, width, 3))), 0
     yield "grey", file(Image.fromarray(smooth(45, 31, 1)[..., 0])), 0
     yield "transparent", file(Image.fromarray(smooth(45, 31, 4))), 0

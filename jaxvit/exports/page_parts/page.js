@@ -111,10 +111,18 @@ function cover(image, height, width) {
   if (wide * high > 16 * width * height) { // a very long image is cut before it is resized
     const x = image.width / wide, y = image.height / high;
     const box = [left * x, top * y, (left + width) * x, (top + height) * y];
-    return resized(image, axis(image.width, box[0], box[2], width), axis(image.height, box[1], box[3], height));
+    const across = axis(image.width, box[0], box[2], width), down = axis(image.height, box[1], box[3], height);
+    return resized(image, across, down, downFirst(image, width, height));
   }
   const across = axis(image.width, 0, image.width, wide), down = axis(image.height, 0, image.height, high);
-  return resized(image, across.slice(left, left + width), down.slice(top, top + height));
+  return resized(image, across.slice(left, left + width), down.slice(top, top + height), downFirst(image, wide, high));
+}
+
+// Whether Pillow's pass down the columns comes first, which changes roundings: its releases have different rules.
+function downFirst({ width, height }, wide, high) {
+  if (high >= height) return false;
+  if (facts.passes === "by rows saved") return height - high > 2 * (width - wide);
+  return facts.passes === "by shape" && height > 100 * width;
 }
 
 const BITS = 22; // fixed-point bits of a coefficient
@@ -149,27 +157,35 @@ function axis(size, from, to, count) {
 
 const HALF = 1 << (BITS - 1);
 
-// Two passes, across and then down, each rounded to 8 bits.
-function resized({ width, channels, data }, across, down) {
-  const bottom = Math.max(...down.map(({ first, weights }) => first + (weights ? weights.length : 1)));
-  const top = Math.min(...down.map(({ first }) => first));
-  const columns = across.length, row = columns * channels;
-  const between = new Uint8Array((bottom - top) * row);
-  for (let y = top, o = 0; y < bottom; y++) {
+// Two passes, each rounded to 8 bits: across and then down, or the other way round.
+function resized(image, across, down, first) {
+  return (first ? passAcross(passDown(image, down), across) : passDown(passAcross(image, across, down), down)).data;
+}
+
+// `down`, if given, limits the pass to the rows that it reads.
+function passAcross({ width, height, channels, data }, across, down) {
+  const end = ({ first, weights }) => first + (weights ? weights.length : 1);
+  const top = down ? Math.min(...down.map((each) => each.first)) : 0;
+  const bottom = down ? Math.max(...down.map(end)) : height;
+  const out = new Uint8Array(height * across.length * channels);
+  for (let y = top, o = top * across.length * channels; y < bottom; y++) {
     for (const { first, weights } of across) {
       const start = (y * width + first) * channels;
       for (let c = 0; c < channels; c++) {
-        between[o++] = weights ? weighted(data, start + c, channels, weights) : data[start + c];
+        out[o++] = weights ? weighted(data, start + c, channels, weights) : data[start + c];
       }
     }
   }
-  const out = new Uint8Array(down.length * row);
+  return { width: across.length, height, channels, data: out };
+}
+
+function passDown({ width, channels, data }, down) {
+  const row = width * channels, out = new Uint8Array(down.length * row);
   let o = 0;
   for (const { first, weights } of down) {
-    const start = (first - top) * row;
-    for (let i = 0; i < row; i++) out[o++] = weights ? weighted(between, start + i, row, weights) : between[start + i];
+    for (let i = first * row; i < (first + 1) * row; i++) out[o++] = weights ? weighted(data, i, row, weights) : data[i];
   }
-  return out;
+  return { width, height: down.length, channels, data: out };
 }
 
 function weighted(data, start, step, weights) {
