@@ -23,24 +23,32 @@ from jaxvit.config.plan_types import DataPlan, ModelPlan, Plan, TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.data.augment import without_effect
 from jaxvit.data.batches import steps_per_epoch
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
 from jaxvit.training.hooks import check_hooks
 from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import BY_CLASS, MONITORS
 
+MOST_WORKERS = 1024
 RESIDENT_BYTES = 2 << 30  # data.feed='auto' keeps training splits of up to this size on the devices
+STEPS_PER_CALL = 10  # of train.steps_per_call=0 on accelerators with the training split on them
 
 
 def resolve(
-    config: ConfigDict, *, devices: int = 1, overrides: Iterable[str] = (), dataset: Dataset | None = None
+    config: ConfigDict,
+    *,
+    devices: int = 1,
+    platform: str = "cpu",
+    overrides: Iterable[str] = (),
+    dataset: Dataset | None = None,
 ) -> Plan:
     """Derives the Plan of a config.
 
     Args:
       config: config of an experiment.
       devices: number of devices that share a batch.
+      platform: platform of the devices, 'cpu', 'gpu' or 'tpu'.
       overrides: keys that the user has set on the command line. Each must have an effect in this run.
       dataset: the config's data set, if it is open already; None = open it.
 
@@ -52,7 +60,7 @@ def resolve(
     dataset = open_named(get, dataset)
     check_classes(dataset, get("data.name", str), get("data.classes", tuple))
     data = _resolve_data(get, dataset)
-    train = _resolve_train(get, data, dataset, devices)
+    train = _resolve_train(get, data, dataset, devices, platform)
     augment = resolve_augment(get, data, train, dataset)
     seeds = _resolve_seeds(get)
     folds = get.peek("data.folds", int)
@@ -134,7 +142,7 @@ def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> Mod
     return ModelPlan(name, tuple(attributes.items()))
 
 
-def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices: int) -> TrainPlan:
+def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices: int, platform: str) -> TrainPlan:
     batch = get.at_least("train.batch_size", 1)
     if batch % devices:
         lower = batch - batch % devices
@@ -175,6 +183,9 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
     eval_batch = get.at_least("eval.batch_size", 0) or batch
     writers = get("log.writers", tuple)
     check_writers(writers)
+    feed = _resolve_feed(get, data, dataset)
+    # Batches of a stream are copied to the devices a call at a time, and several may not fit.
+    several = STEPS_PER_CALL if platform != "cpu" and feed == "resident" else 1
     return TrainPlan(
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -195,8 +206,9 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         checkpoint_every=max(1, length("checkpoint.every")),
         log_every=max(1, length("log.every")),
         writers=writers,
-        feed=_resolve_feed(get, data, dataset),
-        steps_per_call=get.at_least("train.steps_per_call", 1),
+        feed=feed,
+        steps_per_call=get.at_least("train.steps_per_call", 0) or several,
+        workers=_resolve_workers(get, data, dataset),
     )
 
 
@@ -219,6 +231,16 @@ def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
         return feed
     size = data.train_count * math.prod(data.image_shape)
     return "stream" if on_host or not kept or size > RESIDENT_BYTES else "resident"
+
+
+def _resolve_workers(get: ConfigReader, data: DataPlan, dataset: Dataset) -> int:
+    """The value of `data.workers`; -1 if all splits are kept decoded, so that nothing is decoded during training."""
+    if all(dataset.is_kept(split) for split in (data.train, data.validation, data.test) if split):
+        return -1
+    workers = get.at_least("data.workers", -1)
+    if workers > MOST_WORKERS:
+        raise UsageError(f"config.data.workers={workers}: must be at most {MOST_WORKERS}")
+    return workers
 
 
 def _why_unread(key: str, get: ConfigReader) -> str:
@@ -246,6 +268,10 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return "neither config.augment.mixup nor config.augment.cutmix is on"
     if key.startswith("init."):
         return why_init_unread(key)
+    if key == "data.workers":
+        return "the images are kept decoded in the cache, so that training decodes none"
+    if key == "data.draw":
+        return "config.data.per_class=0 trains on all images"
     if key == "data.fold":
         return "config.data.folds=0 makes no folds"
     if key in ("data.balance_by", "data.balance_beta"):

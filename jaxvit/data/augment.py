@@ -108,6 +108,7 @@ def augment(
     classes: int,
     label_smoothing: float = 0.0,
     each: mixing.Each = jax.vmap,
+    within: mixing.Within = lambda blend: blend,
     flips: jax.Array | None = None,
     class_weights: Sequence[float] = (),
 ) -> tuple[jax.Array, jax.Array]:
@@ -122,6 +123,7 @@ def augment(
       classes: K, of the model's output.
       label_smoothing: share of each target spread evenly over all classes, before mixing.
       each: lifts a per-image function to a batch, like `jax.vmap`; see `jaxvit.data.mixing.mix`.
+      within: calls a function for each part of the batch whose images are mixed with each other; see there.
       flips: key made by `flip_key`, needed with ``flip_mode='alternate'``.
       class_weights: weight of each class. An image's target is multiplied by the weight of its class, before mixing;
         () = all weights are 1. Cross-entropy is linear in the target: an image mixed from a (share s) and b has the
@@ -166,6 +168,7 @@ def augment(
             probability=s.mix_probability,
             active=step < s.mix_until if s.mix_until else True,
             each=each,
+            within=within,
         )
     return x_BHWC, targets_BK
 

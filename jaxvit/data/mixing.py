@@ -18,6 +18,8 @@ ERASE_MODES = ("zero", "noise")
 
 # Lifts a per-image function to a batch, like `jax.vmap`.
 Each = Callable[[Callable[..., Any]], Callable[..., Any]]
+# Calls a function of a batch for parts of it: (function) -> function.
+Within = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def random_erasing(
@@ -97,6 +99,7 @@ def mix(
     probability: float = 1.0,
     active: jax.Array | bool = True,
     each: Each = jax.vmap,
+    within: Within = lambda blend: blend,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each image and its target with those of a partner.
 
@@ -112,13 +115,16 @@ def mix(
       each: lifts a per-image function to a batch: `jax.vmap`, or for a sharded batch
         `jaxvit.devices.sharding.over_images(mesh)`. Sampling from a Beta distribution is a rejection loop that runs
         until every sample is accepted; under `jax.vmap` the devices would communicate in each iteration.
+      within: calls a function of a batch for each part of the batch whose images are mixed with each other: the whole
+        batch, or for a sharded batch `jaxvit.devices.sharding.on_own_rows(mesh)`. A partner on another device would
+        have to be sent. So the number of devices decides which images are mixed. What is drawn for an image (whether it
+        is mixed, how, with which weight) does not depend on it.
 
     Returns:
       (images, targets); each row of the targets is still a distribution.
     """
     batch, height, width, _ = x_BHWC.shape
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    partner_B = partners(mask_B)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns (the image's weight at every pixel [H, W], the weight of its target)."""
@@ -142,11 +148,18 @@ def mix(
         mixed = jax.random.bernoulli(keys_5[4], probability)
         return jnp.where(mixed, own_HW, 1.0), jnp.where(mixed, own, 1.0)
 
+    def blend(
+        x_BHWC: jax.Array, targets_BK: jax.Array, mask_B: jax.Array, own_BHW: jax.Array, own_B: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        partner_B = partners(mask_B)
+        alone_B = partner_B == jnp.arange(mask_B.shape[0])
+        own_BHW, own_B = jnp.where(alone_B[:, None, None], 1.0, own_BHW), jnp.where(alone_B, 1.0, own_B)
+        own_BHW1, own_B1 = own_BHW[..., None], own_B[:, None]
+        return (
+            own_BHW1 * x_BHWC + (1 - own_BHW1) * x_BHWC[partner_B],
+            own_B1 * targets_BK + (1 - own_B1) * targets_BK[partner_B],
+        )
+
     own_BHW, own_B = each(one)(keys_B)
-    alone_B = (partner_B == jnp.arange(batch)) | ~jnp.asarray(active)
-    own_BHW, own_B = jnp.where(alone_B[:, None, None], 1.0, own_BHW), jnp.where(alone_B, 1.0, own_B)
-    own_BHW1, own_B1 = own_BHW[..., None], own_B[:, None]
-    return (
-        own_BHW1 * x_BHWC + (1 - own_BHW1) * x_BHWC[partner_B],
-        own_B1 * targets_BK + (1 - own_B1) * targets_BK[partner_B],
-    )
+    own_BHW, own_B = jnp.where(active, own_BHW, 1.0), jnp.where(active, own_B, 1.0)
+    return within(blend)(x_BHWC, targets_BK, mask_B, own_BHW, own_B)

@@ -82,18 +82,21 @@ def choose_cpu_libraries() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
 
 
-def forward_options() -> dict[str, str] | None:
+def forward_options(platform: str = "") -> dict[str, str] | None:
     """Returns ``compiler_options`` of ``jax.jit`` for a program without gradients; None if it needs none.
 
     `choose_cpu_libraries` leaves sums to the library. The library is fast at sums over a batch, which gradients have,
     and slower than XLA at the sums of norms and softmaxes, the only ones of a forward pass. A choice in ``XLA_FLAGS``
     is kept.
+
+    Args:
+      platform: platform of the devices that the program is compiled for; '' = jax's default backend.
     """
     import jax
 
     name, value = _slow_library()
     chosen = re.findall(rf"--{name}=(\S*)", os.environ.get("XLA_FLAGS", "")) if name else []
-    if not name or any(each != value for each in chosen) or jax.default_backend() != "cpu":
+    if not name or any(each != value for each in chosen) or (platform or jax.default_backend()) != "cpu":
         return None
     return {name: ""}
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxvit._version import __version__
 from jaxvit.devices.runtime import forward_options
+from jaxvit.ops.implementations import traced_for
 from jaxvit.trained.load import Loaded
-from jaxvit.trained.weights import restore, store
+from jaxvit.weights.stored import restore, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ExportModel:
 
     Attributes:
       loaded: the trained model.
-      kind: dtype of the stored weights, see `jaxvit.trained.weights`.
+      kind: dtype of the stored weights, see `jaxvit.weights.stored`.
       stored: the parameters as returned by `weights.store`.
       result: evaluation of the stored weights: split, data, count, top1, top5, loss, ece; None = not evaluated.
       beside: for a page: models that it shows beside this one.
@@ -53,11 +54,15 @@ class ExportModel:
     def probabilities(self, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
         """Maps uint8 images [B, *image_shape] to float32 probabilities [B, K]. Tracing makes the weights constants.
 
+        A file runs on all platforms, so its operations must not depend on the machine that writes it: they are always
+        those that are fastest on a CPU.
+
         Args:
           images_BHWC: the images.
           by: {operation: implementation}, see `jaxvit.ops.implementations`; the others are computed as in training.
         """
-        return self._of_classes(self._variables(), images_BHWC, by)
+        with traced_for("cpu"):
+            return self._of_classes(self._variables(), images_BHWC, by)
 
     def _of_classes(self, variables: Any, images_BHWC: Any, by: Mapping[str, str] | None = None) -> jax.Array:
         # A model may have more outputs than classes: they take part in the softmax, as in training, and are cut off.
@@ -81,6 +86,12 @@ class ExportModel:
 
         return call
 
+    @property
+    def reduce(self) -> str:
+        """How the model merges or removes tokens, such as 'merge:r=8'; '' = it does not."""
+        reduce = getattr(self.loaded.model, "reduce", "none")
+        return "" if reduce == "none" else reduce
+
     def facts(self) -> dict[str, Any]:
         """Metadata for the user of the file, as plain Python values."""
         white = self.loaded.config.data.white
@@ -92,6 +103,7 @@ class ExportModel:
             "step": self.loaded.step,
             "producer": f"jaxvit {__version__}",
             **({"white": white} if white else {}),
+            **({"reduce": self.reduce} if self.reduce else {}),
         }
 
 

@@ -16,6 +16,7 @@ from jaxvit.exports.model import ExportModel
 from jaxvit.layers import ShiftStage
 from jaxvit.layers.stack import plainly
 from jaxvit.models import ShiftViT
+from jaxvit.ops.implementations import traced_for
 from jaxvit.trained.introspection import Recorded, attention_rollout, record_in_trace
 
 _DIRECTIONS = ("left", "right", "up", "down")
@@ -74,21 +75,21 @@ def outputs_of(
             stages.append((context.module, args[0]))
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(watch):
+    with traced_for("cpu"), nn.intercept_methods(watch):
         logits_BK, recorded = record_in_trace(loaded, model.restored.variables, images_BHWC, by)
     probabilities_BK = jax.nn.softmax(logits_BK, axis=-1)[:, : len(loaded.class_names)]
     settings = loaded.preprocessing
     mean, std = (jnp.asarray(each, jnp.float32).reshape(1, 1, 1, -1) for each in (settings.mean, settings.std))
     picture_BHWC = jnp.clip(loaded.preprocess(images_BHWC) * std + mean, 0.0, 1.0)
-    maps = _weights(loaded, recorded)
+    maps = _weights(model, recorded)
     if isinstance(loaded.model, ShiftViT) and loaded.model.shift != "none":
         maps += [_shift(loaded.model, i, x_BHWC) for i, (_, x_BHWC) in enumerate(stages)]
     return [probabilities_BK, picture_BHWC, *(array for _, array in maps)], [facts for facts, _ in maps]
 
 
-def _weights(loaded: Any, recorded: Recorded) -> list[tuple[MapFacts, jax.Array]]:
+def _weights(model: ExportModel, recorded: Recorded) -> list[tuple[MapFacts, jax.Array]]:
     """The maps of TokenLearner, TokenFuser and the pooling; without any, attention rollout if the model has it."""
-    grid = recorded.grid
+    loaded, grid = model.loaded, recorded.grid
     if grid is None:
         return []
     places = math.prod(grid)
@@ -119,7 +120,7 @@ def _weights(loaded: Any, recorded: Recorded) -> list[tuple[MapFacts, jax.Array]
         names = ("weights",) if pool.shape[1] == 1 else tuple(f"query {i + 1}" for i in range(pool.shape[1]))
         facts = MapFacts("pool", "Pooling", "The weight of each place in the pooled vector.", names=names, **place)
         found.append((facts, maps(pool)))
-    if found or not any(step.kind == "attention" for step in recorded.steps):
+    if found or model.reduce or not any(step.kind == "attention" for step in recorded.steps):
         return found
     try:
         rollout_BN = attention_rollout(recorded, getattr(loaded.model, "pool", ""))

@@ -18,13 +18,14 @@ from jaxvit import own_code as gate
 from jaxvit.errors import RunFailedError, UsageError, find_system_error, first_line
 from jaxvit.exports.check import LARGEST, largest_difference
 from jaxvit.exports.formats import Format, formats_named
+from jaxvit.exports.layout import export_layout
 from jaxvit.exports.model import ExportModel
 from jaxvit.exports.page import find_browser, fitting_dtype, samples_of
 from jaxvit.files import locked_folder, make_writable, naming, no_empty_folders
 from jaxvit.shown import terminal
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.load import Loaded, load
-from jaxvit.trained.weights import KINDS
+from jaxvit.weights.stored import KINDS
 
 IMAGES = 32  # number of images used to compare a file with the model
 
@@ -37,6 +38,7 @@ def export(
     to: str = "stablehlo",
     *,
     dtype: str = "",
+    layout: str = "",
     out: str | Path = "",
     beside: Sequence[str | Path | Loaded] = (),
     checkpoint: str = "best",
@@ -53,6 +55,8 @@ def export(
       to: 'stablehlo', 'onnx', 'savedmodel', 'hub' or 'page'; several are joined by commas, as in 'stablehlo,hub'.
       dtype: dtype of the stored weights: 'float32', 'bfloat16', 'float16' or 'int8'. '' = float32; for a page alone,
         the first of float32, float16 and int8 with which it surely fits into 15 MB.
+      layout: with the name of a project, or 'authors', the weights alone are written in that project's layout, and
+        `to` is the name of their file: see `jaxvit.exports.layout`. '' = the formats above.
       out: folder for the files; '' = ``export`` in the run folder.
       beside: for a page: further runs or models, which it shows beside the first.
       checkpoint, weights, own_code: as in `jaxvit.load`; ignored if `run` is a loaded model.
@@ -71,11 +75,15 @@ def export(
     """
     if dtype and dtype not in KINDS:
         raise UsageError(f"dtype='{dtype}': must be one of {', '.join(KINDS)}")
-    kinds = formats_named(to)
+    kinds = [] if layout else formats_named(to)
     loaded, *others = (
         each if isinstance(each, Loaded) else load(each, checkpoint=checkpoint, weights=weights, own_code=own_code)
         for each in (run, *beside)
     )
+    if layout:
+        file = (Path(out) if str(out) else loaded.workdir / "export") / to
+        export_layout(loaded, file, layout)
+        return [file]
     return export_files(loaded, kinds, dtype=dtype, out=out, beside=others, data_dir=data_dir)
 
 
@@ -148,6 +156,7 @@ def _write_all(
     for kind in kinds:
         made = _write_checked(model, kind, folder, images, browser if kind.alone else "")
         facts = f"{_size(made.target):,} bytes, {made.difference:.1e} from the model {of}on {compared}"
+        facts += f"; {made.apart} of them left out, where it chose other tokens" if made.apart else ""
         print(terminal(f"{made.target}: {facts}"))
         if kind.alone:
             checked = "checked in Chromium, offline" if browser else f"not checked in a browser: {no_browser}"
@@ -227,6 +236,7 @@ class _Written:
     target: Path
     loader: Path
     difference: float
+    apart: int  # images for which the file chose other tokens
 
 
 def _write_checked(
@@ -252,7 +262,7 @@ def _write_checked(
             raise RunFailedError(
                 f"--to={kind.name}: this format cannot express the model ({reason}); try another"
             ) from error
-        difference = largest_difference(model, kind, draft, images_BHWC, browser)
+        difference, apart = largest_difference(model, kind, draft, images_BHWC, browser)
         if not difference < LARGEST:
             raise RunFailedError(
                 f"--to={kind.name}: the exported file differs from the model by {difference:.2g}, more than "
@@ -265,7 +275,7 @@ def _write_checked(
         _put(draft, target, Path(name) / _OLD)
         if not kind.alone:
             os.replace(script, loader)  # replaces a script of another version, which may differ
-    return _Written(target, loader, difference)
+    return _Written(target, loader, difference, apart)
 
 
 def _put(draft: Path, target: Path, aside: Path) -> None:

@@ -1,8 +1,8 @@
-"""Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) in two implementations.
+"""Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) in three implementations.
 
-`attend` takes projected queries, keys and values. `attend_absorbed` takes tokens and the four kernels and multiplies
-the kernels with each other first. That is cheaper if the heads are at least as wide as the tokens, as in the Keras
-tutorials.
+`attend` takes projected queries, keys and values. So does `attend_fused`, which is one kernel of NVIDIA's cuDNN.
+`attend_absorbed` takes tokens and the four kernels and multiplies the kernels with each other first. That is cheaper if
+the heads are at least as wide as the tokens, as in the Keras tutorials.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def attend(
     *,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
+    bias_BK: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention with M heads of D channels, from N queries to K keys.
 
@@ -37,6 +38,7 @@ def attend(
       v_BNMD: values (B, K, M, D).
       dropout_rate: probability of dropping an attention weight, 0 to 1. Without a `key` nothing is dropped.
       key: JAX random key for the dropout; None turns dropout off.
+      bias_BK: added to the logits of each key (B, K), such as `jaxvit.ops.size_bias`; None = nothing.
 
     Returns:
       A pair: the weighted sums of the values (B, N, M, D), and the attention weights before dropout (B, M, N, K) in
@@ -62,11 +64,52 @@ def attend(
         )
     q_BNMD = q_BNMD * jnp.asarray(q_BNMD.shape[-1] ** -0.5, q_BNMD.dtype)
     logits_BMNK = jnp.einsum("bqmd,bkmd->bmqk", q_BNMD, k_BNMD, preferred_element_type=jnp.float32)
+    if bias_BK is not None:
+        logits_BMNK = logits_BMNK + bias_BK.astype(jnp.float32)[:, None, None]
     weights_BMNK = jax.nn.softmax(logits_BMNK, axis=-1)
     kept_BMNK = weights_BMNK
     if key is not None and dropout_rate > 0:
         kept_BMNK = dropout(weights_BMNK, dropout_rate, key)
     return jnp.einsum("bmqk,bkmd->bqmd", kept_BMNK.astype(v_BNMD.dtype), v_BNMD), weights_BMNK
+
+
+def attend_fused(q_BNMD: jax.Array, k_BNMD: jax.Array, v_BNMD: jax.Array) -> jax.Array:
+    """Softmax attention as one kernel of cuDNN, forward and backward. It stores no attention weights.
+
+    Call it where `fusing_fits`. The softmax is float32.
+
+    Args:
+      q_BNMD: queries (B, N, M, D), not yet scaled; this function multiplies them by D ** -0.5.
+      k_BNMD: keys (B, K, M, D).
+      v_BNMD: values (B, K, M, D).
+
+    Returns:
+      The weighted sums of the values (B, N, M, D), of the dtype of the queries.
+
+    Raises:
+      NotImplementedError: cuDNN has no kernel for these shapes or this dtype.
+      RuntimeError: the program does not run on a GPU of NVIDIA.
+    """
+    return jax.nn.dot_product_attention(q_BNMD, k_BNMD, v_BNMD, implementation="cudnn")
+
+
+def fusing_fits(head_dim: int, dtype: DTypeLike, platform: str) -> bool:
+    """Whether `attend_fused` can compute heads of `head_dim` channels in a dtype on a platform.
+
+    cuDNN has such kernels for bfloat16 and float16, for heads of at most 128 channels in steps of eight, and for GPUs
+    since Ampere (compute capability 8.0).
+
+    Args:
+      head_dim: channels per head.
+      dtype: dtype of queries, keys and values.
+      platform: platform that the program runs on, as `jaxvit.ops.implementations.platform_traced_for` returns it.
+    """
+    if platform != "gpu" or jnp.dtype(dtype).itemsize != 2 or head_dim > 128 or head_dim % 8:
+        return False
+    if jax.default_backend() != "gpu":  # compiled ahead, for a device that is not here
+        return True
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")  # AMD's GPUs have no such number
+    return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
 class AttentionKernels(NamedTuple):
@@ -101,6 +144,7 @@ def attend_absorbed(
     dtype: DTypeLike = "float32",
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
+    bias_BK: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """A whole attention layer, from tokens to tokens, with two projections instead of four.
 
@@ -116,6 +160,7 @@ def attend_absorbed(
       dropout_rate: probability of dropping an attention weight, 0 to 1. Without a `key` nothing is dropped.
       key: JAX random key for the dropout. The noise differs from that of `attend` with the same key, because the
         weights have another layout.
+      bias_BK: added to the logits of each key (B, K), such as `jaxvit.ops.size_bias`; None = nothing.
 
     Returns:
       A pair: tokens (B, N, C), and the attention weights before dropout (B, N * M, K) in float32. Row n * M + m holds
@@ -153,6 +198,8 @@ def attend_absorbed(
         q_BNE = q_BNE + bias_ME.reshape(1, 1, heads * keys)
     q_BNE = q_BNE.reshape(batch, queries * heads, keys)
     logits_BNK = jnp.einsum("bqe,bke->bqk", q_BNE, kv_BNC, preferred_element_type=jnp.float32)
+    if bias_BK is not None:
+        logits_BNK = logits_BNK + bias_BK.astype(jnp.float32)[:, None]
     weights_BNK = kept_BNK = jax.nn.softmax(logits_BNK, axis=-1)
     noisy = key is not None and dropout_rate > 0
     if noisy:

@@ -3,6 +3,7 @@
 | operation | plain | alternative | fastest on |
 |---|---|---|---|
 | `attention` | `plain`: projects queries, keys and values | `absorbed`: multiplies the key and value kernels into the query and output kernels, where heads are at least as wide as the tokens | CPU |
+| | | `fused`: cuDNN's kernel, which never stores the attention weights, where it takes the shapes and dtypes | GPU |
 | `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: compares strided slices | CPU |
 | `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and keeps only the input for the gradient; `rational`: the same without XLA's erf, for export | all |
 | `noise` | `threefry`: jax's default generator | `hash`: hashes each element's index, fused with the operation that uses the noise | all |
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 IMPLEMENTATIONS = {
-    "attention": ("plain", "absorbed"),
+    "attention": ("plain", "absorbed", "fused"),
     "max_pool": ("window", "slices"),
     "gelu": ("erfc", "erf", "rational"),
     "noise": ("threefry", "hash"),
@@ -28,9 +29,39 @@ IMPLEMENTATIONS = {
 PLAIN = {operation: names[0] for operation, names in IMPLEMENTATIONS.items()}
 _FAST = {"cpu": {operation: names[1] for operation, names in IMPLEMENTATIONS.items()}}
 _FAST_ELSEWHERE = {**PLAIN, "gelu": "erf", "noise": "hash"}
+_FAST["gpu"] = {**_FAST_ELSEWHERE, "attention": "fused"}
 
 # ((operation, implementation), …). A user context is part of jax's trace cache key, so a changed choice retraces.
 _chosen = jax.make_user_context(())
+_platform = jax.make_user_context("")
+
+
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Sets the platform that the program traced inside the `with` block will run on.
+
+    It decides which implementation is the fastest one. A program that is compiled ahead for another machine must not
+    depend on the machine that compiles it.
+
+    Args:
+      platform: 'cpu', 'gpu', 'tpu', as `jax.Device.platform` has it; 'cuda' and 'rocm' mean 'gpu'. '' = leave it as it
+        is, at first jax's default backend. `jaxvit.devices.sharding.platform_of` reads it from a mesh.
+
+    Example:
+      >>> with traced_for("tpu"):
+      ...     implementation("max_pool")
+      'window'
+    """
+    if not platform:
+        yield
+        return
+    with _platform("gpu" if platform in ("cuda", "rocm") else platform):
+        yield
+
+
+def platform_traced_for() -> str:
+    """The platform that the current program is traced for; outside `traced_for`, jax's default backend."""
+    return _platform.value or jax.default_backend()
 
 
 @contextlib.contextmanager
@@ -40,7 +71,8 @@ def use(implementations: str | Mapping[str, str]) -> Iterator[None]:
     The choice is read at trace time: jax retraces a jitted function that is called under a different choice.
 
     Args:
-      implementations: 'fast' = the fastest known on jax's default backend (the default); 'plain'; or
+      implementations: 'fast' = the fastest known on the platform of
+        `traced_for`, by default jax's default backend (the default); 'plain'; or
         {operation: implementation}, which leaves the other operations as they are.
 
     Raises:
@@ -67,4 +99,4 @@ def use(implementations: str | Mapping[str, str]) -> Iterator[None]:
 def implementation(operation: str) -> str:
     """The name of the implementation that `operation` uses here."""
     chosen = dict(_chosen.value).get(operation)
-    return chosen or _FAST.get(jax.default_backend(), _FAST_ELSEWHERE)[operation]
+    return chosen or _FAST.get(platform_traced_for(), _FAST_ELSEWHERE)[operation]

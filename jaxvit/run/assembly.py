@@ -22,14 +22,15 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import memory_of_device
-from jaxvit.devices.sharding import over_images
+from jaxvit.devices.sharding import gather_where_used, on_own_rows, over_images, platform_of
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_params
 from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
-from jaxvit.ops.trees import Variables
+from jaxvit.ops.trees import Params, Variables
 from jaxvit.run.initial_state import InitialValues, initial_values
+from jaxvit.training.frozen import check_frozen, hold
 from jaxvit.training.metrics import Sums
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
@@ -83,21 +84,36 @@ class Assembly:
           batch: images, labels and mask, from a feed.
           key: root key of all steps; None = `step_key()`.
           axis_name: name of pmap's axis; None under jit.
-          mesh: mesh that the batch is split over; None for one device and for pmap. It changes no number, only which
-            device draws it.
+          mesh: mesh that the batch is split over; None for one device and for pmap. Its devices decide which
+            implementations are the fastest; None = those of jax's default backend.
         """
         plan, key = self.plan, self.step_key() if key is None else key
-        return train_step(
-            state,
-            batch,
-            key=key,
-            apply=self.apply,
-            transform=partial(self.augment, root=key, mesh=mesh),
-            optimizer=self.optimizer,
-            accumulate=plan.train.accumulate,
-            average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None,
-            axis_name=axis_name,
-        )
+        with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
+            return train_step(
+                state,
+                batch,
+                key=key,
+                apply=self.apply_in_training,
+                transform=partial(self.augment, root=key, mesh=mesh),
+                optimizer=self.optimizer,
+                accumulate=plan.train.accumulate,
+                average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp, freeze=plan.optim.freeze)
+                if plan.ema_decay
+                else None,
+                gather=self._gather(mesh) if mesh is not None and plan.train.fsdp > 1 else None,
+                axis_name=axis_name,
+            )
+
+    def _gather(self, mesh: Mesh) -> Callable[[Params], Params]:
+        # The blocks' dense layers convert their kernels to the compute dtype; the other parameters are small. On CPUs,
+        # attention with absorbed kernels multiplies them in float32 first.
+        dtype = getattr(self.model, "dtype", "float32") if platform_of(mesh) != "cpu" else "float32"
+
+        def dtype_of(path: tuple[str, ...]) -> str:
+            block = any(part.startswith(("block_", "layers_")) for part in path)
+            return dtype if block and path[-1] == "kernel" else "float32"
+
+        return gather_where_used(mesh, dtype_of)
 
     def augment(
         self, key: jax.Array, step: jax.Array, batch: Batch, *, root: jax.Array, mesh: Mesh | None = None
@@ -112,6 +128,8 @@ class Assembly:
           mesh: as in `train_step`.
         """
         settings = self.plan.augment
+        # Images are mixed with images of the same device, unless there is only one.
+        own = self.plan.train.per_device_batch > 1
         return augment(
             key,
             step,
@@ -120,6 +138,7 @@ class Assembly:
             classes=self.classes,
             label_smoothing=self.plan.train.label_smoothing,
             each=over_images(mesh) if mesh is not None else jax.vmap,
+            within=on_own_rows(mesh) if mesh is not None and own else lambda blend: blend,
             flips=flip_key(root) if settings.alternates else None,
             class_weights=self.plan.data.loss_weights,
         )
@@ -144,13 +163,26 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
-    def eval_step(self, variables: Variables, batch: Batch, *, axis_name: str | None = None) -> Sums:
-        """One evaluation step: (variables, batch) to sums; see `jaxvit.training.step.eval_step`."""
+    def apply_in_training(
+        self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
+    ) -> jax.Array:
+        """As `apply`; frozen parameters have no gradients."""
+        held = {**variables, "params": hold(variables["params"], self.plan.optim.freeze)}
+        return self.apply(held, images_BHWC, train=train, key=key)
+
+    def eval_step(
+        self, variables: Variables, batch: Batch, *, axis_name: str | None = None, mesh: Mesh | None = None
+    ) -> Sums:
+        """One evaluation step: (variables, batch) to sums; see `jaxvit.training.step.eval_step`.
+
+        `mesh` is as in `train_step`.
+        """
         transform = partial(preprocess, settings=self.plan.augment)
         by_class = self.plan.train.by_class
-        return eval_step(
-            variables, batch, apply=self.apply, transform=transform, axis_name=axis_name, by_class=by_class
-        )
+        with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
+            return eval_step(
+                variables, batch, apply=self.apply, transform=transform, axis_name=axis_name, by_class=by_class
+            )
 
     def prepare(
         self, step: jax.Array, batch: Batch, *, key: jax.Array | None = None, mesh: Mesh | None = None
@@ -171,7 +203,12 @@ class Assembly:
         """The root key of all steps, for the plan's seed or another."""
         return derive_key(self.plan.seed if seed is None else seed, "step")
 
-    def create_state(self, key: jax.Array | None = None, measured: np.ndarray | None = None) -> TrainState:
+    def create_state(
+        self,
+        key: jax.Array | None = None,
+        measured: np.ndarray | None = None,
+        loaded: Mapping[str, np.ndarray] | None = None,
+    ) -> TrainState:
         """The state before the first step.
 
         Args:
@@ -179,17 +216,24 @@ class Assembly:
             seeds.
           measured: result of `measure`. None = a first layer that should start with filters of the training images
             starts with random ones: enough where only shapes and speed count.
+          loaded: result of `load`. None = weights of `init.from` are random likewise.
         """
         key = self.init_key() if key is None else key
-        return create_state(partial(self._initial, measured), self.optimizer, key, ema=self.plan.ema_decay > 0)
+        return create_state(partial(self._initial, measured, loaded), self.optimizer, key, ema=self.plan.ema_decay > 0)
 
-    def _initial(self, measured: np.ndarray | None, key: jax.Array) -> Variables:
+    def _initial(
+        self, measured: np.ndarray | None, loaded: Mapping[str, np.ndarray] | None, key: jax.Array
+    ) -> Variables:
         variables = self.init(key)
-        return self.initial(variables, key, measured) if self.initial else variables
+        return self.initial(variables, key, measured, loaded) if self.initial else variables
 
     def measure(self, source: Source | StreamedSource) -> np.ndarray | None:
         """Measures what the initial values need of the training split; None if they need nothing."""
         return self.initial.measure(source) if self.initial else None
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Reads the weights that the run starts from; {} if there are none."""
+        return self.initial.load() if self.initial else {}
 
     def host_transform(
         self, before: int = 0
@@ -236,12 +280,13 @@ def _apply(
         return cast(jax.Array, model.apply(variables, images_BHWC, train=train, rngs=rngs))
 
 
-def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
+def assemble(plan: Plan, overrides: Iterable[str] = (), *, begun: bool = False) -> Assembly:
     """Builds the parts; checks, by tracing shapes only, that the model takes the data set's images and can be trained.
 
     Args:
       plan: what to build.
       overrides: config keys set on the command line; a model's attribute among them must have an effect.
+      begun: whether the run has begun, so that the weights of `init.from` may be gone.
 
     Raises:
       UsageError: the model's attributes do not fit together or do not fit the images; or a model of the user's own is
@@ -290,7 +335,8 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     _check_scores(plan, in_training, (2, logits.shape[1]))
     initial = initial_values(plan, model)
     if initial:
-        jax.eval_shape(initial, abstract.variables, key)
+        loaded = initial.load() if plan.init.source and not begun else None
+        jax.eval_shape(initial, abstract.variables, key, None, loaded)
     return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial)
 
 
@@ -363,6 +409,7 @@ def _check_scores(plan: Plan, found: object, expected: tuple[int, int | None]) -
 def _check_optimizer_fits(plan: Plan, optimizer: optax.GradientTransformation, state: TrainState) -> None:
     """Raises UsageError where the optimizer goes by names that this model's parameters do not have, or is none."""
     optim, params = plan.optim, state.params
+    check_frozen(params, optim.freeze, optim.head_first_steps)
     if optim.layer_decay != 1.0:
         layer_factors(params, optim.layer_decay)
     if optim.name == "muon":

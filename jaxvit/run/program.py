@@ -20,7 +20,17 @@ from jaxvit.data.batches import TrainOrder
 from jaxvit.data.feed import ResidentFeed, StreamFeed, evaluation_stream
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import hardware, runtime
-from jaxvit.devices.sharding import own_rows, place_batch, place_call, replicate, split_batch
+from jaxvit.devices.sharding import (
+    abstract,
+    own_rows,
+    place_batch,
+    place_call,
+    platform_of,
+    replicate,
+    replicated,
+    split_batch,
+    split_call,
+)
 from jaxvit.run.assembly import Assembly
 from jaxvit.training import nans
 from jaxvit.training.loop import Batch as LoopBatch
@@ -81,8 +91,9 @@ def make_program(
     run, numbers, root = jitted.run, jitted.numbers, jitted.root
     if position.step < t.steps and not position.stopped_early:  # else only the test is left
         run = jitted.lower(state, feed, call).compile()
-    eval_step = jax.vmap(assembly.eval_step, in_axes=(0, None)) if seeds else assembly.eval_step
-    eval_step = jax.jit(eval_step, compiler_options=runtime.forward_options())
+    eval_step = partial(assembly.eval_step, mesh=mesh)
+    eval_step = jax.vmap(eval_step, in_axes=(0, None)) if seeds else eval_step
+    eval_step = jax.jit(eval_step, compiler_options=runtime.forward_options(platform_of(mesh)))
     if "validation" in sources or "test" in sources:
         eval_batch = _abstract_batch(sources["train"], t.eval_batch_size, mesh)
         eval_step = eval_step.lower(state.variables, eval_batch).compile()
@@ -102,7 +113,8 @@ def make_program(
     def batches_of(part: str) -> Callable[[], Iterator[LoopBatch]] | None:
         if part not in sources:
             return None
-        return lambda: evaluation_stream(sources[part], t.eval_batch_size, own_rows(mesh, t.eval_batch_size))
+        own = own_rows(mesh, t.eval_batch_size)
+        return lambda: evaluation_stream(sources[part], t.eval_batch_size, own, t.workers)
 
     indices = replicate(mesh, [np.int32(i) for i in range(len(seeds))])
     cut = jax.jit(lambda state, i: jax.tree.map(lambda x: x[i], state))
@@ -173,14 +185,17 @@ def jit_train_step(
     Args:
       assembly: parts of the run.
       feed: feed of the training split.
-      state: state before the step; the next one gets its sharding.
+      state: state before the step; the next one gets its sharding. To compile ahead for devices that are not here: the
+        shapes of a state, with shardings.
       mesh: mesh of the run.
       steps_per_call: steps in one call of the feed.
       seeds: seeds of several runs that are trained together.
       donate: lets the next state reuse the buffers of the one before.
     """
-    whole_call = steps_per_call > 1 and jax.default_backend() != "cpu"
+    whole_call = steps_per_call > 1 and platform_of(mesh) != "cpu"
     layout = jax.tree.map(lambda x: x.sharding, state)
+    ahead = isinstance(state.step, jax.ShapeDtypeStruct)
+    place = partial(abstract, replicated(mesh)) if ahead else partial(replicate, mesh)
     program = partial(
         train_program,
         assembly=assembly,
@@ -192,9 +207,9 @@ def jit_train_step(
     return JittedStep(
         jax.jit(program, donate_argnums=(0,) if donate else (), out_shardings=(layout, None)),
         whole_call,
-        replicate(mesh, [np.int32(number) for number in range(steps_per_call + 1)]),
+        place([np.int32(number) for number in range(steps_per_call + 1)]),
         # An argument, not a constant: one compiled program serves all seeds.
-        replicate(mesh, _key_data([assembly.step_key(seed) for seed in seeds] or assembly.step_key())),
+        place(_key_data([assembly.step_key(seed) for seed in seeds] or assembly.step_key())),
     )
 
 
@@ -249,8 +264,13 @@ def make_feed(
     mesh: Mesh,
     steps_per_call: int,
     seeds: Sequence[int] = (),
+    *,
+    ahead: bool = False,
 ) -> ResidentFeed | StreamFeed:
-    """Makes the feed of the training split, which moves batches to the devices: 'resident' or 'stream' by the plan."""
+    """Makes the feed of the training split, which moves batches to the devices: 'resident' or 'stream' by the plan.
+
+    With `ahead`, the feed has shapes in place of arrays, for a mesh of devices that are not here.
+    """
     t = plan.train
     sampling = plan.data.sampling(source.labels) if plan.data.balance == "sampling" else None
     order, *others = [
@@ -258,10 +278,14 @@ def make_feed(
         for seed in (seeds or (plan.seed,))
     ]
 
-    own = own_rows(mesh, t.batch_size)
+    own = slice(0, t.batch_size) if ahead else own_rows(mesh, t.batch_size)
+    axis = 2 if seeds else 1
 
     def put_call(call: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        return place_call(mesh, call, axis=2 if seeds else 1)
+        return abstract(split_call(mesh, axis), dict(call)) if ahead else place_call(mesh, call, axis)
+
+    def put_split(split: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return abstract(replicated(mesh), dict(split)) if ahead else replicate(mesh, dict(split))
 
     if t.feed == "resident":
         assert isinstance(source, Source)  # the plan has checked it
@@ -270,7 +294,7 @@ def make_feed(
             [order, *others] if seeds else order,
             t.batch_size,
             steps_per_call,
-            put_split=lambda arrays: replicate(mesh, dict(arrays)),
+            put_split=put_split,
             put_call=put_call,
             own=own,
             numbered=plan.augment.alternates,
@@ -285,6 +309,7 @@ def make_feed(
         host_transform=assembly.host_transform(own.start),
         own=own,
         numbered=plan.augment.alternates,
+        workers=t.workers,
     )
 
 

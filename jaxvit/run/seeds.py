@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.sources import Dataset
+from jaxvit.data.dataset import Dataset
 from jaxvit.devices import hardware, processes
-from jaxvit.devices.sharding import make_mesh, shard_state, shard_together
+from jaxvit.devices.sharding import make_mesh, platform_of, shard_state, shard_together
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.run.assembly import Assembly
 from jaxvit.run.execution import Sources, begin, describe, execute, read_sources, refuse_fewer_steps, start
@@ -110,7 +110,8 @@ def _shall_be_together(plan: Plan, options: StartOptions) -> bool:
     hindrance = next((what for what, there in against.items() if there), "")
     if plan.seeds_run == "together" and hindrance:
         raise UsageError(f"config.train.seeds='together' does not go with {hindrance}; set it to 'in_turn'")
-    return plan.seeds_run == "together" or (not hindrance and jax.default_backend() != "cpu")
+    platform = platform_of(make_mesh(plan.train.devices, plan.train.fsdp))
+    return plan.seeds_run == "together" or (not hindrance and platform != "cpu")
 
 
 def open_run(folder: Path, config: ConfigDict) -> contextlib.AbstractContextManager[RunDirectory]:

@@ -14,12 +14,13 @@ from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_config_arguments, parse_model_overrides, set_dtype, split_overrides
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.preparable import PREPARABLE
-from jaxvit.data.sources import Dataset
 from jaxvit.data.synthetic import NAME as SYNTHETIC
 from jaxvit.data.synthetic import synthetic_dataset
 from jaxvit.devices import hardware
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, first_line
+from jaxvit.models.reduction import reduced
 from jaxvit.models.registry import input_shape
 from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.shown import terminal
@@ -116,7 +117,14 @@ def configure(
 
 
 def make_subject(
-    config: ConfigDict, *, overrides: Iterable[str] = (), synthetic: bool = False, origin: str = "config"
+    config: ConfigDict,
+    *,
+    overrides: Iterable[str] = (),
+    synthetic: bool = False,
+    origin: str = "config",
+    reduce: str = "",
+    devices_elsewhere: int = 0,
+    platform: str = "",
 ) -> Subject:
     """Assembles the subject of a benchmark.
 
@@ -126,6 +134,10 @@ def make_subject(
       synthetic: use random images even if the data set exists. If it does not exist, random images are used anyway,
         with a line on stderr, unless the command line names the data set.
       origin: see `Subject`.
+      reduce: how the model merges or removes tokens, such as 'merge:macs=.7'; see `jaxvit.models.reduction`.
+      devices_elsewhere: number of devices of another machine, which the step is compiled for and does not run on: then
+        the memory here does not matter, and synthetic images are black. 0 = the devices of this machine.
+      platform: platform of those devices, 'gpu' or 'tpu'.
 
     Raises:
       UsageError: `jaxvit train` would refuse the config, or an override has no effect in a benchmark.
@@ -139,15 +151,30 @@ def make_subject(
         idle = [key for key in overrides if key.startswith("data.") and key != "data.feed"]
         if idle:
             raise UsageError(f"--config.{idle[0]}: this key has no effect here: the images are synthetic")
-        dataset = _synthetic(config)
+        dataset = _synthetic(config, blank=devices_elsewhere > 0)
         config.data.name, config.data.train, config.data.classes, config.data.side = SYNTHETIC, "train", (), 0
     config.data.validation = config.data.test = config.train.patience = ""
     config.seeds = ()
     config.train.duration = f"{STEPS} steps"
     config.log.writers = ("jsonl",)
-    plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
+    devices = devices_elsewhere or hardware.device_count()
+    plan = resolve(
+        config,
+        devices=devices,
+        platform=platform if devices_elsewhere else hardware.platform(),
+        overrides=overrides,
+        dataset=dataset,
+    )
     assembly = assemble(plan, overrides)
-    refuse_beyond_memory(plan, assembly)
+    if reduce:
+        try:
+            config.model.reduce = reduced(assembly.model, reduce, plan.input_shape).reduce
+        except ValueError as error:
+            raise UsageError(f"--reduce={reduce}: {first_line(error)}") from None
+        plan = resolve(config, devices=devices, overrides=overrides, dataset=dataset)
+        assembly = assemble(plan, overrides)
+    if not devices_elsewhere:
+        refuse_beyond_memory(plan, assembly)
     return Subject(plan, assembly, dataset, origin)
 
 
@@ -162,8 +189,8 @@ def _dataset(config: ConfigDict, overrides: tuple[str, ...]) -> Dataset | None:
         return None
 
 
-def _synthetic(config: ConfigDict) -> Dataset:
-    """Random images, of the size of the config's data set if known, else of the model's input size."""
+def _synthetic(config: ConfigDict, *, blank: bool) -> Dataset:
+    """Random or black images, of the size of the config's data set if known, else of the model's input size."""
     name = config.model.name
     try:
         workload = workload_of(name)
@@ -175,10 +202,10 @@ def _synthetic(config: ConfigDict) -> Dataset:
     except ValueError as error:
         raise UsageError(f"config.model.name: {error}") from None
     classes = config.model.get("num_classes", 0) or workload.classes
-    batch, room = config.train.batch_size, hardware.memory_of_device()
+    batch, room = config.train.batch_size, 0 if blank else hardware.memory_of_device()
     if room and (size := 2 * batch * math.prod(shape)) > room:
         gigabytes = f"{size / 2**30:,.1f} GiB of memory on a device that has {room / 2**30:,.1f} GiB"
         raise UsageError(
             f"config.train.batch_size={batch}: the images of two batches take {gigabytes}; use a smaller batch"
         )
-    return synthetic_dataset(shape, classes, 2 * batch)
+    return synthetic_dataset(shape, classes, 2 * batch, blank=blank)

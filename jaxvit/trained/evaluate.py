@@ -11,10 +11,12 @@ import numpy as np
 from jaxvit import own_code as gate
 from jaxvit.config.for_images import data_name
 from jaxvit.config.plan import dataset_of
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, is_own, open_dataset
+from jaxvit.data.sources import is_own, open_dataset
 from jaxvit.errors import UsageError
+from jaxvit.models.count import count_macs
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
 from jaxvit.trained import scores
@@ -56,8 +58,9 @@ def evaluate(
         count as damaged.
 
     Returns:
-      split, data, step, weights, and everything of `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions),
-      precision, recall, f1, ece, calibration, per_class, confusion, most_confused, class_names.
+      split, data, step, weights; reduce and macs, if the model merges or removes tokens; and everything of
+      `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions), precision, recall, f1, ece, calibration,
+      per_class, confusion, most_confused, class_names.
 
     Raises:
       UsageError: unknown run, data or split, or images of a class that the model does not know.
@@ -91,7 +94,10 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         config.data.dir = directory
     named = {part: config.data[part] for part in PARTS}
     if not split and not data and not (named["test"] or named["validation"]):
-        raise UsageError(f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split")
+        raise UsageError(
+            f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split, or other "
+            "images with --data"
+        )
     split = split or ("" if data else "test" if named["test"] else "validation")
     if not data and split in PARTS and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
@@ -108,6 +114,8 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         split = there[0] if len(there) == 1 else "test"
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
+    if data and dataset.name == config.data.name and expression.startswith("train"):
+        _say(f"{dataset.name}: the run was trained on images of {split}; without --data, its test part is evaluated")
     source = adapt(dataset.read(expression), numbers, loaded)
     if source.image_shape != loaded.image_shape:
         raise UsageError(
@@ -217,4 +225,6 @@ def evaluate_source(
     predictor = Predictor(loaded, batch_size or loaded.evaluation_batch, devices)
     outcomes = predictor.outcomes(source)
     facts = {"split": split, "data": source.name, "step": loaded.step, "weights": loaded.weights}
+    if getattr(loaded.model, "reduce", "none") != "none":
+        facts |= {"reduce": loaded.model.reduce, "macs": count_macs(loaded.model, loaded.input_shape)["all"]}
     return {**facts, **scores.score(outcomes, loaded.class_names, places=predictor.places)}, outcomes

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvit.devices.sharding import remat_gathering
 from jaxvit.ops.labels import one_hot
 from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.loss import cross_entropy
@@ -29,6 +30,7 @@ Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits
 Batch = Mapping[str, jax.Array]  # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]
 # (key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])
 Transform = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
+Gather = Callable[[Params], Params]
 Average = Callable[[Params, Params, jax.Array], Params]  # (average, new parameters, step) -> average
 
 
@@ -42,6 +44,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     average: Average | None = None,
+    gather: Gather | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Sums]:
     """Augments a batch, computes gradients and updates the state.
@@ -56,24 +59,31 @@ def train_step(
       accumulate: number of parts that the batch is cut into; their gradients are computed one after the other and
         added.
       average: updates the EMA of the parameters; None = no EMA is kept.
+      gather: gathers parameters that are split over devices, `jaxvit.devices.sharding.gather_where_used`; None = they
+        are not split.
       axis_name: name of pmap's axis; None under jit.
 
     Returns:
       The state after the step, and sums over the batch: those of `classification_sums`, and the norms of gradient,
       parameters and update.
     """
-    examples = prepare(state.step, batch, key=key, transform=transform, axis_name=axis_name)
-    gradients, sums = gradients_and_sums(state, examples, apply=apply, accumulate=accumulate)
+    # The scopes are the origins that `jaxvit compile` and profiles report.
+    with jax.named_scope("augment"):
+        examples = prepare(state.step, batch, key=key, transform=transform, axis_name=axis_name)
+    with jax.named_scope("model"):
+        gradients, sums = gradients_and_sums(state, examples, apply=apply, accumulate=accumulate, gather=gather)
     gradients, sums = _sum_over_devices((gradients, sums), axis_name)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = cast(Params, optax.apply_updates(state.params, updates))
-    sums = sums | {
-        "steps": jnp.float32(1.0),
-        "gradient_norm": optax.tree.norm(gradients),
-        "parameter_norm": optax.tree.norm(params),
-        "update_norm": optax.tree.norm(updates),
-    }
-    ema = average(state.ema, params, state.step) if average else state.ema
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = cast(Params, optax.apply_updates(state.params, updates))
+        ema = average(state.ema, params, state.step) if average else state.ema
+    with jax.named_scope("norms"):
+        sums = sums | {
+            "steps": jnp.float32(1.0),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+        }
     return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), sums
 
 
@@ -108,7 +118,7 @@ def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> 
 
 
 def loss(
-    params: Params, constants: Variables, examples: Batch, *, apply: Apply
+    params: Params, constants: Variables, examples: Batch, *, apply: Apply, gather: Gather | None = None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the model on examples made by `prepare`.
 
@@ -116,18 +126,21 @@ def loss(
       (loss, (logits [B, K], loss of each image [B])). The loss is divided by the count of the whole batch, so that
       the losses (and gradients) of its parts add up to the batch's mean.
     """
-    variables = {"params": params, **constants}
+    variables = {"params": gather(params) if gather else params, **constants}
     logits_BK = apply(variables, examples["image"], train=True, key=examples["key"])
     loss_B = cross_entropy(logits_BK, examples["target"])
     total = jnp.sum(jnp.where(examples["mask"] > 0, loss_B, 0.0))
     return total / examples["count"], (logits_BK, loss_B)
 
 
-def gradients_and_sums(state: TrainState, examples: Batch, *, apply: Apply, accumulate: int = 1) -> tuple[Params, Sums]:
+def gradients_and_sums(
+    state: TrainState, examples: Batch, *, apply: Apply, accumulate: int = 1, gather: Gather | None = None
+) -> tuple[Params, Sums]:
     """Gradients of the mean loss, and the metrics' sums; with `accumulate` > 1, part by part."""
 
     def of_part(part: Batch) -> tuple[Params, Sums]:
-        gradient = jax.grad(partial(loss, apply=apply), has_aux=True)
+        of_params = partial(loss, apply=apply, gather=gather)
+        gradient = jax.grad(remat_gathering(of_params) if gather else of_params, has_aux=True)
         gradients, (logits_BK, loss_B) = gradient(state.params, state.constants, part)
         return gradients, classification_sums(logits_BK, part["label"], loss_B, part["mask"])
 

@@ -1,9 +1,12 @@
 """The settings that `jaxvit train --data` derives from the images; the command line overrides them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from photos import photo, photos
 from PIL import Image
+from shards import members, write_tar
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.for_images import (
@@ -89,8 +92,31 @@ def test_given_parts_and_copies_across_them(tmp_path):
     assert "27 train, 4 validation, 5 test; as they are stored" in "\n".join(found.lines)
     assert found.config.data.cut == ""
     across, twice = found.warnings
-    assert across.startswith("2 images have copies in another part, such as Training/cat/same.png")
-    assert "1 images are in more than one class, such as" in twice and "cat/x.png" in twice and "dog/y.png" in twice
+    assert across == (
+        "1 of the 5 test images is in train too, such as Testing/cat/other_name.bmp as Training/cat/same.png: the test "
+        "accuracy is too high"
+    )
+    assert "1 image is in more than one class, such as" in twice and "cat/x.png" in twice and "dog/y.png" in twice
+
+
+def test_a_test_part_that_chooses_the_weights_is_said(tmp_path):
+    photos(tmp_path / "p" / "train", cat=9, dog=9)
+    photos(tmp_path / "p" / "val", cat=2, dog=2)
+    shutil.copytree(tmp_path / "p" / "val", tmp_path / "p" / "test")
+    [said] = chosen(tmp_path / "p", tmp_path).warnings
+    assert said.startswith("4 of the 4 test images are in validation too, such as test/")
+    assert said.endswith("they choose the weights, so the test accuracy is too high")
+
+
+def test_damaged_and_huge_images_are_left_out_with_the_reason(tmp_path, capsys):
+    path = photos(tmp_path / "p", cat=9, dog=9)
+    (path / "cat" / "empty.png").touch()
+    photo(path / "dog" / "huge.png", size=(40, 30))
+    found = chosen(path, tmp_path, given=("data.max_pixels",), data__max_pixels=1000)
+    [said] = [line for line in found.lines if "left out" in line]
+    for reason in ("cat/empty.png: it is empty", "dog/huge.png: it has 40×30 pixels, and max_pixels allows 1,000"):
+        assert reason in said
+    assert "(--config.data.max_pixels raises the limit)" in capsys.readouterr().err
 
 
 def test_grey_images_are_not_mirrored(tmp_path):
@@ -122,6 +148,18 @@ def test_a_table_by_its_own_path(tmp_path, monkeypatch):
     assert "classes: ax 6, bx 6" in found.lines[1] and found.config.data.name.startswith("image_table:/")
 
 
+def test_shards_get_the_choices_of_the_folder_of_the_same_images(tmp_path):
+    path = photos(tmp_path / "pets", cat=12, dog=12)
+    write_tar(tmp_path / "shards" / "0.tar", members(path))
+    folder, shards = chosen(path, tmp_path), chosen(f"{tmp_path}/shards/*.tar", tmp_path)
+    said = "  shards: 1 train (0.tar); no shard's name has the name of a part"
+    assert [line for line in shards.lines[1:] if line != said] == list(folder.lines[1:]) and said in shards.lines
+    assert shards.config.data.name == f"tar:{tmp_path}/shards/*.tar"
+    with folder.config.unlocked(), shards.config.unlocked():
+        folder.config.data.name = shards.config.data.name
+    assert folder.config == shards.config
+
+
 def test_names_and_folders_of_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets.v2").mkdir()
@@ -131,6 +169,11 @@ def test_names_and_folders_of_runs(tmp_path, monkeypatch):
         default_workdir(data_name("pets.v2")) == "runs/pets.v2" and default_workdir("digits", 5) == "runs/digits-5folds"
     )
     assert default_workdir("image_table:/x/labels.csv") == "runs/labels"
+    assert data_name("x/{a,b}-*.tar") == f"tar:{tmp_path}/x/{{a,b}}-*.tar"
+    assert data_name("x/*.parquet") == f"parquet:{tmp_path}/x/*.parquet"
+    assert data_name("x.tar.gz").startswith("tar:")  # its error names the remedy
+    assert default_workdir("tar:/a/pets/**/*.tar") == default_workdir("tar:/a/pets/{a,b}.tar") == "runs/pets"
+    assert default_workdir("parquet:/a/pets.parquet") == "runs/pets"
     with pytest.raises(UsageError, match=r"--data=./gone: .*/gone does not exist"):
         data_name("./gone")
     (tmp_path / "file.txt").write_text("")
@@ -153,6 +196,12 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
     one = photos(tmp_path / "one", only=20)
     with pytest.raises(UsageError, match=r"all of its images are of one class \(only\).*PATH/CLASS/IMAGE.jpg"):
         chosen(one, tmp_path)
+    (one / "dog").mkdir()
+    with pytest.raises(UsageError, match=r"of one class .*; left out: class folders without an image: 1 \(dog\)"):
+        chosen(one, tmp_path)
+    photos(tmp_path / "only" / "test", cat=3, dog=3)
+    with pytest.raises(UsageError, match=r"there are no training images, only test; to evaluate .* jaxvit evaluate"):
+        chosen(tmp_path / "only", tmp_path)
     with pytest.raises(UsageError, match=r"--data=gone: there is no such folder or table here, and no such data set: "):
         chosen("gone", tmp_path)
     photos(tmp_path / "p" / "train", cat=9, dog=9)

@@ -1,4 +1,4 @@
-"""Reads the weights in a folder that `jaxvit export --to=hub` writes: model.safetensors and a run's JSON files."""
+"""Reads the weights in a folder that `jaxvit export --to=hub` or `jaxvit convert` writes: model.safetensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import safetensors
 
 from jaxvit.errors import UsageError, first_line
 from jaxvit.files import check_regular, note_unverified
-from jaxvit.trained.weights import Int8, restore
+from jaxvit.weights.stored import Int8, restore
 
 FILE = "model.safetensors"
 SCALE = ".scale"  # suffix: the scale of the int8 array NAME is NAME.scale
@@ -56,7 +56,7 @@ def digest(tensors: Mapping[str, np.ndarray], step: int, weights: str) -> str:
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         total.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
-        total.update(array.reshape(-1).view(np.uint8))
+        total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
