@@ -25,10 +25,9 @@ _EXAMPLES = """examples:
   jaxvit export --workdir=runs/vit --to=model.safetensors --layout=timm      weights in the names of another project
 
 Each file maps a batch of uint8 images, of any batch size, to probabilities. Resizing, normalization and class names are
-included. A short script beside the file runs it without jaxvit; only hub/ is meant for jaxvit.load. A page needs
-no script. Each file is checked
-before it is moved into place: a fresh process runs it on 32 images, and a file whose probabilities differ from the
-model's by 1e-4 or more is deleted. `jaxvit benchmark --file=FILE` measures its speed.
+included. A short script beside the file runs it without jaxvit; hub/ is meant for jaxvit.load, and a page needs none.
+Each file is checked before it is moved into place: a fresh process runs it on 32 images, and a file whose probabilities
+differ from the model's by 1e-4 or more is deleted. `jaxvit benchmark --file=FILE` measures its speed.
 """
 
 
