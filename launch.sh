@@ -4,6 +4,8 @@
 #   ./launch.sh                 train the default experiment (handwritten digits) and print its test accuracy
 #   ./launch.sh test [ARGS]     install the test extras and run pytest ARGS; a `reproduce --queue` on this machine pauses
 #   ./launch.sh VERB [ARGS]     any verb: ./launch.sh train --config=digits:cct --workdir=runs/mine
+#   ./launch.sh --on=slurm|tpu|k8s|local [FLAGS] VERB [ARGS]
+#                               the same elsewhere; ./launch.sh --on=slurm --help lists the flags
 #
 # After an installation, and after the default experiment, it prints a command to try next.
 #
@@ -104,6 +106,18 @@ kind=$(accelerator) || exit 2
 [ "$kind" = cpu ] && kind=   # plain jax
 with_tests=${kind:+$kind,}test
 
+for flag in "$@"; do
+  case $flag in
+    --on|--on=*)
+      # shellcheck source=launch/anywhere.sh
+      . "$here/launch/anywhere.sh"
+      launch_elsewhere "$@"
+      exit ;;
+    --*) ;;
+    *) break ;;
+  esac
+done
+
 if [ "${1:-}" = test ]; then
   shift
   installed "$with_tests" || install "$with_tests"
@@ -127,7 +141,7 @@ if [ $# -eq 0 ]; then
   next=(evaluate "--workdir=$(typed "$here/runs/digits")")
 fi
 
-child= terminated= limited=
+child='' terminated='' limited=''
 for word in "$@"; do
   case $word in --limit|--limit=*) limited=1 ;; esac
 done

@@ -2,6 +2,7 @@
 
     python benchmarks/photos_recipe.py runs/recipe                       everything; takes hours on two CPU cores
     python benchmarks/photos_recipe.py runs/recipe --sets=cifar --variants=cct,plain
+    python benchmarks/photos_recipe.py runs/short --duration='40 epochs'             instead of the chosen duration
     python benchmarks/photos_recipe.py runs/recipe --table               only the table of finished runs
 
 The script writes two data sets with five classes of 100 images each as folders of PNGs: the first training images of
@@ -25,7 +26,7 @@ from jaxvit.data.sources import open_dataset
 from jaxvit.files import csv_text, read_json, write_text
 
 SETS = {"cifar": ("cifar10", (0, 1, 2, 3, 4)), "fashion": ("fashion_mnist", (0, 1, 2, 3, 4))}
-VARIANTS = ("cct", "plain", "vit", "shiftvit", "token_learner")
+VARIANTS = ("cct", "plain", "muon", "vit", "shiftvit", "token_learner")
 IMAGES, FOLDS = 100, 5  # images per class, folds
 
 
@@ -42,14 +43,15 @@ def make_set(name: str, folder: Path, images: int = IMAGES) -> None:
     beside.rename(folder)
 
 
-def command(name: str, variant: str, out: Path) -> list[str]:
-    """The command that trains a variant on a set."""
+def command(name: str, variant: str, out: Path, duration: str) -> list[str]:
+    """The command that trains a variant on a set, for `duration`; '' = the duration that `--data` chooses."""
     words = [
         f"--data={out / name}",
         f"--config=photos:{variant}",
         f"--folds={FOLDS}",
         f"--workdir={out / name}-{variant}",
     ]
+    words += [f"--config.train.duration={duration}"] if duration else []
     return [sys.executable, "-m", "jaxvit", "train", *words]
 
 
@@ -98,13 +100,14 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder of sets, runs and table")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--duration", default="", help="duration of all runs, such as '40 epochs'")
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
     failed = 0
     for name in () if options.table else options.sets.split(","):
         make_set(name, options.out / name)
         for variant in options.variants.split(","):
-            failed += subprocess.run(command(name, variant, options.out), check=False).returncode != 0
+            failed += subprocess.run(command(name, variant, options.out, options.duration), check=False).returncode != 0
     found = rows(options.out)
     if found:
         write_text(options.out / "table.md", markdown(found))

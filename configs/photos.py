@@ -8,7 +8,7 @@ Image size, splits, batch size, duration, mean and std are derived from the imag
 values below apply without --data: with --config=photos, to the folder ./photos.
 
 Variants, compared by benchmarks/photos_recipe.py: cct (default); plain (cct without mixup, CutMix, augmentation policy
-and erasing); vit; shiftvit; token_learner.
+and erasing); muon (plain with Muon and mimetic attention); vit; shiftvit; token_learner.
 """
 
 from ml_collections import ConfigDict
@@ -29,6 +29,12 @@ def plain() -> ConfigDict:
     config = cct()
     config.augment.policy, config.augment.erase = "", 0.0
     config.augment.mixup = config.augment.cutmix = 0.0
+    return config
+
+
+def muon() -> ConfigDict:
+    config = plain()
+    config.optim.name, config.init.attention = "muon", "mimetic"
     return config
 
 
@@ -77,6 +83,7 @@ def _train(config: ConfigDict) -> ConfigDict:
 EXPERIMENTS = {
     "cct": cct,
     "plain": plain,
+    "muon": muon,
     "vit": vit,
     "shiftvit": shiftvit,
     "token_learner": token_learner,

@@ -60,6 +60,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="", help="compute dtype (default: the model's)"
     )
+    parser.add_argument("--reduce", default="", metavar="HOW", help="merge or remove tokens, such as merge:r=8")
     parser.add_argument("--synthetic", action="store_true", help="use random images even if the data set exists")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement (default: 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of a turn (default: 2)")
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> int:
         configured.append(one)
     if options.dry_run:
         subjects = [
-            make_subject(config, overrides=overrides, synthetic=options.synthetic, origin=origin)
+            make_subject(config, overrides=overrides, synthetic=options.synthetic, origin=origin, reduce=options.reduce)
             for config, overrides, origin in configured
         ]
         for subject in subjects:
@@ -106,9 +107,8 @@ def main(argv: list[str]) -> int:
         if len(models) > 1:
             return _each(models, options, rest, trace, out)
         config, overrides, origin = configured[0]
-        found = measure_one(
-            config, effort, overrides=overrides, synthetic=options.synthetic, origin=origin, trace=trace
-        )
+        how = {"synthetic": options.synthetic, "origin": origin, "trace": trace, "reduce": options.reduce}
+        found = measure_one(config, effort, overrides=overrides, **how)
     if options.json:
         print(json.dumps(found), flush=True)
     else:
@@ -125,6 +125,7 @@ def _each(
     words = [f"--rounds={options.rounds}", f"--seconds={options.seconds}", *rest]
     words += [f"--batch={options.batch}"] if options.batch else []
     words += [f"--dtype={options.dtype}"] if options.dtype else []
+    words += [f"--reduce={options.reduce}"] if options.reduce else []
     words += ["--synthetic"] if options.synthetic else []
     found: list[dict[str, Any]] = []
     code = errors.DONE
@@ -170,7 +171,7 @@ def _files(parser: command_line.Parser, options: argparse.Namespace, rest: Seque
     if options.out:
         make_writable(Path(options.out), "name another folder")
     with quiet.asked():
-        found = measure_files(files, options.workdir, effort, own_code=options.own_code)
+        found = measure_files(files, options.workdir, effort, own_code=options.own_code, reduce=options.reduce)
     about = circumstances(*PACKAGES, "onnxruntime", "tensorflow")
     said = page(found, about)
     print(json.dumps({"files": found, **about}) + "\n" if options.json else said, end="")

@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   jaxvit evaluate --workdir=runs/digits --split=validation --checkpoint=latest
   jaxvit evaluate --workdir=runs/digits --split='test[:100]' --json  any split in TFDS notation
   jaxvit evaluate --workdir=runs/cifar --data=photos                 other images, of all or some of the classes
+  jaxvit evaluate --workdir=runs/cifar --reduce=merge:r=8            with fewer tokens: docs/tokens.md
 
 Writes to RUN/evaluation/: test.json (all results), test.csv (a row per class), test_confusion.csv, and test_images.csv
 (a row per image, in the order of the split, with its file).
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> int:
 def _file_name(found: dict[str, Any], options: Any) -> str:
     words = [options.data, found["split"], options.checkpoint if options.checkpoint != "best" else ""]
     words.append(options.weights if options.weights != "chosen" else "")
+    words.append(options.reduce)
     return "_".join(re.sub(r"\W+", "_", word).strip("_") for word in words if word)
 
 

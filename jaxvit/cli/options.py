@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from jaxvit.cli import command_line
+from jaxvit.config.for_images import Chosen
 from jaxvit.data.depth import Depth, hint
 from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path, make_writable
+from jaxvit.models.count import count_macs
 from jaxvit.shown import terminal
 from jaxvit.trained.image_files import Converted, find_images
 from jaxvit.trained.inference import refuse_batch
@@ -44,14 +47,29 @@ def add_run_options(parser: command_line.Parser) -> None:
         help_text = f"maximum {of} (default: the run's data.max_{name})"
         parser.add_argument(f"--max_{name}", type=int, metavar="N", help=help_text)
     parser.add_argument(
+        "--reduce",
+        default="",
+        metavar="HOW",
+        help="merge or remove tokens of a ViT or CCT: merge:r=8, merge:macs=.7, prune:keep=.7; at=2-5 names blocks",
+    )
+    parser.add_argument(
         "--own_code",
         action="store_true",
         help="import the user's code that the run names as 'module:Class', a model or data set outside jaxvit",
     )
 
 
+def said_choice(found: Chosen) -> ConfigDict:
+    """Prints the description and the warnings of a config chosen from images; returns the config."""
+    for line in found.lines:
+        print(terminal(line), flush=True)
+    for phrase in found.warnings:
+        print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
+    return found.config
+
+
 def load_run(options: Any) -> Loaded:
-    """Loads the model given by `--workdir`, `--checkpoint` and `--weights`."""
+    """Loads the model given by `--workdir`, `--checkpoint` and `--weights`, with fewer tokens if `--reduce` says so."""
     if not options.workdir:
         raise UsageError("--workdir is missing: name the folder of a run, such as --workdir=runs/digits")
     if not 0 <= options.batch_size < 2**31:
@@ -66,7 +84,16 @@ def load_run(options: Any) -> Loaded:
         raise UsageError(f"--devices={options.devices}: this machine has {jax.local_device_count()}; 0 = all")
     loaded = load(options.workdir, checkpoint=options.checkpoint, weights=options.weights, own_code=options.own_code)
     refuse_batch(loaded, options.batch_size or loaded.evaluation_batch, options.devices)
+    if options.reduce:
+        whole, loaded = loaded, loaded.reduced(options.reduce)
+        print(terminal(f"note: {loaded.model.reduce}: {saving(whole, loaded)}"), file=sys.stderr)
     return loaded.with_limits(**{name: value or 0 for name, value in limits.items()})
+
+
+def saving(whole: Loaded, fewer: Loaded) -> str:
+    """The multiply-adds of a model with fewer tokens beside those of the whole model, in words."""
+    before, after = (count_macs(each.model, each.input_shape)["all"] for each in (whole, fewer))
+    return f"{after:,} multiply-adds per image instead of {before:,} ({after / before:.1%})"
 
 
 def add_image_options(parser: command_line.Parser) -> None:

@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
     if figure and pictures:
         from jaxvit.figures.predictions import caption, draw_predictions
 
-        captions = [caption(*said.top[0], said.right, said.truth) for _, said in pictures]
+        captions = [caption(*said.top[0], said.right, said.truth, said.file) for _, said in pictures]
         draw_predictions([image for image, _ in pictures], captions, figure)
     sys.stdout.flush()
     say_how_images_were_read(passed_over, converted, depth)

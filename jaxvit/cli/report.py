@@ -19,11 +19,12 @@ _EXAMPLES = """examples:
   jaxvit report runs                                    all runs below runs/, best first
   jaxvit report runs/vit runs/cct --format=markdown
   jaxvit report runs/digits --figures                   draws figures and index.html into runs/digits/figures
+  jaxvit report runs/digits --figures --reduce=merge:r=2        also draws which patches are merged
 
 Figures (PNG and SVG): learning curves; predictions and most confident mistakes; confusion matrix and calibration;
-patches; diagrams of the architecture and of special blocks; an animation of the shift (GIF); maps of TokenLearner and
-TokenFuser, pooling weights, attention rollout, similarities of position embeddings, receptive fields of ShiftViT. If
-the data set is missing, figures that need images are skipped with a message.
+patches; patches that --reduce merges; diagrams of the architecture and of special blocks; an animation of the shift
+(GIF); maps of TokenLearner and TokenFuser, pooling weights, attention rollout, similarities of position embeddings,
+receptive fields of ShiftViT. If the data set is missing, figures that need images are skipped with a message.
 """
 
 

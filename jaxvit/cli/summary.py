@@ -1,25 +1,31 @@
 """`jaxvit summary`: shows modules, shapes, parameters, tokens and multiply-adds of a model, without running it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+from flax import linen as nn
 from rich.table import Table
 
 from jaxvit import own_code
 from jaxvit.cli import command_line
+from jaxvit.config.key_table import RENAMED
 from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_model_overrides
 from jaxvit.errors import UsageError, first_line
+from jaxvit.files import local_path
 from jaxvit.models.registry import create_model, input_shape, list_models
 from jaxvit.models.summarize import summarize
 from jaxvit.pages.terminal import print_table
 from jaxvit.shown import rich
+from jaxvit.weights.model_json import read_model
 
 _EXAMPLES = """examples:
   jaxvit summary --list                                            the registered names
   jaxvit summary --model=cct_7_3x1_32
   jaxvit summary --model=vit --config.model.dim=64 --image_size=48x64     any attribute and image size
   jaxvit summary --model=tutorial_mini_vit_tl4 --json
+  jaxvit summary --workdir=runs/digits                             the model of a run, an export or a conversion
 """
 
 
@@ -27,11 +33,12 @@ def main(argv: list[str]) -> int:
     """Runs the verb; returns the exit code.
 
     Raises:
-      UsageError: unknown model or attribute, or incompatible attributes.
+      UsageError: unknown model, attribute or folder, or incompatible attributes.
     """
     description = "Shows a model's modules, output shapes, parameters, tokens and multiply-adds, without running it."
     parser = command_line.Parser("summary", description, _EXAMPLES)
     parser.add_argument("--model", help="a registered name, a family, or package.module:Class")
+    parser.add_argument("--workdir", default="", type=local_path, metavar="RUN", help="folder of a run or an export")
     parser.add_argument("--image_size", default="", help="'96' or '96x64' (rows x columns); default: as published")
     parser.add_argument("--depth", type=int, default=2, help="levels of modules to show; 0 = all (default 2)")
     parser.add_argument("--json", action="store_true", help="one JSON object, with all levels")
@@ -42,15 +49,16 @@ def main(argv: list[str]) -> int:
         return 0
     if known.depth < 0:
         raise UsageError(f"--depth={known.depth}: must be 1 or more; 0 = all")
-    if not known.model:
+    if known.workdir:
+        if known.model or rest:
+            raise UsageError("--workdir names the model: leave out --model and --config.model.…")
+        described = read_model(Path(known.workdir), RENAMED)
+        known.model, model, published = described.name, described.create(own_code=False), described.input_shape
+    elif known.model:
+        model, published = _named(known.model, rest, parser)
+    else:
         raise UsageError("--model is missing; name one, or see --list")
-    try:
-        size = _size(known.image_size, input_shape(known.model))
-        attributes, unknown = _attributes(known.model, rest)
-        parser.refuse_unknown(unknown)
-        model = create_model(known.model, **attributes)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise UsageError(first_line(error)) from None
+    size = _size(known.image_size, published)
     try:
         facts = summarize(model, size, name=known.model)
     except Exception as error:
@@ -69,15 +77,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _size(text: str, default: tuple[int, int, int]) -> tuple[int, int, int]:
+def _named(name: str, words: list[str], parser: command_line.Parser) -> tuple[nn.Module, tuple[int, ...]]:
+    """A model by its name, with overrides, and the (H, W, C) it was published for."""
+    try:
+        shape = input_shape(name)
+        attributes, unknown = _attributes(name, words)
+        parser.refuse_unknown(unknown)
+        return create_model(name, **attributes), shape
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise UsageError(first_line(error)) from None
+
+
+def _size(text: str, default: tuple[int, ...]) -> tuple[int, int, int]:
     if not text:
-        return default
+        return default[0], default[1], default[2]
     try:
         sides = [int(side) for side in text.split("x")]
     except ValueError:
         sides = []
     if len(sides) not in (1, 2) or min(sides) < 1 or max(sides) > 10**6:
-        raise ValueError(f"--image_size={text} is not a size such as 96 or 96x64")
+        raise UsageError(f"--image_size={text} is not a size such as 96 or 96x64")
     return sides[0], sides[-1], default[2]
 
 

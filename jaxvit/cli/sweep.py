@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -16,15 +17,16 @@ from jaxvit.config.files import load_grid
 from jaxvit.config.overrides import parse_config_arguments, split_overrides
 from jaxvit.errors import StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
-from jaxvit.files import local_path
+from jaxvit.files import Lock, local_path
 from jaxvit.pages.terminal import print_table
-from jaxvit.run.sweep import begin_rows, count_done, make_cells, new_row, open_sweep, parse_grid, sweep
+from jaxvit.run.sweep import begin_rows, count_done, make_cells, new_row, open_sweep, parse_grid, parse_part, sweep
 from jaxvit.shown import rich, terminal
 
 _EXAMPLES = """examples:
   jaxvit sweep --config=digits --over 'model.depth=2,4' --over 'optim.peak_lr=3e-4,1e-3' --workdir=sweeps/1
   jaxvit sweep --config=token_learner:place --workdir=sweeps/place             the config defines the grid
   jaxvit sweep --config=token_learner:place --dry_run                          lists the cells, trains nothing
+  jaxvit sweep --config=token_learner:place --workdir=sweeps/place --part=2/3  one of three jobs that share the cells
 
 --config.key=value applies to all cells. With --config.seeds='(0, 1, 2)' each cell is a mean over three seeds.
 
@@ -74,6 +76,14 @@ def _parser() -> command_line.Parser:
         "--workdir", type=local_path, metavar="DIR", help="folder of the sweep, with a subfolder for each cell"
     )
     parser.add_argument("--dry_run", action="store_true", help="list the cells with their sizes; train nothing")
+    parser.add_argument("--count", action="store_true", help="print the number of cells; train nothing")
+    parser.add_argument(
+        "--part",
+        type=parse_part,
+        default=(1, 1),
+        metavar="I/N",
+        help="train only every N-th cell from the I-th on; N such commands may run at the same time in one folder",
+    )
     return parser
 
 
@@ -95,6 +105,9 @@ def main(argv: list[str]) -> int:
         if key in grid:
             raise UsageError(f"{word}: the grid already varies {key}; remove one of the two")
     count = math.prod(map(len, grid.values()))
+    if options.count:
+        print(count)
+        return errors.DONE
     print(
         f"{count} {'cell' if count == 1 else 'cells'} over {', '.join(grid)}", flush=True
     )  # creating the cells takes time
@@ -110,19 +123,26 @@ def main(argv: list[str]) -> int:
     if not options.workdir:
         raise UsageError("--workdir is missing; name the sweep's folder, such as --workdir=sweeps/one")
     workdir = Path(options.workdir)
-    with open_sweep(workdir, config, grid):
+    shared = options.part[1] > 1
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(open_sweep(workdir, config, grid, wait=shared))
         rows = begin_rows(cells, workdir)
+        if shared:
+            lock.close()  # other processes train their parts at the same time
         try:
-            sweep(cells, rows, workdir)
+            sweep(cells, rows, workdir, options.part)
         except (StoppedError, KeyboardInterrupt):
             print_rows(rows, list(grid), f"{count_done(rows)} of {len(cells)} cells done; stopped")
             print(terminal(f"table: {workdir / 'sweep.csv'}"), flush=True)
             raise
+        if shared:
+            lock.enter_context(Lock(workdir / ".lock"))
         figure = workdir / "figures" / "sweep.png"
         done = [row for row in rows if "top1" in row]
         if done:
             draw_sweep(done, list(grid), figure)
-    failed = sum(row["status"] == "failed" for row in rows)
+    index, parts = options.part
+    failed = sum(row["status"] == "failed" for row in rows[index - 1 :: parts])
     print_rows(rows, list(grid), f"{count_done(rows)} of {len(rows)} cells done")
     print(f"table: {workdir / 'sweep.csv'}" + (f"   figure: {figure}" if done else ""))
     sys.stdout.flush()

@@ -43,7 +43,9 @@ KEYS: dict[str, Key] = {
     "seeds": Key((), "seeds of several runs, whose results are averaged; () = one run, with `seed`"),
     # Data.
     "data.name": Key(
-        "digits", "data set: a TFDS name, 'image_folder:PATH', 'image_table:FILE' or 'package.module:function'"
+        "digits",
+        "data set: a TFDS name, 'image_folder:PATH', 'image_table:FILE', 'tar:PATTERN', 'parquet:PATTERN' or "
+        "'package.module:function'",
     ),
     "data.dir": Key(
         "",
@@ -78,6 +80,13 @@ KEYS: dict[str, Key] = {
         "'resident' keeps the training images on the devices, 'stream' sends batches, 'auto' chooses by their size",
         changes_result=False,
     ),
+    "data.workers": Key(
+        0,
+        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 8 cores, else a "
+        "process for each core; -1 = threads",
+        changes_result=False,
+        added=True,
+    ),
     "data.train": Key("train", "training split in TFDS notation, such as 'train[:90%]'"),
     "data.validation": Key(
         "", "validation split, for choosing the best checkpoint and for early stopping; '' = none, use the last one"
@@ -96,6 +105,16 @@ KEYS: dict[str, Key] = {
         added=True,
     ),
     "data.fold": Key(-1, "the only fold to train, from 0; -1 = all folds", added=True),
+    "data.per_class": Key(
+        0,
+        "train on only this many images of each class, drawn by data.draw; 0 = on all images of data.train",
+        added=True,
+    ),
+    "data.draw": Key(
+        0,
+        "for data.per_class: number of the draw; a larger data.per_class has all images of a smaller one",
+        added=True,
+    ),
     "data.balance": Key(
         "none",
         "for classes of unequal size: 'sampling' draws images of rare classes more often, 'loss' gives them a larger "
@@ -225,6 +244,30 @@ KEYS: dict[str, Key] = {
     "init.stem_images": Key(
         _INIT.stem_images, "whitening: number of training images to measure, spread over the split", added=True
     ),
+    "init.from": Key(
+        _INIT.source,
+        "weights to start from: a run's or an exported folder, a file of another project, or 'hf://owner/name'; '' = "
+        "none",
+        changes_result=False,
+        added=True,
+    ),
+    "init.hash": Key(
+        _INIT.hash, "hash of the weights of init.from; filled in; others are refused where it is given", added=True
+    ),
+    "init.keep": Key(
+        _INIT.keep, "patterns of parameters to take from init.from, separated by '|'; '' = all of them", added=True
+    ),
+    "init.skip": Key(_INIT.skip, "patterns of parameters not to take from init.from, such as 'head/*'", added=True),
+    "init.allow": Key(
+        _INIT.allow,
+        "patterns of parameters that may be missing, left over or of another shape in init.from",
+        added=True,
+    ),
+    "init.channels": Key(
+        _INIT.channels,
+        "for images of another number of channels than in init.from: 'sum' or 'mean' of the first layer's channels",
+        added=True,
+    ),
     # Optimisation.
     "optim.name": Key(
         _OPTIM.name, "optimizer: 'adamw', 'adam', 'sgd' (with momentum), 'lion', 'muon' or 'package.module:function'"
@@ -266,6 +309,17 @@ KEYS: dict[str, Key] = {
     ),
     "optim.ema_ramp": Key(True, "use a smaller decay of the EMA at first: min(ema_decay, (1 + step) / (10 + step))"),
     "optim.clip_norm": Key(_OPTIM.clip_norm, "scale gradients down to this global L2 norm; 0 = off"),
+    "optim.freeze": Key(
+        _OPTIM.freeze,
+        "patterns of parameters that are not trained, separated by '|', such as '*/embed*|*/block_[0-5]/*', or "
+        "'!head/*' for all but these; they have no moments; '' = all are trained",
+        added=True,
+    ),
+    "optim.head_first": Key(
+        "0 steps",
+        "train only the head for this long, epochs, steps or a share of the training, then all that is not frozen",
+        added=True,
+    ),
     "optim.muon_on": Key(
         _OPTIM.muon_on,
         "patterns of the matrices that muon updates, by paths such as 'encoder/block_0/mlp/dense_0/kernel'",

@@ -23,13 +23,14 @@ from jaxvit.config.plan_types import DataPlan, ModelPlan, Plan, TrainPlan
 from jaxvit.config.reader import ConfigReader, parse_duration
 from jaxvit.data.augment import without_effect
 from jaxvit.data.batches import steps_per_epoch
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
 from jaxvit.training.hooks import check_hooks
 from jaxvit.training.journal import check_writers
 from jaxvit.training.metrics import BY_CLASS, MONITORS
 
+MOST_WORKERS = 1024
 RESIDENT_BYTES = 2 << 30  # data.feed='auto' keeps training splits of up to this size on the devices
 STEPS_PER_CALL = 10  # train.steps_per_call=0 means this on accelerators that keep the training split
 
@@ -207,6 +208,7 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         writers=writers,
         feed=feed,
         steps_per_call=get.at_least("train.steps_per_call", 0) or several,
+        workers=_resolve_workers(get, data, dataset),
     )
 
 
@@ -229,6 +231,16 @@ def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
         return feed
     size = data.train_count * math.prod(data.image_shape)
     return "stream" if on_host or not kept or size > RESIDENT_BYTES else "resident"
+
+
+def _resolve_workers(get: ConfigReader, data: DataPlan, dataset: Dataset) -> int:
+    """The value of `data.workers`; -1 if all splits are kept decoded, so that nothing is decoded during training."""
+    if all(dataset.is_kept(split) for split in (data.train, data.validation, data.test) if split):
+        return -1
+    workers = get.at_least("data.workers", -1)
+    if workers > MOST_WORKERS:
+        raise UsageError(f"config.data.workers={workers}: must be at most {MOST_WORKERS}")
+    return workers
 
 
 def _why_unread(key: str, get: ConfigReader) -> str:
@@ -256,6 +268,10 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return "neither config.augment.mixup nor config.augment.cutmix is on"
     if key.startswith("init."):
         return why_init_unread(key)
+    if key == "data.workers":
+        return "the images are kept decoded in the cache, so that training decodes none"
+    if key == "data.draw":
+        return "config.data.per_class=0 trains on all images"
     if key == "data.fold":
         return "config.data.folds=0 makes no folds"
     if key in ("data.balance_by", "data.balance_beta"):

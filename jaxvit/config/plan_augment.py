@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Required, TypedDict
 
 from jaxvit.config.reader import ConfigReader, parse_duration
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.geometry import FILLS, INTERPOLATIONS
 from jaxvit.data.mixing import ERASE_MODES
 from jaxvit.data.own import check_augmentation
 from jaxvit.data.policies import make_policy
 from jaxvit.data.settings import EVALUATION_SIZES, FLIP_MODES, TRAIN_SIZES, Augmentation
-from jaxvit.data.sources import Dataset
 from jaxvit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ def _constants(get: ConfigReader, name: str, data: DataPlan, dataset: Dataset) -
     if not value:
         return tuple(dataset.read(data.train).fingerprint[name])
     channels = data.image_shape[-1]
+    if get("init.from", str) and channels == 1 and len(value) == 3:  # of colour images, which the weights are for
+        value = (sum(value) / 3,)
     if len(value) not in (1, channels) or not all(isinstance(v, int | float) for v in value):
         many = f"{channels} numbers, one for each channel, or one number for all" if channels != 1 else "one number"
         raise UsageError(f"config.augment.{name}={value}: must be {many}, or () to measure it")

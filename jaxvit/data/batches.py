@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,13 @@ class TrainOrder:
         self._count, self._batch_size, self._seed, self._repeats = count, batch_size, seed, repeats
         self.steps_per_epoch = steps_per_epoch(count, batch_size, last_batch)
         self._epochs = functools.lru_cache(maxsize=2)(self._of_epoch)  # safe to use from several threads
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_epochs"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._epochs = functools.lru_cache(maxsize=2)(self._of_epoch)
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
         if self._sampling:

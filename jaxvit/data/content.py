@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxvit.data.decoding import Damage, decode
-from jaxvit.files import CHECKSUM, checked_json, checksum, read_regular, replaced
+from jaxvit.data.decoding import Damage, Records, Unreadable, decode
+from jaxvit.files import CHECKSUM, checked_json, checksum, replaced
 
 BAD = b""  # content of an image that cannot be decoded
 _THREADS = 4  # a photo of 80 million pixels takes 240 MB
@@ -29,53 +29,46 @@ def array_content(image_HWC: np.ndarray) -> bytes:
     return total.digest()
 
 
-def file_contents(files: Sequence[Path], damage: Damage, memo: Path) -> list[bytes]:
-    """The content of each file, decoded in full, upright, in RGB; `BAD` if it cannot be decoded.
+def stored_contents(
+    records: Records, names: Sequence[str], states: Sequence[list[int]], damage: Damage, memo: Path
+) -> list[bytes]:
+    """The content of each stored image, decoded in full, upright, in RGB; `BAD` if it cannot be decoded.
 
     Args:
-      files: image files.
-      damage: records files that cannot be decoded, and raises unless they are skipped.
+      records: the encoded images.
+      names: their names.
+      states: numbers for each image that change when it is replaced; [] = it is gone.
+      damage: records images that cannot be decoded, and raises unless they are skipped.
       memo: file in which the hashes are cached, if it can be written.
     """
     known: dict[str, list] = {}
     with contextlib.suppress(OSError, ValueError):
         known = checked_json(memo.read_bytes())
-    states = [_state(file) for file in files]
-    names = [os.fsencode(file).hex() for file in files]
+    keys = [os.fsencode(name).hex() for name in names]
 
     def one(i: int) -> bytes | Exception:
-        if states[i] and known.get(names[i], [])[:2] == states[i]:
+        if states[i] and known.get(keys[i], [])[:-1] == states[i]:
             with contextlib.suppress(ValueError, IndexError, TypeError):
-                return bytes.fromhex(known[names[i]][2])
+                return bytes.fromhex(known[keys[i]][-1])
+        [found] = records.read([i])
+        if isinstance(found, Unreadable):
+            return found.error
         try:
-            return array_content(
-                decode(read_regular(files[i], damage.limits.bytes), 3, None, damage.limits, damage.depth)
-            )
+            return array_content(decode(found.image, 3, None, damage.limits, damage.depth))
         except Exception as error:  # a decoder may raise anything on damaged bytes
             return error
 
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(one, range(len(files))))
+        results = list(pool.map(one, range(len(names))))
     found = []
-    for file, result in zip(files, results, strict=True):
+    for name, result in zip(names, results, strict=True):
         if isinstance(result, Exception):
-            damage.found(str(file), result)
+            damage.found(name, result)
         found.append(BAD if isinstance(result, Exception) else result)
-    fresh = {
-        name: [*state, content.hex()] for name, state, content in zip(names, states, found, strict=True) if content
-    }
+    fresh = {key: [*state, content.hex()] for key, state, content in zip(keys, states, found, strict=True) if content}
     if fresh != known:
         with contextlib.suppress(OSError):
             memo.parent.mkdir(parents=True, exist_ok=True)
             with replaced(memo, unique=True) as beside:
                 beside.write_text(json.dumps({**fresh, CHECKSUM: checksum(fresh)}))
     return found
-
-
-def _state(file: Path) -> list[int]:
-    """[size, time of change in ns]; [] where it is gone."""
-    try:
-        found = file.stat()
-    except OSError:
-        return []
-    return [found.st_size, found.st_mtime_ns]

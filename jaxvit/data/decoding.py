@@ -99,6 +99,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     else:
         head, length = source[:HEAD], len(source)
     kind = kind_of(head, length)
+    if not length:
+        raise ValueError("it is empty")
     if not kind:
         raise UnidentifiedImageError("not an image")
     if kind == "HEIF":
@@ -263,6 +265,21 @@ def why_unreadable(error: Exception) -> str:
     return first_line(error)[:120]
 
 
+@dataclass(frozen=True)
+class DamageReport:
+    """Damage that a process has found since its last report.
+
+    Attributes:
+      damaged: (name, reason) of each record that cannot be decoded.
+      deep: number of images of more than 8 bits.
+      highest: the highest value in such images.
+    """
+
+    damaged: tuple[tuple[str, str], ...]
+    deep: int
+    highest: float
+
+
 @dataclass
 class Damage:
     """Counts the records that cannot be decoded, each once, and keeps the first names. Thread-safe.
@@ -280,17 +297,31 @@ class Damage:
     announced: int = 0
     limits: Limits = field(default_factory=Limits)
     depth: Depth = field(default_factory=Depth)
-    _names: dict[str, None] = field(default_factory=dict)
+    _reasons: dict[str, str] = field(default_factory=dict)
+    _reported: list[int] = field(default_factory=lambda: [0, 0])  # damaged records, and deep images, in reports so far
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __getstate__(self) -> dict[str, Any]:
+        reported = [len(self._reasons), self.depth.count]  # another process reports only what it finds itself
+        return {**{name: value for name, value in vars(self).items() if name != "_lock"}, "_reported": reported}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @property
     def count(self) -> int:
-        return len(self._names)
+        return len(self._reasons)
 
     @property
     def names(self) -> tuple[str, ...]:
         with self._lock:
-            return tuple(self._names)[:20]
+            return tuple(self._reasons)[:20]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each record in `names` cannot be decoded."""
+        with self._lock:
+            return tuple(self._reasons.values())[:20]
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -312,11 +343,28 @@ class Damage:
                 f"{self.owner}: {name} cannot be decoded ({reason}); {remedy}, or train with "
                 "--config.data.on_error=skip, which leaves such images out"
             ) from error
+        self._note(name, reason)
+
+    def new_report(self) -> DamageReport:
+        """Returns the damage found since the last report, for the process that adds all of it up."""
         with self._lock:
-            if name in self._names:
+            named, deep = self._reported
+            self._reported = [len(self._reasons), self.depth.count]
+            new = tuple(list(self._reasons.items())[named:])
+            return DamageReport(new, self.depth.count - deep, self.depth.highest)
+
+    def take_report(self, report: DamageReport) -> None:
+        """Adds the report of another process."""
+        for name, reason in report.damaged:
+            self._note(name, reason)
+        self.depth.add(report.deep, report.highest)
+
+    def _note(self, name: str, reason: str) -> None:
+        with self._lock:
+            if name in self._reasons:
                 return
-            self._names[name] = None
-            count = len(self._names)
+            self._reasons[name] = reason
+            count = len(self._reasons)
         if count <= self.announced:
             more = "; further ones are only counted" if count == self.announced else ""
             said = f"warning: {self.owner}: {name} is left out ({reason}){more}"

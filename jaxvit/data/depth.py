@@ -68,9 +68,19 @@ class Depth:
         return Image.merge(image.mode, [*bands, image.getchannel("A")] if alpha else bands)
 
     def _note(self, highest: float) -> None:
+        self.add(1, highest)
+
+    def add(self, count: int, highest: float) -> None:
+        """Records so many more images of 16 bits or more, and the highest value in them."""
         with self._lock:
-            self.count += 1
+            self.count += count
             self.highest = max(self.highest, highest)
+
+    def __getstate__(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, float]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @property
     def notes(self) -> dict[str, float]:

@@ -7,19 +7,18 @@ or several steps that run in one compiled program.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvit.data.ahead import BATCHES, in_processes, in_threads, processes_for, threads_for
 from jaxvit.data.batches import Batch, TrainOrder, evaluation_batches, gather, padded
 from jaxvit.data.parts import Source, StreamedSource
 
 Put = Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]]
-
-STREAM_BATCHES = 4  # batches to prefetch; bounds the memory
 
 
 class ResidentFeed:
@@ -82,8 +81,36 @@ class ResidentFeed:
         return batch | {"number": rows_B} if self._numbered else batch
 
 
+@dataclass(frozen=True)
+class HostBatches:
+    """The batches of a stream by number, as a function that other processes can call.
+
+    Attributes:
+      source: the split.
+      order: the images of each training step; None = those of each evaluation batch, in stored order.
+      batch_size: images per batch.
+      own: the rows of a batch that this process provides.
+      numbered: see `ResidentFeed`.
+    """
+
+    source: Source | StreamedSource
+    order: TrainOrder | None
+    batch_size: int
+    own: slice = field(default_factory=lambda: slice(None))
+    numbered: bool = False
+
+    def __call__(self, number: int) -> Batch:
+        """Returns this process's rows of a batch."""
+        if self.order is None:
+            start = number * self.batch_size
+            chosen = np.arange(start, min(start + self.batch_size, len(self.source)))
+        else:
+            chosen = self.order[number]
+        return gather(self.source, chosen, self.batch_size, self.own, numbered=self.numbered)
+
+
 class StreamFeed:
-    """Gathers or decodes batches in Grain's threads and copies them to the devices while earlier steps run.
+    """Gathers or decodes batches in Grain's threads or processes, and copies them to the devices while steps run.
 
     A batch depends only on (seed, step), so the step is the only state: a resumed run starts the stream there.
 
@@ -95,6 +122,7 @@ class StreamFeed:
       own: the rows of a batch that this process provides.
       numbered: see `ResidentFeed`.
       threads: number of Grain threads; 0 = one per core, at most 16.
+      workers: number of processes that decode, as in the config key `data.workers`.
 
     Attributes:
       ahead: number of batches that may be prefetched.
@@ -113,12 +141,13 @@ class StreamFeed:
         own: slice = slice(None),
         numbered: bool = False,
         threads: int = 0,
+        workers: int = -1,
     ):
-        self._source, self._order, self._batch_size = source, order, batch_size
+        self._batches_of = HostBatches(source, order, batch_size, own, numbered)
         self._steps_per_call, self._steps, self._put = steps_per_call, steps, put_call
-        self._host_transform, self._own, self._numbered = host_transform, own, numbered
-        self._threads = threads or max(1, min(16, os.cpu_count() or 1))
-        self.ahead = max(STREAM_BATCHES, self._threads)
+        self._host_transform = host_transform
+        self._threads, self._processes = threads_for(threads), _processes(source, workers)
+        self.ahead = max(BATCHES, self._threads, 3 * self._processes)
         self._start, self._next = -1, -1  # first step of the last call; the step after it
         self._recent: list[Batch] = []
         self._batches: Iterator[Batch] = iter(())
@@ -126,15 +155,15 @@ class StreamFeed:
 
     def host_batch(self, step: int) -> Batch:
         """Returns this process's rows of the batch of a step."""
-        batch = gather(self._source, self._order[step], self._batch_size, self._own, numbered=self._numbered)
+        batch = self._batches_of(step)
         return self._host_transform(step, batch) if self._host_transform else batch
 
     def _stream(self, start: int) -> Iterator[Batch]:
-        import grain
-
-        steps = grain.MapDataset.range(start, self._steps).map(self.host_batch)
-        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self.ahead)
-        return iter(steps.to_iter_dataset(options))
+        if not self._processes:
+            return in_threads(self.host_batch, start, self._steps, self._threads)
+        decoded = _in_processes(self._batches_of, start, self._steps, self._processes)
+        transform = self._host_transform
+        return (transform(step, b) if transform else b for step, b in enumerate(decoded, start))
 
     def __call__(self, step: int, count: int) -> Mapping[str, jax.Array]:
         """Returns the input of a call of `count` steps, starting at `step`."""
@@ -153,16 +182,30 @@ class StreamFeed:
         return {name: values[i] for name, values in call.items()}
 
 
-def evaluation_stream(source: Source | StreamedSource, batch_size: int, own: slice = slice(None)) -> Iterator[Batch]:
-    """Yields the batches of `evaluation_batches`; threads decode ahead if the split is a `StreamedSource`."""
+def evaluation_stream(
+    source: Source | StreamedSource, batch_size: int, own: slice = slice(None), workers: int = -1
+) -> Iterator[Batch]:
+    """Yields the batches of `evaluation_batches`; a `StreamedSource` is decoded ahead by threads or processes.
+
+    Args:
+      source: the split.
+      batch_size: images per batch.
+      own: the rows of a batch that this process provides.
+      workers: number of processes that decode, as in the config key `data.workers`.
+    """
     if isinstance(source, Source):
         yield from evaluation_batches(source, batch_size, own)
         return
-    import grain
+    make, count = HostBatches(source, None, batch_size, own), -(-len(source) // batch_size)
+    processes = _processes(source, workers)
+    yield from _in_processes(make, 0, count, processes) if processes else in_threads(make, 0, count)
 
-    def batch(i: int) -> Batch:
-        return gather(source, np.arange(i * batch_size, min((i + 1) * batch_size, len(source))), batch_size, own)
 
-    threads = max(1, min(16, os.cpu_count() or 1))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(STREAM_BATCHES, threads))
-    yield from grain.MapDataset.range(-(-len(source) // batch_size)).map(batch).to_iter_dataset(options)
+def _processes(source: Source | StreamedSource, workers: int) -> int:
+    """Number of processes that decode; 0 = threads, or the split is decoded already."""
+    return processes_for(workers) if isinstance(source, StreamedSource) else 0
+
+
+def _in_processes(make: HostBatches, start: int, stop: int, processes: int) -> Iterator[Batch]:
+    assert isinstance(make.source, StreamedSource)
+    return in_processes(make, make.source, start, stop, processes)

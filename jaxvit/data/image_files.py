@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxvit.data.image_kinds import HEAD, RAW_ENDINGS, ending_of, has_image_ending, kind_of, reads_heic
+from jaxvit.shown import escaped
 
 NAMED = 3  # skipped entries that are named for each reason
 # Created by operating systems and NAS devices; they hold copies of photos, thumbnails (@eaDir) or deleted files.
 _SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information"))
 
-_NO_TEXT = re.compile("[\udc80-\udcff]")  # Python's surrogate escapes for bytes that are not UTF-8
+# Control characters, line ends, and Python's surrogate escapes for bytes that are not UTF-8.
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 HIDDEN = "hidden files or folders"
 SYSTEM = "system folders"
@@ -120,25 +122,31 @@ def find_images(folder: Path, *, skip: Collection[str] = ()) -> Found:
     depth = len(folder.parts)
     filled = {image.parts[depth] for image in images if len(image.parts) > depth + 1}
     with os.scandir(folder) as entries:
-        inside = {
-            e.name for e in entries if not _reason_to_skip(e.name) and e.is_dir() and not has_image_ending(e.name)
-        }
+        inside = {e.name for e in entries if not reason_to_skip(e.name) and e.is_dir() and not has_image_ending(e.name)}
     reasons = {
         reason: (count, tuple(os.path.relpath(name, folder) for name in passed_over.names[reason]))
         for reason, count in passed_over.counts.items()
     }
-    empty = sorted(class_name(name) for name in inside - filled - {*skip} if not _reason_to_skip(name))
+    here = folder.resolve()
+    # A link back into or above the folder is a link already listed, and no empty folder.
+    back = {name for name in inside if (target := (folder / name).resolve()) != here / name and _joined(target, here)}
+    empty = sorted(class_name(name) for name in inside - filled - back - {*skip} if not reason_to_skip(name))
     return Found(folder, images, tuple(empty), reasons)
 
 
+def _joined(one: Path, other: Path) -> bool:
+    """Whether a folder contains the other, or both are the same."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def class_name(folder: str) -> str:
-    r"""Returns the class name of a folder: its name, with bytes that are not UTF-8 written as in '\xe9'.
+    r"""Returns the class name of a folder: its name, with bytes that are not UTF-8 and control characters escaped.
 
     Example:
-      >>> class_name("café"), class_name(os.fsdecode(b"caf\xe9"))
-      ('café', 'caf\\xe9')
+      >>> class_name("café"), class_name(os.fsdecode(b"caf\xe9")), class_name("new\nline")
+      ('café', 'caf\\xe9', 'new\\nline')
     """
-    return _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", folder)
+    return _NO_TEXT.sub(lambda found: escaped(found[0]), folder)
 
 
 def walk_images(folder: str, passed_over: PassedOver, skip: Collection[str] = ()) -> Iterator[str]:
@@ -199,7 +207,7 @@ def _walk(
                 continue
         folders = []
         for entry in entries:
-            if reason := _reason_to_skip(entry.name):
+            if reason := reason_to_skip(entry.name):
                 passed_over.note(reason, entry.path)
             elif entry.is_symlink():
                 links.append(entry.path)
@@ -249,7 +257,7 @@ def _why_not_followed(link: str, seen: set[tuple[int, int]], taken: set[tuple[in
     identity = found.st_dev, found.st_ino
     if not stat.S_ISREG(found.st_mode):
         return IRREGULAR
-    listed = (parent.st_dev, parent.st_ino) in seen and not _reason_to_skip(os.path.basename(real))
+    listed = (parent.st_dev, parent.st_ino) in seen and not reason_to_skip(os.path.basename(real))
     if identity in taken or listed:
         return TAKEN
     reason = _no_image(link)
@@ -258,7 +266,7 @@ def _why_not_followed(link: str, seen: set[tuple[int, int]], taken: set[tuple[in
     return reason
 
 
-def _reason_to_skip(name: str) -> str:
+def reason_to_skip(name: str) -> str:
     """Returns the reason to skip a file or folder because of its name; '' if there is none."""
     if name.startswith("."):
         return HIDDEN

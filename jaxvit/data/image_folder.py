@@ -6,27 +6,23 @@ order that depends only on their file names, so that any contiguous part, such a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from jaxvit.data.cache import cache_folder
-from jaxvit.data.content import file_contents
-from jaxvit.data.decoding import Damage, Limits, Record, Unreadable, is_grey, open_image, upright_size
+from jaxvit.data.decoding import Limits, Record, Unreadable
+from jaxvit.data.image_store import ImageStore
 from jaxvit.data.label_table import TABLE_PREFIX, read_label_table
 from jaxvit.data.photo_folder import PhotoFiles, part_named, read_photo_folder
 from jaxvit.errors import UsageError, is_disk_failure
 from jaxvit.files import local_path, make_folder, read_regular, replaced
 
 PREFIX = "image_folder:"
-_SAMPLE = 300  # files whose size and mode represent the whole set
 
 
 def open_image_files(
@@ -129,98 +125,57 @@ def _is_file_of(file: Path, picture: Image.Image) -> bool:
         return False  # it is longer, or no file
 
 
-class FolderStore:
-    """A data set of image files, with the interface of `jaxvit.data.prepared.PreparedStore`.
+class FolderStore(ImageStore):
+    """A data set of image files.
 
     Args:
       name: name of the data set, such as 'image_folder:photos'.
       found: the files and their classes.
       directory: the TFDS directory, which holds the cache of decoded images.
       limits: limits on the size of an image; None = `Limits()`.
-
-    Attributes:
-      found: the files and their classes.
     """
 
-    version = ""
-    channels = 3
-
     def __init__(self, name: str, found: PhotoFiles, directory: Path, limits: Limits | None = None):
-        self._limits = limits or Limits()
-        self.name, self.found, self.directory = name, found, directory
-        self.class_names = found.class_names
-        self._files = found.parts
-        self.sizes = {split: len(files) for split, files in found.parts.items()}
-
-    @cached_property
-    def image_shape(self) -> tuple[int | None, ...]:
-        """[H, W, 3], with None for H and W if the images differ in size. Slow: opens every file."""
-        sizes = set()
-        for found in self._files.values():
-            for file, _ in found:
-                try:
-                    with open_image(file, self._limits) as image:
-                        sizes.add(upright_size(image))
-                except Exception:  # reported when it is decoded
-                    continue
-                if len(sizes) > 1:
-                    return (None, None, 3)
-        width, height = sizes.pop() if sizes else (None, None)
-        return (height, width, 3)
+        labels = {part: np.array([label for _, label in files], np.int32) for part, files in found.parts.items()}
+        super().__init__(name, directory, found.class_names, labels, found.left_out, limits=limits)
+        self._root, self._files = found.root, found.parts
 
     def records(self, split: str) -> FolderRecords:
-        return FolderRecords(self._files[split], self._limits.bytes)
+        return FolderRecords(self._files[split], self.limits.bytes)
 
     def content(self, split: str) -> str:
-        """Returns a hash of the names, sizes, modification times and labels of a split's files. Does not read them."""
         total = hashlib.blake2b(digest_size=16)
-        for file, label in self._files[split]:
-            try:
-                found = file.stat()
-                state = f"{found.st_size} {found.st_mtime_ns}"
-            except OSError:  # reported when it is decoded
-                state = "gone"
-            root = self.found.root
+        for (file, label), state in zip(self._files[split], self.states(split), strict=True):
+            root = self._root
             own = file.relative_to(root) if file.is_relative_to(root) else file  # a table may name files elsewhere
-            total.update(os.fsencode(own) + f"\0{label} {state}\n".encode())
+            words = " ".join(map(str, state)) or "gone"  # a missing file is reported when it is decoded
+            total.update(os.fsencode(own) + f"\0{label} {words}\n".encode())
         return total.hexdigest()
 
-    def sample_sizes(self) -> list[tuple[int, int]]:
-        """Returns the upright (height, width) of up to 300 readable files, spread evenly over the set."""
-        return [size for size, _ in self._sample]
-
-    @property
-    def is_grey(self) -> bool:
-        """Whether all files of the sample (see `sample_sizes`) are greyscale."""
-        return bool(self._sample) and all(grey for _, grey in self._sample)
-
-    @cached_property
-    def _sample(self) -> list[tuple[tuple[int, int], bool]]:
-        """[((height, width), whether it is grey), …] for each file of the sample."""
-        files = [file for found in self._files.values() for file, _ in found]
-        found = []
-        for i in np.unique(np.linspace(0, len(files) - 1, min(len(files), _SAMPLE)).astype(int)):
-            with contextlib.suppress(Exception), open_image(files[i], self._limits) as image:
-                grey = is_grey(image)
-                width, height = upright_size(image)
-                found.append(((height, width), grey))
-        return found
-
-    def labels(self, split: str) -> np.ndarray:
-        """Returns the class index of each file: int32 [N]."""
-        return np.array([label for _, label in self._files[split]], np.int32)
-
     def names(self, split: str) -> list[str]:
-        """Returns the path of each file, relative to the folder if the file is inside it."""
-        root = self.found.root
+        root = self._root
         return [str(file.relative_to(root) if file.is_relative_to(root) else file) for file, _ in self._files[split]]
 
-    def contents(self, split: str, damage: Damage) -> list[bytes]:
-        """See `jaxvit.data.content.file_contents`."""
-        files = [file for file, _ in self._files[split]]
-        own = os.fsencode(self.found.root.absolute()) + f"{split}{damage.depth.white or ''}".encode()
-        name = hashlib.blake2b(own, digest_size=8).hexdigest()
-        return file_contents(files, damage, cache_folder(self.directory) / f"contents-{name}.json")
+    def record_names(self, split: str) -> list[str]:
+        return [str(file) for file, _ in self._files[split]]
+
+    def states(self, split: str) -> list[list[int]]:
+        return [_state(file) for file, _ in self._files[split]]
+
+    def identity(self) -> bytes:
+        return os.fsencode(self._root.absolute())
+
+    def source(self, split: str, row: int) -> Path:
+        return self._files[split][row][0]
+
+
+def _state(file: Path) -> list[int]:
+    """[size, time of change in ns]; [] if it is gone."""
+    try:
+        found = file.stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 class FolderRecords:

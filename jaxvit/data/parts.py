@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,13 @@ class StreamedSource:
     @property
     def image_shape(self) -> tuple[int, ...]:
         return self.shape
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for another process, which decodes and needs no file names."""
+        return {own.name: getattr(self, own.name) for own in fields(self)} | {"list_files": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     @property
     def labels(self) -> np.ndarray:

@@ -43,9 +43,9 @@ class LeftOut:
     names: tuple[str, ...]
 
     def __str__(self) -> str:
-        """'5 class folders without an image (a, b, c, …)'."""
+        """'class folders without an image: 5 (a, b, c, …)'."""
         shown = self.names[:_FEW]
-        return f"{self.count:,} {self.what} ({', '.join(shown)}{', …' if self.count > len(shown) else ''})"
+        return f"{self.what}: {self.count:,} ({', '.join(shown)}{', …' if self.count > len(shown) else ''})"
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -16,30 +17,21 @@ from jaxvit.data.content import BAD, array_content
 from jaxvit.data.cut import Contents
 from jaxvit.data.decoding import Damage, Limits, Records
 from jaxvit.data.depth import Depth, hint
-from jaxvit.data.image_folder import FolderStore
+from jaxvit.data.image_store import ImageStore
+from jaxvit.data.notes import warn_once
 from jaxvit.data.own import OwnStore
 from jaxvit.data.prepared import PreparedStore
 from jaxvit.errors import UsageError
-from jaxvit.shown import terminal
 
-_said: set[str] = set()
 CACHE_BYTES = 4 << 30  # decoded splits up to this size are cached on disk
 
 
-def warn_once(said: str, *, known: bool = False) -> None:
-    """Prints a line on stderr once per process, because a start opens a data set several times; never if `known`."""
-    if said not in _said:
-        _said.add(said)
-        if not known:
-            print(terminal(said), file=sys.stderr, flush=True)
-
-
 class StoredSplits:
-    """The stored splits of a data set. For the arguments see `jaxvit.data.sources.Dataset`."""
+    """The stored splits of a data set. For the arguments see `jaxvit.data.dataset.Dataset`."""
 
     def __init__(
         self,
-        store: PreparedStore | FolderStore | OwnStore,
+        store: PreparedStore | ImageStore | OwnStore,
         *,
         on_error: str = "stop",
         side: int = 0,
@@ -73,8 +65,14 @@ class StoredSplits:
 
     @property
     def skipped(self) -> list[tuple[int, tuple[str, ...]]]:
-        """(number, first names) of the images that cannot be decoded, for each split decoded so far."""
-        return [decoded.skipped for decoded in self._decoded.values()]
+        """(number, first names, each with the reason) of damaged images, for each split decoded so far."""
+        return [(decoded.skipped[0], self._why(decoded)) for decoded in self._decoded.values()]
+
+    def _why(self, decoded: Decoded) -> tuple[str, ...]:
+        """The first images that cannot be decoded, as 'cat/1.jpg: it is empty'."""
+        root = f"{self._store.name.partition(':')[2]}/"  # the names of files start with their folder's path
+        pairs = zip_longest(decoded.skipped[1], decoded.reasons, fillvalue="")
+        return tuple(name.removeprefix(root) + (f": {reason}" if reason else "") for name, reason in pairs)
 
     def fits(self, split: str) -> bool:
         """Whether a decoded split fits into the cache: at most `CACHE_BYTES`, or already in memory."""
@@ -103,17 +101,20 @@ class StoredSplits:
             self._decoded[split] = decoded_split(
                 _Lazy(store, split), folder, self.image_shape, self._side, self.damage()
             )
-            skipped, names = self._decoded[split].skipped
+            skipped, names = self._decoded[split].skipped[0], self._why(self._decoded[split])
             if skipped:
-                shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
-                warn_once(f"warning: {self._store.name} {split}: {skipped} damaged images are left out: {shown}")
+                shown = "; ".join(names[:5]) + ("; …" if skipped > 5 else "")
+                limits = dict.fromkeys(found[1] for name in names if (found := re.search(r"(max_\w+) allows", name)))
+                remedy = "".join(f" (--config.data.{limit} raises the limit)" for limit in limits)
+                images = "1 damaged image is" if skipped == 1 else f"{skipped:,} damaged images are"
+                warn_once(f"warning: {self._store.name} {split}: {images} left out: {shown}{remedy}")
             if said := hint(self._decoded[split].depth, self.white):
                 warn_once(f"warning: {self._store.name} {split}: {said}")
         return self._decoded[split]
 
     def file_names(self, split: str) -> list[str]:
         """Returns the file of each image of a stored split, indexed as in `Contents.rows`; [] if there are no files."""
-        if not isinstance(self._store, FolderStore):
+        if not isinstance(self._store, ImageStore):
             return []
         names = self._store.names(split)
         if not self.fits(split):
@@ -122,8 +123,8 @@ class StoredSplits:
         if not count:
             return names
         skipped = {*known}
-        paths = (str(file) for file, _ in self._store.found.parts[split])
-        kept = [name for name, path in zip(names, paths, strict=True) if path not in skipped]
+        shown = self._store.record_names(split)
+        kept = [name for name, said in zip(names, shown, strict=True) if said not in skipped]
         # The cache names only the first skipped images, with the folder's path at that time.
         return kept if len(kept) == len(names) - count else self.contents(split).names
 
@@ -133,7 +134,7 @@ class StoredSplits:
         Raises:
           UsageError: the split is too large for the cache, and its images are not files.
         """
-        if isinstance(self._store, FolderStore):
+        if isinstance(self._store, ImageStore):
             every, names = self._store.contents(split, self.damage()), self._store.names(split)
             chosen = np.flatnonzero([content != BAD for content in every])
             # The decoded split does not contain files that cannot be decoded.
@@ -154,7 +155,7 @@ class StoredSplits:
 class _Lazy:
     """Records that are opened only if the cache must be built."""
 
-    def __init__(self, store: PreparedStore | FolderStore | OwnStore, split: str):
+    def __init__(self, store: PreparedStore | ImageStore | OwnStore, split: str):
         self._store, self._split = store, split
 
     @cached_property

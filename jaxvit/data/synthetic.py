@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.own import OwnStore
-from jaxvit.data.sources import Dataset
 
 NAME = "synthetic"
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from jaxvit.config.key_table import KEYS
 from jaxvit.config.keys import flatten
-from jaxvit.data.image_folder import PREFIX
-from jaxvit.data.label_table import TABLE_PREFIX
+from jaxvit.data.sources import FILE_PREFIXES
 from jaxvit.exports.model import ExportModel
 from jaxvit.models.count import count_macs, count_params
 from jaxvit.models.registry import model_defaults
@@ -88,7 +87,7 @@ def model_card(model: ExportModel) -> str:
 
 def public_name(data: str) -> str:
     """The name of a data set without its location: for an image folder, only the last part of its path."""
-    for prefix in (PREFIX, TABLE_PREFIX):
+    for prefix in FILE_PREFIXES:
         if data.startswith(prefix):
             return f"{prefix}{Path(data.removeprefix(prefix)).name}"
     return data

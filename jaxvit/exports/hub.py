@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from jaxvit.exports.card import model_card, public_name
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import read_json, write_json
 from jaxvit.run.folder import read_environment
-from jaxvit.trained.hub import FILE, SCALE, digest
-from jaxvit.trained.weights import Int8
+from jaxvit.weights.hub import FILE, SCALE, digest
+from jaxvit.weights.stored import Int8
 
 # Facts about each split that are published: statistics of its images, but no file, path, command or machine name.
 PUBLISHED = ("count", "classes", "mean", "std", "sha256", "content", "sampled", "skipped")
@@ -52,15 +53,19 @@ def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) or (isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16}", value)))
 
 
-def write(model: ExportModel, path: Path) -> None:
-    """Writes the folder.
+def save_weights(tree: Mapping[str, Any], path: Path, *, step: int, weights: str, kind: str) -> None:
+    """Writes the model.safetensors that `jaxvit.weights.hub.read` reads.
+
+    Args:
+      tree: variables, with parameters as `jaxvit.weights.stored.store` returns them.
+      path: the folder.
+      step: number of steps trained.
+      weights: 'model' or 'ema'.
+      kind: dtype of the stored parameters, see `jaxvit.weights.stored`.
 
     Raises:
       UsageError: a module name contains a dot, the separator in the names of the tensors.
     """
-    loaded = model.loaded
-    path.mkdir()
-    tree = {**loaded.variables, "params": model.stored}
     tensors: dict[str, np.ndarray] = {}
     for names, leaf in traverse_util.flatten_dict(tree, is_leaf=lambda _, x: not isinstance(x, dict)).items():
         if any("." in name for name in names):
@@ -72,13 +77,27 @@ def write(model: ExportModel, path: Path) -> None:
             tensors[name] = np.asarray(leaf)
     # The reshape is needed because np.ascontiguousarray turns a scalar into a vector.
     tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
-    metadata = {"format": "flax", "step": str(loaded.step), "weights": loaded.weights, "dtype": model.kind}
-    metadata["sha256"] = digest(tensors, loaded.step, loaded.weights)
+    metadata = {"format": "flax", "step": str(step), "weights": weights, "dtype": kind}
+    metadata["sha256"] = digest(tensors, step, weights)
     safetensors.numpy.save_file(tensors, path / FILE, metadata)
+
+
+def write(model: ExportModel, path: Path) -> None:
+    """Writes the folder.
+
+    Raises:
+      UsageError: a module name contains a dot, the separator in the names of the tensors.
+    """
+    loaded = model.loaded
+    path.mkdir()
+    tree = {**loaded.variables, "params": model.stored}
+    save_weights(tree, path, step=loaded.step, weights=loaded.weights, kind=model.kind)
     facts, config = (read_json(loaded.workdir / name) for name in ("model.json", "config.json"))
     for attributes in (facts["attributes"], config["config"]["model"]):
         if "dtype" in attributes:
             attributes["dtype"] = "float32"  # exported models compute in float32, whatever they were trained in
+        if model.reduce:
+            attributes["reduce"] = model.reduce
     facts = {name: facts[name] for name in _FACTS if name in facts}
     write_json(path / "model.json", facts, with_checksum=True)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}

@@ -13,7 +13,7 @@ from jaxvit._version import __version__
 from jaxvit.devices.runtime import forward_options
 from jaxvit.ops.implementations import traced_for
 from jaxvit.trained.load import Loaded
-from jaxvit.trained.weights import restore, store
+from jaxvit.weights.stored import restore, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ExportModel:
 
     Attributes:
       loaded: the trained model.
-      kind: dtype of the stored weights, see `jaxvit.trained.weights`.
+      kind: dtype of the stored weights, see `jaxvit.weights.stored`.
       stored: the parameters as returned by `weights.store`.
       result: evaluation of the stored weights: split, data, count, top1, top5, loss, ece; None = not evaluated.
     """
@@ -82,6 +82,12 @@ class ExportModel:
 
         return call
 
+    @property
+    def reduce(self) -> str:
+        """How the model merges or removes tokens, such as 'merge:r=8'; '' = it does not."""
+        reduce = getattr(self.loaded.model, "reduce", "none")
+        return "" if reduce == "none" else reduce
+
     def facts(self) -> dict[str, Any]:
         """Metadata for the user of the file, as plain Python values."""
         white = self.loaded.config.data.white
@@ -93,6 +99,7 @@ class ExportModel:
             "step": self.loaded.step,
             "producer": f"jaxvit {__version__}",
             **({"white": white} if white else {}),
+            **({"reduce": self.reduce} if self.reduce else {}),
         }
 
 

@@ -18,12 +18,13 @@ from jaxvit import own_code as gate
 from jaxvit.errors import RunFailedError, UsageError, find_system_error, first_line
 from jaxvit.exports.check import LARGEST, largest_difference
 from jaxvit.exports.formats import Format, formats_named
+from jaxvit.exports.layout import export_layout
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import locked_folder, make_writable, naming, no_empty_folders
 from jaxvit.shown import terminal
 from jaxvit.trained.evaluate import evaluate_source, read_split
 from jaxvit.trained.load import Loaded, load
-from jaxvit.trained.weights import KINDS
+from jaxvit.weights.stored import KINDS
 
 IMAGES = 32  # number of images used to compare a file with the model
 
@@ -36,6 +37,7 @@ def export(
     to: str = "stablehlo",
     *,
     dtype: str = "float32",
+    layout: str = "",
     out: str | Path = "",
     checkpoint: str = "best",
     weights: str = "chosen",
@@ -50,6 +52,8 @@ def export(
       run: a run folder, or a model returned by `jaxvit.load`.
       to: 'stablehlo', 'onnx', 'savedmodel' or 'hub'; several are joined by commas, as in 'stablehlo,hub'.
       dtype: dtype of the stored weights: 'float32', 'bfloat16' or 'int8'.
+      layout: with the name of a project, or 'authors', the weights alone are written in that project's layout, and
+        `to` is the name of their file: see `jaxvit.exports.layout`. '' = the formats above.
       out: folder for the files; '' = ``export`` in the run folder.
       checkpoint, weights, own_code: as in `jaxvit.load`; ignored if `run` is a loaded model.
       data_dir: TFDS directory; '' = the one used in training, else the default.
@@ -67,8 +71,12 @@ def export(
     """
     if dtype not in KINDS:
         raise UsageError(f"dtype='{dtype}': must be one of {', '.join(KINDS)}")
-    kinds = formats_named(to)
+    kinds = [] if layout else formats_named(to)
     loaded = run if isinstance(run, Loaded) else load(run, checkpoint=checkpoint, weights=weights, own_code=own_code)
+    if layout:
+        file = (Path(out) if str(out) else loaded.workdir / "export") / to
+        export_layout(loaded, file, layout)
+        return [file]
     return export_files(loaded, kinds, dtype=dtype, out=out, data_dir=data_dir)
 
 
@@ -129,6 +137,7 @@ def _write_all(
     for kind in kinds:
         made = _write_checked(model, kind, folder, images)
         facts = f"{_size(made.target):,} bytes, {made.difference:.1e} from the model {of}on {compared}"
+        facts += f"; {made.apart} of them left out, where it chose other tokens" if made.apart else ""
         print(terminal(f"{made.target}: {facts}"))
         print(terminal(f"  it needs {kind.runs_on}: python {made.loader} {made.target} images.npy"), flush=True)
         if len(kinds) == 1:
@@ -204,6 +213,7 @@ class _Written:
     target: Path
     loader: Path
     difference: float
+    apart: int  # images for which the file chose other tokens
 
 
 def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: np.ndarray) -> _Written:
@@ -227,7 +237,7 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
             raise RunFailedError(
                 f"--to={kind.name}: this format cannot express the model ({reason}); try another"
             ) from error
-        difference = largest_difference(model, kind, draft, images_BHWC)
+        difference, apart = largest_difference(model, kind, draft, images_BHWC)
         if not difference < LARGEST:
             raise RunFailedError(
                 f"--to={kind.name}: the exported file differs from the model by {difference:.2g}, more than "
@@ -238,7 +248,7 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
         _sync(Path(name))
         _put(draft, target, Path(name) / _OLD)
         os.replace(script, loader)  # replaces a script of another version, which may differ
-    return _Written(target, loader, difference)
+    return _Written(target, loader, difference, apart)
 
 
 def _put(draft: Path, target: Path, aside: Path) -> None:

@@ -4,7 +4,10 @@ The kernels `query`, `key` and `value` have shape (C, heads, head_dim), and `out
 own module and in the published ViT checkpoints.
 """
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -21,6 +24,21 @@ from jaxvit.ops.attention import (
     fusing_fits,
 )
 from jaxvit.ops.implementations import implementation
+from jaxvit.ops.reduction import size_bias
+
+
+class AttentionDetails(NamedTuple):
+    """What `Attention` knows besides its output, to choose tokens by.
+
+    Attributes:
+      tokens: the output (B, N, C).
+      keys: the keys averaged over heads (B, K, head_dim).
+      weights: the attention weights before dropout (B, heads, N, K), float32.
+    """
+
+    tokens: jax.Array
+    keys: jax.Array
+    weights: jax.Array
 
 
 class Attention(nn.Module):
@@ -68,8 +86,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, q_BNC: jax.Array, kv_BNC: jax.Array | None = None, *, train: bool, key: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        q_BNC: jax.Array,
+        kv_BNC: jax.Array | None = None,
+        *,
+        train: bool,
+        key: jax.Array | None = None,
+        sizes_BK: jax.Array | None = None,
+        detailed: bool = False,
+    ) -> "jax.Array | AttentionDetails":
         """Applies attention.
 
         Args:
@@ -77,9 +102,11 @@ class Attention(nn.Module):
           kv_BNC: tokens that become keys and values (B, K, E); None = `q_BNC`, which is self-attention.
           train: whether to apply dropout.
           key: JAX random key for dropout; None = one of the 'dropout' stream.
+          sizes_BK: how many merged tokens each key stands for (B, K); its weights grow accordingly. None = one each.
+          detailed: return `AttentionDetails` instead of the tokens.
 
         Returns:
-          Tokens (B, N, C).
+          Tokens (B, N, C), or `AttentionDetails`.
         """
         kv_BNC = q_BNC if kv_BNC is None else kv_BNC
         check_array("Attention", "q_BNC", q_BNC, "B N C")
@@ -90,6 +117,7 @@ class Attention(nn.Module):
                 f"Attention: heads={self.heads} does not divide {channels} channels: change heads or set head_dim"
             )
         head_dim = self.head_dim or channels // self.heads
+        bias_BK = None if sizes_BK is None else size_bias(sizes_BK)
 
         def project(name: str, x_BNC: jax.Array) -> jax.Array:
             return nn.DenseGeneral(
@@ -111,12 +139,14 @@ class Attention(nn.Module):
                 dtype=self.dtype,
                 dropout_rate=self.dropout,
                 key=key if train else None,
+                bias_BK=bias_BK,
             )
-            if self.is_mutable_collection("intermediates"):
-                batch, queries, _ = q_BNC.shape
-                weights_BNMN = weights_BNN.reshape(batch, queries, self.heads, -1)
-                self.sow("intermediates", "attention", weights_BNMN.swapaxes(1, 2))
-            return x_BNC
+            if not (detailed or self.is_mutable_collection("intermediates")):
+                return x_BNC
+            batch, queries, _ = q_BNC.shape
+            weights_BMNN = weights_BNN.reshape(batch, queries, self.heads, -1).swapaxes(1, 2)
+            self.sow("intermediates", "attention", weights_BMNN)
+            return AttentionDetails(x_BNC, self._mean_keys(kv_BNC), weights_BMNN) if detailed else x_BNC
 
         q_BNMD, k_BNMD, v_BNMD = project("query", q_BNC), project("key", kv_BNC), project("value", kv_BNC)
         if self.qk_norm:
@@ -125,21 +155,34 @@ class Attention(nn.Module):
         noisy = train and self.dropout > 0
         if noisy and key is None:
             key = self.make_rng("dropout")
-        seen = self.is_mutable_collection("intermediates") or self.is_initializing()
-        fused = implementation("attention") == "fused" and not noisy and not seen
+        seen = detailed or self.is_mutable_collection("intermediates") or self.is_initializing()
+        fused = implementation("attention") == "fused" and not noisy and not seen and bias_BK is None
         if fused and fusing_fits(q_BNMD.shape[1], k_BNMD.shape[1], head_dim, q_BNMD.dtype):
-            x_BNMD = attend_fused(q_BNMD, k_BNMD, v_BNMD)
+            x_BNMD, weights_BMNN = attend_fused(q_BNMD, k_BNMD, v_BNMD), None
         else:
             rate_key = key if noisy else None
-            x_BNMD, weights_BMNN = attend(q_BNMD, k_BNMD, v_BNMD, dropout_rate=self.dropout, key=rate_key)
+            x_BNMD, weights_BMNN = attend(
+                q_BNMD, k_BNMD, v_BNMD, dropout_rate=self.dropout, key=rate_key, bias_BK=bias_BK
+            )
             self.sow("intermediates", "attention", weights_BMNN)
-        return nn.DenseGeneral(
+        x_BNC = nn.DenseGeneral(
             channels,
             axis=(-2, -1),
             kernel_init=attention_kernel(self.initialiser, (self.heads, head_dim, channels)),
             dtype=self.dtype,
             name="out",
         )(x_BNMD)
+        if not detailed:
+            return x_BNC
+        assert weights_BMNN is not None  # the fused implementation is not used with `detailed`
+        return AttentionDetails(x_BNC, jnp.mean(k_BNMD, axis=2), weights_BMNN)
+
+    def _mean_keys(self, kv_BNC: jax.Array) -> jax.Array:
+        """The keys averaged over heads, by the averaged kernel: `attend_absorbed` computes no keys."""
+        p = self.variables["params"]["key"]
+        kernel_CD = jnp.mean(p["kernel"], axis=1).astype(self.dtype)
+        bias_D = jnp.mean(p["bias"], axis=0).astype(self.dtype) if self.qkv_bias else jnp.zeros((), self.dtype)
+        return kv_BNC.astype(self.dtype) @ kernel_CD + bias_D.reshape(1, 1, -1)
 
     def _kernels(self) -> AttentionKernels:
         p = self.variables["params"]

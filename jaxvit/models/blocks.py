@@ -7,9 +7,12 @@ import dataclasses
 from functools import partial
 from typing import TypeVar
 
+import jax
 from flax import linen as nn
 
 from jaxvit.layers.encoder import EncoderBlock
+from jaxvit.layers.reduction import TokenReduction, parse_reduction
+from jaxvit.ops.reduction import Reduced, unmerge_tokens
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -55,6 +58,52 @@ def encoder_block(model: nn.Module) -> "partial[EncoderBlock]":
         mlp_dropout=model.dropout,
         projection_dropout=inherited(model.projection_dropout, model.dropout),
     )
+
+
+def reduction_of(model: nn.Module, learner_at: tuple[int, ...] = (), *, fuse: bool = False) -> TokenReduction | None:
+    """The reduction of tokens that a ViT's or CCT's attribute `reduce` describes; None = 'none', or nothing to do.
+
+    Args:
+      model: the model.
+      learner_at: the blocks that a TokenLearner precedes.
+      fuse: whether a TokenFuser follows each of these.
+
+    Raises:
+      ValueError: the text is wrong, or does not fit the model.
+
+    Example:
+      >>> from jaxvit.models import ViT
+      >>> reduction_of(ViT(reduce="merge:r=8,at=1")).at
+      (1,)
+    """
+    if model.reduce == "none":
+        return None
+    try:
+        reduction = parse_reduction(model.reduce)
+        blocks = reduction.blocks(model.depth, learner_at, fuse=fuse)
+    except ValueError as error:
+        raise ValueError(f"reduce={model.reduce!r}: {error}") from None
+    if reduction.kind == "prune" and model.pool == "flatten":
+        raise ValueError(
+            f"reduce={model.reduce!r}: pool='flatten' needs every place of the map, and prune removes some"
+        )
+    if reduction.kind == "prune" and any(i < j for i in blocks for j in learner_at):
+        raise ValueError(f"reduce={model.reduce!r}: a TokenLearner pools a whole map, and prune removes places of it")
+    return None if reduction.nothing else reduction
+
+
+def encoded(found: jax.Array | Reduced, *, flatten: bool) -> tuple[jax.Array, jax.Array | None]:
+    """Splits an encoder's output into (tokens, sizes), where sizes are None if no tokens were merged or removed.
+
+    Args:
+      found: what `jaxvit.layers.Encoder` returns.
+      flatten: whether the pooling needs every place: then merged tokens are copied back.
+    """
+    if not isinstance(found, Reduced):
+        return found, None
+    if flatten:
+        return unmerge_tokens(found.tokens, found.places), None
+    return found.tokens, found.sizes
 
 
 def inherited(rate: float, dropout: float) -> float:

@@ -39,8 +39,10 @@ from jaxvit.layers.encoder import Encoder
 from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import POOLS, Classifier, Pool
 from jaxvit.models.attributes import check_attributes
-from jaxvit.models.blocks import encoder_block, inherited, layer_of, mlp_dim
+from jaxvit.models.blocks import encoded, encoder_block, inherited, layer_of, mlp_dim, reduction_of
 from jaxvit.ops.stochastic import dropout
+
+_POOLS = tuple(kind for kind in POOLS if kind != "cls_register")  # there are no registers
 
 
 class CCT(nn.Module):
@@ -91,6 +93,8 @@ class CCT(nn.Module):
       remat: what each block keeps for the backward pass, which computes the rest again: 'none' (keep everything),
         'full' (its input only), 'dots' (also matrix products) or 'dots_no_batch' (also those of dense layers).
       scan: compile one block and loop over it.
+      reduce: merge or remove tokens inside the encoder, such as 'merge:r=8' or 'prune:keep=.7'; 'none' = keep all. See
+        `jaxvit.layers.reduction`. It needs no parameters, so any trained weights will do.
       dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16'. Parameters, statistics of norms, softmax and
         logits are float32.
 
@@ -136,15 +140,24 @@ class CCT(nn.Module):
     initialiser: str = "cct"
     remat: str = "none"
     scan: bool = False
+    reduce: str = "none"
     dtype: str = "float32"
 
     def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
         """Computes logits (B, K), float32, of normalized float images (B, H, W, C); `train` turns on dropout."""
-        x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
+        x_BNC, sizes_BN = self._tokens(images_BHWC, train=train)
+        x_BC = self.pooling(x_BNC, train=train, sizes_BN=sizes_BN)
         return self.head(x_BC, train=train)
 
     def features(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        """Computes the tokens after the last block and norm: (B, prefix + h * w, dim); a class token is first."""
+        """Computes the tokens after the last block and norm: (B, prefix + h * w, dim); a class token is first.
+
+        With `reduce` there are fewer.
+        """
+        return self._tokens(images_BHWC, train=train)[0]
+
+    def _tokens(self, images_BHWC: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Computes `features`, and how many merged tokens each of them stands for; None = one each."""
         x_BHWC = self.embed(images_BHWC.astype(self.dtype))
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
@@ -153,7 +166,9 @@ class CCT(nn.Module):
         rate = inherited(self.embed_dropout, self.dropout)
         if train and rate > 0:
             x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
-        return self.norm(self.encoder(x_BNC, train=train, grid=grid))
+        found = self.encoder(x_BNC, train=train, grid=grid)
+        x_BNC, sizes_BN = encoded(found, flatten=self.pool == "flatten")
+        return self.norm(x_BNC), sizes_BN
 
     def setup(self):
         """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
@@ -165,7 +180,13 @@ class CCT(nn.Module):
             self.class_token = PrefixTokens(1)
         self.position_embed = layer_of(self, PositionEmbed, kind=self.positions, frozen=self.frozen_positions)()
         self.encoder = Encoder(
-            encoder_block(self), self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan
+            encoder_block(self),
+            self.depth,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            scan=self.scan,
+            reduce=reduction_of(self),
+            class_token=self.pool == "cls",
         )
         self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
         self.pooling = layer_of(
@@ -185,12 +206,13 @@ class CCT(nn.Module):
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or set head_dim")
         if self.tokenizer not in ("conv", "patch"):
             raise ValueError(f"tokenizer={self.tokenizer!r} is neither 'conv' nor 'patch'")
-        if self.pool not in POOLS:
-            raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}")
+        if self.pool not in _POOLS:
+            raise ValueError(f"pool={self.pool!r} is not one of {', '.join(_POOLS)}")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if self.frozen_positions and self.positions != "learned":
             raise ValueError(f"frozen_positions freezes a learned table, and positions={self.positions!r} has none")
+        reduction_of(self)
 
     def idle_attributes(self) -> dict[str, str]:
         """Returns {attribute: reason} of the attributes that have no effect, given the values of the others."""

@@ -89,7 +89,7 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...], *, name: str = "")
         empty = Layer(path=path, type=type(module).__name__, output=[], params=0)
         row = rows.setdefault(path, empty)  # before the call, so that parents precede children
         out = call(*args, **kwargs)
-        row["output"] = list(getattr(out, "shape", ())[1:])
+        row["output"] = list(getattr(getattr(out, "tokens", out), "shape", ())[1:])
         row["params"] = count_params({"params": _at(variables.get("params", {}), module.path)})
         return out
 

@@ -46,7 +46,7 @@ from jaxvit.layers.norm import Norm
 from jaxvit.layers.pool import POOLS, Classifier, Pool
 from jaxvit.layers.token_learner import LEARNERS, TokenFuser, TokenLearner
 from jaxvit.models.attributes import check_attributes
-from jaxvit.models.blocks import encoder_block, inherited, layer_of, mlp_dim
+from jaxvit.models.blocks import encoded, encoder_block, inherited, layer_of, mlp_dim, reduction_of
 from jaxvit.ops.stochastic import dropout
 
 
@@ -83,7 +83,8 @@ class ViT(nn.Module):
       head_dim: channels per head; 0 = dim // heads.
       mlp_ratio: channels of the MLP's hidden layer as a multiple of dim.
       mlp_dim: the same as a number of channels; 0 = by mlp_ratio.
-      pool: 'cls' (class token), 'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
+      pool: 'cls' (class token), 'cls_register' (class token and first register side by side, as in a distilled DeiT),
+        'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
       registers: number of learned tokens that have no place in the image and that the head does not read.
       positions: 'learned', 'sincos' (2-D, fixed), 'sine' (1-D, fixed) or 'none'.
       stem: kernel of the patch embedding, 'conv' or 'dense'.
@@ -119,6 +120,8 @@ class ViT(nn.Module):
       remat: what each block keeps for the backward pass, which computes the rest again: 'none' (keep everything),
         'full' (its input only), 'dots' (also matrix products) or 'dots_no_batch' (also those of dense layers).
       scan: compile one block and loop over it.
+      reduce: merge or remove tokens inside the encoder, such as 'merge:r=8' or 'prune:keep=.7'; 'none' = keep all. See
+        `jaxvit.layers.reduction`. It needs no parameters, so any trained weights will do.
       dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16'. Parameters, statistics of norms, softmax and
         logits are float32.
 
@@ -180,11 +183,13 @@ class ViT(nn.Module):
     initialiser: str = "vit"
     remat: str = "none"
     scan: bool = False
+    reduce: str = "none"
     dtype: str = "float32"
 
     def __call__(self, images_BHWC: jax.Array, *, train: bool) -> jax.Array:
         """Computes logits (B, K), float32, of normalized float images (B, H, W, C); `train` turns on dropout."""
-        x_BC = self.pooling(self.features(images_BHWC, train=train), train=train)
+        x_BNC, sizes_BN = self._tokens(images_BHWC, train=train)
+        x_BC = self.pooling(x_BNC, train=train, sizes_BN=sizes_BN)
         if self.norm_after_pool:
             x_BC = self.norm(x_BC)
         if self.rep_size:
@@ -195,12 +200,16 @@ class ViT(nn.Module):
         """Computes the tokens after the last block and norm: (B, prefix + h * w, dim).
 
         The class token is first, then the registers. After a TokenLearner without a fuser there are prefix +
-        learner_tokens tokens. With `norm_after_pool` they are not normalised.
+        learner_tokens tokens, and with `reduce` fewer. With `norm_after_pool` they are not normalised.
         """
+        return self._tokens(images_BHWC, train=train)[0]
+
+    def _tokens(self, images_BHWC: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Computes `features`, and how many merged tokens each of them stands for; None = one each."""
         x_BHWC = self.embed(images_BHWC.astype(self.dtype))
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
-        if self.pool == "cls":
+        if self._has_class_token:
             x_BNC = self.class_token(x_BNC)
         x_BNC = self.position_embed(x_BNC, grid=grid)
         if self.registers:
@@ -209,13 +218,14 @@ class ViT(nn.Module):
         rate = inherited(self.embed_dropout, self.dropout)
         if train and rate > 0:
             x_BNC = dropout(x_BNC, rate, self.make_rng("dropout"))
-        x_BNC = self.encoder(x_BNC, train=train, grid=grid)
-        return self.norm(x_BNC) if self.final_norm and not self.norm_after_pool else x_BNC
+        found = self.encoder(x_BNC, train=train, grid=grid)
+        x_BNC, sizes_BN = encoded(found, flatten=self.pool == "flatten")
+        return self.norm(x_BNC) if self.final_norm and not self.norm_after_pool else x_BNC, sizes_BN
 
     def setup(self):
         """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
         self.embed = layer_of(self, PatchEmbed, kind=self.stem, norm=self.stem_norm, crop=self.crop_to_patches)()
-        if self.pool == "cls":
+        if self._has_class_token:
             self.class_token = PrefixTokens(1)
         self.position_embed = layer_of(self, PositionEmbed, kind=self.positions)()
         if self.registers:
@@ -231,6 +241,8 @@ class ViT(nn.Module):
             fuser=fuser if self.fuse else None,
             remat=self.remat,
             scan=self.scan,
+            reduce=reduction_of(self, self.learner_at, fuse=self.fuse),
+            class_token=self._has_class_token,
         )
         if self.final_norm:
             self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
@@ -242,7 +254,11 @@ class ViT(nn.Module):
     @property
     def prefix(self) -> int:
         """Number of leading tokens without a place in the image: the class token and the registers."""
-        return (self.pool == "cls") + self.registers
+        return self._has_class_token + self.registers
+
+    @property
+    def _has_class_token(self) -> bool:
+        return self.pool in ("cls", "cls_register")
 
     def __post_init__(self):
         super().__post_init__()
@@ -251,6 +267,8 @@ class ViT(nn.Module):
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or set head_dim")
         if self.pool not in POOLS:
             raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}")
+        if self.pool == "cls_register" and not self.registers:
+            raise ValueError("pool='cls_register' reads a register: set registers=1 or more")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if (self.stem_norm or self.takes_patches) and self.stem != "dense":
@@ -264,6 +282,7 @@ class ViT(nn.Module):
             raise ValueError(f"learner={self.learner!r} with learner_at={self.learner_at}: set both or neither")
         if self.fuse and self.learner == "none":
             raise ValueError("fuse=True has no learned tokens to spread: set learner and learner_at, or fuse=False")
+        reduction_of(self, self.learner_at, fuse=self.fuse)
 
     def idle_attributes(self) -> dict[str, str]:
         """Returns {attribute: reason} of the attributes that have no effect, given the values of the others."""

@@ -17,13 +17,25 @@ from jaxvit.ops.initial_values import mimetic_attention, whitening_filters
 from jaxvit.ops.patches import image_to_patches, patch_grid, patches_to_image
 from jaxvit.ops.pool import max_pool
 from jaxvit.ops.positions import resize_positions, sincos_positions, sine_positions
+from jaxvit.ops.reduction import (
+    Reduced,
+    compose_places,
+    merge_tokens,
+    most_merged,
+    prune_tokens,
+    size_bias,
+    token_scores,
+    unmerge_tokens,
+)
 from jaxvit.ops.shift import mask_borders, shift_channels
 from jaxvit.ops.stochastic import drop_path, drop_path_rates, dropout
 from jaxvit.ops.tokens import fuse_tokens, pool_tokens, token_weights
 
 __all__ = [
+    "Reduced",
     "attend",
     "attend_absorbed",
+    "compose_places",
     "drop_path",
     "drop_path_rates",
     "dropout",
@@ -32,14 +44,20 @@ __all__ = [
     "image_to_patches",
     "mask_borders",
     "max_pool",
+    "merge_tokens",
     "mimetic_attention",
+    "most_merged",
     "patch_grid",
     "patches_to_image",
     "pool_tokens",
+    "prune_tokens",
     "resize_positions",
     "shift_channels",
     "sincos_positions",
     "sine_positions",
+    "size_bias",
+    "token_scores",
     "token_weights",
+    "unmerge_tokens",
     "whitening_filters",
 ]

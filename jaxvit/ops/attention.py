@@ -27,6 +27,7 @@ def attend(
     *,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
+    bias_BK: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention with M heads of D channels, from N queries to K keys.
 
@@ -39,6 +40,7 @@ def attend(
       v_BNMD: values (B, K, M, D).
       dropout_rate: probability of dropping an attention weight, 0 to 1. Without a `key` nothing is dropped.
       key: JAX random key for the dropout; None turns dropout off.
+      bias_BK: added to the logits of each key (B, K), such as `jaxvit.ops.size_bias`; None = nothing.
 
     Returns:
       A pair: the weighted sums of the values (B, N, M, D), and the attention weights before dropout (B, M, N, K) in
@@ -64,6 +66,8 @@ def attend(
         )
     q_BNMD = q_BNMD * jnp.asarray(q_BNMD.shape[-1] ** -0.5, q_BNMD.dtype)
     logits_BMNK = jnp.einsum("bqmd,bkmd->bmqk", q_BNMD, k_BNMD, preferred_element_type=jnp.float32)
+    if bias_BK is not None:
+        logits_BMNK = logits_BMNK + bias_BK.astype(jnp.float32)[:, None, None]
     weights_BMNK = jax.nn.softmax(logits_BMNK, axis=-1)
     kept_BMNK = weights_BMNK
     if key is not None and dropout_rate > 0:
@@ -149,6 +153,7 @@ def attend_absorbed(
     dtype: DTypeLike = "float32",
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
+    bias_BK: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """A whole attention layer, from tokens to tokens, with two projections instead of four.
 
@@ -164,6 +169,7 @@ def attend_absorbed(
       dropout_rate: probability of dropping an attention weight, 0 to 1. Without a `key` nothing is dropped.
       key: JAX random key for the dropout. The noise differs from that of `attend` with the same key, because the
         weights have another layout.
+      bias_BK: added to the logits of each key (B, K), such as `jaxvit.ops.size_bias`; None = nothing.
 
     Returns:
       A pair: tokens (B, N, C), and the attention weights before dropout (B, N * M, K) in float32. Row n * M + m holds
@@ -201,6 +207,8 @@ def attend_absorbed(
         q_BNE = q_BNE + bias_ME.reshape(1, 1, heads * keys)
     q_BNE = q_BNE.reshape(batch, queries * heads, keys)
     logits_BNK = jnp.einsum("bqe,bke->bqk", q_BNE, kv_BNC, preferred_element_type=jnp.float32)
+    if bias_BK is not None:
+        logits_BNK = logits_BNK + bias_BK.astype(jnp.float32)[:, None]
     weights_BNK = kept_BNK = jax.nn.softmax(logits_BNK, axis=-1)
     noisy = key is not None and dropout_rate > 0
     if noisy:

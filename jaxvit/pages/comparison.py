@@ -14,8 +14,8 @@ from jaxvit.files import csv_text
 from jaxvit.pages.terminal import print_table
 from jaxvit.run.folder import checkpoint_folder, read_config, read_result, seed_folders
 from jaxvit.shown import markdown, rich
-from jaxvit.trained.facts import ModelFacts, read_model
 from jaxvit.training.journal import deciding_validations, read_jsonl
+from jaxvit.weights.model_json import ModelFacts, read_model
 
 
 def find_runs(folder: Path) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.errors import RunFailedError, UsageError
 from jaxvit.figures import evaluation, maps
 from jaxvit.figures.architecture import draw_architecture
+from jaxvit.figures.groups import draw_groups
 from jaxvit.figures.history import draw_history
 from jaxvit.figures.images import draw_patches
 from jaxvit.figures.predictions import caption, draw_predictions
@@ -268,6 +269,26 @@ def _rollout(run: _RunFigures) -> list[Path]:
     return run.maps(_relative(rollout), ["rollout"], "attention_rollout", f"{run.name}: attention rollout")
 
 
+def _merged_tokens(run: _RunFigures) -> list[Path]:
+    model, grid = run.loaded.model, run.recorded.grid
+    if getattr(model, "reduce", "none") == "none" or grid is None:
+        return []
+    places = introspection.merged_places(run.loaded, run.examples[0])
+    places = {name: found for name, found in places.items() if found.shape[1] == math.prod(grid)}
+    if not places:
+        return []
+    return draw_groups(
+        run.loaded.pictures(run.examples[0]),
+        np.stack([*places.values()], axis=1),
+        grid,
+        [*places],
+        run.folder / "merged_tokens",
+        covered=run.recorded.covered,
+        rows=run.examples[1],
+        title=f"{run.name}: {model.reduce}",
+    )
+
+
 def _relative(weights_BKN: np.ndarray) -> np.ndarray:
     """Scales each map to a maximum of 1."""
     return weights_BKN / np.maximum(weights_BKN.max(axis=2, keepdims=True), 1e-12)
@@ -316,6 +337,10 @@ FIGURES: dict[str, tuple[Draw, str]] = {
     "attention_rollout": (
         _rollout,
         "Attention rollout: how much of each position reaches the logits through attention.",
+    ),
+    "merged_tokens": (
+        _merged_tokens,
+        "Patches that were merged to one token have one colour; patches that were removed are black.",
     ),
     "positions": (
         _positions,

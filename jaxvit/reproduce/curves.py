@@ -40,7 +40,7 @@ def draw_curves(rows: Mapping[str, TableRow], lines: Sequence[dict[str, str]], r
     """
     groups: dict[str, list[TableRow]] = {}
     for row in rows.values():
-        if row.epochs > 1:  # one epoch gives no curve
+        if row.epochs > 1 and not row.trial_of:  # one epoch gives no curve
             groups.setdefault(f"{row.config.partition('.')[0]}_{row.epochs}_epochs", []).append(row)
     drawn = []
     for name, members in groups.items():

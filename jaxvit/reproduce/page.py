@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxvit.reproduce.cost import TrainingCost, cost_sentence
+from jaxvit.reproduce.headline import Headline, headline_table
 from jaxvit.reproduce.rows import JUDGED, TableRow
 from jaxvit.reproduce.statistics import Difference, Verdict, compare, judge
 from jaxvit.reproduce.table import form_of, is_full, newest
+from jaxvit.reproduce.trials import trial_sentence, trials_section
 
 
 def outcome(
@@ -26,6 +28,8 @@ def outcome(
         found = int(runs[0]["params"])
         right = f"{found:,} parameters, as expected" if found == row.params else f"{found:,}, not {row.params:,}"
         return [f"{form}, loss {float(runs[0]['loss']):.3f}; {right}"], found == row.params
+    if row.trial_of:
+        return [trial_sentence(row, runs)], True
     verdicts = judge(row, runs)
     so_far = " so far" * (len(runs) < len(row.seeds))
     said = [_judged(row, verdict, form, so_far) for verdict in verdicts]
@@ -47,6 +51,15 @@ def outcome(
             said.append(f"not compared with {row.pair.row}, which was not run with these seeds on this hardware")
         passed &= not row.pair.asked or (found is not None and found.passed)
     return said, passed and is_full(form)
+
+
+def conclusion(row: TableRow, made: Sequence[dict[str, str]], form: str) -> tuple[str, bool]:
+    """Returns (a line on the runs of a row among `made`, True if it misses a target in a form that is judged)."""
+    runs = [line for line in made if line["row"] == row.name]
+    said, passed = outcome(row, runs, made, form)
+    measured = f", n = {runs[0]['n']}, {len(runs)} of {len(row.seeds)} seeds" if runs and not row.steps else ""
+    short = "" if is_full(form) or row.steps else f", {form}"  # the sentence on steps names the form
+    return f"{row.name}{short}{measured}: {'; '.join(said)}", not passed and (is_full(form) or row.steps > 0)
 
 
 def _judged(row: TableRow, verdict: Verdict, form: str, so_far: str) -> str:
@@ -104,6 +117,7 @@ def page(
     curves: Sequence[str] = (),
     outdated: Sequence[dict[str, str]] = (),
     costs: Mapping[str, TrainingCost] | None = None,
+    headlines: Sequence[Headline] = (),
 ) -> str:
     """The text of results/README.md.
 
@@ -113,10 +127,12 @@ def page(
       curves: image files to show, relative to the page.
       outdated: outdated lines, of which only the row names are listed.
       costs: training costs, from `cost.costs_of`.
+      headlines: lines of the first table.
     """
     text = [
         "# Results",
         "",
+        *headline_table(headlines, rows, lines),
         "Accuracies that the five documents report, our target for each, and what we measured. `jaxvit reproduce`",
         "writes this page from `rows.toml` and `results.csv`. Every number in the last two columns comes from",
         "`results.csv`; a row without a run says so. The notes also mention trials whose runs were not kept.",
@@ -139,6 +155,8 @@ def page(
         "|---|---|---|---|---|---|",
     ]
     for row in rows.values():
+        if row.trial_of:
+            continue
         runs = newest(lines, row, form_of(row))
         said = _measured(row, runs, lines, form_of(row), rows, costs or {})
         count = f"{len(runs)} of {len(row.seeds)}" + f", n = {runs[0]['n']}" * (not row.steps) if runs else "none"
@@ -156,12 +174,13 @@ def page(
             "<br>".join(said),
         ]
         text.append(f"| {' | '.join(cells)} |")
+    text += trials_section(rows, lines)
     if curves:
         about = "Full runs with validation. The numbers are in `metrics/`."
         text += ["", "## Learning curves", "", about, ""]
         text += [f"![Validation accuracy over epochs: {curve}]({curve})" for curve in curves]
     text += ["", "## Departures from papers and good practice, by row", ""]
-    text += [f"- `{row.name}`: {', '.join(row.quirks)}" for row in rows.values() if row.quirks]
+    text += [f"- `{row.name}`: {', '.join(row.quirks)}" for row in rows.values() if row.quirks and not row.trial_of]
     notes = [f"- `{row.name}`: {row.note}" for row in rows.values() if row.note]
     if notes:
         text += ["", "## Notes", "", *notes]

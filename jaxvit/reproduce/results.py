@@ -11,6 +11,7 @@ from jaxvit.errors import UsageError, nearest
 from jaxvit.files import make_folder, make_writable, packaged, write_text
 from jaxvit.reproduce.cost import costs_of
 from jaxvit.reproduce.curves import draw_curves, keep_metrics, validations
+from jaxvit.reproduce.headline import read_headlines
 from jaxvit.reproduce.page import page
 from jaxvit.reproduce.rows import TableRow, read_rows, rows_file
 from jaxvit.reproduce.runs import sort_out
@@ -124,4 +125,5 @@ class Results:
     def _write_page(self) -> None:
         lines, outdated = sort_out(results_of(self.table), self.rows, self.configs)
         curves, costs = draw_curves(self.rows, lines, self.folder), costs_of(lines, self.folder)
-        write_text(self.page, page(self.rows, lines, curves, outdated, costs))
+        headlines = read_headlines(self.folder, self.rows)
+        write_text(self.page, page(self.rows, lines, curves, outdated, costs, headlines))

@@ -62,6 +62,8 @@ class TableRow:
     steps: int = 0
     params: int = 0
     note: str = ""
+    trial_of: str = ""
+    overrides: tuple[str, ...] = ()
 
 
 def rows_file(results: Path) -> Path:
@@ -98,8 +100,9 @@ def read_rows(file: Path) -> dict[str, TableRow]:
     for row in rows.values():
         if row.pair and row.pair.row not in rows:
             raise UsageError(f"{file}: row '{row.name}': there is no row '{row.pair.row}' to compare with")
-        if row.document_row and row.document_row not in rows:
-            raise UsageError(f"{file}: row '{row.name}': document_row: there is no row '{row.document_row}'")
+        for key in ("document_row", "trial_of"):
+            if (other := getattr(row, key)) and other not in rows:
+                raise UsageError(f"{file}: row '{row.name}': {key}: there is no row '{other}'")
     return rows
 
 
@@ -119,8 +122,8 @@ def _row(given: Any) -> TableRow:
     wrong = sorted(set(given) - set(fields)) + sorted(needed - set(given))
     if wrong:
         raise ValueError(f"'{wrong[0]}' is {'unknown' if wrong[0] in given else 'missing'}")
-    texts = dict.fromkeys(("name", "config", "weights", "note", "document_row"), str)
-    for name, kinds in {**texts, "minutes": (int, float)}.items():
+    texts = dict.fromkeys(("name", "config", "weights", "note", "document_row", "trial_of"), str)
+    for name, kinds in {**texts, "minutes": (int, float), "overrides": list}.items():
         if not isinstance(given.get(name, ""), kinds) and name in given:
             raise TypeError(f"{name} = {given[name]!r} has the wrong type")
     for name in ("n", "epochs", "steps", "params"):
@@ -139,8 +142,14 @@ def _row(given: Any) -> TableRow:
     pair = None
     if "pair" in given:
         pair = Pair(**{**given["pair"], "fewer": tuple(given["pair"].get("fewer", ()))})
-    row = TableRow(**{**given, "seeds": tuple(given["seeds"]), "quirks": tuple(given["quirks"]), "pair": pair})
-    if not (row.params if row.steps else row.target):
+    lists = {name: tuple(given.get(name, ())) for name in ("seeds", "quirks", "overrides")}
+    if not all(isinstance(one, str) for one in lists["overrides"]):
+        raise TypeError("overrides: must be a list of texts such as 'optim.name=muon'")
+    row = TableRow(**{**given, **lists, "pair": pair})
+    if row.trial_of:
+        if row.target or row.steps or row.weights != "best":
+            raise ValueError("a trial has no target and no steps, and weights = 'best'")
+    elif not (row.params if row.steps else row.target):
         raise ValueError(f"has no {'params' if row.steps else 'target'}")
     if not set(row.tolerance) <= set(row.target):
         raise ValueError("tolerance has a measure without a target")
@@ -152,7 +161,7 @@ def choose(every: Mapping[str, TableRow], names: Sequence[str], *, seeds: int = 
 
     Args:
       every: all rows, by name.
-      names: names of rows; () = all.
+      names: names of rows; () = all except trials.
       seeds: number of seeds to run; 0 = all.
       epochs: epochs of a short form; 0 = each row's own.
 
@@ -162,7 +171,7 @@ def choose(every: Mapping[str, TableRow], names: Sequence[str], *, seeds: int = 
     for name in names:
         if name not in every:
             raise UsageError(f"there is no row '{name}'{nearest(name, every)}; see jaxvit reproduce --list")
-    rows = [every[name] for name in dict.fromkeys(names)] or list(every.values())
+    rows = [every[name] for name in dict.fromkeys(names)] or [row for row in every.values() if not row.trial_of]
     most = max(rows, key=lambda row: len(row.seeds))
     if seeds > len(most.seeds):
         raise UsageError(f"--seeds={seeds}: {most.name} has {len(most.seeds)}; see jaxvit reproduce --list")

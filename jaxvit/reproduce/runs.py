@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.identity import config_hash, differences
-from jaxvit.config.overrides import set_dtype
+from jaxvit.config.keys import set_value
+from jaxvit.config.overrides import parse_overrides, set_dtype
 from jaxvit.data.batches import TrainBatches
 from jaxvit.devices import hardware
 from jaxvit.errors import RunFailedError, UsageError
@@ -79,6 +80,9 @@ def config_of(row: TableRow, settings: RunSettings) -> ConfigDict:
       UsageError: there is no such config, or the settings do not apply to it.
     """
     config = load_config_file(str(settings.configs / row.config))
+    config, _, _ = parse_overrides(config, [f"--config.{override}" for override in row.overrides])
+    if row.trial_of:
+        set_value(config, "data.test", "")  # a trial chooses a recipe, so it must not see test images
     set_dtype(config, settings.dtype)
     if row.steps:
         return config
@@ -210,8 +214,8 @@ def _take_steps(row: TableRow, config: ConfigDict, form: str) -> dict[str, Any]:
         "params": params,
         "multiply_adds": _multiply_adds(assembly.model, subject.plan.input_shape),
         **{f"{kind}_seconds": round(value, 3) for kind, value in seconds.items()},
-        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"]),  # the step runs on one device
-        "versions": _versions(importlib.metadata.version("jax"), platform.python_version()),
+        "hardware": hardware_of(hardware.device_name(), hardware.machine()["cores"]),  # the step runs on one device
+        "versions": versions_of(importlib.metadata.version("jax"), platform.python_version()),
         "commit": source_commit(),
         "date": datetime.date.today().isoformat(),
     }
@@ -225,7 +229,7 @@ def recipe_of(config: ConfigDict) -> str:
     return config_hash(config)
 
 
-def _hardware(device: str, cores: str, devices: int = 1, processes: int = 1) -> str:
+def hardware_of(device: str, cores: str, devices: int = 1, processes: int = 1) -> str:
     """A description such as 'AMD EPYC, 2 cores' or 'NVIDIA H100, 16 cores, 8 devices, 2 processes' (cores per process).
 
     Only runs on equal hardware are averaged and compared in speed.
@@ -235,7 +239,7 @@ def _hardware(device: str, cores: str, devices: int = 1, processes: int = 1) -> 
     return ", ".join(said)
 
 
-def _versions(jax_version: str, python: str) -> str:
+def versions_of(jax_version: str, python: str) -> str:
     return f"jax {jax_version}, Python {python}"
 
 
@@ -262,15 +266,15 @@ def _line(
     row: TableRow, form: str, config: ConfigDict, seed: int, result: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Makes the line of a finished run; tests the last weights if the row reports them."""
-    measured = result["test"]
+    environment = read_environment(folder)
+    records = read_jsonl(folder / "metrics.jsonl")
+    validations = deciding_validations(records)
+    measured = max(validations, key=lambda record: record["top1"]) if row.trial_of else result["test"]
     loaded = load(folder, checkpoint=row.weights, weights="model" if row.weights == "latest" else "chosen")
     if row.weights == "latest":
         _, source = read_split(loaded, "test")
         found, _ = evaluate_source(loaded, source)
         measured = found | found["keras"]  # precision and recall as in training
-    environment = read_environment(folder)
-    records = read_jsonl(folder / "metrics.jsonl")
-    validations = [record["top1"] for record in deciding_validations(records)]
     line = {
         "row": row.name,
         "form": form,
@@ -279,7 +283,7 @@ def _line(
         "seed": seed,
         "n": measured["count"],
         **{name: round(measured[name], 6) for name in ("top1", "top5", "loss", "precision", "recall")},
-        "validation": round(max(validations), 6) if validations else "",
+        "validation": round(max(record["top1"] for record in validations), 6) if validations else "",
         "epochs": round(max(record["epoch"] for record in records), 3),
         "weights": row.weights,
         "params": result["params"],
@@ -299,11 +303,11 @@ def circumstances(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
     def where(start: Mapping[str, Any]) -> str:
         counts = len(start.get("devices", ())), start.get("processes", 1)
-        return _hardware(start.get("device", "?"), start.get("cores", "?"), *counts)
+        return hardware_of(start.get("device", "?"), start.get("cores", "?"), *counts)
 
     return {
         "hardware": each(where),
-        "versions": each(lambda start: _versions(start["packages"]["jax"], start["python"])),
+        "versions": each(lambda start: versions_of(start["packages"]["jax"], start["python"])),
         "commit": each(lambda start: start.get("commit", "")),
         "date": starts[-1]["time"].partition("T")[0] if starts else "",
     }

@@ -31,6 +31,7 @@ from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
 from jaxvit.ops.trees import Params, Variables
 from jaxvit.run.initial_state import InitialValues, initial_values
+from jaxvit.training.frozen import check_frozen, hold
 from jaxvit.training.metrics import Sums
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
@@ -93,11 +94,13 @@ class Assembly:
                 state,
                 batch,
                 key=key,
-                apply=self.apply,
+                apply=self.apply_in_training,
                 transform=partial(self.augment, root=key, mesh=mesh),
                 optimizer=self.optimizer,
                 accumulate=plan.train.accumulate,
-                average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None,
+                average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp, freeze=plan.optim.freeze)
+                if plan.ema_decay
+                else None,
                 gather=self._gather(mesh) if mesh is not None and plan.train.fsdp > 1 else None,
                 axis_name=axis_name,
             )
@@ -161,6 +164,13 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
+    def apply_in_training(
+        self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
+    ) -> jax.Array:
+        """As `apply`; frozen parameters have no gradients."""
+        held = {**variables, "params": hold(variables["params"], self.plan.optim.freeze)}
+        return self.apply(held, images_BHWC, train=train, key=key)
+
     def eval_step(
         self, variables: Variables, batch: Batch, *, axis_name: str | None = None, mesh: Mesh | None = None
     ) -> Sums:
@@ -194,7 +204,12 @@ class Assembly:
         """The root key of all steps, for the plan's seed or another."""
         return derive_key(self.plan.seed if seed is None else seed, "step")
 
-    def create_state(self, key: jax.Array | None = None, measured: np.ndarray | None = None) -> TrainState:
+    def create_state(
+        self,
+        key: jax.Array | None = None,
+        measured: np.ndarray | None = None,
+        loaded: Mapping[str, np.ndarray] | None = None,
+    ) -> TrainState:
         """The state before the first step.
 
         Args:
@@ -202,17 +217,24 @@ class Assembly:
             seeds.
           measured: result of `measure`. None = a first layer that should start with filters of the training images
             starts with random ones: enough where only shapes and speed count.
+          loaded: result of `load`. None = weights of `init.from` are random likewise.
         """
         key = self.init_key() if key is None else key
-        return create_state(partial(self._initial, measured), self.optimizer, key, ema=self.plan.ema_decay > 0)
+        return create_state(partial(self._initial, measured, loaded), self.optimizer, key, ema=self.plan.ema_decay > 0)
 
-    def _initial(self, measured: np.ndarray | None, key: jax.Array) -> Variables:
+    def _initial(
+        self, measured: np.ndarray | None, loaded: Mapping[str, np.ndarray] | None, key: jax.Array
+    ) -> Variables:
         variables = self.init(key)
-        return self.initial(variables, key, measured) if self.initial else variables
+        return self.initial(variables, key, measured, loaded) if self.initial else variables
 
     def measure(self, source: Source | StreamedSource) -> np.ndarray | None:
         """Measures what the initial values need of the training split; None if they need nothing."""
         return self.initial.measure(source) if self.initial else None
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Reads the weights that the run starts from; {} if there are none."""
+        return self.initial.load() if self.initial else {}
 
     def host_transform(
         self, before: int = 0
@@ -266,12 +288,13 @@ def _apply(
         return cast(jax.Array, model.apply(variables, images_BHWC, train=train, rngs=rngs))
 
 
-def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
+def assemble(plan: Plan, overrides: Iterable[str] = (), *, begun: bool = False) -> Assembly:
     """Builds the parts; checks, by tracing shapes only, that the model takes the data set's images and can be trained.
 
     Args:
       plan: what to build.
       overrides: config keys set on the command line; a model's attribute among them must have an effect.
+      begun: whether the run has begun, so that the weights of `init.from` may be gone.
 
     Raises:
       UsageError: the model's attributes do not fit together or do not fit the images; or a model of the user's own is
@@ -320,7 +343,8 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     _check_scores(plan, in_training, (2, logits.shape[1]))
     initial = initial_values(plan, model)
     if initial:
-        jax.eval_shape(initial, abstract.variables, key)
+        loaded = initial.load() if plan.init.source and not begun else None
+        jax.eval_shape(initial, abstract.variables, key, None, loaded)
     return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial)
 
 
@@ -393,6 +417,7 @@ def _check_scores(plan: Plan, found: object, expected: tuple[int, int | None]) -
 def _check_optimizer_fits(plan: Plan, optimizer: optax.GradientTransformation, state: TrainState) -> None:
     """Raises UsageError where the optimizer goes by names that this model's parameters do not have, or is none."""
     optim, params = plan.optim, state.params
+    check_frozen(params, optim.freeze, optim.head_first_steps)
     if optim.layer_decay != 1.0:
         layer_factors(params, optim.layer_decay)
     if optim.name == "muon":

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxvit.config.keys import set_value
 from jaxvit.config.plan_types import Plan
 from jaxvit.config.reader import ConfigReader
-from jaxvit.data.sources import Dataset
+from jaxvit.data.dataset import Dataset
 from jaxvit.devices import processes
 from jaxvit.errors import RunFailedError
 from jaxvit.run.assembly import Assembly

@@ -113,7 +113,8 @@ def make_program(
     def batches_of(part: str) -> Callable[[], Iterator[LoopBatch]] | None:
         if part not in sources:
             return None
-        return lambda: evaluation_stream(sources[part], t.eval_batch_size, own_rows(mesh, t.eval_batch_size))
+        own = own_rows(mesh, t.eval_batch_size)
+        return lambda: evaluation_stream(sources[part], t.eval_batch_size, own, t.workers)
 
     indices = replicate(mesh, [np.int32(i) for i in range(len(seeds))])
     cut = jax.jit(lambda state, i: jax.tree.map(lambda x: x[i], state))
@@ -308,6 +309,7 @@ def make_feed(
         host_transform=assembly.host_transform(own.start),
         own=own,
         numbered=plan.augment.alternates,
+        workers=t.workers,
     )
 
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvit.config.plan_types import Plan
-from jaxvit.data.sources import Dataset
+from jaxvit.data.dataset import Dataset
 from jaxvit.devices import hardware, processes
 from jaxvit.devices.sharding import make_mesh, platform_of, shard_state, shard_together
 from jaxvit.errors import RunFailedError, UsageError

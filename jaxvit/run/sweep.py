@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from jaxvit import errors
 from jaxvit.config.identity import differences
+from jaxvit.config.initial_weights import fill_in
 from jaxvit.config.keys import from_plain, to_plain
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
@@ -163,6 +164,8 @@ def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cel
         config, overrides, _ = parse_config_arguments(spec, tokens)
     except UsageError as error:  # the verb has checked `words`; so --over is wrong
         raise UsageError(str(error).replace("--config.", "--over ", 1)) from None
+    with contextlib.suppress(UsageError):  # `Cell.problem` says it
+        config, _ = fill_in(config)
     return Cell(settings, config, tuple(overrides))
 
 
@@ -176,19 +179,47 @@ def _size(assembly: Assembly) -> tuple[int, int]:
     return count_params(assembly.abstract_state.variables), macs
 
 
-def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, object]], workdir: Path) -> None:
+def parse_part(text: str) -> tuple[int, int]:
+    """Parses 'I/N', the I-th of N parts of a grid, counted from 1.
+
+    Raises:
+      UsageError: the text is not of this form.
+    """
+    found = re.fullmatch("([0-9]+)/([0-9]+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"--part={text}: write it as I/N with I from 1 to N, such as --part=2/6")
+    return int(found[1]), int(found[2])
+
+
+def sweep(
+    cells: Sequence[Cell], rows: Sequence[dict[str, object]], workdir: Path, part: tuple[int, int] = (1, 1)
+) -> None:
     """Trains all unfinished cells; updates `rows`, made by `begin_rows`, and sweep.csv after each cell.
 
     sweep.csv keeps the rows of cells from earlier starts that this one does not include.
+
+    Args:
+      cells: all cells of the grid.
+      rows: a row per cell.
+      workdir: folder of the sweep, which the caller has locked if there is one part.
+      part: (I, N) = train every N-th cell from the I-th on. Other processes may train the other cells at the same time,
+        so each change of sweep.csv takes the lock for a moment and first reads what the others have written.
     """
+    index, parts = part
     names = {cell.name for cell in cells}
-    others = [row for row in _read_rows(workdir / "sweep.csv") if row["cell"] not in names]
+    own = {cell.name for cell in cells[index - 1 :: parts]}
 
     def write() -> None:
-        write_rows([*rows, *others], workdir / "sweep.csv")
+        with Lock(workdir / ".lock") if parts > 1 else contextlib.nullcontext():
+            table = _read_rows(workdir / "sweep.csv")
+            if parts > 1:
+                _take_over(rows, [row for row in table if row["cell"] not in own])
+            write_rows([*rows, *(row for row in table if row["cell"] not in names)], workdir / "sweep.csv")
 
     write()
     for i, (cell, row) in enumerate(zip(cells, rows, strict=True)):
+        if cell.name not in own:
+            continue
         print(f"cell {i + 1}/{len(cells)}: {cell.name}", flush=True)
         if row["status"] == "done":
             print("finished before", flush=True)
@@ -207,6 +238,23 @@ def sweep(cells: Sequence[Cell], rows: Sequence[dict[str, object]], workdir: Pat
             raise
         jax.clear_caches()  # the next cell compiles its own program
         write()
+
+
+def _take_over(rows: Sequence[dict[str, object]], table: Sequence[Mapping[str, str]]) -> None:
+    """Updates the rows of cells that other processes train by what these have written to the table."""
+    written = {row["cell"]: row for row in table}
+    for row in rows:
+        theirs = written.get(str(row["cell"]), {})
+        if theirs.get("status", "not run") != "not run":
+            row |= {name: _number(value) for name, value in theirs.items() if name not in row or row[name] != value}
+
+
+def _number(text: str) -> str | int | float:
+    """The number that a cell of a CSV file contains, or else its text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def begin_rows(cells: Sequence[Cell], workdir: Path) -> list[dict[str, object]]:
@@ -264,8 +312,10 @@ def count_done(rows: Sequence[dict[str, object]]) -> int:
 
 
 @contextlib.contextmanager
-def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]]) -> Iterator[None]:
+def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]], *, wait: bool = False) -> Iterator[None]:
     """Opens and locks the folder of a sweep; writes its grid and config to sweep.json.
+
+    With `wait`, it waits while another process holds the lock; otherwise this is an error.
 
     Raises:
       UsageError: the folder belongs to another sweep or process, or contains other files.
@@ -294,7 +344,8 @@ def open_sweep(workdir: Path, config: ConfigDict, grid: dict[str, list[str]]) ->
     try:
         make_folder(workdir)
         with naming(workdir):
-            lock = Lock(workdir / ".lock", f"--workdir={workdir}: another process uses this sweep folder")
+            busy = f"--workdir={workdir}: another process uses this sweep folder"
+            lock = Lock(workdir / ".lock", "" if wait else busy)
     except OSError as error:
         if is_disk_failure(error):
             raise

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.initial_weights import fill_in
 from jaxvit.config.keys import complete, flatten, set_value
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
 from jaxvit.config.reader import ConfigReader
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.image_folder import refuse_among_images
-from jaxvit.data.sources import Dataset, located
+from jaxvit.data.sources import located
 from jaxvit.devices import hardware, processes, runtime
 from jaxvit.errors import RunFailedError, UsageError, describe_system_error, find_system_error
 from jaxvit.files import local_path, no_empty_folders, refuse_backslash
@@ -69,6 +71,7 @@ def train(
     config = _with_located_data(complete(config))  # adds keys that are newer than the config
     path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
+    config, begun = processes.on_all(lambda: fill_in(config, path))
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
     get = ConfigReader(config)
@@ -88,7 +91,7 @@ def train(
         )
         if profile and profile[0] > plan.train.steps:
             raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
-        assembly = assemble(plan, overrides)
+        assembly = assemble(plan, overrides, begun=begun)
         refuse_beyond_memory(plan, assembly)
         if processes.is_first():  # it alone writes to them
             reach_trackers(plan.train.writers, path / f"seed_{plan.seeds[0]}" if plan.seeds else path)

@@ -26,7 +26,7 @@ _MOST_PIXELS = 2**24  # values in one image, over all channels
 
 
 def measure_files(
-    files: Sequence[Path], workdir: str, effort: Effort, *, own_code: bool = False
+    files: Sequence[Path], workdir: str, effort: Effort, *, own_code: bool = False, reduce: str = ""
 ) -> list[dict[str, Any]]:
     """Measures the latency of exported files, waiting for each batch. Files take turns in this process.
 
@@ -35,6 +35,7 @@ def measure_files(
       workdir: the run they were exported from, timed for comparison; '' = none.
       effort: how long to measure.
       own_code: as in `jaxvit.load`.
+      reduce: how the run's model merges or removes tokens; see `jaxvit.trained.load.Loaded.reduced`.
 
     Returns:
       A dict for each file, the original model first: file, format, batches {batch: ms}, spread {batch: median,
@@ -47,7 +48,7 @@ def measure_files(
     runs: dict[str, tuple[str, Callable[[np.ndarray], Any]]] = {}
     shape: tuple[int, ...] | None = None
     if workdir:
-        loaded = load(workdir, own_code=own_code)
+        loaded = load(workdir, own_code=own_code).reduced(reduce)
         shape = loaded.image_shape
         runs[ORIGINAL] = ("jax", ExportModel.of(loaded, "float32").compiled())
     for path in files:

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.data.batches import TrainBatches, TrainOrder
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.decoding import decode_records
 from jaxvit.data.feed import ResidentFeed, StreamFeed
 from jaxvit.data.parts import Source, StreamedSource
-from jaxvit.data.sources import Dataset
 from jaxvit.run.assembly import assemble
 
 SECONDS = 2.0  # duration of each measurement, after a warm-up

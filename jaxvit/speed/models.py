@@ -35,6 +35,7 @@ def measure_one(
     synthetic: bool = False,
     origin: str = "config",
     trace: Path | None = None,
+    reduce: str = "",
 ) -> dict[str, Any]:
     """Measures one model in this process.
 
@@ -44,6 +45,7 @@ def measure_one(
       overrides: {key: value} of the config keys set on the command line.
       synthetic, origin: see `jaxvit.speed.subject.make_subject`.
       trace: folder for a profile of some steps; None = no profile.
+      reduce: see `jaxvit.speed.subject.make_subject`.
 
     Returns:
       The result of `jaxvit.speed.steps.measure`, with overrides, machine, versions and date.
@@ -53,7 +55,7 @@ def measure_one(
       RunFailedError: the device runs out of memory, or fails.
     """
     batch, model, overrides = config.train.batch_size, config.model, dict(overrides or {})
-    subject = make_subject(config, overrides=overrides, synthetic=synthetic, origin=origin)
+    subject = make_subject(config, overrides=overrides, synthetic=synthetic, origin=origin, reduce=reduce)
     settings = {
         "a smaller --batch, now": batch,
         "--dtype=bfloat16, now": model.get("dtype", "not there"),

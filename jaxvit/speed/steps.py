@@ -270,6 +270,7 @@ def facts_of(subject: Subject) -> dict[str, Any]:
         "model": plan.model.name,
         "batch": t.batch_size,
         "dtype": subject.dtype,
+        **({"reduce": reduce} if (reduce := getattr(assembly.model, "reduce", "none")) != "none" else {}),
         "device": hardware.device_name(),
         "devices": t.devices,
         "input_shape": list(plan.input_shape),

@@ -14,12 +14,13 @@ from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_config_arguments, parse_model_overrides, set_dtype, split_overrides
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.preparable import PREPARABLE
-from jaxvit.data.sources import Dataset
 from jaxvit.data.synthetic import NAME as SYNTHETIC
 from jaxvit.data.synthetic import synthetic_dataset
 from jaxvit.devices import hardware
-from jaxvit.errors import UsageError
+from jaxvit.errors import UsageError, first_line
+from jaxvit.models.reduction import reduced
 from jaxvit.models.registry import input_shape
 from jaxvit.run.assembly import Assembly, assemble, refuse_beyond_memory
 from jaxvit.shown import terminal
@@ -121,6 +122,7 @@ def make_subject(
     overrides: Iterable[str] = (),
     synthetic: bool = False,
     origin: str = "config",
+    reduce: str = "",
     devices_elsewhere: int = 0,
     platform: str = "",
 ) -> Subject:
@@ -132,6 +134,7 @@ def make_subject(
       synthetic: use random images even if the data set exists. If it does not exist, random images are used anyway,
         with a line on stderr, unless the command line names the data set.
       origin: see `Subject`.
+      reduce: how the model merges or removes tokens, such as 'merge:macs=.7'; see `jaxvit.models.reduction`.
       devices_elsewhere: number of devices of another machine, which the step is compiled for and does not run on: then
         the memory here does not matter, and synthetic images are black. 0 = the devices of this machine.
       platform: platform of those devices, 'gpu' or 'tpu'.
@@ -163,6 +166,13 @@ def make_subject(
         dataset=dataset,
     )
     assembly = assemble(plan, overrides)
+    if reduce:
+        try:
+            config.model.reduce = reduced(assembly.model, reduce, plan.input_shape).reduce
+        except ValueError as error:
+            raise UsageError(f"--reduce={reduce}: {first_line(error)}") from None
+        plan = resolve(config, devices=devices, overrides=overrides, dataset=dataset)
+        assembly = assemble(plan, overrides)
     if not devices_elsewhere:
         refuse_beyond_memory(plan, assembly)
     return Subject(plan, assembly, dataset, origin)

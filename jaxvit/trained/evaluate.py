@@ -11,11 +11,12 @@ import numpy as np
 from jaxvit import own_code as gate
 from jaxvit.config.for_images import data_name
 from jaxvit.config.plan import dataset_of
-from jaxvit.data import image_folder
+from jaxvit.data.dataset import Dataset
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import Dataset, is_own, open_dataset
+from jaxvit.data.sources import is_own, open_dataset
 from jaxvit.errors import UsageError
+from jaxvit.models.count import count_macs
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
 from jaxvit.trained import scores
@@ -57,8 +58,9 @@ def evaluate(
         count as damaged.
 
     Returns:
-      split, data, step, weights, and everything of `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions),
-      precision, recall, f1, ece, calibration, per_class, confusion, most_confused, class_names.
+      split, data, step, weights; reduce and macs, if the model merges or removes tokens; and everything of
+      `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions), precision, recall, f1, ece, calibration,
+      per_class, confusion, most_confused, class_names.
 
     Raises:
       UsageError: unknown run, data or split, or images of a class that the model does not know.
@@ -92,7 +94,10 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         config.data.dir = directory
     named = {part: config.data[part] for part in PARTS}
     if not split and not data and not (named["test"] or named["validation"]):
-        raise UsageError(f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split")
+        raise UsageError(
+            f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split, or other "
+            "images with --data"
+        )
     split = split or ("" if data else "test" if named["test"] else "validation")
     if not data and split in PARTS and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
@@ -109,6 +114,8 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         split = there[0] if len(there) == 1 else "test"
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
+    if data and dataset.name == config.data.name and expression.startswith("train"):
+        _say(f"{dataset.name}: the run was trained on images of {split}; without --data, its test part is evaluated")
     source = adapt(dataset.read(expression), numbers, loaded)
     if source.image_shape != loaded.image_shape:
         raise UsageError(
@@ -173,11 +180,14 @@ def _say(what: str) -> None:
 def _other(name: str, config: Any, loaded: Loaded) -> Dataset:
     if not is_own(name):
         name = data_name(name)
-    side, shape = config.data.side, loaded.image_shape
-    if name.startswith((image_folder.PREFIX, image_folder.TABLE_PREFIX)) and shape[0] == shape[1]:
-        side = shape[0]  # resize files of any size to that of the model
-    how = {"on_error": config.data.on_error, "side": side, "limits": loaded.limits, "white": config.data.white}
+    shape = loaded.image_shape
+    how = {"on_error": config.data.on_error, "limits": loaded.limits, "white": config.data.white}
     dataset = open_dataset(name, data_dir(config.data.dir), **how)
+    if shape[0] == shape[1] and (not dataset.is_fixed or dataset.image_shape[:2] != shape[:2]) and not is_own(name):
+        if dataset.is_fixed:
+            here = _size(dataset.image_shape[:2])
+            _say(f"{name}: images of {here} are resized to {_size(shape[:2])}, as by `predict`")
+        dataset = dataset.changed(side=shape[0], cut=None)  # the size of the model
     dataset.say_left_out()
     return dataset
 
@@ -215,4 +225,6 @@ def evaluate_source(
     predictor = Predictor(loaded, batch_size or loaded.evaluation_batch, devices)
     outcomes = predictor.outcomes(source)
     facts = {"split": split, "data": source.name, "step": loaded.step, "weights": loaded.weights}
+    if getattr(loaded.model, "reduce", "none") != "none":
+        facts |= {"reduce": loaded.model.reduce, "macs": count_macs(loaded.model, loaded.input_shape)["all"]}
     return {**facts, **scores.score(outcomes, loaded.class_names, places=predictor.places)}, outcomes

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import scipy.special
 
+from jaxvit.data.ahead import in_threads
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import device_errors, memory_of_device
 from jaxvit.devices.runtime import forward_options
@@ -126,11 +127,18 @@ class Predictor:
         """
         waiting: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
 
+        def batch(number: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            start = number * self.batch_size
+            rows = np.arange(start, min(start + self.batch_size, len(source)))
+            images, labels, good = source.batch(rows)
+            return images, (rows, labels, good)
+
         def batches() -> Iterator[np.ndarray]:
-            for start in range(0, len(source), self.batch_size):
-                rows = np.arange(start, min(start + self.batch_size, len(source)))
-                images, labels, good = source.batch(rows)
-                waiting.append((rows, labels, good))
+            count = -(-len(source) // self.batch_size)
+            stored = source.source if isinstance(source, AdaptedSource) else source
+            decoded = in_threads(batch, 0, count) if isinstance(stored, StreamedSource) else map(batch, range(count))
+            for images, facts in decoded:
+                waiting.append(facts)
                 yield images
 
         parts = []

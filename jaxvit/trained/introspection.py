@@ -64,10 +64,13 @@ class Recorded:
 def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
     """Runs the model on uint8 images [B, *image_shape] and collects the weights that its layers sow.
 
+    A model that merges or removes tokens runs without that, since the maps need all places.
+
     Raises:
       RunFailedError: invalid weights, such as a softmax that does not sum to 1.
     """
     model = plainly(loaded.model)
+    model = model.clone(reduce="none") if hasattr(model, "reduce") else model
     grids: list[tuple[int, ...]] = []
     learners: dict[str, str] = {}
 
@@ -108,6 +111,33 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
     return recorded
 
 
+def merged_places(loaded: Loaded, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns which token each patch is in, after each block that merges or removes tokens.
+
+    Args:
+      loaded: the trained model.
+      images_BHWC: uint8 [B, *image_shape].
+
+    Returns:
+      {name of the block: int [B, N]}, in order; -1 = removed. Blocks on learned tokens are left out.
+    """
+    model = plainly(loaded.model)
+    prefix = getattr(model, "prefix", 0)
+
+    def run(variables: Any, images: Any) -> Any:
+        x = loaded.preprocess(images)
+        with implementations.use(loaded.implementations):
+            return model.apply(variables, x, train=False, mutable=["intermediates"])[1]
+
+    sown = jax.device_get(jax.jit(run)(loaded.variables, images_BHWC)).get("intermediates", {})
+    found: dict[int, np.ndarray] = {}
+    for path, (places, *_) in flatten_dict(sown).items():
+        if number := re.fullmatch(r"token_places_(\d+)", path[-1]):
+            found[int(number[1])] = places[:, prefix:]
+    largest = max((places.shape[1] for places in found.values()), default=0)
+    return {f"block_{i}": found[i] for i in sorted(found) if found[i].shape[1] == largest}
+
+
 def _order(path: Sequence[str]) -> tuple[int, int]:
     """Sort key for the layers of an encoder: TokenLearner i precedes block i, and TokenFuser i follows it."""
     for part in path:
@@ -140,7 +170,7 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
 
     Args:
       recorded: result of `record`.
-      pool: the model's pooling: 'cls', 'mean', 'flatten', 'sequence' or 'attention'.
+      pool: the model's pooling: 'cls', 'cls_register', 'mean', 'flatten', 'sequence' or 'attention'.
 
     Raises:
       ValueError: the model has no attention, or an unknown pooling.
@@ -163,6 +193,8 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
             flow_BTN = np.concatenate([flow_BTN[:, :prefix], spread], axis=1)
     if pool == "cls":
         reached_BN = flow_BTN[:, 0]
+    elif pool == "cls_register":
+        reached_BN = flow_BTN[:, :2].mean(axis=1)
     elif pool in ("mean", "flatten"):
         reached_BN = flow_BTN[:, prefix:].mean(axis=1)
     elif pool in ("sequence", "attention") and recorded.pool is not None:

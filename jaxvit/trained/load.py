@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from jaxvit.config.key_table import RENAMED
 from jaxvit.data.augment import preprocess
 from jaxvit.data.colour import denormalize
 from jaxvit.data.decoding import Limits
@@ -27,13 +28,14 @@ from jaxvit.data.settings import Preprocessing
 from jaxvit.devices.runtime import forward_options
 from jaxvit.errors import UsageError, first_line
 from jaxvit.files import local_path
+from jaxvit.models import reduction
 from jaxvit.ops import implementations
 from jaxvit.run.folder import checkpoint_folder, read_config, refuse_seeds
-from jaxvit.trained import hub
-from jaxvit.trained.facts import REMEDY, ModelFacts, read_model
 from jaxvit.trained.image_files import ImageFile, class_of, pixels_in_memory, read_image
 from jaxvit.trained.prediction import Prediction, check_finite, most_probable, softmax
 from jaxvit.training.checkpoint import best_step, restore_weights, saved_steps
+from jaxvit.weights import hub
+from jaxvit.weights.model_json import REMEDY, ModelFacts, read_model
 
 CHECKPOINTS = ("best", "latest")
 WEIGHTS = ("chosen", "model", "ema")
@@ -104,6 +106,28 @@ class Loaded:
         config.data.max_pixels = max_pixels or config.data.max_pixels
         config.data.max_bytes = max_bytes or config.data.max_bytes
         return dataclasses.replace(self, config=config)
+
+    def reduced(self, reduce: str) -> Loaded:
+        """Returns the same model with merged or removed tokens; the weights stay as they are.
+
+        Args:
+          reduce: such as 'merge:r=8', 'merge:macs=.7' or 'prune:keep=.7'; see `jaxvit.models.reduction`. '' = as it
+            is.
+
+        Raises:
+          UsageError: the text is wrong, or does not fit the model.
+
+        Example:
+          >>> jaxvit.load("runs/digits").reduced("merge:macs=.8").model.reduce  # doctest: +SKIP
+          'merge:r=1'
+        """
+        if not reduce:
+            return self
+        try:
+            model = reduction.reduced(self.model, reduce, self.input_shape)
+        except ValueError as error:
+            raise UsageError(f"--reduce={reduce}: {first_line(error)}") from None
+        return dataclasses.replace(self, model=model)
 
     def _checked(self, images_BHWC: Any) -> Any:
         if not hasattr(images_BHWC, "dtype"):  # a list of images
@@ -254,7 +278,7 @@ def load(workdir: str | Path, *, checkpoint: str = "best", weights: str = "chose
                 f"{checkpoint_folder(path)}, or train again with another --workdir"
             )
         raise UsageError(f"{path} holds no checkpoint yet; train it first")
-    facts = read_model(path)
+    facts = read_model(path, RENAMED)
     model = facts.create(own_code=own_code)
     variables, step, chosen = _exported(path, weights) if exported else _trained(path, steps[-1], checkpoint, weights)
     loaded = Loaded(
@@ -296,9 +320,6 @@ def _trained(path: Path, newest: int, checkpoint: str, weights: str) -> tuple[di
     return {"params": params, **stored.constants}, step, "ema" if averaged else "model"
 
 
-_LAYERS = ("depth", "depths", "conv_layers")  # attributes that count layers
-
-
 def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
     """Checks, by shapes alone, that the weights fit the model that model.json describes.
 
@@ -312,16 +333,7 @@ def _check_that_it_fits(loaded: Loaded, facts: ModelFacts) -> None:
             raise ValueError(f"its evaluation makes {list(seen.shape[1:])} of them, not {list(loaded.input_shape)}")
         return loaded.model.init_with_output(jax.random.key(0), seen, train=False)
 
-    arrays = len(jax.tree.leaves(loaded.variables))
-    for name, value in facts.attributes:  # each layer has at least one array; tracing 10^9 layers never ends
-        counts = value if isinstance(value, tuple) else (value,)
-        if name not in _LAYERS or not all(isinstance(count, int) for count in counts):
-            continue
-        if (layers := sum(counts)) > arrays:
-            raise UsageError(
-                f"{facts.file} does not fit the weights of step {loaded.step}: '{name}' says {layers} layers, and the "
-                f"weights are {arrays} arrays; {REMEDY}"
-            )
+    facts.check_layers(len(jax.tree.leaves(loaded.variables)), loaded.step)
     try:
         images = jax.ShapeDtypeStruct((1, *loaded.image_shape), jnp.uint8)
         logits, variables = jax.eval_shape(first_call, images)

@@ -89,22 +89,16 @@ def grid_of(tokens: int, patch: int, channels: int) -> tuple[int, int, int]:
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise NotImportable(
-            f"a position table of {tokens} places, which do not form a square: give --image_size=HEIGHTxWIDTH"
+            f"a position table of {tokens} places, which do not form a square, as all published ones do"
         )
     return side * patch, side * patch, channels
 
 
 def heads_of(dim: int) -> int:
-    """The number of heads of a ViT: one per 64 channels, except in the largest published sizes.
-
-    Raises:
-      NotImportable: the channels do not divide by 64.
-    """
+    """The number of heads of a ViT: one per 64 channels, except in the largest published sizes; 0 = unknown."""
     if dim in _WIDE_HEADS:
         return _WIDE_HEADS[dim]
-    if dim % 64:
-        raise NotImportable(f"{dim} channels, which do not divide into heads of 64: give --config.model.heads")
-    return dim // 64
+    return 0 if dim % 64 else dim // 64
 
 
 # Channels of ViT-So400m, -H, -g, -G and -e (big_vision's `decode_variant`): 16 heads each.

@@ -334,4 +334,4 @@ def test_what_a_folder_leaves_out_is_reported_once(tmp_path, capsys):
     for _ in range(2):
         dataset_of(tiny_config(data__name=f"image_folder:{tmp_path}"))
     err = capsys.readouterr().err
-    assert err.count("left out: 1 class folders without an image (empty)") == 1
+    assert err.count("left out: class folders without an image: 1 (empty)") == 1

@@ -55,7 +55,7 @@ def test_a_third_column_says_the_part(folder):
 def test_rows_that_say_the_same_again_count_once(folder):
     (folder / "l.csv").write_text("file,label\n1.png,cat\n./1.png,cat\n3.png,dog\n")
     found = read_label_table(folder / "l.csv", "--data=x")
-    assert len(found.parts["train"]) == 2 and "1 rows that name a file again (./1.png)" in map(str, found.left_out)
+    assert len(found.parts["train"]) == 2 and "rows that name a file again: 1 (./1.png)" in map(str, found.left_out)
 
 
 def test_missing_files_are_refused_or_left_out(folder):
@@ -63,7 +63,7 @@ def test_missing_files_are_refused_or_left_out(folder):
     with pytest.raises(UsageError, match=r"1 of the 3 files do not exist, such as 'lost.png' of row 3"):
         read_label_table(folder / "l.csv", "--data=x")
     found = read_label_table(folder / "l.csv", "--data=x", skip_missing=True)
-    assert len(found.parts["train"]) == 2 and str(found.left_out[0]) == "1 rows whose file does not exist (lost.png)"
+    assert len(found.parts["train"]) == 2 and str(found.left_out[0]) == "rows whose file does not exist: 1 (lost.png)"
 
 
 @pytest.mark.parametrize(

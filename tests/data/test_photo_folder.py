@@ -57,7 +57,7 @@ def test_a_test_folder_without_labels_is_left_out_and_said(tmp_path):
     sizes, found = read(tmp_path)
     assert sizes == {"train": 4}
     assert [str(one) for one in found.left_out] == [
-        "4 images without a class, which `jaxvit predict` takes (test/0.png, test/1.png, test/2.png, …)"
+        "images without a class, which `jaxvit predict` takes: 4 (test/0.png, test/1.png, test/2.png, …)"
     ]
 
 
@@ -76,10 +76,10 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path):
     photos(tmp_path, backup=2)
     said = "; ".join(str(one) for one in read(tmp_path)[1].left_out)
     for phrase in (
-        "1 class folders without an image (train/bird)",
-        "1 images that lie in no class's folder (train/loose.png)",
-        "1 empty folders (val)",
-        "2 images in the folder backup, which is not a part (backup/0.png, backup/1.png)",
+        "class folders without an image: 1 (train/bird)",
+        "images that lie in no class's folder: 1 (train/loose.png)",
+        "empty folders: 1 (val)",
+        "images in the folder backup, which is not a part: 2 (backup/0.png, backup/1.png)",
         "(train/cat/notes.txt)",
     ):
         assert phrase in said

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvit.trained.weights import Int8, restore, store
+from jaxvit.weights.stored import Int8, restore, store
 
 
 def tree(seed=0):

@@ -42,7 +42,7 @@ def queue_of(folder, text):
 
 def test_the_projects_queue_is_one_of_its_rows():
     tasks = read_queue(ROOT / "results" / "queue.toml", ROWS)
-    assert str(tasks[0]) == "cct_best, seed 0" and len(set(map(str, tasks))) == len(tasks)
+    assert str(tasks[0]) == "cct_adamw, seed 10" and len(set(map(str, tasks))) == len(tasks)
 
 
 def test_rows_of_one_step_take_turns_seed_by_seed(tmp_path):

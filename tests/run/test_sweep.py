@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import jaxvit.run.sweep as sweeping
 from jaxvit.cli.sweep import main
 from jaxvit.errors import StoppedError, UsageError
 from jaxvit.figures.sweep import draw_sweep
+from jaxvit.files import Lock
 from jaxvit.run.sweep import parse_grid, split_values
 
 TESTS = str(Path(__file__).parents[1])
@@ -344,3 +346,49 @@ def test_a_sweeps_folder_is_no_runs_folder(swept):
     _, workdir = swept
     with pytest.raises(UsageError, match="this folder holds a sweep; name a new one"):
         jaxvit.train(tiny_config(), workdir)
+
+
+def test_parts_of_a_sweep_train_their_own_cells_and_share_one_table(file, tmp_path, capsys):
+    """As the jobs of an array do: each command trains its cells, whatever the others have done."""
+    command = [f"--config={file}", "--over=model.heads=1,2,4", f"--workdir={tmp_path / 'parts'}"]
+    assert main([*command, "--count"]) == 0 and capsys.readouterr().out == "3\n"
+    assert not (tmp_path / "parts").exists()
+    assert main([*command, "--part=2/2"]) == 0
+    said = capsys.readouterr().out
+    assert "cell 2/3: heads=2" in said and "1 of 3 cells done" in said and "cell 1/3" not in said
+    before = rows_of(tmp_path / "parts")
+    assert [row["status"] for row in before] == ["not run", "done", "not run"]
+    assert main([*command, "--part=1/2"]) == 0
+    assert "3 of 3 cells done" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "parts")
+    assert [row["cell"] for row in rows] == ["heads=1", "heads=2", "heads=4"] and rows[1] == before[1]
+    assert (tmp_path / "parts" / "figures" / "sweep.png").is_file()
+    # The table and the runs equal those of one command.
+    assert main([*command[:2], f"--workdir={tmp_path / 'whole'}"]) == 0
+    timeless = [
+        [{k: v for k, v in row.items() if k != "train_seconds"} for row in each]
+        for each in (rows, rows_of(tmp_path / "whole"))
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_part_keeps_failures_of_the_others_and_waits_for_the_table(file, tmp_path, capsys):
+    command = [f"--config={file}", "--over=model.heads=3,1", f"--workdir={tmp_path / 'sweep'}"]
+    assert main([*command, "--part=1/2"]) == 1
+    assert main([*command, "--part=2/2"]) == 0
+    assert "heads=3: " in capsys.readouterr().out
+    failed, done = rows_of(tmp_path / "sweep")
+    assert failed["status"] == "failed" and "heads" in failed["error"] and done["status"] == "done"
+    with ThreadPoolExecutor() as pool:
+        with Lock(tmp_path / "sweep" / ".lock"):
+            waiting = pool.submit(sweeping.sweep, [], [], tmp_path / "sweep", (1, 2))
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+        waiting.result(60)
+    assert rows_of(tmp_path / "sweep") == [failed, done]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"])
+def test_a_wrong_part_is_one_line(text):
+    with pytest.raises(UsageError, match=r"--part=.*write it as I/N"):
+        sweeping.parse_part(text)

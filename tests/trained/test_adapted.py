@@ -113,6 +113,19 @@ def test_grey_images_for_an_rgb_model(runs, tmp_path, capsys):
         main([f"--workdir={runs / 'rgb'}", "--data=digits"])
 
 
+def test_a_prepared_set_of_another_size_is_resized_as_by_predict(tmp_path, capsys):
+    config = tiny_config(train__duration="1 steps", data__side=12)
+    with jax.numpy_dtype_promotion("standard"):
+        jaxvit.train(config, tmp_path)
+    own, said = evaluate(tmp_path, capsys, "--split=test")
+    assert "resized" not in said
+    other, said = evaluate(
+        tmp_path, capsys, "--data=digits", f"--split={config.data.test}", f"--out={tmp_path / 'out'}"
+    )
+    assert "note: digits: images of 8×8 are resized to 12×12, as by `predict`" in said
+    assert (other["loss"], other["count"]) == (own["loss"], own["count"])
+
+
 def test_rows_and_mistakes_name_their_files(runs, capsys, tmp_path, monkeypatch):
     """The damaged file is left out, and the names of those after it do not shift."""
     evaluate(runs / "rgb", capsys, "--split=train", f"--out={tmp_path}")

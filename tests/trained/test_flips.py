@@ -20,9 +20,9 @@ from jaxvit.config.plan import dataset_of
 from jaxvit.errors import DamagedCheckpointError, RunFailedError, UsageError
 from jaxvit.run.execution import describe
 from jaxvit.run.folder import RunDirectory
-from jaxvit.trained import hub
 from jaxvit.training.checkpoint import Checkpoints
 from jaxvit.training.journal import read_jsonl
+from jaxvit.weights import hub
 
 RUN_FLIPS, DATA_FLIPS, HUB_FLIPS = 140, 60, 60
 SPLITS = ("train[:60]", "train[60:90]", "test[:25]")

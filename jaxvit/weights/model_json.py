@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 
 from jaxvit import own_code as gate
-from jaxvit.config.key_table import RENAMED
 from jaxvit.data.geometry import INTERPOLATIONS
 from jaxvit.data.settings import EVALUATION_SIZES, Augmentation, Preprocessing
 from jaxvit.errors import UsageError, first_line, nearest
@@ -67,9 +68,36 @@ class ModelFacts:
             reason = f"{type(error).__name__}: " * (not isinstance(error, ValueError)) + first_line(error)
             raise UsageError(f"{self.file}: {reason}; {REMEDY if self.name in known else 'fix the code'}") from error
 
+    def check_layers(self, arrays: int, step: int) -> None:
+        """Refuses a model of more layers than there are arrays, before it is traced: 10^9 layers never end.
 
-def read_model(path: Path) -> ModelFacts:
+        Args:
+          arrays: number of arrays in the weights; each layer has at least one.
+          step: their step, for the message.
+
+        Raises:
+          UsageError: there are more layers.
+        """
+        for name, value in self.attributes:
+            counts = value if isinstance(value, tuple) else (value,)
+            if name not in _LAYERS or not all(isinstance(count, int) for count in counts):
+                continue
+            if (layers := sum(counts)) > arrays:
+                raise UsageError(
+                    f"{self.file} does not fit the weights of step {step}: '{name}' says {layers} layers, and the "
+                    f"weights are {arrays} arrays; {REMEDY}"
+                )
+
+
+_LAYERS = ("depth", "depths", "conv_layers")  # attributes that count layers
+
+
+def read_model(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> ModelFacts:
     """Reads and checks model.json in a run's folder.
+
+    Args:
+      path: the folder.
+      renamed: {former name: today's} of attributes, each as the config key 'model.ATTRIBUTE'.
 
     Raises:
       UsageError: it is missing, damaged, or lacks an entry.
@@ -83,7 +111,7 @@ def read_model(path: Path) -> ModelFacts:
     require(bool(names) and all(isinstance(name, str) for name in names), file, "'class_names' are not names", REMEDY)
     sides = len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
     require(sides, file, "'image_shape' is not [H, W, C]", REMEDY)
-    given = {RENAMED.get(f"model.{key}", f"model.{key}"): value for key, value in found["attributes"].items()}
+    given = {renamed.get(f"model.{key}", f"model.{key}"): value for key, value in found["attributes"].items()}
     attributes = tuple((key.removeprefix("model."), _tuples(value)) for key, value in given.items())
     for key, value in attributes:
         require(_is_plain(value), file, f"'attributes.{key}' is not a plain value", REMEDY)

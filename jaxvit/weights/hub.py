@@ -1,4 +1,4 @@
-"""Reads the weights in a folder that `jaxvit export --to=hub` writes: model.safetensors and a run's JSON files."""
+"""Reads the weights in a folder that `jaxvit export --to=hub` or `jaxvit convert` writes: model.safetensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import safetensors
 
 from jaxvit.errors import UsageError, first_line
 from jaxvit.files import check_regular, note_unverified
-from jaxvit.trained.weights import Int8, restore
+from jaxvit.weights.stored import Int8, restore
 
 FILE = "model.safetensors"
 SCALE = ".scale"  # suffix: the scale of the int8 array NAME is NAME.scale
