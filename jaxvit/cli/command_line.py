@@ -60,13 +60,8 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that raises a one-line UsageError, with the closest known flag for an unknown one."""
 
     def __init__(self, verb: str, description: str, epilog: str = ""):
-        super().__init__(
-            prog=f"jaxvit {verb}",
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        form, title = argparse.RawDescriptionHelpFormatter, f"jaxvit {verb}"
+        super().__init__(title, description=description, epilog=epilog, formatter_class=form, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")

@@ -32,7 +32,7 @@ from jaxvit.training.metrics import BY_CLASS, MONITORS
 
 MOST_WORKERS = 1024
 RESIDENT_BYTES = 2 << 30  # data.feed='auto' keeps training splits of up to this size on the devices
-STEPS_PER_CALL = 10  # of train.steps_per_call=0 on accelerators with the training split on them
+STEPS_PER_CALL = 10  # train.steps_per_call=0 means this on accelerators that keep the training split
 
 
 def resolve(

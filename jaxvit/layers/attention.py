@@ -23,7 +23,7 @@ from jaxvit.ops.attention import (
     attend_fused,
     fusing_fits,
 )
-from jaxvit.ops.implementations import implementation, platform_traced_for
+from jaxvit.ops.implementations import implementation
 from jaxvit.ops.reduction import size_bias
 
 
@@ -44,7 +44,7 @@ class AttentionDetails(NamedTuple):
 class Attention(nn.Module):
     """Multi-head self-attention or cross-attention: tokens (B, N, C) to tokens (B, N, C).
 
-    If the heads are at least as wide as the tokens, as in the tutorials, or on a GPU in bfloat16, a cheaper
+    If the heads are at least as wide as the tokens, as in the tutorials, or on an accelerator in bfloat16, a cheaper
     implementation gives the same result; `jaxvit.ops.implementations` chooses. The softmax is float32. If the
     collection `intermediates` is mutable, the layer sows the attention weights as `attention` (B, heads, queries,
     keys).
@@ -157,7 +157,7 @@ class Attention(nn.Module):
             key = self.make_rng("dropout")
         seen = detailed or self.is_mutable_collection("intermediates") or self.is_initializing()
         fused = implementation("attention") == "fused" and not noisy and not seen and bias_BK is None
-        if fused and fusing_fits(head_dim, q_BNMD.dtype, platform_traced_for()):
+        if fused and fusing_fits(q_BNMD.shape[1], k_BNMD.shape[1], head_dim, q_BNMD.dtype):
             x_BNMD, weights_BMNN = attend_fused(q_BNMD, k_BNMD, v_BNMD), None
         else:
             rate_key = key if noisy else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import memory_of_device
-from jaxvit.devices.sharding import gather_where_used, on_own_rows, over_images, platform_of
+from jaxvit.devices.sharding import gather_where_used, on_own_rows, over_images, platform_of, split_batch
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_params
@@ -88,7 +89,7 @@ class Assembly:
             implementations are the fastest; None = those of jax's default backend.
         """
         plan, key = self.plan, self.step_key() if key is None else key
-        with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
+        with _traced_for(mesh):
             return train_step(
                 state,
                 batch,
@@ -179,7 +180,7 @@ class Assembly:
         """
         transform = partial(preprocess, settings=self.plan.augment)
         by_class = self.plan.train.by_class
-        with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
+        with _traced_for(mesh):
             return eval_step(
                 variables, batch, apply=self.apply, transform=transform, axis_name=axis_name, by_class=by_class
             )
@@ -258,6 +259,13 @@ class Assembly:
                 return {**batch, "image": np.asarray(transform(root, np.int32(step), batch))}
 
         return on_host
+
+
+def _traced_for(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:
+    """Sets what the operations of a program for the devices of a mesh need to know of them."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return implementations.traced_for(platform_of(mesh), split_batch(mesh))
 
 
 def _init(plan: Plan, model: nn.Module, key: jax.Array) -> Variables:
