@@ -12,6 +12,7 @@ from typing import cast
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.distillation import resolve_distill
 from jaxvit.config.identity import config_hash
 from jaxvit.config.key_table import KEYS
 from jaxvit.config.keys import check_keys
@@ -75,6 +76,7 @@ def resolve(
         train=train,
         config_hash=config_hash(config),
         init=resolve_init(get),
+        distill=resolve_distill(get),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
         warnings=overlaps(dataset, data),
     )
@@ -256,6 +258,8 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return f"config.augment.mixup={mixup} and config.augment.cutmix={cutmix} are not both on"
     if key in ("augment.mix_probability", "augment.mix_until"):
         return "neither config.augment.mixup nor config.augment.cutmix is on"
+    if key.startswith("distill."):
+        return "config.distill.from='' names no teacher"
     if key.startswith("init."):
         return why_init_unread(key)
     if key == "data.workers":

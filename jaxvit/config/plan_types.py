@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jaxvit.data.settings import Augmentation
-from jaxvit.training.settings import OptimizerSettings
+from jaxvit.training.settings import Distillation, OptimizerSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,22 @@ class InitPlan:
 
 
 @dataclass(frozen=True)
+class DistillPlan:
+    """The teacher of a run, and how much is learned from it. `source` '' = no teacher; `hash` '' = any weights."""
+
+    source: str = ""
+    hash: str = ""
+    weight: float = Distillation.weight
+    temperature: float = Distillation.temperature
+    features: float = Distillation.features
+
+    @property
+    def settings(self) -> Distillation | None:
+        """The settings of the loss; None without a teacher."""
+        return Distillation(self.weight, self.temperature, self.features) if self.source else None
+
+
+@dataclass(frozen=True)
 class TrainPlan:
     """Settings of the training. Durations are in steps, sizes in images."""
 
@@ -118,6 +134,7 @@ class Plan:
     train: TrainPlan
     config_hash: str
     init: InitPlan = InitPlan()
+    distill: DistillPlan = DistillPlan()
     without_effect: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -30,6 +30,7 @@ from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
 from jaxvit.ops.trees import Variables
 from jaxvit.run.initial_state import InitialValues, initial_values
+from jaxvit.run.teacher import Teacher, logits_and_features, teacher_of
 from jaxvit.training.metrics import Sums
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
@@ -57,6 +58,7 @@ class Assembly:
       abstract_state: shapes and types of the TrainState, computed without allocating arrays.
       classes: K of the model's output; at least the number of classes of the data set.
       initial: initial values that follow a formula; None = the modules' initializers alone.
+      teacher: a trained model whose answers are learned; None = none.
     """
 
     plan: Plan
@@ -66,6 +68,7 @@ class Assembly:
     abstract_state: TrainState
     classes: int
     initial: InitialValues | None = None
+    teacher: Teacher | None = None
 
     def train_step(
         self,
@@ -92,12 +95,14 @@ class Assembly:
                 state,
                 batch,
                 key=key,
-                apply=self.apply,
+                apply=self.apply_with_features if plan.distill.features else self.apply,
                 transform=partial(self.augment, root=key, mesh=mesh),
                 optimizer=self.optimizer,
                 accumulate=plan.train.accumulate,
                 average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None,
                 axis_name=axis_name,
+                teach=self.teacher,
+                distillation=plan.distill.settings,
             )
 
     def augment(
@@ -148,6 +153,12 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
+    def apply_with_features(
+        self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `apply`; returns (logits, what the head sees)."""
+        return logits_and_features(lambda: self.apply(variables, images_BHWC, train=train, key=key))
+
     def eval_step(
         self, variables: Variables, batch: Batch, *, axis_name: str | None = None, mesh: Mesh | None = None
     ) -> Sums:
@@ -167,7 +178,8 @@ class Assembly:
     ) -> dict[str, jax.Array]:
         """The first half of `train_step` alone: augmented images and targets; see `jaxvit.training.step.prepare`."""
         key = self.step_key() if key is None else key
-        return prepare(step, batch, key=key, transform=partial(self.augment, root=key, mesh=mesh))
+        transform = partial(self.augment, root=key, mesh=mesh)
+        return prepare(step, batch, key=key, transform=transform, teach=self.teacher)
 
     def init(self, key: jax.Array) -> Variables:
         """Initializes the variables, 'params' and any constants, by the modules' own initializers."""
@@ -301,7 +313,9 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     initial = initial_values(plan, model)
     if initial:
         jax.eval_shape(initial, abstract.variables, key)
-    return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial)
+    one = jnp.zeros((1, *shape), jnp.float32)
+    teacher = teacher_of(plan, lambda: _apply(plan, model, _init(plan, model, jax.random.key(0)), one, False))
+    return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial, teacher)
 
 
 def refuse_beyond_memory(plan: Plan, assembly: Assembly) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.distillation import with_teacher
 from jaxvit.config.keys import complete, flatten, set_value
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
@@ -68,6 +69,7 @@ def train(
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     config = _with_located_data(complete(config))  # adds keys that are newer than the config
+    config = processes.on_all(lambda: with_teacher(config))
     path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
     runtime.keep_compiled_programs()

@@ -148,6 +148,11 @@ OTHER = {
     "init.stem": ("whitening", {}),
     "init.stem_eps": (0.1, {"init__stem": "whitening"}),
     "init.stem_images": (20, {"init__stem": "whitening"}),
+    "distill.from": ("run", {}),
+    "distill.hash": ("0" * 16, {}),
+    "distill.weight": (0.1, {}),
+    "distill.temperature": (1.0, {}),
+    "distill.features": (0.5, {}),
     "optim.name": ("lion", {}),
     "optim.peak_lr": (2e-3, {}),
     "optim.start_lr": (1e-4, {}),
@@ -195,6 +200,10 @@ OTHER = {
 ELSEWHERE = {
     "data.workers": "tests/data/test_ahead.py",  # of sets that are too large to be kept decoded
     "train.fsdp": "tests/devices/test_devices.py",
+    **dict.fromkeys(
+        ("distill.from", "distill.hash", "distill.weight", "distill.temperature", "distill.features"),
+        "tests/run/test_distillation.py",  # needs a trained run
+    ),
     "train.deterministic": "tests/devices/test_runtime.py",
     "train.hooks": "tests/training/test_hooks.py",
     "train.implementations": "tests/ops/test_implementations.py",  # needs a model with alternative implementations
