@@ -335,6 +335,12 @@ KEYS: dict[str, Key] = {
         "how attention, max-pooling, gelu and noise are computed: 'fast' (the fastest on this device) or 'plain'",
     ),
     "train.label_smoothing": Key(0.0, "label smoothing: share of the target spread evenly over all classes"),
+    "train.elastic": Key(
+        (),
+        "numbers of learned tokens to train one TokenLearner for, such as (4, 16): each step draws one; the last is "
+        "model.learner_tokens; () = only that one",
+        added=True,
+    ),
     "train.seeds": Key(
         "auto",
         "runs of several seeds: 'together' in one program, 'in_turn', or 'auto' (together on an accelerator with room)",

@@ -201,7 +201,19 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         feed=_resolve_feed(get, data, dataset),
         steps_per_call=get.at_least("train.steps_per_call", 1),
         workers=_resolve_workers(get, data, dataset),
+        elastic=_resolve_elastic(get),
     )
+
+
+def _resolve_elastic(get: ConfigReader) -> tuple[int, ...]:
+    """The numbers of learned tokens to train for; () = only that of the model."""
+    counts = get("train.elastic", tuple)
+    if not counts:
+        return ()
+    whole = all(type(count) is int and count > 0 for count in counts)
+    if not whole or list(counts) != sorted(set(counts)) or len(counts) < 2:
+        raise UsageError(f"config.train.elastic={counts}: must be two or more rising numbers, such as (4, 16)")
+    return counts
 
 
 def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:

@@ -111,6 +111,7 @@ class TrainPlan:
     feed: str
     steps_per_call: int
     workers: int = -1
+    elastic: tuple[int, ...] = ()
 
     @property
     def epochs(self) -> float:

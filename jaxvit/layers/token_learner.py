@@ -32,7 +32,7 @@ from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.activations import activation
-from jaxvit.ops.arguments import check, one_of, whole
+from jaxvit.ops.arguments import Rule, check, one_of, whole
 from jaxvit.ops.stochastic import dropout
 from jaxvit.ops.tokens import fuse_tokens, pool_tokens, token_weights
 
@@ -59,6 +59,9 @@ class TokenLearner(nn.Module):
         'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
       dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
 
+      keep: number of learned tokens to make, the first ones; 0 = all. A model that was trained with several numbers
+        (`train.elastic`) works with each of them. Parameters do not depend on it.
+
     Raises:
       ValueError: an attribute is not allowed; or at the call, the shapes do not fit, or `groups` does not divide C.
 
@@ -81,9 +84,17 @@ class TokenLearner(nn.Module):
     activation: str = "gelu"
     initialiser: str = "vit"
     dtype: DTypeLike = "float32"
+    keep: int = 0
 
     def __post_init__(self) -> None:
-        check_layer(self, kind=one_of(LEARNERS), reduce=one_of(("sum", "mean")), convs=whole(1), groups=whole(1))
+        check_layer(
+            self,
+            kind=one_of(LEARNERS),
+            reduce=one_of(("sum", "mean")),
+            convs=whole(1),
+            groups=whole(1),
+            keep=Rule(lambda value: whole(0).allows(value) and value <= self.tokens, "a whole number up to tokens"),
+        )
         super().__post_init__()
 
     @nn.compact
@@ -124,6 +135,8 @@ class TokenLearner(nn.Module):
 
         features_BNC = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x) if self.norm else x
         logits_BSN = self._logits(features_BNC, grid, mask_BN, train).swapaxes(1, 2)
+        learned = self.keep or self.tokens
+        logits_BSN = logits_BSN[:, :learned] if self.keep else logits_BSN
         weighting = "sigmoid" if self.kind == "v1" else "softmax"
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "token_maps", token_weights(logits_BSN, weighting=weighting, mask_BN=mask_BN))
@@ -132,7 +145,7 @@ class TokenLearner(nn.Module):
         x_BSC = pool_tokens(x, logits_BSN, weighting=weighting, reduce=self.reduce, mask_BN=mask_BN)
         if kept is not None:
             return jnp.concatenate([kept, x_BSC], axis=1)
-        return x_BSC.reshape(*shape[:-3], self.tokens, channels) if len(shape) == 5 else x_BSC
+        return x_BSC.reshape(*shape[:-3], learned, channels) if len(shape) == 5 else x_BSC
 
     def _pointwise(self, name: str, out: int, groups: int = 1) -> nn.Conv:
         init = scheme(self.initialiser).conv

@@ -29,6 +29,7 @@ from jaxvit.models.count import count_params
 from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
 from jaxvit.ops.trees import Variables
+from jaxvit.run.elastic import elastic_models
 from jaxvit.run.initial_state import InitialValues, initial_values
 from jaxvit.run.teacher import Teacher, logits_and_features, teacher_of
 from jaxvit.training.metrics import Sums
@@ -41,7 +42,7 @@ from jaxvit.training.optimizer import (
     make_schedule,
 )
 from jaxvit.training.state import TrainState, create_state, derive_key
-from jaxvit.training.step import Batch, eval_step, prepare, step_keys, train_step
+from jaxvit.training.step import Apply, ApplyWithFeatures, Batch, eval_step, prepare, step_keys, train_step
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Assembly:
       classes: K of the model's output; at least the number of classes of the data set.
       initial: initial values that follow a formula; None = the modules' initializers alone.
       teacher: a trained model whose answers are learned; None = none.
+      elastic: the model with each number of learned tokens of `train.elastic`; () = only `model`.
     """
 
     plan: Plan
@@ -69,6 +71,7 @@ class Assembly:
     classes: int
     initial: InitialValues | None = None
     teacher: Teacher | None = None
+    elastic: tuple[nn.Module, ...] = ()
 
     def train_step(
         self,
@@ -95,7 +98,7 @@ class Assembly:
                 state,
                 batch,
                 key=key,
-                apply=self.apply_with_features if plan.distill.features else self.apply,
+                apply=self._trained(),
                 transform=partial(self.augment, root=key, mesh=mesh),
                 optimizer=self.optimizer,
                 accumulate=plan.train.accumulate,
@@ -152,6 +155,20 @@ class Assembly:
           plain: without remat and scan, so that module calls can be intercepted.
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
+
+    def _trained(self) -> Apply | ApplyWithFeatures:
+        if self.elastic:
+            return self.apply_elastic
+        return self.apply_with_features if self.plan.distill.features else self.apply
+
+    def apply_elastic(self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array) -> jax.Array:
+        """As `apply`, with one of the numbers of learned tokens of `train.elastic`, drawn by the key."""
+        draw = jax.random.randint(jax.random.fold_in(key, len(self.elastic)), (), 0, len(self.elastic))
+
+        def of(model: nn.Module) -> Callable[[Variables, jax.Array, jax.Array], jax.Array]:
+            return lambda variables, images, key: _apply(self.plan, model, variables, images, train, key)
+
+        return jax.lax.switch(draw, [of(model) for model in self.elastic], variables, images_BHWC, key)
 
     def apply_with_features(
         self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
@@ -315,7 +332,17 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
         jax.eval_shape(initial, abstract.variables, key)
     one = jnp.zeros((1, *shape), jnp.float32)
     teacher = teacher_of(plan, lambda: _apply(plan, model, _init(plan, model, jax.random.key(0)), one, False))
-    return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial, teacher)
+    return Assembly(
+        plan,
+        model,
+        optimizer,
+        make_schedule(plan.optim),
+        abstract,
+        logits.shape[-1],
+        initial,
+        teacher,
+        elastic_models(plan, model),
+    )
 
 
 def refuse_beyond_memory(plan: Plan, assembly: Assembly) -> None:
