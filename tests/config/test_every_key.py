@@ -186,6 +186,7 @@ OTHER = {
     "train.deterministic": (True, {}),
     "train.implementations": ("plain", {}),
     "train.label_smoothing": (0.1, {}),
+    "train.elastic": ((1, 3), {}),
     "train.seeds": ("in_turn", {"seeds": (0, 1)}),
     "train.patience": ("1 epochs", {}),
     "train.hooks": ((f"{__name__}:hook",), {}),
@@ -205,6 +206,7 @@ ELSEWHERE = {
         "tests/run/test_distillation.py",  # needs a trained run
     ),
     "train.deterministic": "tests/devices/test_runtime.py",
+    "train.elastic": "tests/run/test_elastic.py",  # needs a TokenLearner
     "train.hooks": "tests/training/test_hooks.py",
     "train.implementations": "tests/ops/test_implementations.py",  # needs a model with alternative implementations
 }

@@ -93,7 +93,7 @@ def test_any_of_the_numbers_afterwards(run, capsys):
 def test_a_cascade_asks_again_where_unsure(run, capsys):
     loaded = jaxvit.load(run)
     source = read_split(loaded)[1]
-    images, labels, _ = source.batch(np.arange(len(source)))
+    images, *_ = source.batch(np.arange(len(source)))
     stages = [np.asarray(next(Predictor(loaded.with_tokens(n), 25).logits([images]))) for n in (1, 3)]
     certain = np.asarray(jax.nn.softmax(stages[0])).max(axis=1)
     threshold = float(np.median(certain))
