@@ -108,7 +108,7 @@ class ViT(nn.Module):
       learner: kind of TokenLearner, 'v1', 'v11_mlp' or 'v11_conv'; 'none' = no TokenLearner.
       learner_at: indices of the blocks that follow a TokenLearner; more than one needs `fuse`.
       learner_tokens, learner_reduce, learner_convs, learner_groups, learner_hidden, learner_norm, learner_activation,
-        learner_keep: attributes of `jaxvit.layers.TokenLearner`, without the prefix.
+        learner_keep, learner_start: attributes of `jaxvit.layers.TokenLearner`, without the prefix.
       fuse: apply a TokenFuser after each of those blocks.
       rep_size: size of a tanh layer before the classifier; 0 = none.
       head_hidden: sizes of hidden layers of the classifier.
@@ -174,6 +174,7 @@ class ViT(nn.Module):
     learner_norm: bool = True
     learner_activation: str = "gelu"
     learner_keep: int = 0
+    learner_start: str = "random"
     fuse: bool = False
     rep_size: int = 0
     head_hidden: tuple[int, ...] = ()
@@ -286,7 +287,7 @@ class ViT(nn.Module):
         """Returns {attribute: reason} of the attributes that have no effect, given the values of the others."""
         idle = {}
         if self.learner == "none":
-            learner = ("tokens", "reduce", "convs", "groups", "hidden", "norm", "activation", "keep")
+            learner = ("tokens", "reduce", "convs", "groups", "hidden", "norm", "activation", "keep", "start")
             idle |= {f"learner_{name}": "learner='none'" for name in learner}
         else:
             used = {"v1": ("convs",), "v11_mlp": ("hidden",), "v11_conv": ("groups",)}[self.learner]
