@@ -4,8 +4,6 @@ Sequence pooling: Hassani et al. 2021 (arXiv:2104.05704). Attention pooling: Lee
 the MAP head of Zhai et al. 2021 (arXiv:2106.04560).
 """
 
-from typing import cast
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -117,7 +115,7 @@ class AttentionPool(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, channels))
         probe = jnp.broadcast_to(probe[None].astype(x_BNC.dtype), (batch, 1, channels))
         attention = Attention(heads=self.heads, initialiser=self.initialiser, dtype=self.dtype, name="attention")
-        x_BNC = cast(jax.Array, attention(probe, x_BNC, train=train, sizes_BK=sizes_BN))
+        x_BNC = attention(probe, x_BNC, train=train, bias_BK=None if sizes_BN is None else size_bias(sizes_BN))
         y_BNC = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x_BNC)
         y_BNC = Mlp(
             hidden=self.mlp_dim or 4 * channels,
