@@ -79,11 +79,6 @@ class DistillPlan:
     temperature: float = Distillation.temperature
     features: float = Distillation.features
 
-    @property
-    def settings(self) -> Distillation | None:
-        """The settings of the loss; None without a teacher."""
-        return Distillation(self.weight, self.temperature, self.features) if self.source else None
-
 
 @dataclass(frozen=True)
 class TrainPlan:

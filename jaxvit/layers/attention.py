@@ -6,6 +6,7 @@ own module and in the published ViT checkpoints.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -74,7 +75,6 @@ class Attention(nn.Module):
         *,
         train: bool,
         key: jax.Array | None = None,
-        bias_BK: jax.Array | None = None,
         reducing: Reducing | None = None,
     ) -> jax.Array:
         """Applies attention.
@@ -84,14 +84,13 @@ class Attention(nn.Module):
           kv_BNC: tokens that become keys and values (B, K, E); None = `q_BNC`, which is self-attention.
           train: whether to apply dropout.
           key: JAX random key for dropout; None = one of the 'dropout' stream.
-          bias_BK: added to the logits of each key (B, K), such as `jaxvit.ops.size_bias`; None = nothing.
-          reducing: gives the bias instead, and takes the keys and the weights; None = no tokens are merged.
+          reducing: gives the sizes of merged tokens, and takes the keys and the weights; None = no tokens are merged.
 
         Returns:
           Tokens (B, N, C).
         """
         kv_BNC = q_BNC if kv_BNC is None else kv_BNC
-        bias_BK = bias_BK if reducing is None else reducing.bias_BN
+        bias_BK = None if reducing is None else reducing.bias_BN
         check_array("Attention", "q_BNC", q_BNC, "B N C")
         check_array("Attention", "kv_BNC", kv_BNC, "B K E")
         channels = q_BNC.shape[-1]
@@ -123,14 +122,10 @@ class Attention(nn.Module):
                 key=key if train else None,
                 bias_BK=bias_BK,
             )
-
-            def weights() -> jax.Array:
-                return weights_BNN.reshape(*q_BNC.shape[:2], self.heads, -1).swapaxes(1, 2)
-
             if self.is_mutable_collection("intermediates"):
-                self.sow("intermediates", "attention", weights())
+                self.sow("intermediates", "attention", self._by_head(weights_BNN))
             if reducing:
-                reducing.see(lambda: self._mean_keys(kv_BNC), weights)
+                reducing.see(partial(self._mean_keys, kv_BNC), partial(self._by_head, weights_BNN))
             return x_BNC
 
         q_BNMD, k_BNMD, v_BNMD = project("query", q_BNC), project("key", kv_BNC), project("value", kv_BNC)
@@ -152,6 +147,11 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )(x_BNMD)
+
+    def _by_head(self, weights_BNN: jax.Array) -> jax.Array:
+        """The weights of `attend_absorbed` as (B, M, N, K)."""
+        batch, rows, keys = weights_BNN.shape
+        return weights_BNN.reshape(batch, rows // self.heads, self.heads, keys).swapaxes(1, 2)
 
     def _mean_keys(self, kv_BNC: jax.Array) -> jax.Array:
         """The keys averaged over heads, by the averaged kernel: `attend_absorbed` computes no keys."""

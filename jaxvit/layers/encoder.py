@@ -228,15 +228,12 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, train: bool, grid: tuple[int, int] | None = None) -> jax.Array | Reduced:
-        """Applies the blocks.
+        """Applies the blocks; with `reduce`, returns a `Reduced`, with places from the input or the last TokenLearner.
 
         Args:
           x_BNC: tokens (B, prefix + N, C): leading tokens without a place in the grid, then the grid row by row.
           train: whether to apply dropout and drop path.
           grid: (rows, columns) of the grid; None = there are no leading tokens.
-
-        Returns:
-          Tokens (B, N', C); with `reduce` a `jaxvit.ops.Reduced`, with places from the input or the last TokenLearner.
         """
         check_array("Encoder", "x_BNC", x_BNC, "B N C")
         prefix = 0 if grid is None else x_BNC.shape[1] - grid[0] * grid[1]

@@ -14,6 +14,7 @@ from jaxvit.layers.attention import Attention
 from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
+from jaxvit.layers.reducing import Reducing
 from jaxvit.ops.activations import activation
 from jaxvit.ops.arguments import check_array, each, one_of, whole
 from jaxvit.ops.reduction import size_bias
@@ -115,7 +116,7 @@ class AttentionPool(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, channels))
         probe = jnp.broadcast_to(probe[None].astype(x_BNC.dtype), (batch, 1, channels))
         attention = Attention(heads=self.heads, initialiser=self.initialiser, dtype=self.dtype, name="attention")
-        x_BNC = attention(probe, x_BNC, train=train, bias_BK=None if sizes_BN is None else size_bias(sizes_BN))
+        x_BNC = attention(probe, x_BNC, train=train, reducing=Reducing(sizes_BN=sizes_BN))
         y_BNC = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x_BNC)
         y_BNC = Mlp(
             hidden=self.mlp_dim or 4 * channels,
@@ -166,13 +167,7 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, train: bool, sizes_BN: jax.Array | None = None) -> jax.Array:
-        """Pools tokens.
-
-        Args:
-          x_BNC: tokens (B, prefix + N, C).
-          train: whether to apply dropout.
-          sizes_BN: how many merged tokens each token stands for (B, prefix + N); None = one each. 'flatten' ignores it.
-        """
+        """Pools tokens (B, prefix + N, C); `sizes_BN`, of the same tokens, says how many merged ones each stands for."""
         check_array("Pool", "x_BNC", x_BNC, "B N C")
         sizes_BN = None if sizes_BN is None else sizes_BN[:, self.prefix :]
         if self.kind == "cls":

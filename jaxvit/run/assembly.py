@@ -32,6 +32,7 @@ from jaxvit.ops.trees import Variables
 from jaxvit.run.elastic import elastic_models
 from jaxvit.run.initial_state import InitialValues, initial_values
 from jaxvit.run.teacher import Teacher, logits_and_features, teacher_of
+from jaxvit.training.loss import by_labels
 from jaxvit.training.metrics import Sums
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
@@ -42,7 +43,7 @@ from jaxvit.training.optimizer import (
     make_schedule,
 )
 from jaxvit.training.state import TrainState, create_state, derive_key
-from jaxvit.training.step import Apply, ApplyWithFeatures, Batch, eval_step, prepare, step_keys, train_step
+from jaxvit.training.step import Apply, Batch, eval_step, prepare, step_keys, train_step
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ class Assembly:
                 accumulate=plan.train.accumulate,
                 average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None,
                 axis_name=axis_name,
-                teach=self.teacher,
-                distillation=plan.distill.settings,
+                criterion=self.teacher.criterion if self.teacher else by_labels,
             )
 
     def augment(
@@ -156,7 +156,7 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
-    def _trained(self) -> Apply | ApplyWithFeatures:
+    def _trained(self) -> Apply:
         if self.elastic:
             return self.apply_elastic
         return self.apply_with_features if self.plan.distill.features else self.apply
@@ -195,8 +195,7 @@ class Assembly:
     ) -> dict[str, jax.Array]:
         """The first half of `train_step` alone: augmented images and targets; see `jaxvit.training.step.prepare`."""
         key = self.step_key() if key is None else key
-        transform = partial(self.augment, root=key, mesh=mesh)
-        return prepare(step, batch, key=key, transform=transform, teach=self.teacher)
+        return prepare(step, batch, key=key, transform=partial(self.augment, root=key, mesh=mesh))
 
     def init(self, key: jax.Array) -> Variables:
         """Initializes the variables, 'params' and any constants, by the modules' own initializers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +15,8 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.errors import UsageError
 from jaxvit.layers.pool import Classifier
 from jaxvit.ops import implementations
+from jaxvit.training.loss import Found, cross_entropy, distillation_loss, feature_distance
+from jaxvit.training.settings import Distillation
 
 Call = Callable[[], jax.Array]
 
@@ -27,24 +29,40 @@ class Teacher:
 
     Attributes:
       weights: the trained model.
-      features: whether to return its features, too.
+      settings: how much is learned from it.
       implementations: implementations of operations, as in the run.
     """
 
     weights: TeacherWeights
-    features: bool
+    settings: Distillation
     implementations: str
 
-    def __call__(self, images_BHWC: jax.Array) -> dict[str, jax.Array]:
-        """Returns `teacher_logits` [B, K] of augmented images, and `teacher_features` [B, C]: what its head sees."""
+    def answers(self, images_BHWC: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Returns (its logits [B, K], what its head sees [B, C] if that is learned) of augmented images."""
+
+        def run() -> jax.Array:
+            return cast(jax.Array, self.weights.model.apply(self.weights.variables, images_BHWC, train=False))
+
         with implementations.use(self.implementations):
-            logits_BK, features_BC = logits_and_features(
-                lambda: cast(jax.Array, self.weights.model.apply(self.weights.variables, images_BHWC, train=False))
-            )
-        found = {"teacher_logits": logits_BK}
-        if self.features:
-            found["teacher_features"] = features_BC
+            found = logits_and_features(run) if self.settings.features else (run(), None)
         return jax.lax.stop_gradient(found)
+
+    def criterion(self, found: Found, examples: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """The loss of a student, (logits [B, K], loss [B]): labels, and the teacher's answers about the same images.
+
+        Args:
+          found: what the student returns: logits, or (logits, features) if features are learned.
+          examples: of `jaxvit.training.step.prepare`.
+        """
+        mix = self.settings
+        logits_BK, features_BC = found if isinstance(found, tuple) else (found, None)
+        teacher_BK, teacher_BC = self.answers(examples["image"])
+        loss_B = (1 - mix.weight) * cross_entropy(logits_BK, examples["target"])
+        if mix.weight:
+            loss_B = loss_B + mix.weight * distillation_loss(logits_BK, teacher_BK, mix.temperature)
+        if features_BC is not None and teacher_BC is not None:
+            loss_B = loss_B + mix.features * feature_distance(features_BC, teacher_BC)
+        return logits_BK, loss_B
 
 
 def logits_and_features(call: Call) -> tuple[jax.Array, jax.Array]:
@@ -106,14 +124,15 @@ def teacher_of(plan: Plan, student_logits: Callable[[], jax.Array]) -> Teacher |
                 f"{where}: the teacher's images have {name} {theirs}, and config.augment.{name}={ours}; set it to the "
                 "teacher's"
             )
-    teacher = Teacher(weights, settings.features > 0, plan.train.implementations)
+    mix = Distillation(settings.weight, settings.temperature, settings.features)
+    teacher = Teacher(weights, mix, plan.train.implementations)
     images = jax.ShapeDtypeStruct((1, *plan.input_shape), jnp.float32)
-    said = jax.eval_shape(teacher, images)
-    if settings.features:
-        _, own = jax.eval_shape(lambda: logits_and_features(student_logits))
-        if own.shape != said["teacher_features"].shape:
+    _, theirs = jax.eval_shape(teacher.answers, images)
+    if theirs is not None:
+        _, ours = jax.eval_shape(lambda: logits_and_features(student_logits))
+        if ours.shape != theirs.shape:
             raise UsageError(
-                f"config.distill.features={settings.features}: the teacher has {said['teacher_features'].shape[-1]} "
-                f"features, and this model {own.shape[-1]}; both must have the same number, or set it to 0"
+                f"config.distill.features={settings.features}: the teacher has {theirs.shape[-1]} features, and this "
+                f"model {ours.shape[-1]}; both must have the same number, or set it to 0"
             )
     return teacher

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeAlias, cast
+
 import jax
 import jax.numpy as jnp
+
+# What a model returns in training: logits [B, K], or (logits, features [B, C]).
+Found: TypeAlias = "jax.Array | tuple[jax.Array, jax.Array]"
 
 
 def cross_entropy(logits_BK: jax.Array, targets_BK: jax.Array) -> jax.Array:
@@ -48,3 +54,9 @@ def feature_distance(features_BC: jax.Array, teacher_BC: jax.Array) -> jax.Array
         return x_BC * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
 
     return 1.0 - jnp.sum(unit(features_BC) * unit(teacher_BC), axis=-1)
+
+
+def by_labels(found: Found, examples: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The criterion without a teacher: (logits [B, K], cross-entropy with `target` [B])."""
+    logits_BK = cast(jax.Array, found)
+    return logits_BK, cross_entropy(logits_BK, examples["target"])

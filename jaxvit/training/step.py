@@ -19,19 +19,18 @@ import optax
 
 from jaxvit.ops.labels import one_hot
 from jaxvit.ops.trees import Params, Variables
-from jaxvit.training.loss import cross_entropy, distillation_loss, feature_distance
+from jaxvit.training.loss import Found, by_labels, cross_entropy
 from jaxvit.training.metrics import Sums, classification_sums
-from jaxvit.training.settings import Distillation
 from jaxvit.training.state import TrainState
 
 T = TypeVar("T")
 
-Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits float32 [B, K]
+# (variables, images, *, train, key) -> logits float32 [B, K], or (logits, features [B, C]) if the criterion needs both
+Apply = Callable[..., Found]
 Batch = Mapping[str, jax.Array]  # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]
 # (key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])
 Transform = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
-ApplyWithFeatures = Callable[..., tuple[jax.Array, jax.Array]]  # the same -> (logits, what the head sees [B, C])
-Teach = Callable[[jax.Array], dict[str, jax.Array]]  # images -> teacher_logits, teacher_features
+Criterion = Callable[[Found, Batch], tuple[jax.Array, jax.Array]]  # (output, examples) -> (logits, loss [B])
 Average = Callable[[Params, Params, jax.Array], Params]  # (average, new parameters, step) -> average
 
 
@@ -40,14 +39,13 @@ def train_step(
     batch: Batch,
     *,
     key: jax.Array,
-    apply: Apply | ApplyWithFeatures,
+    apply: Apply,
     transform: Transform,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     average: Average | None = None,
     axis_name: str | None = None,
-    teach: Teach | None = None,
-    distillation: Distillation | None = None,
+    criterion: Criterion = by_labels,
 ) -> tuple[TrainState, Sums]:
     """Augments a batch, computes gradients and updates the state.
 
@@ -62,8 +60,7 @@ def train_step(
         added.
       average: updates the EMA of the parameters; None = no EMA is kept.
       axis_name: name of pmap's axis; None under jit.
-      teach: a teacher, see `prepare`; None = none.
-      distillation: how much is learned from it.
+      criterion: the loss of each image.
 
     Returns:
       The state after the step, and sums over the batch: those of `classification_sums`, and the norms of gradient,
@@ -71,11 +68,10 @@ def train_step(
     """
     # The scopes are the origins that `jaxvit compile` and profiles report.
     with jax.named_scope("augment"):
-        examples = prepare(state.step, batch, key=key, transform=transform, axis_name=axis_name, teach=teach)
+        examples = prepare(state.step, batch, key=key, transform=transform, axis_name=axis_name)
     with jax.named_scope("model"):
-        gradients, sums = gradients_and_sums(
-            state, examples, apply=apply, accumulate=accumulate, distillation=distillation
-        )
+        how = {"apply": apply, "accumulate": accumulate, "criterion": criterion}
+        gradients, sums = gradients_and_sums(state, examples, **how)
     gradients, sums = _sum_over_devices((gradients, sums), axis_name)
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -92,26 +88,17 @@ def train_step(
 
 
 def prepare(
-    step: jax.Array,
-    batch: Batch,
-    *,
-    key: jax.Array,
-    transform: Transform,
-    axis_name: str | None = None,
-    teach: Teach | None = None,
+    step: jax.Array, batch: Batch, *, key: jax.Array, transform: Transform, axis_name: str | None = None
 ) -> dict[str, jax.Array]:
     """Augments a batch and collects everything that `loss` needs.
 
     Returns:
       image float32 [B, H, W, C], target float32 [B, K], label, mask; count: images that count, over all devices;
-      key: random key of the model's dropout and drop path. With a teacher also what it says about the same images:
-      teacher_logits [B, K], and teacher_features [B, C] if they are needed.
+      key: random key of the model's dropout and drop path.
     """
     augment_key, model_key = step_keys(key, step, axis_name)
     images_BHWC, targets_BK = transform(augment_key, step, batch)
-    said = teach(images_BHWC) if teach else {}
     return {
-        **said,
         "image": images_BHWC,
         "target": targets_BK,
         "label": batch["label"],
@@ -131,21 +118,9 @@ def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> 
 
 
 def loss(
-    params: Params,
-    constants: Variables,
-    examples: Batch,
-    *,
-    apply: Apply | ApplyWithFeatures,
-    distillation: Distillation | None = None,
+    params: Params, constants: Variables, examples: Batch, *, apply: Apply, criterion: Criterion = by_labels
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the model on examples made by `prepare`.
-
-    Args:
-      params: parameters of the model.
-      constants: its other variables.
-      examples: from `prepare`.
-      apply: the model. If features of a teacher are learned, it returns (logits, features).
-      distillation: how much is learned from the teacher in the examples; None = nothing.
 
     Returns:
       (loss, (logits [B, K], loss of each image [B])). The loss is divided by the count of the whole batch, so that
@@ -153,29 +128,18 @@ def loss(
     """
     variables = {"params": params, **constants}
     found = apply(variables, examples["image"], train=True, key=examples["key"])
-    logits_BK, features_BC = found if isinstance(found, tuple) else (found, None)
-    loss_B = cross_entropy(logits_BK, examples["target"])
-    if distillation and distillation.weight:
-        taught_B = distillation_loss(logits_BK, examples["teacher_logits"], distillation.temperature)
-        loss_B = (1 - distillation.weight) * loss_B + distillation.weight * taught_B
-    if distillation and features_BC is not None:
-        loss_B = loss_B + distillation.features * feature_distance(features_BC, examples["teacher_features"])
+    logits_BK, loss_B = criterion(found, examples)
     total = jnp.sum(jnp.where(examples["mask"] > 0, loss_B, 0.0))
     return total / examples["count"], (logits_BK, loss_B)
 
 
 def gradients_and_sums(
-    state: TrainState,
-    examples: Batch,
-    *,
-    apply: Apply | ApplyWithFeatures,
-    accumulate: int = 1,
-    distillation: Distillation | None = None,
+    state: TrainState, examples: Batch, *, apply: Apply, accumulate: int = 1, criterion: Criterion = by_labels
 ) -> tuple[Params, Sums]:
     """Gradients of the mean loss, and the metrics' sums; with `accumulate` > 1, part by part."""
 
     def of_part(part: Batch) -> tuple[Params, Sums]:
-        gradient = jax.grad(partial(loss, apply=apply, distillation=distillation), has_aux=True)
+        gradient = jax.grad(partial(loss, apply=apply, criterion=criterion), has_aux=True)
         gradients, (logits_BK, loss_B) = gradient(state.params, state.constants, part)
         return gradients, classification_sums(logits_BK, part["label"], loss_B, part["mask"])
 

@@ -12,6 +12,9 @@ from jaxvit.config.identity import config_hash
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, StoppedError, UsageError
 from jaxvit.run.assembly import assemble
+from jaxvit.run.teacher import logits_and_features
+from jaxvit.training.loss import cross_entropy, distillation_loss, feature_distance
+from jaxvit.training.step import gradients_and_sums
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +62,33 @@ def test_it_learns_from_the_teacher_and_resumes_exactly(teacher, tmp_path, monke
     assert kept["from"] == str(teacher) and kept.hash == read_teacher(str(teacher)).hash
 
 
-def test_the_assembly_asks_the_teacher_about_the_augmented_images(teacher):
-    assembly = assemble(resolve(taught(teacher)))
+def test_the_loss_mixes_labels_answers_and_features_of_the_same_images(teacher):
+    assembly = assemble(resolve(taught(teacher, distill__weight=0.3, distill__temperature=3.0)))
     batch = {
         "image": np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8),
         "label": np.arange(16, dtype=np.int32) % 10,
-        "mask": np.ones(16, np.float32),
+        "mask": np.array([1] * 15 + [0], np.float32),
     }
     examples = assembly.prepare(np.int32(0), batch)
     model = jaxvit.load(teacher)
-    want = model.model.apply(model.variables, examples["image"], train=False)
-    np.testing.assert_allclose(examples["teacher_logits"], want, atol=1e-5)
-    assert examples["teacher_features"].shape == (16, 8)
+    seen, features = logits_and_features(lambda: model.model.apply(model.variables, examples["image"], train=False))
+    rng = np.random.default_rng(1)
+    found = (rng.normal(size=(16, 10)).astype("f"), rng.normal(size=(16, 8)).astype("f"))
+    logits, loss_B = assembly.teacher.criterion(found, examples)
+    np.testing.assert_array_equal(logits, found[0])
+    want = 0.7 * cross_entropy(found[0], examples["target"]) + 0.3 * distillation_loss(found[0], seen, 3.0)
+    np.testing.assert_allclose(loss_B, want + 0.5 * feature_distance(found[1], features), rtol=1e-4)
+    # Part by part gives the same gradients: each part asks about its own images.
+    state = assembly.create_state()
+    plain = assembly.model.clone(dropout=0.0)
+
+    def apply(variables, images, *, train, key):
+        return logits_and_features(lambda: plain.apply(variables, images, train=train))
+
+    how = {"apply": apply, "criterion": assembly.teacher.criterion}
+    whole, _ = jax.jit(lambda: gradients_and_sums(state, examples, **how))()
+    parts, _ = jax.jit(lambda: gradients_and_sums(state, examples, accumulate=2, **how))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole, parts)
 
 
 def test_other_weights_are_another_experiment(teacher, tmp_path):
