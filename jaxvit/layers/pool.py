@@ -167,7 +167,7 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, train: bool, sizes_BN: jax.Array | None = None) -> jax.Array:
-        """Pools tokens (B, prefix + N, C); `sizes_BN`, of the same tokens, says how many merged ones each stands for."""
+        """Pools tokens (B, prefix + N, C); `sizes_BN` says how many merged tokens each of them stands for."""
         check_array("Pool", "x_BNC", x_BNC, "B N C")
         sizes_BN = None if sizes_BN is None else sizes_BN[:, self.prefix :]
         if self.kind == "cls":
