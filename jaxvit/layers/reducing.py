@@ -121,10 +121,10 @@ class ReducingBlocks:
         def run(x_BNC, params, key, sizes_BN):
             reducing = Reducing(step, sizes_BN)
             if plain:
-                y_BNC = self._block(name=name)(x_BNC, key=key, reducing=reducing, **how)
+                y_BNC = cast(jax.Array, self._block(name=name)(x_BNC, key=key, reducing=reducing, **how))
             else:
                 template = self._block(parent=None)
-                y_BNC = template.apply({"params": params}, x_BNC, key=key, reducing=reducing, **how)
+                y_BNC = cast(jax.Array, template.apply({"params": params}, x_BNC, key=key, reducing=reducing, **how))
             return y_BNC, reducing.sizes_BN, reducing.places_BN
 
         if plain:
@@ -137,4 +137,4 @@ class ReducingBlocks:
             before_BN = self._places_BN
             self._places_BN = places_BN if before_BN is None else compose_places(before_BN, places_BN)
             encoder.sow("intermediates", f"token_places_{i}", self._places_BN)
-        return cast(jax.Array, x_BNC)
+        return x_BNC

@@ -43,7 +43,7 @@ from jaxvit.training.optimizer import (
     make_schedule,
 )
 from jaxvit.training.state import TrainState, create_state, derive_key
-from jaxvit.training.step import Apply, Batch, eval_step, prepare, step_keys, train_step
+from jaxvit.training.step import Batch, Trained, eval_step, prepare, step_keys, train_step
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
-    def _trained(self) -> Apply:
+    def _trained(self) -> Trained:
         if self.elastic:
             return self.apply_elastic
         return self.apply_with_features if self.plan.distill.features else self.apply

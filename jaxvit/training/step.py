@@ -25,8 +25,8 @@ from jaxvit.training.state import TrainState
 
 T = TypeVar("T")
 
-# (variables, images, *, train, key) -> logits float32 [B, K], or (logits, features [B, C]) if the criterion needs both
-Apply = Callable[..., Found]
+Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits float32 [B, K]
+Trained = Callable[..., Found]  # the same, or (logits, features [B, C]) if the criterion needs both
 Batch = Mapping[str, jax.Array]  # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]
 # (key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])
 Transform = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
@@ -39,7 +39,7 @@ def train_step(
     batch: Batch,
     *,
     key: jax.Array,
-    apply: Apply,
+    apply: Trained,
     transform: Transform,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
@@ -118,7 +118,7 @@ def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> 
 
 
 def loss(
-    params: Params, constants: Variables, examples: Batch, *, apply: Apply, criterion: Criterion = by_labels
+    params: Params, constants: Variables, examples: Batch, *, apply: Trained, criterion: Criterion = by_labels
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the model on examples made by `prepare`.
 
@@ -134,7 +134,7 @@ def loss(
 
 
 def gradients_and_sums(
-    state: TrainState, examples: Batch, *, apply: Apply, accumulate: int = 1, criterion: Criterion = by_labels
+    state: TrainState, examples: Batch, *, apply: Trained, accumulate: int = 1, criterion: Criterion = by_labels
 ) -> tuple[Params, Sums]:
     """Gradients of the mean loss, and the metrics' sums; with `accumulate` > 1, part by part."""
 
