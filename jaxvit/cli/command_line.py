@@ -33,6 +33,7 @@ VERBS = {
     "evaluate": "evaluate a trained model on a split: per class, confusion matrix, calibration",
     "predict": "classify image files with a trained model",
     "embed": "write the features of images before the head; draw a map of them",
+    "probe": "test how much a model's frozen features tell about a data set: linear, few images, nearest neighbours",
     "report": "compare runs in a table; draw the figures of each",
     "export": "export a trained model to files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
     "convert": "make a folder for the other verbs of published weights: PyTorch, safetensors or NumPy",
@@ -43,7 +44,6 @@ VERBS = {
     "data": "prepare data sets, draw augmented batches, export images, measure input speed",
 }
 
-
 _USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit VERB [options])
 
 verbs:
@@ -52,8 +52,7 @@ verbs:
   jaxvit VERB --help    options and examples of a verb
   jaxvit --version
 
-start here:
-  jaxvit train --config=digits --workdir=runs/digits
+start here: jaxvit train --config=digits --workdir=runs/digits
 """
 
 
@@ -73,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
     def refuse_unknown(self, tokens: Sequence[str]) -> None:
-        """Raises UsageError for the first token that `parse_known_args` did not recognize."""
+        """Raises UsageError for the first word that was not recognized."""
         if tokens:
             flag = tokens[0].partition("=")[0]
             if flag.startswith("--model."):

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from jaxvit.cli import command_line
+from jaxvit.config.for_images import Chosen
 from jaxvit.data.depth import Depth, hint
 from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
@@ -58,6 +60,15 @@ def add_run_options(parser: command_line.Parser) -> None:
         action="store_true",
         help="import the user's code that the run names as 'module:Class', a model or data set outside jaxvit",
     )
+
+
+def said_choice(found: Chosen) -> ConfigDict:
+    """Prints the description and the warnings of a config chosen from images; returns the config."""
+    for line in found.lines:
+        print(terminal(line), flush=True)
+    for phrase in found.warnings:
+        print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
+    return found.config
 
 
 def load_run(options: Any) -> Loaded:

@@ -82,7 +82,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.workers": Key(
         0,
-        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 8 cores, else a "
+        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 4 cores, else a "
         "process for each core; -1 = threads",
         changes_result=False,
         added=True,
@@ -105,6 +105,16 @@ KEYS: dict[str, Key] = {
         added=True,
     ),
     "data.fold": Key(-1, "the only fold to train, from 0; -1 = all folds", added=True),
+    "data.per_class": Key(
+        0,
+        "train on only this many images of each class, drawn by data.draw; 0 = on all images of data.train",
+        added=True,
+    ),
+    "data.draw": Key(
+        0,
+        "for data.per_class: number of the draw; a larger data.per_class has all images of a smaller one",
+        added=True,
+    ),
     "data.balance": Key(
         "none",
         "for classes of unequal size: 'sampling' draws images of rare classes more often, 'loss' gives them a larger "
@@ -260,6 +270,30 @@ KEYS: dict[str, Key] = {
         "weight of 1 - cosine of the features before the two heads, added to the loss; needs equally many",
         added=True,
     ),
+    "init.from": Key(
+        _INIT.source,
+        "weights to start from: a run's or an exported folder, a file of another project, or 'hf://owner/name'; '' = "
+        "none",
+        changes_result=False,
+        added=True,
+    ),
+    "init.hash": Key(
+        _INIT.hash, "hash of the weights of init.from; filled in; others are refused where it is given", added=True
+    ),
+    "init.keep": Key(
+        _INIT.keep, "patterns of parameters to take from init.from, separated by '|'; '' = all of them", added=True
+    ),
+    "init.skip": Key(_INIT.skip, "patterns of parameters not to take from init.from, such as 'head/*'", added=True),
+    "init.allow": Key(
+        _INIT.allow,
+        "patterns of parameters that may be missing, left over or of another shape in init.from",
+        added=True,
+    ),
+    "init.channels": Key(
+        _INIT.channels,
+        "for images of another number of channels than in init.from: 'sum' or 'mean' of the first layer's channels",
+        added=True,
+    ),
     # Optimisation.
     "optim.name": Key(
         _OPTIM.name, "optimizer: 'adamw', 'adam', 'sgd' (with momentum), 'lion', 'muon' or 'package.module:function'"
@@ -301,6 +335,17 @@ KEYS: dict[str, Key] = {
     ),
     "optim.ema_ramp": Key(True, "use a smaller decay of the EMA at first: min(ema_decay, (1 + step) / (10 + step))"),
     "optim.clip_norm": Key(_OPTIM.clip_norm, "scale gradients down to this global L2 norm; 0 = off"),
+    "optim.freeze": Key(
+        _OPTIM.freeze,
+        "patterns of parameters that are not trained, separated by '|', such as '*/embed*|*/block_[0-5]/*', or "
+        "'!head/*' for all but these; they have no moments; '' = all are trained",
+        added=True,
+    ),
+    "optim.head_first": Key(
+        "0 steps",
+        "train only the head for this long, epochs, steps or a share of the training, then all that is not frozen",
+        added=True,
+    ),
     "optim.muon_on": Key(
         _OPTIM.muon_on,
         "patterns of the matrices that muon updates, by paths such as 'encoder/block_0/mlp/dense_0/kernel'",
@@ -322,7 +367,10 @@ KEYS: dict[str, Key] = {
     "train.duration": Key("10 epochs", "length of the training: epochs or steps"),
     "train.batch_size": Key(128, "images per step, over all devices"),
     "train.steps_per_call": Key(
-        1, "steps per call of the device; saving, stopping and evaluation happen between calls", changes_result=False
+        0,
+        "steps per call of the device; saving, stopping and evaluation happen between calls; 0 = 10 on accelerators "
+        "that keep the training split, else 1",
+        changes_result=False,
     ),
     "train.last_batch": Key("keep", "the last, smaller batch of an epoch: 'keep' (every image counts once) or 'drop'"),
     "train.accumulate": Key(1, "gradient accumulation: number of parts that a batch is split into, to save memory"),

@@ -52,7 +52,7 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Initial values that follow a formula. Each field means what the config key ``init.FIELD`` means."""
+    """The initial values. A field means what the config key ``init.FIELD`` means; `source` is ``init.from``."""
 
     attention: str = ""
     query_key: tuple[float, float] = (0.7, 0.7)
@@ -62,11 +62,17 @@ class InitPlan:
     stem: str = ""
     stem_eps: float = 5e-4
     stem_images: int = 5000
+    source: str = ""
+    hash: str = ""
+    keep: str = ""
+    skip: str = ""
+    allow: str = ""
+    channels: str = "sum"
 
     @property
     def is_empty(self) -> bool:
         """Whether the model's own initialisers set all values."""
-        return not (self.attention or self.positions or self.stem)
+        return not (self.attention or self.positions or self.stem or self.source)
 
 
 @dataclass(frozen=True)

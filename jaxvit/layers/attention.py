@@ -18,8 +18,15 @@ from jaxvit.layers.arguments import check_layer
 from jaxvit.layers.initialisers import attention_kernel
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.arguments import check_array
-from jaxvit.ops.attention import AttentionKernels, absorbing_pays, attend, attend_absorbed
-from jaxvit.ops.implementations import implementation
+from jaxvit.ops.attention import (
+    AttentionKernels,
+    absorbing_pays,
+    attend,
+    attend_absorbed,
+    attend_fused,
+    fusing_fits,
+)
+from jaxvit.ops.implementations import implementation, platform_traced_for
 
 if TYPE_CHECKING:
     from jaxvit.layers.reducing import Reducing
@@ -28,9 +35,10 @@ if TYPE_CHECKING:
 class Attention(nn.Module):
     """Multi-head self-attention or cross-attention: tokens (B, N, C) to tokens (B, N, C).
 
-    If the heads are at least as wide as the tokens, as in the tutorials, a cheaper implementation gives the same
-    result; `jaxvit.ops.implementations` chooses. The softmax is float32. If the collection `intermediates` is mutable,
-    the layer sows the attention weights as `attention` (B, heads, queries, keys).
+    If the heads are at least as wide as the tokens, as in the tutorials, or on a GPU in bfloat16, a cheaper
+    implementation gives the same result; `jaxvit.ops.implementations` chooses. The softmax is float32. If the
+    collection `intermediates` is mutable, the layer sows the attention weights as `attention` (B, heads, queries,
+    keys).
 
     Attributes:
       heads: number of heads, 1 or more.
@@ -135,11 +143,16 @@ class Attention(nn.Module):
         noisy = train and self.dropout > 0
         if noisy and key is None:
             key = self.make_rng("dropout")
-        how = {"dropout_rate": self.dropout, "key": key if noisy else None, "bias_BK": bias_BK}
-        x_BNMD, weights_BMNN = attend(q_BNMD, k_BNMD, v_BNMD, **how)
-        self.sow("intermediates", "attention", weights_BMNN)
-        if reducing:
-            reducing.see(lambda: jnp.mean(k_BNMD, axis=2), lambda: weights_BMNN)
+        seen = bool(reducing and reducing.step) or self.is_mutable_collection("intermediates") or self.is_initializing()
+        fused = implementation("attention") == "fused" and not noisy and not seen and bias_BK is None
+        if fused and fusing_fits(head_dim, q_BNMD.dtype, platform_traced_for()):
+            x_BNMD = attend_fused(q_BNMD, k_BNMD, v_BNMD)
+        else:
+            how = {"dropout_rate": self.dropout, "key": key if noisy else None, "bias_BK": bias_BK}
+            x_BNMD, weights_BMNN = attend(q_BNMD, k_BNMD, v_BNMD, **how)
+            self.sow("intermediates", "attention", weights_BMNN)
+            if reducing:
+                reducing.see(lambda: jnp.mean(k_BNMD, axis=2), lambda: weights_BMNN)
         return nn.DenseGeneral(
             channels,
             axis=(-2, -1),

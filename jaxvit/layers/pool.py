@@ -21,7 +21,7 @@ from jaxvit.ops.reduction import size_bias
 from jaxvit.ops.stochastic import dropout
 from jaxvit.ops.tokens import pool_tokens, token_weights
 
-POOLS = ("cls", "mean", "sequence", "attention", "flatten")
+POOLS = ("cls", "cls_register", "mean", "sequence", "attention", "flatten")
 
 
 class SequencePool(nn.Module):
@@ -129,11 +129,12 @@ class AttentionPool(nn.Module):
 
 
 class Pool(nn.Module):
-    """Pools tokens by name: (B, prefix + N, C) to (B, C), or to (B, N C) with 'flatten'.
+    """Pools tokens by name: (B, prefix + N, C) to (B, C), to (B, N C) with 'flatten', to (B, 2 C) with 'cls_register'.
 
     Attributes:
-      kind: 'cls' (the first token), 'mean', 'sequence' (`SequencePool`), 'attention' (`AttentionPool`) or 'flatten'
-        (all channels of all tokens). All but 'cls' leave out the leading tokens.
+      kind: 'cls' (the first token), 'cls_register' (the first two, side by side), 'mean', 'sequence' (`SequencePool`),
+        'attention' (`AttentionPool`) or 'flatten' (all channels of all tokens). All but the first two leave out the
+        leading tokens.
       prefix: number of leading tokens, such as a class token and registers, 0 or more.
       heads: number of heads of 'attention', 1 or more.
       mlp_dim: channels of the hidden layer of the MLP of 'attention'; 0 = 4 * C.
@@ -172,6 +173,8 @@ class Pool(nn.Module):
         sizes_BN = None if sizes_BN is None else sizes_BN[:, self.prefix :]
         if self.kind == "cls":
             return x_BNC[:, 0]
+        if self.kind == "cls_register":
+            return x_BNC[:, :2].reshape(x_BNC.shape[0], -1)
         if self.kind == "mean" and sizes_BN is not None:
             shares_BN1 = (sizes_BN / jnp.sum(sizes_BN, axis=1, keepdims=True))[..., None]
             return jnp.sum(x_BNC[:, self.prefix :].astype(jnp.float32) * shares_BN1, axis=1).astype(x_BNC.dtype)

@@ -83,7 +83,8 @@ class ViT(nn.Module):
       head_dim: channels per head; 0 = dim // heads.
       mlp_ratio: channels of the MLP's hidden layer as a multiple of dim.
       mlp_dim: the same as a number of channels; 0 = by mlp_ratio.
-      pool: 'cls' (class token), 'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
+      pool: 'cls' (class token), 'cls_register' (class token and first register side by side, as in a distilled DeiT),
+        'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
       registers: number of learned tokens that have no place in the image and that the head does not read.
       positions: 'learned', 'sincos' (2-D, fixed), 'sine' (1-D, fixed) or 'none'.
       stem: kernel of the patch embedding, 'conv' or 'dense'.
@@ -210,7 +211,7 @@ class ViT(nn.Module):
         x_BHWC = self.embed(images_BHWC.astype(self.dtype))
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
-        if self.pool == "cls":
+        if self._has_class_token:
             x_BNC = self.class_token(x_BNC)
         x_BNC = self.position_embed(x_BNC, grid=grid)
         if self.registers:
@@ -226,7 +227,7 @@ class ViT(nn.Module):
     def setup(self):
         """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
         self.embed = layer_of(self, PatchEmbed, kind=self.stem, norm=self.stem_norm, crop=self.crop_to_patches)()
-        if self.pool == "cls":
+        if self._has_class_token:
             self.class_token = PrefixTokens(1)
         self.position_embed = layer_of(self, PositionEmbed, kind=self.positions)()
         if self.registers:
@@ -243,7 +244,7 @@ class ViT(nn.Module):
             remat=self.remat,
             scan=self.scan,
             reduce=reduction_of(self, self.learner_at, fuse=self.fuse),
-            class_token=self.pool == "cls",
+            class_token=self._has_class_token,
         )
         if self.final_norm:
             self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
@@ -255,7 +256,11 @@ class ViT(nn.Module):
     @property
     def prefix(self) -> int:
         """Number of leading tokens without a place in the image: the class token and the registers."""
-        return (self.pool == "cls") + self.registers
+        return self._has_class_token + self.registers
+
+    @property
+    def _has_class_token(self) -> bool:
+        return self.pool in ("cls", "cls_register")
 
     def __post_init__(self):
         super().__post_init__()
@@ -264,6 +269,8 @@ class ViT(nn.Module):
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or set head_dim")
         if self.pool not in POOLS:
             raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}")
+        if self.pool == "cls_register" and not self.registers:
+            raise ValueError("pool='cls_register' reads a register: set registers=1 or more")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if (self.stem_norm or self.takes_patches) and self.stem != "dense":

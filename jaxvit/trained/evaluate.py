@@ -95,7 +95,10 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         config.data.dir = directory
     named = {part: config.data[part] for part in PARTS}
     if not split and not data and not (named["test"] or named["validation"]):
-        raise UsageError(f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split")
+        raise UsageError(
+            f"{loaded.workdir}: this run has neither a test nor a validation split; name one with --split, or other "
+            "images with --data"
+        )
     split = split or ("" if data else "test" if named["test"] else "validation")
     if not data and split in PARTS and not named[split]:
         raise UsageError(f"--split={split}: this run has none; name images in TFDS notation, such as --split='test'")
@@ -112,6 +115,8 @@ def read_split(loaded: Loaded, split: str = "", data: str = "", directory: str =
         split = there[0] if len(there) == 1 else "test"
     expression = split if data else named.get(split, split)
     dataset.count(expression, "--split")
+    if data and dataset.name == config.data.name and expression.startswith("train"):
+        _say(f"{dataset.name}: the run was trained on images of {split}; without --data, its test part is evaluated")
     source = adapt(dataset.read(expression), numbers, loaded)
     if source.image_shape != loaded.image_shape:
         raise UsageError(

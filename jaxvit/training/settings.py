@@ -39,6 +39,8 @@ class OptimizerSettings:
     eps: float = 1e-8
     momentum: float = 0.9
     clip_norm: float = 0.0
+    freeze: str = ""
+    head_first_steps: int = 0
     muon_on: tuple[str, ...] = ("*kernel",)
     muon_off: tuple[str, ...] = ("embed/projection/*", "head/*")
     muon_heads: str = "matrix"

@@ -108,6 +108,8 @@ OTHER = {
     "data.cut": ("content", {}),
     "data.folds": (2, {}),
     "data.fold": (1, {"data__folds": 2}),
+    "data.per_class": (3, {}),
+    "data.draw": (1, {"data__per_class": 3}),
     "data.balance": ("sampling", {"data__train": "train[:55]"}),
     "data.balance_by": ("effective", UNEVEN),
     "data.balance_beta": (0.5, UNEVEN | {"data__balance_by": "effective"}),
@@ -153,6 +155,12 @@ OTHER = {
     "distill.weight": (0.1, {}),
     "distill.temperature": (1.0, {}),
     "distill.features": (0.5, {}),
+    "init.from": ("runs/digits", {}),
+    "init.hash": ("0123456789abcdef", {}),
+    "init.keep": ("head/*", {}),
+    "init.skip": ("head/*", {}),
+    "init.allow": ("head/*", {}),
+    "init.channels": ("mean", {}),
     "optim.name": ("lion", {}),
     "optim.peak_lr": (2e-3, {}),
     "optim.start_lr": (1e-4, {}),
@@ -172,6 +180,8 @@ OTHER = {
     "optim.ema_decay": (0.5, {}),
     "optim.ema_ramp": (False, {"optim__ema_decay": 0.9}),
     "optim.clip_norm": (1e-3, {"optim__name": "sgd"}),
+    "optim.freeze": ("embed/*", ATTENDS),
+    "optim.head_first": ("3 steps", ATTENDS),
     "optim.muon_on": (("embed/kernel",), ON_MUON),
     "optim.muon_off": (("block_0/*",), ON_MUON),
     "optim.muon_heads": ("per_head", ON_MUON),
@@ -200,6 +210,10 @@ OTHER = {
 # May change a result, and these settings on one device of a CPU do not show it: shown elsewhere.
 ELSEWHERE = {
     "data.workers": "tests/data/test_ahead.py",  # of sets that are too large to be kept decoded
+    **dict.fromkeys(
+        ("init.from", "init.hash", "init.keep", "init.skip", "init.allow", "init.channels"),
+        "tests/run/test_initial_weights.py",  # they need a trained model
+    ),
     "train.fsdp": "tests/devices/test_devices.py",
     **dict.fromkeys(
         ("distill.from", "distill.hash", "distill.weight", "distill.temperature", "distill.features"),
