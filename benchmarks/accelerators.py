@@ -32,17 +32,20 @@ _STREAM = ("--config.data.feed=stream",)  # ImageNet does not stay on a chip
 def steps() -> list[tuple[str, str, int, int, str, tuple[str, ...]]]:
     """(model or config, topology, batch or 0, fsdp, dtype or '', overrides) of each step, the most telling first."""
     scan = (*_STREAM, "--config.model.scan=True")
+    four = (*_STREAM, "--config.model.depth=4")  # unrolled, 4 of the 12 blocks
     listed = [
-        ("tutorial_cct", "v5e:2x2", 0, 1, "", ()),
+        ("cct:authors", "v5e:2x2", 0, 1, "", ()),
+        ("vit_b16_224", "v5e:4x4", 1024, 4, "bfloat16", four),
+        ("vit_b16_224", "v5e:4x4", 1024, 1, "bfloat16", four),
         ("tutorial_mini_vit", "h200", 0, 1, "", ()),
+        ("shiftvit_tiny", "v5e:4x4", 1024, 1, "bfloat16", scan),
+        ("vit_b16_224", "h100x8", 1024, 1, "bfloat16", four),
+        ("cct:authors", "h200", 0, 1, "", ()),
+        ("cct:authors", "v5e", 0, 1, "", ()),
+        ("tutorial_cct", "v5e:2x2", 0, 1, "", ()),
+        ("tutorial_cct", "h200", 0, 1, "", ()),
         ("vit_b16_224", "v5e:4x4", 1024, 4, "bfloat16", scan),
         ("vit_b16_224", "v5e:4x4", 1024, 1, "bfloat16", scan),
-        ("tutorial_cct", "h200", 0, 1, "", ()),
-        ("shiftvit_tiny", "v5e:4x4", 1024, 1, "bfloat16", scan),
-        ("cct:best", "h200", 0, 1, "", ()),
-        ("cct:best", "v5e", 0, 1, "", ()),
-        ("vit_b16_224", "h100x8", 1024, 1, "bfloat16", scan),
-        ("tutorial_fashion_fast_vit", "h200", 0, 1, "", ()),
         *((model, chips, 0, 1, "", ()) for model in TUTORIALS for chips in ("v5e", "h200")),
         *((model, chips, batch, 1, "bfloat16", scan) for chips, batch in GROUPS for model in LARGE),
         *(("vit_b16_224", chips, batch, 4, "bfloat16", scan) for chips, batch in GROUPS),
@@ -57,6 +60,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], help="only the steps whose line contains the word")
     parser.add_argument("--label", default="now", help="what the lines are called in the file (default: now)")
     parser.add_argument("--out", type=Path, default=FILE, help="file of the lines")
+    parser.add_argument("--dump", type=Path, help="keep the programs as text in this folder")
     parser.add_argument("--table", action="store_true", help="write the table into docs/accelerators.md")
     options = parser.parse_args()
     if options.platform:
@@ -89,8 +93,11 @@ def compile_missing(options: argparse.Namespace) -> None:
             model, config, [*words, f"--config.train.fsdp={fsdp}"], batch=batch, dtype=dtype
         )
         print(time.strftime("%H:%M:%S"), step, flush=True)
+        dump = options.dump / step.replace(" ", "_").replace("/", "_") if options.dump else None
+        if dump:
+            dump.mkdir(parents=True, exist_ok=True)
         try:
-            found = compile_ahead(settings, topology, overrides=overrides, synthetic=True, origin=origin)
+            found = compile_ahead(settings, topology, overrides=overrides, synthetic=True, origin=origin, dump=dump)
         except (RunFailedError, UsageError) as error:
             print(f"{step}: {error}", file=sys.stderr, flush=True)
             continue

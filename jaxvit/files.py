@@ -386,6 +386,8 @@ def local_path(text: str | os.PathLike[str]) -> str:
         )
         if scheme.lower() == "file":
             remedy = f"write it without the scheme: /{terminal(rest.lstrip('/'))}"
+        if scheme.lower() == "hf":
+            remedy = "`jaxvit convert hf://… --workdir=DIR` makes a folder of weights from there"
         raise UsageError(f"{shown} is a URL, and jaxvit reads and writes files of this machine only: {remedy}")
     try:
         path = os.path.expanduser(text)

@@ -30,7 +30,19 @@ def terminal(text: object) -> str:
       >>> terminal("cat\x1b[2J\ndog")
       'cat\\x1b[2J\\ndog'
     """
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(text))
+    return _HIDDEN.sub(lambda found: escaped(found[0]), str(text))
+
+
+def escaped(character: str) -> str:
+    r"""A character as an escape sequence; a byte of a file name that is not UTF-8 as in '\xe9'.
+
+    Example:
+      >>> escaped("\n"), escaped("\udce9")
+      ('\\n', '\\xe9')
+    """
+    if "\udc80" <= character <= "\udcff":  # how Python keeps such a byte
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def rich(text: object, style: str = "") -> Text:

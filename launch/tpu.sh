@@ -88,7 +88,7 @@ state_of_slice() {
     state=$(tpu tpu-vm describe "$flag_name" --format='value(state)' 2>"$work/error")
   fi
   if [ -n "$state" ]; then echo "$state"
-  elif grep -qiE 'NOT_FOUND|not found|could not fetch' "$work/error"; then echo none
+  elif grep -qiE 'NOT_FOUND|not found' "$work/error"; then echo none
   else echo unknown
   fi
 }
@@ -102,21 +102,27 @@ bring_up() {  # waits for a slice that is ready; makes it if there is none
       READY) return ;;
       none)
         make_slice || fail "gcloud could not make the slice $flag_name (its reason is above)" 70 ;;
-      PREEMPTED|TERMINATED|SUSPENDED|FAILED|STOPPED)
+      STOPPED|FAILED)
+        fail "$flag_name is $state: start it again or delete it by gcloud, and call this command again" 70 ;;
+      PREEMPTED|TERMINATED|SUSPENDED)
         [ "$made" -lt "$flag_retries" ] || fail "$flag_name was $state $made times; start again, or raise --retries" 75
         made=$((made + 1))
         remove_slice || fail "gcloud could not delete the slice $flag_name, which is $state (its reason is above)" 70
         continue ;;
       unknown)
+        # A failing network may come back; a missing right does not.
         unknown=$((unknown + 1))
-        [ "$unknown" -lt 5 ] || fail "gcloud does not tell the state of $flag_name: $(tail -n 1 "$work/error")" 70 ;;
+        grep -qiE 'account|permission|credential' "$work/error" && unknown=5
+        [ "$unknown" -lt 5 ] || fail "gcloud does not tell the state of $flag_name: $(grep -m 1 . "$work/error")" 70 ;;
     esac
     sleep "$flag_poll"
   done
 }
 
-pack() {  # the checkout without environments, runs and caches
-  tar -C "$here" -czf "$work/jaxvit.tar.gz" --exclude='./.*' --exclude=./runs --exclude=./sweeps --exclude='__pycache__' .
+pack() {  # pack COMMAND…: puts the checkout without environments, runs, tests and pages into an archive, or shows how
+  local without=() name
+  for name in './.*' ./runs ./sweeps ./tests ./docs __pycache__; do without+=(--exclude="$name"); done
+  "$@" tar -C "$here" -czf "$work/jaxvit.tar.gz" "${without[@]}" .
 }
 
 on_workers() {  # on_workers WORKERS COMMAND
@@ -167,13 +173,13 @@ submit() {
     work=/tmp/FOLDER
     echo "# unless the slice exists:"; make_slice
     echo "# when it is READY:"
-    show tar -C "$here" -czf "$work/jaxvit.tar.gz" .
+    pack show
     install_and_start "$workers" "$@"
     echo "# until the run ends:"; on_workers 0 "bash jaxvit/launch/tpu_worker.sh follow LINES_SEEN"
     echo "# after a preemption, before all of this again:"; remove_slice
     exit 0
   fi
-  pack || fail "the checkout cannot be packed" 70
+  pack command || fail "the checkout cannot be packed" 70
   while :; do
     bring_up
     # A worker that already has this run only continues it.

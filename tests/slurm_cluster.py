@@ -114,7 +114,7 @@ class Slurm:
         return self.job(number)
 
     def start_again(self, number: str) -> None:
-        """Waits until the job was queued again, and ends the two minutes that Slurm would wait before its next start."""
+        """Waits until the job is queued again, and ends the two minutes for which Slurm would hold it."""
 
         def started() -> bool:
             job = self.job(number)

@@ -26,6 +26,7 @@ SIZES["imagenet2012"] = ((256, 256, 3), 1000, 1_281_167)
 WITHOUT_VALIDATION = (
     *("fashion_mnist.py:vit_best", "fashion_mnist.py:fast_best", "cct.py:authors"),
     *("imagenet.py:shiftvit_t", "imagenet.py:cct_14", "imagenet.py:token_learner_b16"),
+    "transfer.py",
 )
 
 
@@ -55,8 +56,10 @@ def planned(spec):
 
 
 def variants():
+    """All but those whose model is that of some weights: tests/run/test_initial_weights.py."""
     for file in sorted(CONFIGS.glob("[!_]*.py")):
-        yield from (f"{file.name}:{variant}" for variant in runpy.run_path(str(file))["VARIANTS"])
+        if file.name != "finetune.py":
+            yield from (f"{file.name}:{variant}" for variant in runpy.run_path(str(file))["VARIANTS"])
 
 
 @pytest.mark.parametrize("spec", list(variants()))
@@ -65,7 +68,7 @@ def test_it_can_be_trained(spec):
     found = assemble(plan)
     assert found.classes == len(plan.data.class_names) and plan.train.steps > 0
     assert config.data.test and not plan.warnings
-    assert plan.data.validation or spec in WITHOUT_VALIDATION
+    assert plan.data.validation or spec.startswith(WITHOUT_VALIDATION)
 
 
 @pytest.mark.parametrize(

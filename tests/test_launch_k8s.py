@@ -48,8 +48,8 @@ def parts(found):
 
 
 def expand(word, variables):
-    """What Kubernetes makes of a word of `args`, by its reference of the field: $(NAME) is replaced by the variable if
-    it exists, and $$ by $."""
+    """Expands a word of `args` as the reference of this field says: $(NAME) becomes the variable if it exists, and $$
+    becomes $."""
     return re.sub(
         r"\$(?:\$|\(([^)]*)\))",
         lambda found: "$" if found[1] is None else variables.get(found[1], found[0]),

@@ -174,7 +174,7 @@ def test_a_missing_environment_is_one_line(launch, slurm):
 
 CONFIG = f"""import sys; sys.path.insert(0, {str(TESTS)!r})
 from tiny import tiny_config
-def get_config(): return tiny_config(train__duration='8 epochs', train__hooks=('pause:at_epoch_3',))
+def get_config(): return tiny_config(train__duration='8 epochs', train__hooks=('pause:at_epoch_3',), optim__peak_lr=.01)
 """
 # In Slurm's first start, all processes wait after the third epoch until the test has sent SIGTERM.
 PAUSE = """import os, pathlib, time

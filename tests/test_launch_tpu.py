@@ -43,6 +43,8 @@ elif verb == "describe":
     if not state.exists():
         sys.exit("ERROR: (gcloud) NOT_FOUND: there is no such resource")
     now = state.read_text()
+    if now == "no account":
+        sys.exit("ERROR: account: you do not have an active account\\nlog in by ...")
     after = {{"WAITING_FOR_RESOURCES": "PROVISIONING", "PROVISIONING": "ACTIVE", "CREATING": "READY"}}
     print({{"ACTIVE": "READY"}}.get(now, now) if kind == "tpu-vm" else now)
     state.write_text(after.get(now, now))
@@ -175,6 +177,19 @@ def test_it_gives_up_after_its_retries_and_returns_the_code_of_the_run(standin):
     (standin.folder / "code").write_text("2")
     standin("--type=v6e-8", "evaluate", "--workdir=x", code=2)
     assert standin.runs()[-1] == ["0", "-m", "jaxvit", "evaluate", "--workdir=x"]  # one worker, not distributed
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("STOPPED", "vit is STOPPED: start it again or delete it"),
+        ("", "gcloud does not tell the state of vit: ERROR: acc"),
+    ],
+)
+def test_what_it_cannot_mend_ends_it(standin, state, says):
+    (standin.folder / "state").write_text(state or "no account")
+    done = standin("--type=v6e-8", "train", "--workdir=x", code=70)
+    assert says in done.stderr.splitlines()[-1] and {call[1] for call in standin.calls()} == {"describe"}
 
 
 def test_a_dry_run_reads_like_the_calls(standin):

@@ -7,6 +7,7 @@ counts as if it ran once.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,14 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "domain"),
     *("partition-id", "replica-id", "add-dependency", "async-update"),
 }
-_FREE_TARGETS = ("AllocateBuffer", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "AssumeGatherIndices")
+_FREE_TARGETS = (
+    "AllocateBuffer",
+    "ConcatBitcast",
+    "Sharding",
+    "SPMDFullToShardShape",
+    "SPMDShardToFullShape",
+    "AssumeGatherIndices",
+)
 _MOVES = {"copy", "transpose", "bitcast", "reshape", "parameter", "tuple", "get-tuple-element"}
 
 
@@ -153,10 +161,15 @@ class _Counter:
             where = where or next((each.scope for each in reversed(inner.instructions) if "/" in each.scope), "")
         collective, whole, group = "", 0, 1
         if opcode in COLLECTIVES:
-            collective = opcode
+            collective, group = opcode, _group_size(i)
+        elif opcode == "fusion" and (fused := [each for each in inner.instructions if each.opcode in COLLECTIVES]):
+            # A TPU's compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
+            scatters = fused[0].opcode == "all-reduce" and "dynamic-slice" in body
+            collective, group = "reduce-scatter" if scatters else fused[0].opcode, _group_size(fused[0])
+        if collective:
             operands = sum(a.size for a in self._operands(within, i))
             results = sum(a.size for a in i.arrays) - (operands if i.opcode.endswith("-start") else 0)
-            whole, group = max(operands, results), _group_size(i)
+            whole = max(operands, results)
         return Kernel(
             name=i.name,
             opcode=opcode,
@@ -319,6 +332,11 @@ def _group_size(i: Instruction) -> int:
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", i.text)
     if listed:
         return len(listed[1].split(","))
+    # By axes of a mesh: mesh['a'=2,'b'=4], device_ids=(…) {'b'}.
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^ ]*\))? \{([^}]*)\}", i.text)
+    if mesh:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", i.text)
     if iota:
         return int(iota[2])

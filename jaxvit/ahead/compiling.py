@@ -55,7 +55,12 @@ def compile_ahead(
       RunFailedError: the compiler fails for another reason than memory.
     """
     subject = make_subject(
-        config, overrides=overrides, synthetic=synthetic, origin=origin, devices_elsewhere=topology.chips
+        config,
+        overrides=overrides,
+        synthetic=synthetic,
+        origin=origin,
+        devices_elsewhere=topology.chips,
+        platform="tpu" if topology.chip.platform == "tpu" else "gpu",
     )
     plan, assembly = subject.plan, subject.assembly
     mesh = mesh_of(topology, plan.train.fsdp)

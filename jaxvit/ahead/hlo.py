@@ -1,6 +1,7 @@
 """Reads the text of a compiled program: its computations, their instructions, and the arrays of these.
 
-The text is what `jax.stages.Compiled.as_text` returns: scheduled HLO, one instruction a line,
+The text is what `jax.stages.Compiled.as_text` returns, scheduled HLO, one instruction a line (that of
+`jax.stages.Lowered.as_text("hlo")`, without `%`, can be read too):
 
     %name = f32[8,128]{1,0:T(8,128)S(1)} opcode(%operand, …), attribute=…, metadata={op_name="jit(f)/scope/op" …}
 
@@ -20,7 +21,7 @@ _BITS = {
     **{"f8e4m3fn": 8, "f8e5m2": 8},
 }
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\) -> .*)? \{$")
 _START = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="([^"]*)"')
@@ -163,10 +164,22 @@ def _instruction(rest: str, name: str, root: bool) -> Instruction:
     opening = rest.index("(")
     closing = _closing(rest, opening)
     opcode, inside, attributes = rest[:opening], rest[opening + 1 : closing], rest[closing + 1 :]
-    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    operands = tuple(word.split()[-1].lstrip("%") for word in _split(inside) if word.strip())
     if opcode == "parameter":
         attributes = inside + ")" + attributes
     return Instruction(name, opcode, parse_arrays(shape), operands, attributes, root)
+
+
+def _split(text: str) -> list[str]:
+    """Cuts at the commas that are outside of brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _closing(text: str, start: int) -> int:

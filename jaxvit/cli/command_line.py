@@ -30,9 +30,11 @@ from jaxvit.files import no_empty_folders
 VERBS = {
     "train": "train a model from a config into a run folder; the same command resumes",
     "sweep": "train a grid of runs over values of config keys; prints a table, draws a figure",
+    "retrofit": "put a TokenLearner into a trained ViT, with the original as the teacher",
     "evaluate": "evaluate a trained model on a split: per class, confusion matrix, calibration",
     "predict": "classify image files with a trained model",
     "embed": "write the features of images before the head; draw a map of them",
+    "probe": "test how much a model's frozen features tell about a data set: linear, few images, nearest neighbours",
     "report": "compare runs in a table; draw the figures of each",
     "export": "export a trained model to files that run without jaxvit: StableHLO, ONNX, SavedModel, safetensors",
     "convert": "make a folder for the other verbs of published weights: PyTorch, safetensors or NumPy",
@@ -43,7 +45,6 @@ VERBS = {
     "data": "prepare data sets, draw augmented batches, export images, measure input speed",
 }
 
-
 _USAGE = """usage: jaxvit VERB [options]      (the same as: python -m jaxvit VERB [options])
 
 verbs:
@@ -52,8 +53,7 @@ verbs:
   jaxvit VERB --help    options and examples of a verb
   jaxvit --version
 
-start here:
-  jaxvit train --config=digits --workdir=runs/digits
+start here: jaxvit train --config=digits --workdir=runs/digits
 """
 
 
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
     def refuse_unknown(self, tokens: Sequence[str]) -> None:
-        """Raises UsageError for the first token that `parse_known_args` did not recognize."""
+        """Raises UsageError for the first word that was not recognized."""
         if tokens:
             flag = tokens[0].partition("=")[0]
             if flag.startswith("--model."):
@@ -127,8 +127,7 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         return _complain(error, error.exit_code), None
     except KeyboardInterrupt as error:
         return _complain("stopped immediately; state saved before is kept", errors.INTERRUPTED), error
-    except BrokenPipeError as error:
-        # The reader of stdout, such as `| head`, has exited.
+    except BrokenPipeError as error:  # the reader of stdout, such as `| head`, has exited
         discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:

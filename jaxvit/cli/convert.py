@@ -15,6 +15,7 @@ from jaxvit.exports.converted import AUGMENT, read_conversion, write_conversion
 from jaxvit.files import local_path
 from jaxvit.models.registry import model_defaults
 from jaxvit.shown import terminal
+from jaxvit.weights.hugging_face import fetch, is_address, weights_path
 from jaxvit.weights.origin import Value
 from jaxvit.weights.pretrained import ORIGINS
 
@@ -22,9 +23,11 @@ _EXAMPLES = """examples:
   jaxvit convert cct_7_3x1_32_cifar10_300epochs.pth --workdir=runs/cct
   jaxvit convert model.safetensors --model=vit_ti16_224 --workdir=runs/vit --class_names=imagenet.txt
   jaxvit convert shift_base.pth --workdir=runs/shift --config.model.divisions=16 --dry_run
+  jaxvit convert hf://google/vit-base-patch16-224 --workdir=runs/google     needs the extra 'hub'
   jaxvit convert deit.pth --workdir=runs/deit --config.augment.mean='(0.485, 0.456, 0.406)'
 
-Files: PyTorch (.pth, zip archives), .safetensors, .npz, or the index of a list of these. They are read as data; nothing
+Files: PyTorch (.pth, zip archives), .safetensors, .npz, an index of several of these, or hf://owner/name[@revision][/file],
+which is kept in the cache of huggingface_hub. Files are read as data; nothing
 in them is run. Name, patch, classes and resolution are guessed from the shapes, and the first lines say what was
 guessed. The folder is one for jaxvit.load, evaluate, predict, embed, export, summary and init.from. docs/weights.md
 lists the origins.
@@ -38,14 +41,17 @@ def main(argv: list[str]) -> int:
       UsageError: the file cannot be read, does not suit the model, or the folder exists.
     """
     parser = command_line.Parser("convert", "Makes a folder for jaxvit.load of published weights.", _EXAMPLES)
-    parser.add_argument("file", nargs="?", default="", type=local_path, metavar="FILE", help="the weights")
+    parser.add_argument(
+        "file", nargs="?", default="", type=weights_path, metavar="FILE", help="weights, or hf://owner/name"
+    )
     parser.add_argument("--model", default="", help="name of the model (default: guessed from the shapes)")
     parser.add_argument("--workdir", default="", type=local_path, metavar="DIR", help="the folder to write; a new one")
     parser.add_argument("--origin", choices=tuple(ORIGINS), default="", help="the project (default: told by the names)")
     parser.add_argument("--part", default="", help="entry of a PyTorch checkpoint, such as model_ema")
+    parser.add_argument("--heads", choices=("average",), default="", help="read a distilled DeiT: the mean of both")
     parser.add_argument("--image_size", default="", help="'224' or '224x160' (rows x columns); default: by positions")
     parser.add_argument(
-        "--class_names", default="", type=local_path, metavar="FILE", help="class names: one a line, or a JSON list"
+        "--class_names", default="", type=local_path, metavar="FILE", help="class names: lines of text, or a JSON list"
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be written; write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -57,10 +63,11 @@ def main(argv: list[str]) -> int:
     attributes, augment, unknown = _overrides(options.model, rest)
     parser.refuse_unknown(unknown)
     conversion = read_conversion(
-        Path(options.file),
+        fetch(options.file) if is_address(options.file) else Path(options.file),
         model=options.model,
         origin=options.origin,
         part=options.part,
+        heads=options.heads,
         overrides=attributes,
         augment=augment,
         input=_size(options.image_size),

@@ -3,6 +3,7 @@
 jaxvit data prepare cifar10                       download, check, and write the TFDS directory
 jaxvit data prepare cifar10 --from=FILE           the same from a local file; --force: replace existing data
 jaxvit data show --config=NAME DIR                draw batch.png and patches.png
+jaxvit data show photos DIR                       the same for a folder of photos or a table of labels
 jaxvit data export cifar10 --split=test --n=6 DIR write image files, for `jaxvit predict`
 jaxvit data benchmark --config=NAME               images per second of each stage
 """
@@ -19,6 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.cli import command_line
+from jaxvit.cli.options import said_choice
+from jaxvit.config.for_images import CONFIG, choose, data_name
 from jaxvit.config.keys import base_config
 from jaxvit.config.overrides import parse_config_arguments, parse_overrides, split_overrides
 from jaxvit.config.plan import dataset_of
@@ -26,7 +29,7 @@ from jaxvit.data.builders import prepare
 from jaxvit.data.image_folder import is_among_images, save_images
 from jaxvit.data.preparable import PREPARABLE
 from jaxvit.data.prepared import data_dir
-from jaxvit.data.sources import open_dataset
+from jaxvit.data.sources import FILE_PREFIXES, open_dataset
 from jaxvit.errors import UsageError, nearest
 from jaxvit.files import local_path, make_writable
 from jaxvit.pages.terminal import print_lines
@@ -43,8 +46,9 @@ _EXAMPLES = """examples:
   jaxvit data prepare cifar10 --from=cifar-10-binary.tar.gz
   jaxvit data show --config=digits pictures              batch.png: augmented images with targets; patches.png
   jaxvit data show cifar10 pictures --config.augment.policy=trivial
+  jaxvit data show photos pictures                       your images, with the settings of jaxvit train --data=photos
   jaxvit data export cifar10 --split=test --n=6 images   images/CLASS/test_00000.png, …
-  jaxvit data export image_folder:pets images --config.data.side=64
+  jaxvit data export pets images --split=train --config.data.side=64
   jaxvit data benchmark --config=digits                  images per second of each input stage
 """
 
@@ -143,8 +147,14 @@ def _configured(options: Any, rest: list[str]) -> tuple[ConfigDict, dict[str, An
         config, overrides, unknown = parse_config_arguments(options.config, rest)
     else:
         if not options.names:
-            raise UsageError("name a data set or give --config=NAME")
-        config, overrides, unknown = parse_overrides(base_config(), ["--config.data.name", options.names.pop(0), *rest])
+            raise UsageError("name a data set, a folder of photos or a table of labels, or give --config=NAME")
+        name = data_name(options.names.pop(0), "")
+        if options.action != "export" and name.startswith(FILE_PREFIXES):
+            rest = [*rest, *(["--config.data.dir", options.data_dir] if options.data_dir else [])]
+            config, overrides, unknown = parse_config_arguments(CONFIG, rest)
+            _parser().refuse_unknown(unknown)
+            return said_choice(choose(config, name, given=overrides)), overrides
+        config, overrides, unknown = parse_overrides(base_config(), ["--config.data.name", name, *rest])
     _parser().refuse_unknown(unknown)
     if options.data_dir:
         config.data.dir = options.data_dir

@@ -16,20 +16,21 @@ from jaxvit.files import local_path
 from jaxvit.pages.terminal import print_table
 from jaxvit.reproduce.archive import SUFFIX as ARCHIVE_SUFFIX
 from jaxvit.reproduce.archive import archived, folder_for, opened, pack, renew
-from jaxvit.reproduce.page import numbers, outcome
+from jaxvit.reproduce.page import conclusion, numbers, outcome
 from jaxvit.reproduce.queue import listing, parse_limit, read_queue, run_queue, statuses
 from jaxvit.reproduce.results import Results
 from jaxvit.reproduce.rows import TableRow, choose, with_partner
 from jaxvit.reproduce.runs import RunSettings, config_of, run_row
-from jaxvit.reproduce.table import form_of, is_full, newest
+from jaxvit.reproduce.table import form_of, newest
+from jaxvit.reproduce.transfer import EXPERIMENT, transfer
 from jaxvit.shown import rich, terminal
 
 _EXAMPLES = """examples:
   jaxvit reproduce --list                            the rows, their targets and results
   jaxvit reproduce fashion_fast_vit --seeds=1        trains fashion_vit and it, compares, adds to the table
   jaxvit reproduce mini_vit mini_vit_tl4 --seeds=2   the first two of each row's seeds
-  jaxvit reproduce cct --epochs=2                    a short form; marked as such, not judged
-  jaxvit reproduce --all                             all rows in order; finished runs are kept
+  jaxvit reproduce --all --epochs=2                  a short form; marked as such, not judged
+  jaxvit reproduce transfer --seeds=1                fine-tuning against a probe and training from scratch
   jaxvit reproduce --take=rows_gpu/results           adds results from elsewhere to the table
   jaxvit reproduce --queue=results/queue.toml --dry_run                  shows finished and remaining runs
   jaxvit reproduce --queue=results/queue.toml --limit='2 hours'          runs for two hours at low priority
@@ -113,6 +114,8 @@ def main(argv: list[str]) -> int:
         return _queue(options, results)
     if options.limit:
         raise UsageError(f"--limit={options.limit}: it needs --queue=FILE; leave it out")
+    if options.rows == [EXPERIMENT]:
+        return _transfer(options, results)
     if not (options.rows or options.all or options.list):
         raise UsageError("name rows, or use --all (takes days); jaxvit reproduce --list shows the rows")
     if options.all and options.rows:
@@ -143,21 +146,25 @@ def main(argv: list[str]) -> int:
                 print(f"{row.name}: {what}: {first_line(error)[:300]}")
     if len(not_run) == len(rows) and all(isinstance(error, UsageError) for error in not_run.values()):
         raise next(iter(not_run.values()))  # nothing ran: a mistake in the command, or missing data
-    failed = False
+    failed = bool(not_run.keys() & {row.name for row in asked})
     for row in rows:
-        form = form_of(row, settings.epochs, settings.dtype)
-        runs = [line for line in made if line["row"] == row.name]
-        said, passed = outcome(row, runs, made, form)
-        measured = f", n = {runs[0]['n']}, {len(runs)} of {len(row.seeds)} seeds" if runs and not row.steps else ""
-        if row in asked:  # a paired row is reported but not judged
-            failed |= row.name in not_run or (not passed and (is_full(form) or row.steps > 0))
-        short = "" if is_full(form) or row.steps else f", {form}"  # the sentence on steps names the form
-        print(f"{row.name}{short}{measured}: {'; '.join(said)}")
+        said, missed = conclusion(row, made, form_of(row, settings.epochs, settings.dtype))
+        failed |= missed and row in asked  # a paired row is reported but not judged
+        print(said)
     print(f"table: {results.page}", flush=True)
     return errors.SOME_INPUTS_FAILED if failed else errors.DONE
 
 
 _OF_RUNS = ("dtype", "dry_run", "queue", "limit")
+
+
+def _transfer(options: Any, results: Results) -> int:
+    if options.all or options.together or options.epochs or options.dtype:
+        raise UsageError(f"{EXPERIMENT}: its runs are fixed: leave out all flags but --seeds, --list and folders")
+    run = not (options.list or options.dry_run)
+    for line in transfer(results, folder_for(Path(options.runs)), seeds=options.seeds, run=run):
+        print(line, flush=True)
+    return errors.DONE
 
 
 def _refuse_beside(options: Any, reason: str, *more: str) -> None:
@@ -168,7 +175,6 @@ def _refuse_beside(options: Any, reason: str, *more: str) -> None:
 
 
 def _queue(options: Any, results: Results) -> int:
-    """Runs a queue, or shows it."""
     runs = Path(options.runs)
     settings = RunSettings(results.configs, folder_for(runs), dtype=options.dtype)
     tasks = read_queue(Path(options.queue), results.rows)
@@ -186,7 +192,6 @@ def _queue(options: Any, results: Results) -> int:
 
 
 def _pack(runs: Path, file: Path) -> int:
-    """Packs a folder of runs into an archive."""
     if file.suffix != ARCHIVE_SUFFIX:
         raise UsageError(f"--pack={file}: the name must end in {ARCHIVE_SUFFIX}")
     if not (count := pack(folder_for(runs), file)):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Collection
+from functools import partial
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from jaxvit.cli import command_line
+from jaxvit.cli.options import said_choice
 from jaxvit.config.files import packaged_configs, split_spec
 from jaxvit.config.for_images import CONFIG, choose, data_name, default_workdir
+from jaxvit.config.initial_weights import FINETUNE, chosen_side, fill_in
 from jaxvit.config.key_table import KEYS
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
@@ -21,7 +24,6 @@ from jaxvit.files import local_path
 from jaxvit.run.assembly import Assembly, assemble
 from jaxvit.run.dry_run import print_plan
 from jaxvit.run.train import train
-from jaxvit.shown import terminal
 
 _EXAMPLES = """examples:
   jaxvit train --data=photos                       your images, photos/CLASS/IMAGE.jpg; derives the settings
@@ -113,13 +115,17 @@ def _fill_in(options: argparse.Namespace, config: ConfigDict, overrides: Collect
     if "data.name" in overrides:
         raise UsageError("--data and --config.data.name set the same key; give only one of them")
     name = data_name(options.data)
-    whole = not options.config or split_spec(options.config)[0] == CONFIG
-    found = choose(config, name, given=overrides, folds=folds, whole_recipe=whole)
-    for line in found.lines:
-        print(terminal(line), flush=True)
-    for phrase in found.warnings:
-        print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
-    return found.config, options.workdir or default_workdir(name, found.config.data.folds)
+    named = split_spec(options.config or CONFIG)[0]
+    side = None
+    if named == FINETUNE:
+        workdir = Path(options.workdir or default_workdir(name, folds))
+        config = fill_in(config, workdir)[0]
+        side = partial(chosen_side, config, workdir)
+    found = choose(
+        config, name, given=overrides, folds=folds, whole_recipe=named in (CONFIG, FINETUNE), weights_side=side
+    )
+    config = said_choice(found)
+    return config, options.workdir or default_workdir(name, config.data.folds)
 
 
 def main(argv: list[str]) -> int:
@@ -138,7 +144,9 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
 
         def plan_it() -> tuple[Plan, Assembly]:
-            plan = resolve(config, devices=hardware.device_count(), overrides=overrides)
+            filled, _ = fill_in(config)
+            platform = hardware.platform()
+            plan = resolve(filled, devices=hardware.device_count(), platform=platform, overrides=overrides)
             return plan, assemble(plan, overrides)
 
         plan, assembly = processes.on_all(plan_it)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import set_value
-from jaxvit.config.plan_data import check_classes, resolve_cut
+from jaxvit.config.plan_data import check_classes, resolve_cut, resolve_few
 from jaxvit.config.reader import ConfigReader
 from jaxvit.data.balance import UNEVEN
 from jaxvit.data.dataset import Dataset
@@ -34,9 +34,16 @@ from jaxvit.files import local_path
 CONFIG = "photos"  # the packaged config that `--data` stands for
 SIDES = (64, 48, 32)  # sides to resize images to, in pixels; smaller images keep their side
 STEPS, EPOCHS = 2000, (30, 200)  # wanted number of steps; fewest and most epochs
+FINE_STEPS, FINE_EPOCHS = 500, (5, 50)  # the same for fine-tuning
 BATCHES = (8, 128)  # smallest and largest batch
 COMPARED = 50_000  # up to this many images, given splits are searched for copies, which decodes all images
 _SHOWN = 20  # classes to list with their counts
+# Parts that should share no image, and the harm if they do.
+_PAIRS = (
+    ("test", "train", "the test accuracy is too high"),
+    ("test", "validation", "they choose the weights, so the test accuracy is too high"),
+    ("validation", "train", "the validation accuracy is too high, and the weights may be badly chosen"),
+)
 _MANY = 2_000  # from this many images on, a line announces the decoding
 
 
@@ -55,8 +62,12 @@ class Chosen:
     warnings: tuple[str, ...]
 
 
-def data_name(text: str) -> str:
+def data_name(text: str, flag: str = "--data=") -> str:
     """The config key `data.name` for a value of `--data`: files by their absolute path, else a set's name.
+
+    Args:
+      text: a path or a name.
+      flag: what stands before it in error messages.
 
     Raises:
       UsageError: the path does not exist, or is neither a folder nor a table nor shards.
@@ -80,7 +91,7 @@ def data_name(text: str) -> str:
             if os.path.exists(path)
             else "does not exist"
         )
-        raise UsageError(f"--data={text}: {path} {kind}")
+        raise UsageError(f"{flag}{text}: {path} {kind}")
     return text
 
 
@@ -97,7 +108,13 @@ def default_workdir(name: str, folds: int = 0) -> str:
 
 
 def choose(
-    config: ConfigDict, name: str, *, given: Collection[str] = (), folds: int = 0, whole_recipe: bool = True
+    config: ConfigDict,
+    name: str,
+    *,
+    given: Collection[str] = (),
+    folds: int = 0,
+    whole_recipe: bool = True,
+    weights_side: Callable[[float], int] | None = None,
 ) -> Chosen:
     """Chooses the values of a config from a data set.
 
@@ -108,16 +125,20 @@ def choose(
       folds: number of folds of a cross-validation; 0 = none.
       whole_recipe: also choose batch size, duration and details of the model; else only the keys of the data: name,
         side, splits, mean and std.
+      weights_side: for fine-tuning: (median shorter side of the images) -> side; the model's attributes, mean and
+        standard deviation stay as they are, and the training is short. None = training from scratch.
 
     Raises:
       UsageError: the images cannot be used.
     """
     config = config.copy_and_resolve_references()
     get = ConfigReader(config)
+    if weights_side:
+        given = {*given, "augment.mean", "augment.std", "model.name"}
     _set(config, {"data.name": name, "data.classes": (), **({"data.folds": folds} if folds else {})}, given)
     opened = _open(get, name)
     check_classes(opened, name, get("data.classes", tuple))
-    side, of_side = _side(opened)
+    side, of_side = _side_of_weights(opened, weights_side) if weights_side else _side(opened)
     if get("data.side", int) and not whole_recipe:
         side, of_side = get("data.side", int), "as in the config"
     _set(config, {"data.side": side, "augment.mean": (), "augment.std": ()}, given)
@@ -127,13 +148,15 @@ def choose(
         print(f"reading {images:,} images (decoded once, then cached)", flush=True)
     _set(config, _parts(stored, get("data.folds", int)), given)
     cut = resolve_cut(get)
-    dataset = stored.changed(side=get("data.side", int), cut=cut) if cut else stored
+    few = resolve_few(get)
+    dataset = stored.changed(side=get("data.side", int), cut=cut, few=few) if cut or few else stored
     splits = {part: get(f"data.{part}", str) for part in ("train", "validation", "test")}
     counts = {part: dataset.count(split) for part, split in splits.items() if split}
     reasons = {"data.side": of_side}
     if whole_recipe:
         batch = get("train.batch_size", int) if "train.batch_size" in given else choose_batch(counts["train"])
-        epochs = choose_epochs(counts["train"], batch)
+        length = (FINE_STEPS, FINE_EPOCHS) if weights_side else (STEPS, EPOCHS)
+        epochs = choose_epochs(counts["train"], batch, *length)
         _set(config, {"train.batch_size": batch, "train.duration": f"{epochs} epochs"}, given)
         if get("model.name", str) == "cct" and "model.name" not in given:
             _set(config, {"model.conv_layers": choose_conv_layers(_shown_side(dataset))}, given)
@@ -152,10 +175,10 @@ def choose_batch(images: int) -> int:
     return min(batch, images)
 
 
-def choose_epochs(images: int, batch: int) -> int:
-    """Number of epochs with about 2,000 steps in all: a multiple of ten from 30 to 200."""
-    per_epoch = -(-images // batch)
-    return min(max(round(STEPS / per_epoch / 10) * 10, EPOCHS[0]), EPOCHS[1])
+def choose_epochs(images: int, batch: int, steps: int = STEPS, epochs: tuple[int, int] = EPOCHS) -> int:
+    """Number of epochs with about so many steps in all: a multiple of the fewest or of ten, within `epochs`."""
+    per_epoch, unit = -(-images // batch), min(10, epochs[0])
+    return min(max(round(steps / per_epoch / unit) * unit, epochs[0]), epochs[1])
 
 
 def choose_side(shorter: float) -> int:
@@ -221,6 +244,18 @@ def _side(stored: Dataset) -> tuple[int, str]:
     if stored.is_fixed and max(sizes[0]) <= SIDES[0]:
         return 0, f"all images have {middle} pixels"
     return choose_side(shorter), f"the images have {middle} pixels" + ("" if same else " in the middle")
+
+
+def _side_of_weights(stored: Dataset, weights_side: Callable[[float], int]) -> tuple[int, str]:
+    """(value of data.side, reason) for fine-tuning."""
+    sizes = stored.sample_sizes()
+    if not sizes:
+        return weights_side(float("inf")), "that of the weights"
+    shorter = statistics.median(min(size) for size in sizes)
+    side = weights_side(shorter)
+    reason = "that of the weights" if side == weights_side(float("inf")) else "the images are smaller than the weights'"
+    same = stored.is_fixed and set(sizes) == {(side, side)}
+    return (0 if same else side), (f"all images have {side} pixels" if same else reason)
 
 
 def _shown_side(dataset: Dataset) -> int:
@@ -323,19 +358,20 @@ def _copies(stored: Dataset, *, folds: bool, cut: bool) -> tuple[str, ...]:
     split_of = np.repeat(splits, [len(each.hashes) for each in found.values()])
     groups = copies(hashes)
     warnings = []
-    across = [g for g in groups if len(set(split_of[g])) > 1] if not folds else []
-    if across:
-        images = sum(len(g) for g in across)
-        one, other = across[0][0], next(i for i in across[0] if split_of[i] != split_of[across[0][0]])
-        warnings.append(
-            f"{images:,} images have copies in another part, such as {names[one]} and {names[other]}: the accuracy "
-            "on them is too high"
-        )
+    for one, other, harm in _PAIRS if not folds else ():
+        both = [g for g in groups if {one, other} <= set(split_of[g])]
+        if both:
+            count = sum(int((split_of[g] == one).sum()) for g in both)
+            first, second = (next(names[i] for i in both[0] if split_of[i] == part) for part in (one, other))
+            warnings.append(
+                f"{count:,} of the {int((split_of == one).sum()):,} {one} images {'is' if count == 1 else 'are'} in "
+                f"{other} too, such as {first} as {second}: {harm}"
+            )
     twice = [g for g in groups if len(set(labels[g])) > 1]
     if twice:
         one, other = twice[0][0], next(i for i in twice[0] if labels[i] != labels[twice[0][0]])
         warnings.append(
-            f"{len(twice):,} images are in more than one class, such as {names[one]} and {names[other]}: check their "
-            "labels"
+            f"{len(twice):,} {'image is' if len(twice) == 1 else 'images are'} in more than one class, such as "
+            f"{names[one]} and {names[other]}: check their labels"
         )
     return tuple(warnings)

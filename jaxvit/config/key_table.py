@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxvit.config.plan_types import InitPlan
+from jaxvit.config.plan_types import DistillPlan, InitPlan
 from jaxvit.data.settings import Augmentation
 from jaxvit.training.settings import OptimizerSettings
 
@@ -36,7 +36,7 @@ class Key:
 
 
 # The settings that the keys become hold their defaults, so that each default is written once.
-_AUGMENT, _OPTIM, _INIT = Augmentation(), OptimizerSettings(), InitPlan()
+_AUGMENT, _OPTIM, _INIT, _DISTILL = Augmentation(), OptimizerSettings(), InitPlan(), DistillPlan()
 
 KEYS: dict[str, Key] = {
     "seed": Key(0, "seed of all random numbers of the run: parameters, order of images, augmentation, dropout"),
@@ -82,7 +82,7 @@ KEYS: dict[str, Key] = {
     ),
     "data.workers": Key(
         0,
-        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 8 cores, else a "
+        "processes that decode a split that is too large to be kept decoded: 0 = threads on up to 4 cores, else a "
         "process for each core; -1 = threads",
         changes_result=False,
         added=True,
@@ -105,6 +105,16 @@ KEYS: dict[str, Key] = {
         added=True,
     ),
     "data.fold": Key(-1, "the only fold to train, from 0; -1 = all folds", added=True),
+    "data.per_class": Key(
+        0,
+        "train on only this many images of each class, drawn by data.draw; 0 = on all images of data.train",
+        added=True,
+    ),
+    "data.draw": Key(
+        0,
+        "for data.per_class: number of the draw; a larger data.per_class has all images of a smaller one",
+        added=True,
+    ),
     "data.balance": Key(
         "none",
         "for classes of unequal size: 'sampling' draws images of rare classes more often, 'loss' gives them a larger "
@@ -234,6 +244,56 @@ KEYS: dict[str, Key] = {
     "init.stem_images": Key(
         _INIT.stem_images, "whitening: number of training images to measure, spread over the split", added=True
     ),
+    # A teacher.
+    "distill.from": Key(
+        _DISTILL.source,
+        "folder of a trained run whose answers this one learns too; '' = none. It sees the same augmented images, so "
+        "classes, image size, mean and std must be the same",
+        changes_result=False,
+        added=True,
+    ),
+    "distill.hash": Key(
+        _DISTILL.hash, "hash of the teacher's weights; filled in; others are refused where it is given", added=True
+    ),
+    "distill.weight": Key(
+        _DISTILL.weight,
+        "share of the teacher's answers in the loss, 0 to 1: (1 - weight) × cross-entropy + weight × divergence",
+        added=True,
+    ),
+    "distill.temperature": Key(
+        _DISTILL.temperature,
+        "temperature that softens both answers; the divergence is multiplied by its square",
+        added=True,
+    ),
+    "distill.features": Key(
+        _DISTILL.features,
+        "weight of 1 - cosine of the features before the two heads, added to the loss; needs equally many",
+        added=True,
+    ),
+    "init.from": Key(
+        _INIT.source,
+        "weights to start from: a run's or an exported folder, a file of another project, or 'hf://owner/name'; '' = "
+        "none",
+        changes_result=False,
+        added=True,
+    ),
+    "init.hash": Key(
+        _INIT.hash, "hash of the weights of init.from; filled in; others are refused where it is given", added=True
+    ),
+    "init.keep": Key(
+        _INIT.keep, "patterns of parameters to take from init.from, separated by '|'; '' = all of them", added=True
+    ),
+    "init.skip": Key(_INIT.skip, "patterns of parameters not to take from init.from, such as 'head/*'", added=True),
+    "init.allow": Key(
+        _INIT.allow,
+        "patterns of parameters that may be missing, left over or of another shape in init.from",
+        added=True,
+    ),
+    "init.channels": Key(
+        _INIT.channels,
+        "for images of another number of channels than in init.from: 'sum' or 'mean' of the first layer's channels",
+        added=True,
+    ),
     # Optimisation.
     "optim.name": Key(
         _OPTIM.name, "optimizer: 'adamw', 'adam', 'sgd' (with momentum), 'lion', 'muon' or 'package.module:function'"
@@ -275,6 +335,17 @@ KEYS: dict[str, Key] = {
     ),
     "optim.ema_ramp": Key(True, "use a smaller decay of the EMA at first: min(ema_decay, (1 + step) / (10 + step))"),
     "optim.clip_norm": Key(_OPTIM.clip_norm, "scale gradients down to this global L2 norm; 0 = off"),
+    "optim.freeze": Key(
+        _OPTIM.freeze,
+        "patterns of parameters that are not trained, separated by '|', such as '*/embed*|*/block_[0-5]/*', or "
+        "'!head/*' for all but these; they have no moments; '' = all are trained",
+        added=True,
+    ),
+    "optim.head_first": Key(
+        "0 steps",
+        "train only the head for this long, epochs, steps or a share of the training, then all that is not frozen",
+        added=True,
+    ),
     "optim.muon_on": Key(
         _OPTIM.muon_on,
         "patterns of the matrices that muon updates, by paths such as 'encoder/block_0/mlp/dense_0/kernel'",
@@ -296,7 +367,10 @@ KEYS: dict[str, Key] = {
     "train.duration": Key("10 epochs", "length of the training: epochs or steps"),
     "train.batch_size": Key(128, "images per step, over all devices"),
     "train.steps_per_call": Key(
-        1, "steps per call of the device; saving, stopping and evaluation happen between calls", changes_result=False
+        0,
+        "steps per call of the device; saving, stopping and evaluation happen between calls; 0 = 10 on accelerators "
+        "that keep the training split, else 1",
+        changes_result=False,
     ),
     "train.last_batch": Key("keep", "the last, smaller batch of an epoch: 'keep' (every image counts once) or 'drop'"),
     "train.accumulate": Key(1, "gradient accumulation: number of parts that a batch is split into, to save memory"),
@@ -309,6 +383,12 @@ KEYS: dict[str, Key] = {
         "how attention, max-pooling, gelu and noise are computed: 'fast' (the fastest on this device) or 'plain'",
     ),
     "train.label_smoothing": Key(0.0, "label smoothing: share of the target spread evenly over all classes"),
+    "train.elastic": Key(
+        (),
+        "numbers of learned tokens to train one TokenLearner for, such as (4, 16): each step draws one; the last is "
+        "model.learner_tokens; () = only that one",
+        added=True,
+    ),
     "train.seeds": Key(
         "auto",
         "runs of several seeds: 'together' in one program, 'in_turn', or 'auto' (together on an accelerator with room)",

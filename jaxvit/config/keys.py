@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 from jaxvit.config.key_table import KEYS, REMOVED, RENAMED
 from jaxvit.errors import UsageError, nearest
 
+SOURCE = "source"  # as the name of a model: that of the weights in init.from
+
 
 def base_config(model: str = "vit", **attributes: object) -> ConfigDict:
     """Returns a config of all keys at their defaults, with a `model` section for a model.
 
     Args:
-      model: a name for `jaxvit.create_model`, or 'package.module:Class'.
+      model: a name for `jaxvit.create_model`, 'package.module:Class', or 'source' = the model of `init.from`.
       **attributes: attributes of the model with other values than the model's own.
 
     Raises:
@@ -49,6 +51,8 @@ def model_config(name: str, **attributes: object) -> ConfigDict:
     """
     from jaxvit.models import registry  # imported here, because the other keys need neither Flax nor JAX
 
+    if name == SOURCE:
+        return ConfigDict({"name": SOURCE})
     try:
         section = registry.model_defaults(name)
         needed = registry.attributes_without_default(name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from keyword import iskeyword
 from typing import cast
 
 from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.key_table import KEYS
-from jaxvit.config.keys import check_value, flatten, gone
+from jaxvit.config.keys import SOURCE, check_value, flatten, gone, set_value
 from jaxvit.errors import UsageError, first_line, nearest
 
 
@@ -28,7 +29,28 @@ def parse_config_arguments(spec: str, tokens: Sequence[str]) -> tuple[ConfigDict
     """
     overrides, _ = split_overrides(tokens)
     chosen_model = [value for key, value, _ in overrides if key == "model.name"]
-    return parse_overrides(load_config_file(spec, chosen_model[-1] if chosen_model else ""), tokens)
+    config = load_config_file(spec, chosen_model[-1] if chosen_model else "")
+    chosen_weights = [value for key, value, _ in overrides if key == "init.from"]
+    if chosen_weights and chosen_weights[-1] and _lookup(config, "model.name") == SOURCE:
+        config = _with_model_of(config, chosen_weights[-1], any(key.startswith("model.") for key, _, _ in overrides))
+    return parse_overrides(config, tokens)
+
+
+def _with_model_of(config: ConfigDict, where: str, needed: bool) -> ConfigDict:
+    """Puts the model of some weights into a config, whose attributes are keys then.
+
+    Without `needed`, weights that are gone are no error yet: a run that has begun does not need them.
+    """
+    from jaxvit.config.initial_weights import start_from  # imports the models and the importers
+
+    try:
+        config = start_from(config, where)
+    except UsageError:
+        if needed:
+            raise
+        return config
+    set_value(config, "init.hash", "")  # filled in when the run starts
+    return config
 
 
 def parse_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDict, dict[str, object], list[str]]:
@@ -45,6 +67,9 @@ def parse_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDi
                 raise UsageError(f"{token}: '{key}' is a section; set one of its keys, such as config.{inner[0]}")
             why = gone(key) or _why_no_model_key(config, key)
             raise UsageError(f"{token}: there is no key config.{key}{f': {why}' if why else _suggest(key, types)}")
+    # ml_collections parses a key as Python code, in which `from` is no name. Such keys hold text.
+    direct: dict[str, object] = {key: value for key, value, _ in overrides if iskeyword(key.rpartition(".")[2])}
+    overrides = [each for each in overrides if each[0] not in direct]
     values = flags.FlagValues()
     argv = ["jaxvit", *(token for _, _, token in overrides)]
     for (key, value, _), position in zip(overrides, range(1, len(argv)), strict=True):
@@ -56,6 +81,9 @@ def parse_overrides(config: ConfigDict, tokens: Sequence[str]) -> tuple[ConfigDi
     except (flags.Error, ValueError, TypeError) as error:
         raise UsageError(_explain_value_error(overrides, types, error)) from None
     applied: dict[str, object] = dict(getattr(values["config"], "override_values"))  # noqa: B009
+    for key, value in direct.items():
+        set_value(values.config, key, value)
+    applied |= direct
     for key, value in applied.items():
         # absl parses text that is not a Python literal as a tuple of one string.
         if isinstance(value, tuple) and any(isinstance(v, str) and v.startswith(("(", "[")) for v in value):

@@ -12,6 +12,7 @@ from typing import cast
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.distillation import resolve_distill
 from jaxvit.config.identity import config_hash
 from jaxvit.config.key_table import KEYS
 from jaxvit.config.keys import check_keys
@@ -32,16 +33,23 @@ from jaxvit.training.metrics import BY_CLASS, MONITORS
 
 MOST_WORKERS = 1024
 RESIDENT_BYTES = 2 << 30  # data.feed='auto' keeps training splits of up to this size on the devices
+STEPS_PER_CALL = 10  # of train.steps_per_call=0 on accelerators with the training split on them
 
 
 def resolve(
-    config: ConfigDict, *, devices: int = 1, overrides: Iterable[str] = (), dataset: Dataset | None = None
+    config: ConfigDict,
+    *,
+    devices: int = 1,
+    platform: str = "cpu",
+    overrides: Iterable[str] = (),
+    dataset: Dataset | None = None,
 ) -> Plan:
     """Derives the Plan of a config.
 
     Args:
       config: config of an experiment.
       devices: number of devices that share a batch.
+      platform: platform of the devices, 'cpu', 'gpu' or 'tpu'.
       overrides: keys that the user has set on the command line. Each must have an effect in this run.
       dataset: the config's data set, if it is open already; None = open it.
 
@@ -53,7 +61,7 @@ def resolve(
     dataset = open_named(get, dataset)
     check_classes(dataset, get("data.name", str), get("data.classes", tuple))
     data = _resolve_data(get, dataset)
-    train = _resolve_train(get, data, dataset, devices)
+    train = _resolve_train(get, data, dataset, devices, platform)
     augment = resolve_augment(get, data, train, dataset)
     seeds = _resolve_seeds(get)
     folds = get.peek("data.folds", int)
@@ -75,6 +83,7 @@ def resolve(
         train=train,
         config_hash=config_hash(config),
         init=resolve_init(get),
+        distill=resolve_distill(get),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
         warnings=overlaps(dataset, data),
     )
@@ -135,7 +144,7 @@ def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> Mod
     return ModelPlan(name, tuple(attributes.items()))
 
 
-def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices: int) -> TrainPlan:
+def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices: int, platform: str) -> TrainPlan:
     batch = get.at_least("train.batch_size", 1)
     if batch % devices:
         lower = batch - batch % devices
@@ -176,6 +185,9 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
     eval_batch = get.at_least("eval.batch_size", 0) or batch
     writers = get("log.writers", tuple)
     check_writers(writers)
+    feed = _resolve_feed(get, data, dataset)
+    # Batches of a stream are copied to the devices a call at a time, and several may not fit.
+    several = STEPS_PER_CALL if platform != "cpu" and feed == "resident" else 1
     return TrainPlan(
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -196,10 +208,22 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         checkpoint_every=max(1, length("checkpoint.every")),
         log_every=max(1, length("log.every")),
         writers=writers,
-        feed=_resolve_feed(get, data, dataset),
-        steps_per_call=get.at_least("train.steps_per_call", 1),
+        feed=feed,
+        steps_per_call=get.at_least("train.steps_per_call", 0) or several,
         workers=_resolve_workers(get, data, dataset),
+        elastic=_resolve_elastic(get),
     )
+
+
+def _resolve_elastic(get: ConfigReader) -> tuple[int, ...]:
+    """The numbers of learned tokens to train for; () = only that of the model."""
+    counts = get("train.elastic", tuple)
+    if not counts:
+        return ()
+    whole = all(type(count) is int and count > 0 for count in counts)
+    if not whole or list(counts) != sorted(set(counts)) or len(counts) < 2:
+        raise UsageError(f"config.train.elastic={counts}: must be two or more rising numbers, such as (4, 16)")
+    return counts
 
 
 def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
@@ -256,10 +280,14 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return f"config.augment.mixup={mixup} and config.augment.cutmix={cutmix} are not both on"
     if key in ("augment.mix_probability", "augment.mix_until"):
         return "neither config.augment.mixup nor config.augment.cutmix is on"
+    if key.startswith("distill."):
+        return "config.distill.from='' names no teacher"
     if key.startswith("init."):
         return why_init_unread(key)
     if key == "data.workers":
         return "the images are kept decoded in the cache, so that training decodes none"
+    if key == "data.draw":
+        return "config.data.per_class=0 trains on all images"
     if key == "data.fold":
         return "config.data.folds=0 makes no folds"
     if key in ("data.balance_by", "data.balance_beta"):

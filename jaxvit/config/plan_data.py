@@ -13,6 +13,7 @@ from jaxvit.data.balance import BALANCES, WEIGHTINGS, class_weights
 from jaxvit.data.cut import Cut
 from jaxvit.data.dataset import Dataset
 from jaxvit.data.decoding import Limits
+from jaxvit.data.few import Few
 from jaxvit.data.image_folder import PREFIX
 from jaxvit.data.prepared import data_dir
 from jaxvit.data.sources import open_dataset
@@ -27,15 +28,30 @@ def open_named(get: ConfigReader, opened: Dataset | None) -> Dataset:
     classes, on_error = get("data.classes", tuple), get.one_of("data.on_error", ("stop", "skip"))
     side, white = get.at_least("data.side", 0), get.at_least("data.white", 0)
     limits = Limits(get.at_least("data.max_pixels", 1), get.at_least("data.max_bytes", 1))
+    few = resolve_few(get)
     cut, name, directory = resolve_cut(get), get("data.name", str), data_dir(get("data.dir", str))
     if side**2 > limits.pixels:
         most = f"config.data.max_pixels={limits.pixels}"
         raise UsageError(f"config.data.side={side}: that is more pixels than {most} allows")
     dataset = opened or open_dataset(
-        name, directory, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut
+        name,
+        directory,
+        classes=classes,
+        on_error=on_error,
+        side=side,
+        limits=limits,
+        white=white,
+        cut=cut,
+        few=few,
     )
     dataset.say_left_out()
     return dataset
+
+
+def resolve_few(get: ConfigReader) -> Few | None:
+    """Derives the few images of each class to train on from `data.per_class` and `data.draw`; None = all images."""
+    per_class = get.at_least("data.per_class", 0)
+    return Few(get("data.train", str), per_class, get.at_least("data.draw", 0)) if per_class else None
 
 
 def resolve_cut(get: ConfigReader) -> Cut | None:
@@ -94,6 +110,11 @@ def overlaps(dataset: Dataset, data: DataPlan) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _left_out(dataset: Dataset) -> str:
+    found = dataset.left_out
+    return f"; left out: {'; '.join(map(str, found))}" if found else ""
+
+
 def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
     """Checks that a model can learn all classes.
 
@@ -110,9 +131,14 @@ def check_classes(dataset: Dataset, name: str, chosen: Sequence[int]) -> None:
         folders = ", one folder for each: PATH/CLASS/IMAGE.jpg" if name.startswith(PREFIX) else ""
         raise UsageError(
             f"config.data.name='{name}': all of its images are of one class ({names[0]}); a classifier needs two "
-            f"classes or more{folders}"
+            f"classes or more{folders}{_left_out(dataset)}"
         )
     untaught = dataset.without_training_images
+    if untaught and len(untaught) == len(names):
+        raise UsageError(
+            f"config.data.name='{name}': there are no training images, only {' and '.join(dataset.stored_sizes)}; to "
+            "evaluate a trained model on them: jaxvit evaluate --workdir=RUN --data=PATH"
+        )
     if untaught:
         kept = tuple(i for i, name in zip(chosen or range(len(names)), names, strict=True) if name not in untaught)
         what = ", ".join(itertools.islice(untaught, 3)) + (", …" if len(untaught) > 3 else "")

@@ -1,4 +1,4 @@
-"""Derives the initial values from a config's `init` section."""
+"""Derives the initial values from a config's `init` section. `jaxvit.config.initial_weights` reads weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def resolve_init(get: ConfigReader) -> InitPlan:
     default = InitPlan()
     attention, positions = get.one_of("init.attention", ATTENTION), get.one_of("init.positions", POSITIONS)
     stem = get.one_of("init.stem", STEM)
+    source = get("init.from", str)
     return InitPlan(
         attention=attention,
         query_key=_strengths(get, "init.query_key") if attention else default.query_key,
@@ -27,11 +28,19 @@ def resolve_init(get: ConfigReader) -> InitPlan:
         stem=stem,
         stem_eps=_above_zero(get, "init.stem_eps") if stem else default.stem_eps,
         stem_images=get.at_least("init.stem_images", 1) if stem else default.stem_images,
+        source=source,
+        hash=get("init.hash", str) if source else "",
+        keep=get("init.keep", str) if source else "",
+        skip=get("init.skip", str) if source else "",
+        allow=get("init.allow", str) if source else "",
+        channels=get.one_of("init.channels", ("sum", "mean")) if source else default.channels,
     )
 
 
 def why_init_unread(key: str) -> str:
     """Names the setting that makes a key of `init` have no effect."""
+    if key in ("init.hash", "init.keep", "init.skip", "init.allow", "init.channels"):
+        return "config.init.from='' starts from no weights"
     if key in ("init.query_key", "init.value_output"):
         return "config.init.attention='' uses config.model.initialiser"
     if key == "init.positions_scale":

@@ -85,10 +85,26 @@ def resolve_optim(get: ConfigReader, train: TrainPlan) -> OptimizerSettings:
         eps=get.at_least("optim.eps", 0.0) if "eps" in reads else 0.0,
         momentum=get.between("optim.momentum", 0.0, 1.0) if "momentum" in reads else 0.0,
         clip_norm=get.at_least("optim.clip_norm", 0.0),
+        freeze=get("optim.freeze", str),
+        head_first_steps=_head_first(get, name, length("optim.head_first", train.steps), train),
         **(_resolve_muon(get) if "muon_on" in reads else _Muon()),
     )
     _discard_unread_by_own_code(get, settings, train)
     return settings
+
+
+def _head_first(get: ConfigReader, name: str, steps: int, train: TrainPlan) -> int:
+    text = get("optim.head_first", str)
+    if steps >= train.steps:
+        raise UsageError(
+            f"config.optim.head_first='{text}': the {train.steps} steps of this run end before the rest is trained; to "
+            "train the head alone, freeze the rest with optim.freeze"
+        )
+    if steps and ":" in name:
+        raise UsageError(
+            f"config.optim.head_first='{text}': does not go with an optimizer of your own; use optim.freeze"
+        )
+    return steps
 
 
 def _built_in_or_own(get: ConfigReader, path: str, built_in: Iterable[str]) -> str:

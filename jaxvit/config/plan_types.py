@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jaxvit.data.settings import Augmentation
-from jaxvit.training.settings import OptimizerSettings
+from jaxvit.training.settings import Distillation, OptimizerSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Initial values that follow a formula. Each field means what the config key ``init.FIELD`` means."""
+    """The initial values. A field means what the config key ``init.FIELD`` means; `source` is ``init.from``."""
 
     attention: str = ""
     query_key: tuple[float, float] = (0.7, 0.7)
@@ -62,11 +62,28 @@ class InitPlan:
     stem: str = ""
     stem_eps: float = 5e-4
     stem_images: int = 5000
+    source: str = ""
+    hash: str = ""
+    keep: str = ""
+    skip: str = ""
+    allow: str = ""
+    channels: str = "sum"
 
     @property
     def is_empty(self) -> bool:
         """Whether the model's own initialisers set all values."""
-        return not (self.attention or self.positions or self.stem)
+        return not (self.attention or self.positions or self.stem or self.source)
+
+
+@dataclass(frozen=True)
+class DistillPlan:
+    """The teacher of a run, and how much is learned from it. `source` '' = no teacher; `hash` '' = any weights."""
+
+    source: str = ""
+    hash: str = ""
+    weight: float = Distillation.weight
+    temperature: float = Distillation.temperature
+    features: float = Distillation.features
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class TrainPlan:
     feed: str
     steps_per_call: int
     workers: int = -1
+    elastic: tuple[int, ...] = ()
 
     @property
     def epochs(self) -> float:
@@ -118,6 +136,7 @@ class Plan:
     train: TrainPlan
     config_hash: str
     init: InitPlan = InitPlan()
+    distill: DistillPlan = DistillPlan()
     without_effect: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

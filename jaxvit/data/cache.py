@@ -53,6 +53,7 @@ class Decoded:
       depth: statistics of images with more than 8 bits, see `jaxvit.data.depth.Depth.notes`.
       folder: the cache folder; None = only in memory.
       digest: verified hash of both arrays; '' = only in memory.
+      reasons: why each record that `skipped` names cannot be decoded; () in caches that do not tell.
     """
 
     images: np.ndarray
@@ -62,6 +63,7 @@ class Decoded:
     folder: Path | None
     digest: str = ""
     depth: dict[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
 
 
 def content_hash(files: Iterable[Path]) -> str:
@@ -206,8 +208,10 @@ def _open(folder: Path, shape: tuple[int, int, int]) -> Decoded:
     numbers = isinstance(depth, dict) and all(type(value) in (int, float) for value in depth.values())
     if not numbers or (depth and not {"count", "highest"} <= depth.keys()) or meta["order"] not in ("id", "stored"):
         raise ValueError("meta.json does not say what the images are like")
-    skipped = count, tuple(names)
-    return Decoded(images, labels, meta["order"], skipped, folder, digest, depth)
+    reasons = meta.get("skipped_reasons", [])
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+        raise ValueError("meta.json does not say why images are damaged")
+    return Decoded(images, labels, meta["order"], (count, tuple(names)), folder, digest, depth, tuple(reasons))
 
 
 def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: int, damage: Damage) -> None:
@@ -236,6 +240,7 @@ def _build(records: Records, folder: Path, shape: tuple[int, int, int], side: in
         "order": "id" if ids and all(ids) else "stored",
         "skipped": damage.count,
         "skipped_names": list(damage.names),
+        "skipped_reasons": list(damage.reasons),
         "sha256": {name: file_hash(folder / name) for name in _ARRAYS},
         "depth": damage.depth.notes,
     }
@@ -296,6 +301,7 @@ def _in_memory(records: Records, shape: tuple[int, int, int], side: int, damage:
         (damage.count, damage.names),
         None,
         depth=damage.depth.notes,
+        reasons=damage.reasons,
     )
 
 

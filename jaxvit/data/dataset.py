@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxvit.data.cut import Contents, Cut
 from jaxvit.data.decoding import Damage, Limits, Records
+from jaxvit.data.few import Few, choose_few
 from jaxvit.data.fingerprint import ORIGINALS, warning
 from jaxvit.data.gathered import Gathered
 from jaxvit.data.image_store import ImageStore
@@ -45,6 +46,7 @@ class Dataset:
       limits: limits on the size of a stored image; None = `Limits()`.
       white: the white value of images with more than 8 bits, see `jaxvit.data.depth.Depth`.
       cut: cuts splits that the store lacks from others; None = only the stored splits.
+      few: the split that is read with a few images of each class only; None = none.
 
     Attributes:
       class_names: K names.
@@ -60,6 +62,7 @@ class Dataset:
         limits: Limits | None = None,
         white: int = 0,
         cut: Cut | None = None,
+        few: Few | None = None,
     ):
         self._store, self._side, self._on_error = store, side, on_error
         self._whole = StoredSplits(store, on_error=on_error, side=side, limits=limits, white=white)
@@ -74,7 +77,7 @@ class Dataset:
             raise UsageError(f"config.data.classes={tuple(classes)}: a class is named twice")
         self._classes = tuple(classes)
         self.class_names = tuple(store.class_names[i] for i in classes) if classes else store.class_names
-        self._cut = cut
+        self._cut, self._few = cut, few
         self._rows: dict[str, np.ndarray] = {}
         self._sources: dict[str, Source | StreamedSource] = {}
         self._warnings: dict[str, str] = {}
@@ -147,10 +150,10 @@ class Dataset:
         """Whether a stored split can be cut by content: its images are files, or it fits into the cache."""
         return self.has_files or self._whole.fits(split)
 
-    def changed(self, *, side: int, cut: Cut | None) -> Dataset:
-        """Returns the same data set with another side and cut, without scanning its folder again."""
+    def changed(self, *, side: int, cut: Cut | None, few: Few | None = None) -> Dataset:
+        """Returns the same data set with another side, cut and `few`, without scanning its folder again."""
         options = {"on_error": self._on_error, "limits": self._whole.limits, "white": self._whole.white}
-        return Dataset(self._store, classes=self._classes, **options, side=side, cut=cut)
+        return Dataset(self._store, classes=self._classes, **options, side=side, cut=cut, few=few)
 
     @property
     def without_training_images(self) -> tuple[str, ...]:
@@ -187,7 +190,10 @@ class Dataset:
         Raises:
           UsageError: the split does not exist or is empty.
         """
-        return sum(stop - start for _, start, stop in self._ranges(split, key))
+        ranges = self._ranges(split, key)
+        if self._few and split == self._few.split:
+            return len(self.read(split))
+        return sum(stop - start for _, start, stop in ranges)
 
     def shared(self, one: str, other: str) -> int:
         """Returns the number of images that two split expressions have in common."""
@@ -256,7 +262,9 @@ class Dataset:
         """Reads the images of a split expression. The same expression returns the same object."""
         if split not in self._sources:
             kept = self.is_kept(split)
-            self._sources[split] = self._mapped(split) if kept else self._streamed(split)
+            source = self._mapped(split) if kept else self._streamed(split)
+            few = self._few if self._few and split == self._few.split else None
+            self._sources[split] = choose_few(source, few) if few else source
         return self._sources[split]
 
     def _mapped(self, split: str) -> Source:

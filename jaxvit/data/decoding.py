@@ -99,6 +99,8 @@ def open_image(source: bytes | Path, limits: Limits | None = None) -> Image.Imag
     else:
         head, length = source[:HEAD], len(source)
     kind = kind_of(head, length)
+    if not length:
+        raise ValueError("it is empty")
     if not kind:
         raise UnidentifiedImageError("not an image")
     if kind == "HEIF":
@@ -193,7 +195,8 @@ def pixels_of(
     if size and min(image.size) > 2 * max(size):
         image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes at a lower resolution, several times faster
     image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
-    image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
+    image, mode = _from_lab(image) if image.mode == "LAB" else image, "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # which would copy it
     pixels = np.asarray(_cover(image, *size) if size else image)
     return pixels[..., None] if channels == 1 else pixels
 
@@ -265,7 +268,7 @@ def why_unreadable(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class DamageReport:
-    """What a process that decodes has found.
+    """Damage that a process has found since its last report.
 
     Attributes:
       damaged: (name, reason) of each record that cannot be decoded.
@@ -316,6 +319,12 @@ class Damage:
             return tuple(self._reasons)[:20]
 
     @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each record in `names` cannot be decoded."""
+        with self._lock:
+            return tuple(self._reasons.values())[:20]
+
+    @property
     def notes(self) -> dict[str, Any]:
         """The entries for environment.json and result.json; {} if no record is damaged."""
         return {"skipped": self.count, "skipped_names": list(self.names)} if self.count else {}
@@ -338,7 +347,7 @@ class Damage:
         self._note(name, reason)
 
     def new_report(self) -> DamageReport:
-        """Returns what was found since the last report, for the process that counts for all."""
+        """Returns the damage found since the last report, for the process that adds all of it up."""
         with self._lock:
             named, deep = self._reported
             self._reported = [len(self._reasons), self.depth.count]

@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxvit.data.image_kinds import HEAD, RAW_ENDINGS, ending_of, has_image_ending, kind_of, reads_heic
+from jaxvit.shown import escaped
 
 NAMED = 3  # skipped entries that are named for each reason
 # Created by operating systems and NAS devices; they hold copies of photos, thumbnails (@eaDir) or deleted files.
 _SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information"))
 
-_NO_TEXT = re.compile("[\udc80-\udcff]")  # Python's surrogate escapes for bytes that are not UTF-8
+# Control characters, line ends, and Python's surrogate escapes for bytes that are not UTF-8.
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 HIDDEN = "hidden files or folders"
 SYSTEM = "system folders"
@@ -125,18 +127,26 @@ def find_images(folder: Path, *, skip: Collection[str] = ()) -> Found:
         reason: (count, tuple(os.path.relpath(name, folder) for name in passed_over.names[reason]))
         for reason, count in passed_over.counts.items()
     }
-    empty = sorted(class_name(name) for name in inside - filled - {*skip} if not reason_to_skip(name))
+    here = folder.resolve()
+    # A link back into or above the folder is a link already listed, and no empty folder.
+    back = {name for name in inside if (target := (folder / name).resolve()) != here / name and _joined(target, here)}
+    empty = sorted(class_name(name) for name in inside - filled - back - {*skip} if not reason_to_skip(name))
     return Found(folder, images, tuple(empty), reasons)
 
 
+def _joined(one: Path, other: Path) -> bool:
+    """Whether a folder contains the other, or both are the same."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def class_name(folder: str) -> str:
-    r"""Returns the class name of a folder: its name, with bytes that are not UTF-8 written as in '\xe9'.
+    r"""Returns the class name of a folder: its name, with bytes that are not UTF-8 and control characters escaped.
 
     Example:
-      >>> class_name("café"), class_name(os.fsdecode(b"caf\xe9"))
-      ('café', 'caf\\xe9')
+      >>> class_name("café"), class_name(os.fsdecode(b"caf\xe9")), class_name("new\nline")
+      ('café', 'caf\\xe9', 'new\\nline')
     """
-    return _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", folder)
+    return _NO_TEXT.sub(lambda found: escaped(found[0]), folder)
 
 
 def walk_images(folder: str, passed_over: PassedOver, skip: Collection[str] = ()) -> Iterator[str]:

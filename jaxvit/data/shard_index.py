@@ -198,7 +198,7 @@ def _checked(line: dict[str, Any], body: bytes, shard: Path, file: Path, state: 
     """Returns the index of these bytes, with all numbers checked.
 
     Raises:
-      ValueError: they are no index of this file.
+      ValueError: they are not an index of this file.
     """
     count, values, class_names = line["images"], line["labels"], line["class_names"]
     fixed = sum(np.dtype(kind).itemsize for name, kind in _ARRAYS.items() if name != "names")

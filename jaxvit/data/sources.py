@@ -13,6 +13,7 @@ from typing import Any
 from jaxvit.data.cut import Cut
 from jaxvit.data.dataset import Dataset
 from jaxvit.data.decoding import Limits
+from jaxvit.data.few import Few
 from jaxvit.data.image_folder import PREFIX, open_image_files
 from jaxvit.data.label_table import TABLE_PREFIX
 from jaxvit.data.own import OwnStore
@@ -57,6 +58,7 @@ def open_dataset(
     limits: Limits | None = None,
     white: int = 0,
     cut: Cut | None = None,
+    few: Few | None = None,
 ) -> Dataset:
     """Opens a data set by name; `digits` is prepared on first use.
 
@@ -64,7 +66,7 @@ def open_dataset(
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', 'tar:PATTERN', 'parquet:PATTERN', or
         'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
-      classes, on_error, side, limits, white, cut: see `Dataset`.
+      classes, on_error, side, limits, white, cut, few: see `Dataset`.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
@@ -89,4 +91,4 @@ def open_dataset(
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # raises an error that explains the missing ':function'
             raise
-    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut)
+    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut, few=few)

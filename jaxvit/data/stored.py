@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -63,8 +65,14 @@ class StoredSplits:
 
     @property
     def skipped(self) -> list[tuple[int, tuple[str, ...]]]:
-        """(number, first names) of the images that cannot be decoded, for each split decoded so far."""
-        return [decoded.skipped for decoded in self._decoded.values()]
+        """(number, first names, each with the reason) of damaged images, for each split decoded so far."""
+        return [(decoded.skipped[0], self._why(decoded)) for decoded in self._decoded.values()]
+
+    def _why(self, decoded: Decoded) -> tuple[str, ...]:
+        """The first images that cannot be decoded, as 'cat/1.jpg: it is empty'."""
+        root = f"{self._store.name.partition(':')[2]}/"  # the names of files start with their folder's path
+        pairs = zip_longest(decoded.skipped[1], decoded.reasons, fillvalue="")
+        return tuple(name.removeprefix(root) + (f": {reason}" if reason else "") for name, reason in pairs)
 
     def fits(self, split: str) -> bool:
         """Whether a decoded split fits into the cache: at most `CACHE_BYTES`, or already in memory."""
@@ -93,10 +101,13 @@ class StoredSplits:
             self._decoded[split] = decoded_split(
                 _Lazy(store, split), folder, self.image_shape, self._side, self.damage()
             )
-            skipped, names = self._decoded[split].skipped
+            skipped, names = self._decoded[split].skipped[0], self._why(self._decoded[split])
             if skipped:
-                shown = ", ".join(names[:5]) + (", …" if skipped > 5 else "")
-                warn_once(f"warning: {self._store.name} {split}: {skipped} damaged images are left out: {shown}")
+                shown = "; ".join(names[:5]) + ("; …" if skipped > 5 else "")
+                limits = dict.fromkeys(found[1] for name in names if (found := re.search(r"(max_\w+) allows", name)))
+                remedy = "".join(f" (--config.data.{limit} raises the limit)" for limit in limits)
+                images = "1 damaged image is" if skipped == 1 else f"{skipped:,} damaged images are"
+                warn_once(f"warning: {self._store.name} {split}: {images} left out: {shown}{remedy}")
             if said := hint(self._decoded[split].depth, self.white):
                 warn_once(f"warning: {self._store.name} {split}: {said}")
         return self._decoded[split]

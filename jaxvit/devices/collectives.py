@@ -29,7 +29,7 @@ from jaxvit.devices.sharding import shard_state
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a step exchanges by one kind of collective, summed over all arrays.
+    """The arrays that a step exchanges by one kind of collective, summed up.
 
     Attributes:
       bytes: size of the whole arrays: the result of an all-gather, the operand of an all-reduce or reduce-scatter.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
+import platform as system
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,10 +25,10 @@ def machine() -> dict[str, str]:
     memory = field("/proc/meminfo", "memtotal").split()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "processor": field("/proc/cpuinfo", "model name") or system.processor() or system.machine(),
         "cores": str(cores),
         "memory": f"{int(memory[0]) / 2**20:.1f} GiB" if memory else "unknown",
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "system": f"{system.system()} {system.machine()}, Python {system.python_version()}",
     }
 
 
@@ -54,6 +54,13 @@ def device_count() -> int:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         reason = first_line(error) if str(error) else "no such device"
         raise UsageError(f"jax cannot start its devices (JAX_PLATFORMS='{platforms}'): {reason}") from None
+
+
+def platform() -> str:
+    """Returns the platform of this run's devices: 'cpu', 'gpu' or 'tpu'."""
+    import jax
+
+    return jax.default_backend()
 
 
 def memory_of_device() -> int:

@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
+from jax.extend.core import Primitive
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey
+from jax.typing import ArrayLike, DTypeLike
 
 PyTree = Any  # a tree of arrays or shardings, which Python's types cannot describe
 
@@ -89,7 +91,7 @@ def place_batch(mesh: Mesh, batch: Mapping[str, ArrayLike]) -> dict[str, jax.Arr
     return _place(split_batch(mesh), batch)
 
 
-def shard_state(mesh: Mesh, shapes: PyTree) -> PyTree:
+def shard_state(mesh: Mesh | AbstractMesh, shapes: PyTree) -> PyTree:
     """Returns a sharding for every array of a state.
 
     It depends on the shape alone, so the optimizer's moments get the sharding of their parameters. The largest axis
@@ -105,6 +107,51 @@ def shard_state(mesh: Mesh, shapes: PyTree) -> PyTree:
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
 
     return jax.tree.map(place, shapes)
+
+
+def gather_where_used(mesh: Mesh, dtype_of: Callable[[tuple[str, ...]], DTypeLike]) -> Callable[[PyTree], PyTree]:
+    """Returns a function that gathers parameters, which `shard_state` has split, for the computation with them.
+
+    Without it, XLA decides where to communicate, and has moved activations instead, hundreds of times a step. Gradients
+    go the other way: summed over devices, each keeps its part of the sum. Use it in a function under `remat_gathering`,
+    so that the whole parameters are not kept from the forward to the backward pass but gathered twice.
+
+    Args:
+      mesh: mesh of the run.
+      dtype_of: the dtype that the computation converts a parameter to, by its path in the tree; it is gathered in that
+        dtype.
+    """
+
+    def gather(path: tuple[DictKey, ...], leaf: jax.Array) -> jax.Array:
+        own: NamedSharding = shard_state(mesh, leaf)
+        if not any(own.spec):
+            return leaf
+        dtype = dtype_of(tuple(str(part.key) for part in path))
+
+        @jax.custom_vjp
+        def whole(x: jax.Array) -> jax.Array:
+            narrow = jax.lax.with_sharding_constraint(x.astype(dtype), own)
+            return jax.lax.with_sharding_constraint(narrow, replicated(mesh))
+
+        def forward(x: jax.Array) -> tuple[jax.Array, None]:
+            return whole(x), None
+
+        def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+            return (jax.lax.with_sharding_constraint(gradient, own).astype(leaf.dtype),)
+
+        whole.defvjp(forward, backward)
+        return whole(leaf)
+
+    return lambda params: jax.tree_util.tree_map_with_path(gather, params)
+
+
+def remat_gathering(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Returns the function such that its backward pass gathers again and keeps every other value that it needs."""
+
+    def keep(primitive: Primitive, *_: object, **__: object) -> bool:
+        return primitive.name not in ("sharding_constraint", "convert_element_type")
+
+    return jax.checkpoint(function, policy=keep)
 
 
 def shard_together(shardings: PyTree) -> PyTree:

@@ -63,7 +63,7 @@ class Conversion:
     guessed: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """What was found and what was guessed, for the user, a line each."""
+        """Lines for the user: the content of the file, and every guess."""
         found, size = self.found, "x".join(map(str, self.found.input))
         own = {key: self.attributes[key] for key in _changed(self.name, self.attributes) if key != "num_classes"}
         others = "".join(f", {key}={value!r}" for key, value in own.items())
@@ -77,7 +77,7 @@ class Conversion:
         lines = [
             f"weights  {found.origin.title}: {sum(leaf.size for leaf in leaves):,} parameters in {len(leaves)} arrays",
             f"model    {self.name}{others}",
-            f"images   {size}, patches of {self.attributes.get('patch', '-')}, {len(names):,} classes",
+            f"images   {size}, {self._tokens()}, {len(names):,} classes",
             f"guessed  {', '.join(self.guessed)}, from the shapes" if self.guessed else "guessed  nothing",
             *(f"unsure   {what}: {why}" for what, why in found.guess.unsure.items() if what in self.guessed),
             f"pixels   mean {mean}, std {std}{crop}, {said.interpolation} ({self.images_from})",
@@ -92,6 +92,11 @@ class Conversion:
             more = ", …" if len(found.unused) > 5 else ""
             lines.append(f"unused   {len(found.unused)} arrays: {', '.join(found.unused[:5])}{more}")
         return lines
+
+    def _tokens(self) -> str:
+        if self.attributes.get("tokenizer") == "conv":
+            return f"convolutions of {self.attributes['kernel']}"
+        return f"patches of {self.attributes['patch']}"
 
     def facts(self) -> dict[str, object]:
         """The same as `lines`, as plain values for JSON."""
@@ -112,7 +117,7 @@ class Conversion:
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Reads class names: one a line, or a JSON list of them.
+    """Reads class names: lines of text, or a JSON list.
 
     Raises:
       UsageError: the file cannot be read, or has no names.
@@ -132,7 +137,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
-        raise UsageError(f"--class_names={file}: it has no names; write one a line, in the order of the outputs")
+        raise UsageError(f"--class_names={file}: it has no names; write them as lines, in the order of the outputs")
     return tuple(names)
 
 
@@ -142,6 +147,7 @@ def read_conversion(
     model: str = "",
     origin: str = "",
     part: str = "",
+    heads: str = "",
     overrides: Mapping[str, Value] | None = None,
     augment: Mapping[str, Value] | None = None,
     input: tuple[int, int] | None = None,
@@ -153,6 +159,7 @@ def read_conversion(
       file: the weights; see `jaxvit.weights.pretrained.read_pretrained`.
       model: a name that the file must suit; '' = it is guessed from the shapes.
       origin, part: as in `read_pretrained`.
+      heads: 'average' reads a distilled DeiT; see `read_pretrained`.
       overrides: attributes of the model.
       augment: settings of `AUGMENT`.
       input: (height, width) of the images; None = by the shapes.
@@ -161,15 +168,17 @@ def read_conversion(
     Raises:
       UsageError: the file cannot be read, or is not what the arguments say.
     """
-    if find_own(file):
+    if folder := find_own(file):
+        if not (folder / "model.json").exists():
+            raise UsageError(f"{file} is a folder: name a file of weights in it")
         raise UsageError(f"{file} is a folder of jaxvit already: load it as it is, or use jaxvit export --to=hub")
     beside = read_beside(file)
     given = {**(beside.attributes if not model else {}), **(overrides or {})}
     shape = None
     if input:
-        channels = read_pretrained(file, origin=origin, part=part, model=model, overrides=given).input[2]
+        channels = read_pretrained(file, origin=origin, part=part, model=model, overrides=given, heads=heads).input[2]
         shape = (*input, channels)
-    found = read_pretrained(file, origin=origin, part=part, model=model, overrides=given, input=shape)
+    found = read_pretrained(file, origin=origin, part=part, model=model, overrides=given, input=shape, heads=heads)
     attributes = plain_attributes(found.model)
     name = model or _name(found, attributes)
     classes = int(attributes["num_classes"])
@@ -178,9 +187,10 @@ def read_conversion(
     preprocessing = _with(settings.preprocessing(found.input), augment or {})
     if augment:
         settings = settings._replace(source=f"{settings.source}; {', '.join(augment)} as given")
-    known = {*(overrides or {}), *(["name", "patch", "classes"] if model else [])}
+    known = {*(overrides or {}), *(["name", "patch", "tokenizer", "classes"] if model else [])}
     known |= {*(["resolution"] if input else []), *(["classes"] if found.fresh else [])}
-    guessed = [what for what in ("name", "patch", "classes", "resolution", *found.guess.unsure) if what not in known]
+    tokens = "tokenizer" if attributes.get("tokenizer") == "conv" else "patch"
+    guessed = [what for what in ("name", tokens, "classes", "resolution", *found.guess.unsure) if what not in known]
     return Conversion(
         file=file,
         found=found,

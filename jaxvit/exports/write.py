@@ -18,6 +18,7 @@ from jaxvit import own_code as gate
 from jaxvit.errors import RunFailedError, UsageError, find_system_error, first_line
 from jaxvit.exports.check import LARGEST, largest_difference
 from jaxvit.exports.formats import Format, formats_named
+from jaxvit.exports.layout import export_layout
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import locked_folder, make_writable, naming, no_empty_folders
 from jaxvit.shown import terminal
@@ -36,6 +37,7 @@ def export(
     to: str = "stablehlo",
     *,
     dtype: str = "float32",
+    layout: str = "",
     out: str | Path = "",
     checkpoint: str = "best",
     weights: str = "chosen",
@@ -50,6 +52,8 @@ def export(
       run: a run folder, or a model returned by `jaxvit.load`.
       to: 'stablehlo', 'onnx', 'savedmodel' or 'hub'; several are joined by commas, as in 'stablehlo,hub'.
       dtype: dtype of the stored weights: 'float32', 'bfloat16' or 'int8'.
+      layout: with the name of a project, or 'authors', the weights alone are written in that project's layout, and
+        `to` is the name of their file: see `jaxvit.exports.layout`. '' = the formats above.
       out: folder for the files; '' = ``export`` in the run folder.
       checkpoint, weights, own_code: as in `jaxvit.load`; ignored if `run` is a loaded model.
       data_dir: TFDS directory; '' = the one used in training, else the default.
@@ -67,8 +71,12 @@ def export(
     """
     if dtype not in KINDS:
         raise UsageError(f"dtype='{dtype}': must be one of {', '.join(KINDS)}")
-    kinds = formats_named(to)
+    kinds = [] if layout else formats_named(to)
     loaded = run if isinstance(run, Loaded) else load(run, checkpoint=checkpoint, weights=weights, own_code=own_code)
+    if layout:
+        file = (Path(out) if str(out) else loaded.workdir / "export") / to
+        export_layout(loaded, file, layout)
+        return [file]
     return export_files(loaded, kinds, dtype=dtype, out=out, data_dir=data_dir)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvit.figures.style import BLUE, GREY, VERMILION, new_figure, save
+from jaxvit.figures.style import BLUE, GREY, VERMILION, entitle, new_figure, save
 
 NUMBERED = 30  # with more classes than this, cells have no numbers
 
@@ -34,7 +34,7 @@ def draw_confusion(found: Mapping[str, Any], file: Path) -> list[Path]:
         axis.set_yticks(range(len(names)), names, parse_math=False)
     axis.set(xlabel="predicted", ylabel="true")
     figure.colorbar(shown, ax=axis, shrink=0.8, label="% of the true class")
-    axis.set_title(f"{found['data']}: {100 * found['top1']:.2f} % of {found['count']:,} images right", fontsize=12)
+    entitle(figure, f"{found['data']}: {100 * found['top1']:.2f} % of {found['count']:,} images right")
     return save(figure, file)
 
 
@@ -50,7 +50,7 @@ def draw_calibration(found: Mapping[str, Any], file: Path) -> list[Path]:
     upper.plot(*points, "o", color=VERMILION, label="mean confidence of the bin")
     upper.plot((0, 1), (0, 1), "--", color=GREY, label="perfectly calibrated")
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    upper.set_title(f"{found['data']}: expected calibration error {100 * found['ece']:.2f} %", fontsize=12)
+    entitle(figure, f"{found['data']}: expected calibration error {100 * found['ece']:.2f} %")
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=10)
     lower.bar(middles, [row["count"] for row in bins], width, color=GREY, edgecolor="white")
     lower.set(xlabel="confidence", ylabel="images")

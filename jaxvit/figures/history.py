@@ -61,5 +61,5 @@ def draw_history(
     if axes.flat[0].get_legend_handles_labels()[0]:
         axes.flat[0].legend(frameon=False)
     if title:
-        figure.suptitle(title)
+        style.entitle(figure, title)
     return style.save(figure, file)

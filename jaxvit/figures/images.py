@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxvit.figures.style import new_figure, save
+from jaxvit.figures.style import entitle, new_figure, save
 
 GAP = (150, 190, 230)
 IN_LINE, IN_STRIP = 32, 256  # patches in a line of the sequence, and in total
@@ -35,7 +35,7 @@ def draw_batch(
     for axis, image, target in zip(axes.ravel(), images_BHWC, targets_BK, strict=False):
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(_describe(target, class_names), fontsize=7, parse_math=False)
-    figure.suptitle(f"{title}: a training batch as the model sees it, with its targets", fontsize=9)
+    entitle(figure, f"{title}: a training batch as the model sees it, with its targets", fontsize=9)
     return save(figure, path)
 
 

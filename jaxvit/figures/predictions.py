@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxvit.figures import style
+from jaxvit.shown import terminal
 
 _LETTERS = 22  # shown characters of a file name
 
@@ -32,9 +33,9 @@ def caption(
       >>> caption("cat", 0.875, False, "dog")
       ('cat 88 %\\nit is dog', False)
     """
-    text = f"{predicted} {100 * confidence:.0f} %"
-    text = f"{text}\nit is {truth}" if right is False else text
-    name = file.rpartition("/")[2]
+    text = f"{terminal(predicted)} {100 * confidence:.0f} %"
+    text = f"{text}\nit is {terminal(truth)}" if right is False else text
+    name = terminal(file.rpartition("/")[2])
     if len(name) > _LETTERS:
         name = f"{name[: _LETTERS // 2]}…{name[-(_LETTERS // 2 - 1) :]}"
     return (f"{text}\n{name}" if name else text), right

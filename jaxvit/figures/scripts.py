@@ -23,6 +23,8 @@ _LIKELY = re.compile(
     "IPA|Takao|Malgun|Nanum|Apple SD Gothic|Arial Unicode|Noto Sans|Noto Emoji|Unifont|Symbola|FreeSans"
 )
 _NO_TEXT = re.compile("Last Resort|STIX(Size|NonUni)|^cm(r|ss|mi|sy|ex|b|tt)")
+_LEFTWARDS = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]"  # Arabic, Hebrew and other scripts from right to left
+_MARK = "\u200e"  # invisible; what follows is written from left to right
 _SYLLABLE = re.compile(r".*(?:LETTER|SYLLABLE)(?: SMALL| CAPITAL)? ([A-Z]+)")
 
 
@@ -38,7 +40,7 @@ def legible(figure: Figure, keep: bool = False) -> Iterator[None]:
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     ticks = {axis: [label.get_text() for label in axis.get_ticklabels()] for axis in axes}
     used = frozenset("".join([*(text.get_text() for text in texts), *("".join(labels) for labels in ticks.values())]))
-    families, missing = _fonts_for(used - {"\n"})
+    families, missing = _fonts_for((used | {_MARK}) - {"\n"})
     if keep:
         missing = frozenset(c for c in missing if unicodedata.category(c) in ("Cc", "Cs"))
     undo = contextlib.ExitStack()
@@ -49,6 +51,10 @@ def legible(figure: Figure, keep: bool = False) -> Iterator[None]:
         if missing.intersection(text.get_text()):
             undo.callback(text.set_text, text.get_text())
             text.set_text(_spell(text.get_text(), missing))
+    for text in texts:
+        if _MARK not in missing and re.search(_LEFTWARDS, text.get_text()):
+            undo.callback(text.set_text, text.get_text())
+            text.set_text(_rightwards(text.get_text()))
     for axis, labels in ticks.items():
         if missing.intersection("".join(labels)):
             of_names = axis.get_major_formatter()
@@ -57,6 +63,12 @@ def legible(figure: Figure, keep: bool = False) -> Iterator[None]:
     with undo, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+def _rightwards(text: str) -> str:
+    """Keeps the order of a caption from left to right, although a name in it is Arabic or Hebrew."""
+    text = re.sub(f"(?<={_LEFTWARDS})(?= [0-9])", _MARK, text)
+    return "\n".join(_MARK + line for line in text.split("\n"))
 
 
 def _spell(text: str, missing: frozenset[str]) -> str:

@@ -48,7 +48,12 @@ LAYERS: dict[str, str] = {
     "Dense": "dense layer",
     "DenseGeneral": "dense layer",
 }
-_POOLS = {"cls": "class token only", "mean": "mean of the tokens", "flatten": "tokens side by side"}
+_POOLS = {
+    "cls": "class token only",
+    "cls_register": "class token, register",
+    "mean": "mean of the tokens",
+    "flatten": "tokens side by side",
+}
 _SHIFTS = {"border": "shift (border) + MLP", "none": "MLP"}
 
 

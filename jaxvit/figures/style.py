@@ -44,8 +44,8 @@ def new_figure(width: float, height: float, **settings: Any) -> Figure:
 
 def entitle(figure: Figure, text: str, fontsize: float = 12) -> None:
     """Sets the title of the whole figure, wrapped to its width."""
-    letters = int(figure.get_figwidth() * 72 / (0.55 * fontsize))
-    figure.suptitle("\n".join(textwrap.wrap(text, letters)), fontsize=fontsize)
+    letters = int(figure.get_figwidth() * 72 / (0.64 * fontsize))
+    figure.suptitle("\n".join(textwrap.wrap(text, letters)), fontsize=fontsize, parse_math=False)
 
 
 def save(figure: Figure, file: Path, formats: tuple[str, ...] = FORMATS, dpi: int = 150) -> list[Path]:

@@ -42,6 +42,8 @@ from jaxvit.models.attributes import check_attributes
 from jaxvit.models.blocks import encoded, encoder_block, inherited, layer_of, mlp_dim, reduction_of
 from jaxvit.ops.stochastic import dropout
 
+_POOLS = tuple(kind for kind in POOLS if kind != "cls_register")  # there are no registers
+
 
 class CCT(nn.Module):
     """A compact transformer for images of any size.
@@ -204,8 +206,8 @@ class CCT(nn.Module):
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or set head_dim")
         if self.tokenizer not in ("conv", "patch"):
             raise ValueError(f"tokenizer={self.tokenizer!r} is neither 'conv' nor 'patch'")
-        if self.pool not in POOLS:
-            raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}")
+        if self.pool not in _POOLS:
+            raise ValueError(f"pool={self.pool!r} is not one of {', '.join(_POOLS)}")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if self.frozen_positions and self.positions != "learned":

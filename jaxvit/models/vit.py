@@ -83,7 +83,8 @@ class ViT(nn.Module):
       head_dim: channels per head; 0 = dim // heads.
       mlp_ratio: channels of the MLP's hidden layer as a multiple of dim.
       mlp_dim: the same as a number of channels; 0 = by mlp_ratio.
-      pool: 'cls' (class token), 'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
+      pool: 'cls' (class token), 'cls_register' (class token and first register side by side, as in a distilled DeiT),
+        'mean', 'sequence' (as CCT), 'attention' (MAP head) or 'flatten'.
       registers: number of learned tokens that have no place in the image and that the head does not read.
       positions: 'learned', 'sincos' (2-D, fixed), 'sine' (1-D, fixed) or 'none'.
       stem: kernel of the patch embedding, 'conv' or 'dense'.
@@ -107,8 +108,8 @@ class ViT(nn.Module):
       drop_path: drop-path rate of the last block; rises linearly from 0 at the first.
       learner: kind of TokenLearner, 'v1', 'v11_mlp' or 'v11_conv'; 'none' = no TokenLearner.
       learner_at: indices of the blocks that follow a TokenLearner; more than one needs `fuse`.
-      learner_tokens, learner_reduce, learner_convs, learner_groups, learner_hidden, learner_norm, learner_activation:
-        attributes of `jaxvit.layers.TokenLearner`, without the prefix.
+      learner_tokens, learner_reduce, learner_convs, learner_groups, learner_hidden, learner_norm, learner_activation,
+        learner_keep, learner_start: attributes of `jaxvit.layers.TokenLearner`, without the prefix.
       fuse: apply a TokenFuser after each of those blocks.
       rep_size: size of a tanh layer before the classifier; 0 = none.
       head_hidden: sizes of hidden layers of the classifier.
@@ -173,6 +174,8 @@ class ViT(nn.Module):
     learner_hidden: int = 64
     learner_norm: bool = True
     learner_activation: str = "gelu"
+    learner_keep: int = 0
+    learner_start: str = "random"
     fuse: bool = False
     rep_size: int = 0
     head_hidden: tuple[int, ...] = ()
@@ -208,7 +211,7 @@ class ViT(nn.Module):
         x_BHWC = self.embed(images_BHWC.astype(self.dtype))
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         x_BNC = x_BHWC.reshape(x_BHWC.shape[0], -1, self.dim)
-        if self.pool == "cls":
+        if self._has_class_token:
             x_BNC = self.class_token(x_BNC)
         x_BNC = self.position_embed(x_BNC, grid=grid)
         if self.registers:
@@ -224,7 +227,7 @@ class ViT(nn.Module):
     def setup(self):
         """Creates the submodules; a submodule's attribute is its name in the parameter tree."""
         self.embed = layer_of(self, PatchEmbed, kind=self.stem, norm=self.stem_norm, crop=self.crop_to_patches)()
-        if self.pool == "cls":
+        if self._has_class_token:
             self.class_token = PrefixTokens(1)
         self.position_embed = layer_of(self, PositionEmbed, kind=self.positions)()
         if self.registers:
@@ -241,7 +244,7 @@ class ViT(nn.Module):
             remat=self.remat,
             scan=self.scan,
             reduce=reduction_of(self, self.learner_at, fuse=self.fuse),
-            class_token=self.pool == "cls",
+            class_token=self._has_class_token,
         )
         if self.final_norm:
             self.norm = Norm(epsilon=self.norm_eps, dtype=self.dtype)
@@ -253,7 +256,11 @@ class ViT(nn.Module):
     @property
     def prefix(self) -> int:
         """Number of leading tokens without a place in the image: the class token and the registers."""
-        return (self.pool == "cls") + self.registers
+        return self._has_class_token + self.registers
+
+    @property
+    def _has_class_token(self) -> bool:
+        return self.pool in ("cls", "cls_register")
 
     def __post_init__(self):
         super().__post_init__()
@@ -262,6 +269,8 @@ class ViT(nn.Module):
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}: change one, or set head_dim")
         if self.pool not in POOLS:
             raise ValueError(f"pool={self.pool!r} is not one of {', '.join(POOLS)}")
+        if self.pool == "cls_register" and not self.registers:
+            raise ValueError("pool='cls_register' reads a register: set registers=1 or more")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if (self.stem_norm or self.takes_patches) and self.stem != "dense":
@@ -275,13 +284,17 @@ class ViT(nn.Module):
             raise ValueError(f"learner={self.learner!r} with learner_at={self.learner_at}: set both or neither")
         if self.fuse and self.learner == "none":
             raise ValueError("fuse=True has no learned tokens to spread: set learner and learner_at, or fuse=False")
+        if not 0 <= self.learner_keep <= self.learner_tokens:
+            raise ValueError(f"learner_keep={self.learner_keep} must be from 0 to learner_tokens={self.learner_tokens}")
+        if self.learner_keep and self.fuse:
+            raise ValueError("learner_keep leaves learned tokens out, and a TokenFuser needs all: set fuse=False")
         reduction_of(self, self.learner_at, fuse=self.fuse)
 
     def idle_attributes(self) -> dict[str, str]:
         """Returns {attribute: reason} of the attributes that have no effect, given the values of the others."""
         idle = {}
         if self.learner == "none":
-            learner = ("tokens", "reduce", "convs", "groups", "hidden", "norm", "activation")
+            learner = ("tokens", "reduce", "convs", "groups", "hidden", "norm", "activation", "keep", "start")
             idle |= {f"learner_{name}": "learner='none'" for name in learner}
         else:
             used = {"v1": ("convs",), "v11_mlp": ("hidden",), "v11_conv": ("groups",)}[self.learner]

@@ -1,8 +1,8 @@
-"""Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) in two implementations.
+"""Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) in three implementations.
 
-`attend` takes projected queries, keys and values. `attend_absorbed` takes tokens and the four kernels and multiplies
-the kernels with each other first. That is cheaper if the heads are at least as wide as the tokens, as in the Keras
-tutorials.
+`attend` takes projected queries, keys and values. So does `attend_fused`, which is one kernel of NVIDIA's cuDNN.
+`attend_absorbed` takes tokens and the four kernels and multiplies the kernels with each other first. That is cheaper if
+the heads are at least as wide as the tokens, as in the Keras tutorials.
 """
 
 from __future__ import annotations
@@ -71,6 +71,45 @@ def attend(
     if key is not None and dropout_rate > 0:
         kept_BMNK = dropout(weights_BMNK, dropout_rate, key)
     return jnp.einsum("bmqk,bkmd->bqmd", kept_BMNK.astype(v_BNMD.dtype), v_BNMD), weights_BMNK
+
+
+def attend_fused(q_BNMD: jax.Array, k_BNMD: jax.Array, v_BNMD: jax.Array) -> jax.Array:
+    """Softmax attention as one kernel of cuDNN, forward and backward. It stores no attention weights.
+
+    Call it where `fusing_fits`. The softmax is float32.
+
+    Args:
+      q_BNMD: queries (B, N, M, D), not yet scaled; this function multiplies them by D ** -0.5.
+      k_BNMD: keys (B, K, M, D).
+      v_BNMD: values (B, K, M, D).
+
+    Returns:
+      The weighted sums of the values (B, N, M, D), of the dtype of the queries.
+
+    Raises:
+      NotImplementedError: cuDNN has no kernel for these shapes or this dtype.
+      RuntimeError: the program does not run on a GPU of NVIDIA.
+    """
+    return jax.nn.dot_product_attention(q_BNMD, k_BNMD, v_BNMD, implementation="cudnn")
+
+
+def fusing_fits(head_dim: int, dtype: DTypeLike, platform: str) -> bool:
+    """Whether `attend_fused` can compute heads of `head_dim` channels in a dtype on a platform.
+
+    cuDNN has such kernels for bfloat16 and float16, for heads of at most 128 channels in steps of eight, and for GPUs
+    since Ampere (compute capability 8.0).
+
+    Args:
+      head_dim: channels per head.
+      dtype: dtype of queries, keys and values.
+      platform: platform that the program runs on, as `jaxvit.ops.implementations.platform_traced_for` returns it.
+    """
+    if platform != "gpu" or jnp.dtype(dtype).itemsize != 2 or head_dim > 128 or head_dim % 8:
+        return False
+    if jax.default_backend() != "gpu":  # compiled ahead, for a device that is not here
+        return True
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")  # AMD's GPUs have no such number
+    return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
 class AttentionKernels(NamedTuple):

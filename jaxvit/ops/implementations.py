@@ -3,6 +3,7 @@
 | operation | plain | alternative | fastest on |
 |---|---|---|---|
 | `attention` | `plain`: projects queries, keys and values | `absorbed`: multiplies the key and value kernels into the query and output kernels, where heads are at least as wide as the tokens | CPU |
+| | | `fused`: cuDNN's kernel, which never stores the attention weights, where it takes the shapes and dtypes | GPU |
 | `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: compares strided slices | CPU |
 | `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and keeps only the input for the gradient; `rational`: the same without XLA's erf, for export | all |
 | `noise` | `threefry`: jax's default generator | `hash`: hashes each element's index, fused with the operation that uses the noise | all |
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 IMPLEMENTATIONS = {
-    "attention": ("plain", "absorbed"),
+    "attention": ("plain", "absorbed", "fused"),
     "max_pool": ("window", "slices"),
     "gelu": ("erfc", "erf", "rational"),
     "noise": ("threefry", "hash"),
@@ -28,6 +29,7 @@ IMPLEMENTATIONS = {
 PLAIN = {operation: names[0] for operation, names in IMPLEMENTATIONS.items()}
 _FAST = {"cpu": {operation: names[1] for operation, names in IMPLEMENTATIONS.items()}}
 _FAST_ELSEWHERE = {**PLAIN, "gelu": "erf", "noise": "hash"}
+_FAST["gpu"] = {**_FAST_ELSEWHERE, "attention": "fused"}
 
 # ((operation, implementation), …). A user context is part of jax's trace cache key, so a changed choice retraces.
 _chosen = jax.make_user_context(())

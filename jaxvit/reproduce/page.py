@@ -53,6 +53,15 @@ def outcome(
     return said, passed and is_full(form)
 
 
+def conclusion(row: TableRow, made: Sequence[dict[str, str]], form: str) -> tuple[str, bool]:
+    """Returns (a line on the runs of a row among `made`, True if it misses a target in a form that is judged)."""
+    runs = [line for line in made if line["row"] == row.name]
+    said, passed = outcome(row, runs, made, form)
+    measured = f", n = {runs[0]['n']}, {len(runs)} of {len(row.seeds)} seeds" if runs and not row.steps else ""
+    short = "" if is_full(form) or row.steps else f", {form}"  # the sentence on steps names the form
+    return f"{row.name}{short}{measured}: {'; '.join(said)}", not passed and (is_full(form) or row.steps > 0)
+
+
 def _judged(row: TableRow, verdict: Verdict, form: str, so_far: str) -> str:
     """A sentence on one measure; `so_far` is added while seeds are missing."""
     said = f"{verdict.measure} {verdict.value:.2%} (95 %: {verdict.low:.2%} to {verdict.high:.2%})"

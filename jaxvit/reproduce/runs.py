@@ -214,8 +214,8 @@ def _take_steps(row: TableRow, config: ConfigDict, form: str) -> dict[str, Any]:
         "params": params,
         "multiply_adds": _multiply_adds(assembly.model, subject.plan.input_shape),
         **{f"{kind}_seconds": round(value, 3) for kind, value in seconds.items()},
-        "hardware": _hardware(hardware.device_name(), hardware.machine()["cores"]),  # the step runs on one device
-        "versions": _versions(importlib.metadata.version("jax"), platform.python_version()),
+        "hardware": hardware_of(hardware.device_name(), hardware.machine()["cores"]),  # the step runs on one device
+        "versions": versions_of(importlib.metadata.version("jax"), platform.python_version()),
         "commit": source_commit(),
         "date": datetime.date.today().isoformat(),
     }
@@ -229,7 +229,7 @@ def recipe_of(config: ConfigDict) -> str:
     return config_hash(config)
 
 
-def _hardware(device: str, cores: str, devices: int = 1, processes: int = 1) -> str:
+def hardware_of(device: str, cores: str, devices: int = 1, processes: int = 1) -> str:
     """A description such as 'AMD EPYC, 2 cores' or 'NVIDIA H100, 16 cores, 8 devices, 2 processes' (cores per process).
 
     Only runs on equal hardware are averaged and compared in speed.
@@ -239,7 +239,7 @@ def _hardware(device: str, cores: str, devices: int = 1, processes: int = 1) -> 
     return ", ".join(said)
 
 
-def _versions(jax_version: str, python: str) -> str:
+def versions_of(jax_version: str, python: str) -> str:
     return f"jax {jax_version}, Python {python}"
 
 
@@ -303,11 +303,11 @@ def circumstances(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
     def where(start: Mapping[str, Any]) -> str:
         counts = len(start.get("devices", ())), start.get("processes", 1)
-        return _hardware(start.get("device", "?"), start.get("cores", "?"), *counts)
+        return hardware_of(start.get("device", "?"), start.get("cores", "?"), *counts)
 
     return {
         "hardware": each(where),
-        "versions": each(lambda start: _versions(start["packages"]["jax"], start["python"])),
+        "versions": each(lambda start: versions_of(start["packages"]["jax"], start["python"])),
         "commit": each(lambda start: start.get("commit", "")),
         "date": starts[-1]["time"].partition("T")[0] if starts else "",
     }

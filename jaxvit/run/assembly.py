@@ -22,14 +22,18 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import memory_of_device
-from jaxvit.devices.sharding import on_own_rows, over_images, platform_of
+from jaxvit.devices.sharding import gather_where_used, on_own_rows, over_images, platform_of
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_params
 from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
-from jaxvit.ops.trees import Variables
+from jaxvit.ops.trees import Params, Variables
+from jaxvit.run.elastic import elastic_models
 from jaxvit.run.initial_state import InitialValues, initial_values
+from jaxvit.run.teacher import Teacher, logits_and_features, teacher_of
+from jaxvit.training.frozen import check_frozen, hold
+from jaxvit.training.loss import by_labels
 from jaxvit.training.metrics import Sums
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
@@ -40,7 +44,7 @@ from jaxvit.training.optimizer import (
     make_schedule,
 )
 from jaxvit.training.state import TrainState, create_state, derive_key
-from jaxvit.training.step import Batch, eval_step, prepare, step_keys, train_step
+from jaxvit.training.step import Batch, Trained, eval_step, prepare, step_keys, train_step
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Assembly:
       abstract_state: shapes and types of the TrainState, computed without allocating arrays.
       classes: K of the model's output; at least the number of classes of the data set.
       initial: initial values that follow a formula; None = the modules' initializers alone.
+      teacher: a trained model whose answers are learned; None = none.
+      elastic: the model with each number of learned tokens of `train.elastic`; () = only `model`.
     """
 
     plan: Plan
@@ -66,6 +72,8 @@ class Assembly:
     abstract_state: TrainState
     classes: int
     initial: InitialValues | None = None
+    teacher: Teacher | None = None
+    elastic: tuple[nn.Module, ...] = ()
 
     def train_step(
         self,
@@ -92,13 +100,28 @@ class Assembly:
                 state,
                 batch,
                 key=key,
-                apply=self.apply,
+                apply=self._trained(),
                 transform=partial(self.augment, root=key, mesh=mesh),
                 optimizer=self.optimizer,
                 accumulate=plan.train.accumulate,
-                average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp) if plan.ema_decay else None,
+                average=partial(average_weights, decay=plan.ema_decay, ramp=plan.ema_ramp, freeze=plan.optim.freeze)
+                if plan.ema_decay
+                else None,
+                gather=self._gather(mesh) if mesh is not None and plan.train.fsdp > 1 else None,
                 axis_name=axis_name,
+                criterion=self.teacher.criterion if self.teacher else by_labels,
             )
+
+    def _gather(self, mesh: Mesh) -> Callable[[Params], Params]:
+        # The blocks' dense layers convert their kernels to the compute dtype; the other parameters are small. On CPUs,
+        # attention with absorbed kernels multiplies them in float32 first.
+        dtype = getattr(self.model, "dtype", "float32") if platform_of(mesh) != "cpu" else "float32"
+
+        def dtype_of(path: tuple[str, ...]) -> str:
+            block = any(part.startswith(("block_", "layers_")) for part in path)
+            return dtype if block and path[-1] == "kernel" else "float32"
+
+        return gather_where_used(mesh, dtype_of)
 
     def augment(
         self, key: jax.Array, step: jax.Array, batch: Batch, *, root: jax.Array, mesh: Mesh | None = None
@@ -148,6 +171,35 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
+    def _trained(self) -> Trained:
+        if self.elastic:
+            return self.apply_elastic
+        return self.apply_with_features if self.plan.distill.features else self.apply_in_training
+
+    def apply_elastic(self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array) -> jax.Array:
+        """As `apply`, with one of the numbers of learned tokens of `train.elastic`, drawn by the key."""
+        draw = jax.random.randint(jax.random.fold_in(key, len(self.elastic)), (), 0, len(self.elastic))
+
+        def of(model: nn.Module) -> Callable[[Variables, jax.Array, jax.Array], jax.Array]:
+            return lambda variables, images, key: _apply(self.plan, model, variables, images, train, key)
+
+        return jax.lax.switch(draw, [of(model) for model in self.elastic], self._held(variables), images_BHWC, key)
+
+    def apply_with_features(
+        self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `apply`; returns (logits, what the head sees)."""
+        return logits_and_features(lambda: self.apply_in_training(variables, images_BHWC, train=train, key=key))
+
+    def apply_in_training(
+        self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
+    ) -> jax.Array:
+        """As `apply`; frozen parameters have no gradients."""
+        return self.apply(self._held(variables), images_BHWC, train=train, key=key)
+
+    def _held(self, variables: Variables) -> Variables:
+        return {**variables, "params": hold(variables["params"], self.plan.optim.freeze)}
+
     def eval_step(
         self, variables: Variables, batch: Batch, *, axis_name: str | None = None, mesh: Mesh | None = None
     ) -> Sums:
@@ -181,7 +233,12 @@ class Assembly:
         """The root key of all steps, for the plan's seed or another."""
         return derive_key(self.plan.seed if seed is None else seed, "step")
 
-    def create_state(self, key: jax.Array | None = None, measured: np.ndarray | None = None) -> TrainState:
+    def create_state(
+        self,
+        key: jax.Array | None = None,
+        measured: np.ndarray | None = None,
+        loaded: Mapping[str, np.ndarray] | None = None,
+    ) -> TrainState:
         """The state before the first step.
 
         Args:
@@ -189,17 +246,24 @@ class Assembly:
             seeds.
           measured: result of `measure`. None = a first layer that should start with filters of the training images
             starts with random ones: enough where only shapes and speed count.
+          loaded: result of `load`. None = weights of `init.from` are random likewise.
         """
         key = self.init_key() if key is None else key
-        return create_state(partial(self._initial, measured), self.optimizer, key, ema=self.plan.ema_decay > 0)
+        return create_state(partial(self._initial, measured, loaded), self.optimizer, key, ema=self.plan.ema_decay > 0)
 
-    def _initial(self, measured: np.ndarray | None, key: jax.Array) -> Variables:
+    def _initial(
+        self, measured: np.ndarray | None, loaded: Mapping[str, np.ndarray] | None, key: jax.Array
+    ) -> Variables:
         variables = self.init(key)
-        return self.initial(variables, key, measured) if self.initial else variables
+        return self.initial(variables, key, measured, loaded) if self.initial else variables
 
     def measure(self, source: Source | StreamedSource) -> np.ndarray | None:
         """Measures what the initial values need of the training split; None if they need nothing."""
         return self.initial.measure(source) if self.initial else None
+
+    def load(self) -> dict[str, np.ndarray]:
+        """Reads the weights that the run starts from; {} if there are none."""
+        return self.initial.load() if self.initial else {}
 
     def host_transform(
         self, before: int = 0
@@ -246,12 +310,13 @@ def _apply(
         return cast(jax.Array, model.apply(variables, images_BHWC, train=train, rngs=rngs))
 
 
-def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
+def assemble(plan: Plan, overrides: Iterable[str] = (), *, begun: bool = False) -> Assembly:
     """Builds the parts; checks, by tracing shapes only, that the model takes the data set's images and can be trained.
 
     Args:
       plan: what to build.
       overrides: config keys set on the command line; a model's attribute among them must have an effect.
+      begun: whether the run has begun, so that the weights of `init.from` may be gone.
 
     Raises:
       UsageError: the model's attributes do not fit together or do not fit the images; or a model of the user's own is
@@ -300,8 +365,21 @@ def assemble(plan: Plan, overrides: Iterable[str] = ()) -> Assembly:
     _check_scores(plan, in_training, (2, logits.shape[1]))
     initial = initial_values(plan, model)
     if initial:
-        jax.eval_shape(initial, abstract.variables, key)
-    return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial)
+        loaded = initial.load() if plan.init.source and not begun else None
+        jax.eval_shape(initial, abstract.variables, key, None, loaded)
+    one = jnp.zeros((1, *shape), jnp.float32)
+    teacher = teacher_of(plan, lambda: _apply(plan, model, _init(plan, model, jax.random.key(0)), one, False))
+    return Assembly(
+        plan,
+        model,
+        optimizer,
+        make_schedule(plan.optim),
+        abstract,
+        logits.shape[-1],
+        initial,
+        teacher,
+        elastic_models(plan, model),
+    )
 
 
 def refuse_beyond_memory(plan: Plan, assembly: Assembly) -> None:
@@ -373,6 +451,7 @@ def _check_scores(plan: Plan, found: object, expected: tuple[int, int | None]) -
 def _check_optimizer_fits(plan: Plan, optimizer: optax.GradientTransformation, state: TrainState) -> None:
     """Raises UsageError where the optimizer goes by names that this model's parameters do not have, or is none."""
     optim, params = plan.optim, state.params
+    check_frozen(params, optim.freeze, optim.head_first_steps)
     if optim.layer_decay != 1.0:
         layer_factors(params, optim.layer_decay)
     if optim.name == "muon":

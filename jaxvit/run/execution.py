@@ -138,7 +138,7 @@ def start(
             )
         # Created with its sharding: no device holds a full copy at any time.
         make, measured = jax.jit(assembly.create_state, out_shardings=shardings), assembly.measure(sources["train"])
-        return make(assembly.init_key(), measured), Position()
+        return make(assembly.init_key(), measured, assembly.load()), Position()
     refuse_fewer_steps(plan, steps[-1])
     shapes = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

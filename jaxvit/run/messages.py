@@ -14,6 +14,7 @@ from jaxvit.models.count import count_params
 from jaxvit.run.assembly import Assembly
 from jaxvit.run.result_types import Result
 from jaxvit.shown import terminal
+from jaxvit.training.frozen import describe_frozen
 from jaxvit.training.loop import Position
 
 
@@ -29,6 +30,10 @@ def print_start(plan: Plan, assembly: Assembly, position: Position) -> None:
         f"{plan.data.train_count:,} images to train, {plan.data.validation_count:,} to validate, "
         f"{plan.data.test_count:,} to test; {t.steps:,} steps of {t.batch_size} on {devices}"
     )
+    for line in assembly.initial.describe() if assembly.initial and not position.step else ():
+        print(terminal(line))
+    if plan.optim.freeze:
+        print(terminal(describe_frozen(assembly.abstract_state.params, plan.optim.freeze)))
     for phrase in plan.warnings:
         print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
     if position.step:

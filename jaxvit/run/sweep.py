@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from jaxvit import errors
 from jaxvit.config.identity import differences
+from jaxvit.config.initial_weights import fill_in
 from jaxvit.config.keys import from_plain, to_plain
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
@@ -77,7 +78,9 @@ class Cell:
     @cached_property
     def _looked_at(self) -> tuple[str, int, int]:
         try:
-            plan = resolve(self.config, devices=hardware.device_count(), overrides=self.overrides)
+            plan = resolve(
+                self.config, devices=hardware.device_count(), platform=hardware.platform(), overrides=self.overrides
+            )
             return ("", *_size(assemble(plan, self.overrides)))
         except (UsageError, RunFailedError) as error:
             return str(error), 0, 0
@@ -161,6 +164,8 @@ def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cel
         config, overrides, _ = parse_config_arguments(spec, tokens)
     except UsageError as error:  # the verb has checked `words`; so --over is wrong
         raise UsageError(str(error).replace("--config.", "--over ", 1)) from None
+    with contextlib.suppress(UsageError):  # `Cell.problem` says it
+        config, _ = fill_in(config)
     return Cell(settings, config, tuple(overrides))
 
 

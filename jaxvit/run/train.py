@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.distillation import with_teacher
+from jaxvit.config.initial_weights import fill_in
 from jaxvit.config.keys import complete, flatten, set_value
 from jaxvit.config.plan import dataset_of, resolve
 from jaxvit.config.plan_types import Plan
@@ -68,8 +70,10 @@ def train(
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     config = _with_located_data(complete(config))  # adds keys that are newer than the config
+    config = processes.on_all(lambda: with_teacher(config))
     path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
+    config, begun = processes.on_all(lambda: fill_in(config, path))
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
     get = ConfigReader(config)
@@ -84,10 +88,12 @@ def train(
 
     def prepare(config: ConfigDict = config) -> tuple[Dataset, Plan, Assembly]:
         dataset = dataset_of(config)
-        plan = resolve(config, devices=hardware.device_count(), overrides=overrides, dataset=dataset)
+        plan = resolve(
+            config, devices=hardware.device_count(), platform=hardware.platform(), overrides=overrides, dataset=dataset
+        )
         if profile and profile[0] > plan.train.steps:
             raise UsageError(f"--profile={profile[0]}:{profile[1]}: the run has only {plan.train.steps} steps")
-        assembly = assemble(plan, overrides)
+        assembly = assemble(plan, overrides, begun=begun)
         refuse_beyond_memory(plan, assembly)
         if processes.is_first():  # it alone writes to them
             reach_trackers(plan.train.writers, path / f"seed_{plan.seeds[0]}" if plan.seeds else path)

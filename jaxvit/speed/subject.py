@@ -124,6 +124,7 @@ def make_subject(
     origin: str = "config",
     reduce: str = "",
     devices_elsewhere: int = 0,
+    platform: str = "",
 ) -> Subject:
     """Assembles the subject of a benchmark.
 
@@ -136,6 +137,7 @@ def make_subject(
       reduce: how the model merges or removes tokens, such as 'merge:macs=.7'; see `jaxvit.models.reduction`.
       devices_elsewhere: number of devices of another machine, which the step is compiled for and does not run on: then
         the memory here does not matter, and synthetic images are black. 0 = the devices of this machine.
+      platform: platform of those devices, 'gpu' or 'tpu'.
 
     Raises:
       UsageError: `jaxvit train` would refuse the config, or an override has no effect in a benchmark.
@@ -156,7 +158,13 @@ def make_subject(
     config.train.duration = f"{STEPS} steps"
     config.log.writers = ("jsonl",)
     devices = devices_elsewhere or hardware.device_count()
-    plan = resolve(config, devices=devices, overrides=overrides, dataset=dataset)
+    plan = resolve(
+        config,
+        devices=devices,
+        platform=platform if devices_elsewhere else hardware.platform(),
+        overrides=overrides,
+        dataset=dataset,
+    )
     assembly = assemble(plan, overrides)
     if reduce:
         try:

@@ -170,7 +170,7 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
 
     Args:
       recorded: result of `record`.
-      pool: the model's pooling: 'cls', 'mean', 'flatten', 'sequence' or 'attention'.
+      pool: the model's pooling: 'cls', 'cls_register', 'mean', 'flatten', 'sequence' or 'attention'.
 
     Raises:
       ValueError: the model has no attention, or an unknown pooling.
@@ -193,6 +193,8 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
             flow_BTN = np.concatenate([flow_BTN[:, :prefix], spread], axis=1)
     if pool == "cls":
         reached_BN = flow_BTN[:, 0]
+    elif pool == "cls_register":
+        reached_BN = flow_BTN[:, :2].mean(axis=1)
     elif pool in ("mean", "flatten"):
         reached_BN = flow_BTN[:, prefix:].mean(axis=1)
     elif pool in ("sequence", "attention") and recorded.pool is not None:

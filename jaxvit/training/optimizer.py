@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax.tree_util import KeyPath
 
 from jaxvit.errors import UsageError
 from jaxvit.ops.trees import Params
+from jaxvit.training.frozen import clip_active, groups_of, is_frozen, starts_at
 from jaxvit.training.muon import scale_by_muon_and_adam
 from jaxvit.training.own_optim import own_optimizer, own_schedule
 from jaxvit.training.settings import OptimizerSettings
@@ -112,35 +113,60 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     """Makes the optimizer: clipping by the global norm, moments, weight decay, layer-wise factors, learning rate.
 
     The user's own optimizer, 'package.module:function', replaces everything between clipping and layer-wise factors.
+    Frozen parameters (`freeze`) have no moments and do not change, and the clipped norm is without them. With
+    `head_first_steps`, the same holds for all parameters but the head's before that step; their moments begin there.
     """
     s = settings
-    parts: list[optax.GradientTransformation] = [optax.clip_by_global_norm(s.clip_norm)] if s.clip_norm else []
+    parts = [_clipping(s)] if s.clip_norm else []
     if ":" in s.name:
-        parts.append(own_optimizer(s, make_schedule(s)))
+        parts.append(_by_group(s, lambda: own_optimizer(s, make_schedule(s))))
         return optax.chain(*parts, *([_scale_by_layer(s.layer_decay)] if s.layer_decay != 1.0 else []))
-    if s.name in ("adamw", "adam"):
-        parts.append(optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps))
-    elif s.name == "muon":
-        parts.append(scale_by_muon_and_adam(s))
-    elif s.name == "lion":
-        parts.append(optax.scale_by_lion(b1=s.b1, b2=s.b2))
-    elif s.momentum:
-        parts.append(optax.trace(decay=s.momentum))
 
     def mask(params: Params) -> Mapping[str, object]:
         return decay_mask(params, s.decay_mask)
 
-    if s.weight_decay and s.decay == "lr_scaled":
-        parts.append(optax.add_decayed_weights(s.weight_decay, mask=mask))
+    def moments_and_decay() -> list[optax.GradientTransformation]:
+        inner: list[optax.GradientTransformation] = []
+        if s.name in ("adamw", "adam"):
+            inner.append(optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps))
+        elif s.name == "muon":
+            inner.append(scale_by_muon_and_adam(s))
+        elif s.name == "lion":
+            inner.append(optax.scale_by_lion(b1=s.b1, b2=s.b2))
+        elif s.momentum:
+            inner.append(optax.trace(decay=s.momentum))
+        if s.weight_decay and s.decay == "lr_scaled":
+            inner.append(optax.add_decayed_weights(s.weight_decay, mask=mask))
+        return inner
+
+    if s.freeze or s.head_first_steps:
+        parts.append(_by_group(s, lambda: optax.chain(*moments_and_decay())))
+    else:  # not nested: so checkpoints of older runs store it
+        parts += moments_and_decay()
     if s.layer_decay != 1.0:
         parts.append(_scale_by_layer(s.layer_decay))
     parts.append(optax.scale_by_learning_rate(make_schedule(s)))
     if s.weight_decay and s.decay == "independent":
-        parts.append(optax.add_decayed_weights(-s.weight_decay, mask=mask))
+        parts.append(_by_group(s, lambda: optax.add_decayed_weights(-s.weight_decay, mask=mask)))
     return optax.chain(*parts)
 
 
-def average_weights(ema: Params, params: Params, step: jax.Array, decay: float, ramp: bool) -> Params:
+def _clipping(s: OptimizerSettings) -> optax.GradientTransformation:
+    plain = not (s.freeze or s.head_first_steps)
+    return optax.clip_by_global_norm(s.clip_norm) if plain else clip_active(s.clip_norm, s.freeze, s.head_first_steps)
+
+
+def _by_group(s: OptimizerSettings, make: Callable[[], optax.GradientTransformation]) -> optax.GradientTransformation:
+    """A transformation of the trained parameters alone, and of those that begin later from then on."""
+    if not (s.freeze or s.head_first_steps):
+        return make()
+    parts = {"frozen": optax.set_to_zero(), "trained": make()}
+    if s.head_first_steps:
+        parts["later"] = starts_at(make(), s.head_first_steps)
+    return optax.partition(parts, lambda params: groups_of(params, s.freeze, head_first=s.head_first_steps > 0))
+
+
+def average_weights(ema: Params, params: Params, step: jax.Array, decay: float, ramp: bool, freeze: str = "") -> Params:
     """Updates the exponential moving average of the weights.
 
     Args:
@@ -149,12 +175,17 @@ def average_weights(ema: Params, params: Params, step: jax.Array, decay: float, 
       step: number of updates before this one, int32.
       decay: decay rate of the average.
       ramp: use ``min(decay, (1 + step) / (10 + step))``, so that short runs forget their initial weights.
+      freeze: patterns of frozen parameters, whose average is the parameter itself, without rounding.
     """
     rate = jnp.float32(decay)
     if ramp:
         count = step.astype(jnp.float32)
         rate = jnp.minimum(rate, (1.0 + count) / (10.0 + count))
-    return jax.tree.map(lambda old, new: rate * old + (1.0 - rate) * new, ema, params)
+
+    def one(path: KeyPath, old: jax.Array, new: jax.Array) -> jax.Array:
+        return new if is_frozen(path, freeze) else rate * old + (1.0 - rate) * new
+
+    return jax.tree_util.tree_map_with_path(one, ema, params)
 
 
 def _scale_by_layer(decay: float) -> optax.GradientTransformation:

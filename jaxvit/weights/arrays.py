@@ -133,15 +133,25 @@ def _is_bfloat16(array: np.ndarray) -> bool:
     return array.dtype == ml_dtypes.bfloat16
 
 
-def _read_index(path: Path, part: str) -> dict[str, np.ndarray]:
+def index_files(path: Path) -> list[str]:
+    """The names of the files that an index lists, each of a file beside it.
+
+    Raises:
+      UsageError: it cannot be read, is no index, or names something else.
+    """
     found = read_json(path, "download it again")
     table = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise UsageError(f"{path} is not an index of weights: it has no weight_map")
-    arrays: dict[str, np.ndarray] = {}
-    for name in sorted(set(table.values())):
+    for name in table.values():
         if not _BESIDE.fullmatch(name) or name.endswith(INDEX):
             raise UsageError(f"{path} names {json.dumps(name)}, which is not a file beside it")
+    return sorted(set(table.values()))
+
+
+def _read_index(path: Path, part: str) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for name in index_files(path):
         file = path.with_name(name)
         if not file.exists():
             raise UsageError(f"{file} is missing, which {path.name} names; download it to the same folder")

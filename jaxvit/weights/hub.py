@@ -56,7 +56,7 @@ def digest(tensors: Mapping[str, np.ndarray], step: int, weights: str) -> str:
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         total.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
-        total.update(array.reshape(-1).view(np.uint8))
+        total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

@@ -20,7 +20,9 @@ from jaxvit.shown import terminal
 from jaxvit.weights import mapping
 from jaxvit.weights.arrays import read_arrays
 from jaxvit.weights.compact_transformers import COMPACT_TRANSFORMERS
+from jaxvit.weights.distilled import average_heads
 from jaxvit.weights.google import BIG_VISION, SCENIC, VISION_TRANSFORMER
+from jaxvit.weights.hugging_face import fetch, is_address
 from jaxvit.weights.layouts import Shape
 from jaxvit.weights.mapping import Arrays
 from jaxvit.weights.model_json import ModelFacts
@@ -112,24 +114,29 @@ def read_pretrained(
     overrides: Mapping[str, Value] | None = None,
     input: tuple[int, int, int] | None = None,
     own_code: bool = False,
+    heads: str = "",
 ) -> Pretrained:
     """Reads weights into a model: a file of another project, or a folder of this one.
 
     Args:
       path: the file; see `jaxvit.weights.arrays.read_arrays` for the formats. Or a folder of this project: a run's, of
-        which the best checkpoint is read, or one that `jaxvit export --to=hub` or `jaxvit convert` has written.
+        which the best checkpoint is read, or one that `jaxvit export --to=hub` or `jaxvit convert` has written. Or an
+        address of a model hub, 'hf://owner/name[@revision][/file]': see `jaxvit.weights.hugging_face`.
       origin: a name of `ORIGINS`; '' finds it by the names in the file.
       part: which part of a PyTorch checkpoint; see `read_arrays`. A run has 'model' and 'ema'; '' takes the weights
         that its test result was measured with.
       model: a name of `jaxvit.list_models` that the file must suit; '' goes by the shapes.
       overrides: attributes that the file does not tell, or tells wrongly.
       input: (height, width, channels) of the images; None goes by the position table.
+      heads: 'average' reads a distilled DeiT, whose answer is the mean of two heads; '' refuses it.
       own_code: lets a folder's model be code outside this package, which is then run; see `jaxvit.load`.
 
     Raises:
       UsageError: the file cannot be read, holds a model that this project does not have, or does not suit `model`.
     """
-    path = Path(path)
+    path = fetch(path) if is_address(path) else Path(path)
+    if heads not in ("", "average"):
+        raise UsageError(f"heads={heads!r}: 'average', or '' for a model with one head")
     if origin and origin not in (*ORIGINS, OWN.name):
         raise UsageError(f"no origin {origin!r}; known are {', '.join((*ORIGINS, OWN.name))}")
     if folder := find_own(path):
@@ -140,6 +147,11 @@ def read_pretrained(
         raise UsageError(f"{path} is no folder of a run, nor one from jaxvit export --to=hub")
     arrays = read_arrays(path, part)
     found = ORIGINS[origin] if origin else find_origin(arrays, path)
+    try:
+        if heads:
+            arrays = average_heads(arrays, found.name)
+    except ValueError as error:
+        raise UsageError(f"{path}: heads={heads!r}: {error}") from None
     try:
         guess = found.guess(arrays)
     except NotImportable as error:
@@ -275,8 +287,8 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
     """Variables for a model of yours from published weights, or from a run.
 
     Args:
-      path: `.pth`, `.safetensors` or `.npz` of one of the projects in `ORIGINS`, or a folder of this project: see
-        `read_pretrained`.
+      path: `.pth`, `.safetensors` or `.npz` of one of the projects in `ORIGINS`, a folder of this project, or an
+        address 'hf://owner/name': see `read_pretrained`.
       model: the model of the file.
       input: (height, width, channels) of its images; None goes by the file.
 
@@ -290,7 +302,7 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
       >>> model = jaxvit.create_model("cct_7_3x1_32")  # doctest: +SKIP
       >>> variables = jaxvit.load_weights("cct_7_3x1_cifar10_300epochs.pth", model)  # doctest: +SKIP
     """
-    path = Path(path)
+    path = fetch(path) if is_address(path) else Path(path)
     if folder := find_own(path):
         found = read_own(folder)
         height, width, channels = found.facts.input_shape

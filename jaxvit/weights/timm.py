@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxvit.weights.distilled import AVERAGE
 from jaxvit.weights.layouts import CONV, HEADS_OUT, QKV, QKV_BIAS, TABLE
 from jaxvit.weights.mapping import Arrays, Line, torch_dense, torch_norm
 from jaxvit.weights.origin import Guess, NotImportable, Origin, Value, count, grid_of, heads_of
@@ -20,7 +21,7 @@ _PARTS = ("query", "key", "value")
 # Names that only occur in models that this project does not have.
 _FOREIGN = {
     "patch_embed.backbone.": "a hybrid with a ResNet before the transformer",
-    "dist_token": "a distilled DeiT, whose answer is the mean of two heads on two tokens",
+    "dist_token": f"a distilled DeiT, whose answer is the mean of two heads on two tokens; {AVERAGE} reads it as that",
     "blocks.0.mlp.w12.": "SwiGLU in its MLPs",
     "blocks.0.mlp.fc1_g.": "SwiGLU in its MLPs",
     "blocks.0.mlp.norm.": "a norm inside its MLPs",
@@ -68,6 +69,8 @@ def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:
         "qk_norm": "blocks.0.attn.q_norm.weight" in arrays,
         "layer_scale": 1.0 if {"blocks.0.ls1.gamma", "blocks.0.gamma_1"} & set(arrays) else 0.0,
     }
+    if "head.weight" in arrays and arrays["head.weight"].shape[1] == 2 * dim:  # see `jaxvit.weights.distilled`
+        attributes["pool"] = "cls_register"
     if attributes["qk_norm"]:
         attributes["heads"] = dim // arrays["blocks.0.attn.q_norm.weight"].shape[0]
     if "head.weight" in arrays:
@@ -109,8 +112,13 @@ def _prepare(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Value]) 
 
 def _restore(arrays: Mapping[str, np.ndarray]) -> Arrays:
     found = dict(arrays)
-    if "cls_token" in found and not found["pos_embed"][:, 0].any():
-        found["pos_embed"] = found["pos_embed"][:, 1:]
+    if "cls_token" not in found:
+        return found
+    table, registers = found["pos_embed"], found.get("reg_token")
+    if not table[:, 0].any():
+        found["pos_embed"] = table[:, 1:]
+    elif registers is not None:  # timm gives positions to all leading tokens or to none
+        found["pos_embed"] = np.concatenate([table[:, :1], np.zeros_like(registers), table[:, 1:]], 1)
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxvit.weights.distilled import AVERAGE
 from jaxvit.weights.layouts import CONV, HEADS_BIAS, HEADS_IN, HEADS_OUT, TABLE
 from jaxvit.weights.mapping import Arrays, Line, torch_dense, torch_norm
 from jaxvit.weights.origin import Guess, NotImportable, Origin, Value, count, grid_of, heads_of
@@ -20,9 +21,28 @@ _OURS = "encoder/block_{i}"
 _PARTS = ("query", "key", "value")
 
 
+_NEW = {
+    "attention.q_proj.": "attention.attention.query.",
+    "attention.k_proj.": "attention.attention.key.",
+    "attention.v_proj.": "attention.attention.value.",
+    "attention.o_proj.": "attention.output.dense.",
+}
+_NEW_VIT = {
+    "mlp.fc1.": "intermediate.dense.",
+    "mlp.fc2.": "output.dense.",
+}  # where there is `layernorm_before`
+
+
 def _plain(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """Names without the model in front: 'vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.'."""
-    return {re.sub(r"^(vit|deit|dinov2|dinov2_with_registers)\.", "", name): array for name, array in arrays.items()}
+    """Names without the model in front, 'vit.', 'deit.', 'dinov2.' or 'dinov2_with_registers.', as files have them.
+
+    `state_dict()` of transformers 5 has new names for layers, which `save_pretrained` writes under the old ones.
+    """
+    found = {re.sub(r"^(vit|deit|dinov2|dinov2_with_registers)\.", "", name): a for name, a in arrays.items()}
+    found = {re.sub(r"^layers\.", "encoder.layer.", name): array for name, array in found.items()}
+    old = {**_NEW, **(_NEW_VIT if "encoder.layer.0.layernorm_before.weight" in found else {})}
+    pattern = re.compile(r"^(encoder\.layer\.\d+\.)(" + "|".join(map(re.escape, old)) + ")")
+    return {pattern.sub(lambda m: m[1] + old[m[2]], name): array for name, array in found.items()}
 
 
 def _fits(arrays: Mapping[str, np.ndarray]) -> bool:
@@ -36,7 +56,8 @@ def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:
     if "embeddings.cls_token" not in found or "encoder.layer.0.attention.attention.query.weight" not in found:
         raise NotImportable("a model other than ViT, DeiT or DINOv2")
     if "distillation_classifier.weight" in found:
-        raise NotImportable("a distilled DeiT, whose answer is the mean of two heads on two tokens")
+        what = "a distilled DeiT, whose answer is the mean of two heads on two tokens"
+        raise NotImportable(f"{what}; {AVERAGE} reads it as that")
     dim, channels, patch, _ = found["embeddings.patch_embeddings.projection.weight"].shape
     dino = "encoder.layer.0.mlp.fc1.weight" in found
     distilled = "embeddings.distillation_token" in found
@@ -56,6 +77,8 @@ def _guess(arrays: Mapping[str, np.ndarray]) -> Guess:
     }
     if "classifier.weight" in found and not dino:
         attributes["num_classes"] = found["classifier.weight"].shape[0]
+        if found["classifier.weight"].shape[1] == 2 * dim:  # see `jaxvit.weights.distilled`
+            attributes["pool"] = "cls_register"
     places = found["embeddings.position_embeddings"].shape[-2] - 1 - distilled
     return Guess("vit", attributes, grid_of(places, patch, channels))
 

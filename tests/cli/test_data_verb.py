@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from photos import photos
 from PIL import Image
 
 from jaxvit.cli.data import main
@@ -54,6 +55,20 @@ def test_show_draws_the_batch_and_the_patches(tmp_path, data_directory):
     for name in ("batch.png", "patches.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 300 and np.asarray(picture.convert("L")).std() > 10
+
+
+def test_show_takes_a_folder_of_photos_as_train_does(tmp_path, monkeypatch, capsys):
+    photos(tmp_path / "pets", cat=12, dog=12)
+    monkeypatch.chdir(tmp_path)
+    given = ["--config.train.batch_size=8", f"--data_dir={tmp_path}/tfds", "--config.model.depth=1"]
+    assert main(["show", "pets", "pictures", *given]) == 0
+    said = capsys.readouterr().out
+    assert f"24 images of 2 classes in image_folder:{tmp_path}/pets" in said and "classes: cat 12, dog 12" in said
+    assert {"batch.png", "patches.png"} <= {file.name for file in (tmp_path / "pictures").iterdir()}
+    assert main(["export", "pets", "out", "--split=train", "--n=3", "--config.data.side=8"]) == 0
+    assert len([*(tmp_path / "out").rglob("*.png")]) == 3
+    with pytest.raises(UsageError, match=r"^./gone: .*/gone does not exist"):
+        main(["show", "./gone", "pictures"])
 
 
 def test_show_draws_what_training_sees_within_0_and_1(tmp_path, data_directory, monkeypatch):
@@ -159,7 +174,7 @@ def test_benchmark_measures_every_stage(monkeypatch, data_directory, capsys):
         (["export", "digits"], "name a data set and a folder"),
         (["export", "digits", "x", "--n=0"], "--n=0: must be 1 or more"),
         (["export", "digits", "x", "--split=tets"], "did you mean 'test'"),
-        (["show"], "name a data set or give --config=NAME"),
+        (["show"], "a table of labels, or give --config=NAME"),
         (["show", "digits", "--config.augment.polcy=x"], "did you mean 'augment.policy'"),
         (["show", "digits", "--config.augment.fill=edge"], "neither rotation nor zoom"),
     ],

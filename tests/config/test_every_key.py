@@ -108,6 +108,8 @@ OTHER = {
     "data.cut": ("content", {}),
     "data.folds": (2, {}),
     "data.fold": (1, {"data__folds": 2}),
+    "data.per_class": (3, {}),
+    "data.draw": (1, {"data__per_class": 3}),
     "data.balance": ("sampling", {"data__train": "train[:55]"}),
     "data.balance_by": ("effective", UNEVEN),
     "data.balance_beta": (0.5, UNEVEN | {"data__balance_by": "effective"}),
@@ -148,6 +150,17 @@ OTHER = {
     "init.stem": ("whitening", {}),
     "init.stem_eps": (0.1, {"init__stem": "whitening"}),
     "init.stem_images": (20, {"init__stem": "whitening"}),
+    "distill.from": ("run", {}),
+    "distill.hash": ("0" * 16, {}),
+    "distill.weight": (0.1, {}),
+    "distill.temperature": (1.0, {}),
+    "distill.features": (0.5, {}),
+    "init.from": ("runs/digits", {}),
+    "init.hash": ("0123456789abcdef", {}),
+    "init.keep": ("head/*", {}),
+    "init.skip": ("head/*", {}),
+    "init.allow": ("head/*", {}),
+    "init.channels": ("mean", {}),
     "optim.name": ("lion", {}),
     "optim.peak_lr": (2e-3, {}),
     "optim.start_lr": (1e-4, {}),
@@ -167,6 +180,8 @@ OTHER = {
     "optim.ema_decay": (0.5, {}),
     "optim.ema_ramp": (False, {"optim__ema_decay": 0.9}),
     "optim.clip_norm": (1e-3, {"optim__name": "sgd"}),
+    "optim.freeze": ("embed/*", ATTENDS),
+    "optim.head_first": ("3 steps", ATTENDS),
     "optim.muon_on": (("embed/kernel",), ON_MUON),
     "optim.muon_off": (("block_0/*",), ON_MUON),
     "optim.muon_heads": ("per_head", ON_MUON),
@@ -181,6 +196,7 @@ OTHER = {
     "train.deterministic": (True, {}),
     "train.implementations": ("plain", {}),
     "train.label_smoothing": (0.1, {}),
+    "train.elastic": ((1, 3), {}),
     "train.seeds": ("in_turn", {"seeds": (0, 1)}),
     "train.patience": ("1 epochs", {}),
     "train.hooks": ((f"{__name__}:hook",), {}),
@@ -194,8 +210,17 @@ OTHER = {
 # May change a result, and these settings on one device of a CPU do not show it: shown elsewhere.
 ELSEWHERE = {
     "data.workers": "tests/data/test_ahead.py",  # of sets that are too large to be kept decoded
+    **dict.fromkeys(
+        ("init.from", "init.hash", "init.keep", "init.skip", "init.allow", "init.channels"),
+        "tests/run/test_initial_weights.py",  # they need a trained model
+    ),
     "train.fsdp": "tests/devices/test_devices.py",
+    **dict.fromkeys(
+        ("distill.from", "distill.hash", "distill.weight", "distill.temperature", "distill.features"),
+        "tests/run/test_distillation.py",  # needs a trained run
+    ),
     "train.deterministic": "tests/devices/test_runtime.py",
+    "train.elastic": "tests/run/test_elastic.py",  # needs a TokenLearner
     "train.hooks": "tests/training/test_hooks.py",
     "train.implementations": "tests/ops/test_implementations.py",  # needs a model with alternative implementations
 }

@@ -1,5 +1,7 @@
 """The settings that `jaxvit train --data` derives from the images; the command line overrides them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from photos import photo, photos
@@ -89,8 +91,31 @@ def test_given_parts_and_copies_across_them(tmp_path):
     assert "27 train, 4 validation, 5 test; as they are stored" in "\n".join(found.lines)
     assert found.config.data.cut == ""
     across, twice = found.warnings
-    assert across.startswith("2 images have copies in another part, such as Training/cat/same.png")
-    assert "1 images are in more than one class, such as" in twice and "cat/x.png" in twice and "dog/y.png" in twice
+    assert across == (
+        "1 of the 5 test images is in train too, such as Testing/cat/other_name.bmp as Training/cat/same.png: the test "
+        "accuracy is too high"
+    )
+    assert "1 image is in more than one class, such as" in twice and "cat/x.png" in twice and "dog/y.png" in twice
+
+
+def test_a_test_part_that_chooses_the_weights_is_said(tmp_path):
+    photos(tmp_path / "p" / "train", cat=9, dog=9)
+    photos(tmp_path / "p" / "val", cat=2, dog=2)
+    shutil.copytree(tmp_path / "p" / "val", tmp_path / "p" / "test")
+    [said] = chosen(tmp_path / "p", tmp_path).warnings
+    assert said.startswith("4 of the 4 test images are in validation too, such as test/")
+    assert said.endswith("they choose the weights, so the test accuracy is too high")
+
+
+def test_damaged_and_huge_images_are_left_out_with_the_reason(tmp_path, capsys):
+    path = photos(tmp_path / "p", cat=9, dog=9)
+    (path / "cat" / "empty.png").touch()
+    photo(path / "dog" / "huge.png", size=(40, 30))
+    found = chosen(path, tmp_path, given=("data.max_pixels",), data__max_pixels=1000)
+    [said] = [line for line in found.lines if "left out" in line]
+    for reason in ("cat/empty.png: it is empty", "dog/huge.png: it has 40×30 pixels, and max_pixels allows 1,000"):
+        assert reason in said
+    assert "(--config.data.max_pixels raises the limit)" in capsys.readouterr().err
 
 
 def test_grey_images_are_not_mirrored(tmp_path):
@@ -153,6 +178,12 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
     one = photos(tmp_path / "one", only=20)
     with pytest.raises(UsageError, match=r"all of its images are of one class \(only\).*PATH/CLASS/IMAGE.jpg"):
         chosen(one, tmp_path)
+    (one / "dog").mkdir()
+    with pytest.raises(UsageError, match=r"of one class .*; left out: class folders without an image: 1 \(dog\)"):
+        chosen(one, tmp_path)
+    photos(tmp_path / "only" / "test", cat=3, dog=3)
+    with pytest.raises(UsageError, match=r"there are no training images, only test; to evaluate .* jaxvit evaluate"):
+        chosen(tmp_path / "only", tmp_path)
     with pytest.raises(UsageError, match=r"--data=gone: there is no such folder or table here, and no such data set: "):
         chosen("gone", tmp_path)
     photos(tmp_path / "p" / "train", cat=9, dog=9)

@@ -218,6 +218,8 @@ def test_where_the_batches_come_from(monkeypatch):
     monkeypatch.setattr("jaxvit.config.plan.RESIDENT_BYTES", 100)
     assert resolve(tiny_config()).train.feed == "stream"
     assert resolve(tiny_config(train__steps_per_call=7)).train.steps_per_call == 7
+    for platform, feed, steps in (("cpu", "resident", 1), ("gpu", "resident", 10), ("tpu", "stream", 1)):
+        assert resolve(tiny_config(data__feed=feed), platform=platform).train.steps_per_call == steps
 
 
 def picture(path, width, height):

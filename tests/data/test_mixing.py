@@ -76,6 +76,28 @@ def test_probability_and_the_step_turn_it_off():
     assert 16 <= sum(np.array_equal(a, b) for a, b in zip(half, IMAGES, strict=True)) <= 48
 
 
+def test_parts_of_a_batch_are_mixed_within_themselves():
+    """As devices do: the partner is in the same part; what is drawn for an image stays."""
+
+    def in_four_parts(blend):
+        def run(*arrays):
+            parts = [blend(*(x[i * 16 : (i + 1) * 16] for x in arrays)) for i in range(4)]
+            return tuple(jnp.concatenate(found) for found in zip(*parts, strict=True))
+
+        return run
+
+    mask = np.array(([1.0] * 16 + [1.0] * 6 + [0.0] * 10) * 2, np.float32)
+    whole, _ = run(mixup=0.8)
+    images, targets = run(mask=mask, mixup=0.8, within=in_four_parts)
+    for i in range(B):
+        real = [j for j in range(i // 16 * 16, i // 16 * 16 + 16) if mask[j]]
+        partner = real[::-1][real.index(i)] if mask[i] else i
+        own = (whole[i, 0, 0, 0] - (B - 1 - i)) / (i - (B - 1 - i))  # the weight of mixing without parts
+        own = 1.0 if partner == i else own
+        np.testing.assert_allclose(images[i], own * i + (1 - own) * partner, atol=1e-3)
+        np.testing.assert_allclose(targets[i], own * TARGETS[i] + (1 - own) * TARGETS[partner], atol=1e-5)
+
+
 def test_padding_is_nobodys_partner():
     mask = (np.arange(B) < 9).astype(np.float32)
     assert np.asarray(mixing.partners(mask))[:9].tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0]

@@ -152,7 +152,7 @@ def test_a_damaged_image_stops_the_run_or_is_left_out_and_counted(folder, tmp_pa
     assert dataset.count("train") == 11
     source = dataset.read("train")
     assert len(source) == 11 and source.notes["skipped"] == 1 and source.notes["skipped_names"] == [str(broken)]
-    assert "1 damaged images are left out" in capsys.readouterr().err
+    assert "1 damaged image is left out" in capsys.readouterr().err
 
 
 def test_a_damaged_tfds_record_is_named(data_directory, monkeypatch):

@@ -53,7 +53,7 @@ def test_wrong_numbers(numbers):
 
 
 def test_a_compiled_program_reduces_what_the_formula_says():
-    """Of a linear model on eight CPU devices, XLA's program all-reduces exactly the gradients and the loss."""
+    """XLA's program of a small model on eight CPU devices all-reduces exactly the gradients and the loss."""
     script = """
     import json, re
     import jax, jax.numpy as jnp

@@ -7,16 +7,17 @@ import sys
 import pytest
 
 SCRIPT = """
-import dataclasses, jax, jax.numpy as jnp, numpy as np, optax, sys
+import dataclasses, jax, jax.numpy as jnp, numpy as np, optax, re, sys
 from functools import partial
 sys.path.insert(0, TESTS)
 from tiny import tiny_config
 from jaxvit.run.assembly import assemble
+from jaxvit.data import mixing
 from jaxvit.data.batches import TrainBatches, evaluation_batches
 from jaxvit.data.sources import open_dataset
 from jaxvit.data.prepared import data_dir
 from jaxvit.config.plan import resolve
-from jaxvit.devices.sharding import make_mesh, place_batch, shard_state
+from jaxvit.devices.sharding import make_mesh, on_own_rows, over_images, place_batch, shard_state
 assert jax.device_count() == 8
 
 # No dropout and no augmentation here: pmap's devices draw their own.
@@ -104,6 +105,21 @@ compare("2x4 fsdp", run(8, fsdp=4))
 compare("accumulated 4 times", run(1, accumulate=4))
 compare("2x4 fsdp accumulated 4 times", run(8, fsdp=4, accumulate=4))
 compare("pmap", run_pmap())
+
+# Mixing on eight devices needs no other device, and draws for each image what one device draws.
+mesh, rows = make_mesh(8), 32
+images = np.broadcast_to(np.arange(rows, dtype=np.float32)[:, None, None, None], (rows, 4, 4, 1))
+batch = place_batch(mesh, {"x": images, "t": np.eye(rows, dtype=np.float32), "m": np.ones(rows, np.float32)})
+mixed = jax.jit(lambda b: mixing.mix(jax.random.key(3), b["x"], b["t"], b["m"], mixup=0.8, cutmix=1.0,
+                                     each=over_images(mesh), within=on_own_rows(mesh))).lower(batch).compile()
+assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", mixed.as_text())
+targets = np.asarray(mixed(batch)[1])
+whole = np.asarray(mixing.mix(jax.random.key(3), images, np.eye(rows, dtype=np.float32), jnp.ones(rows), mixup=0.8,
+                              cutmix=1.0)[1])
+np.testing.assert_allclose(np.diag(targets), np.diag(whole), atol=1e-6)
+for i, row in enumerate(targets):
+    assert set(np.nonzero(row)[0]) <= {i, i // 4 * 8 + 3 - i}, (i, row)  # four images on each device
+print("agrees: mixing")
 """
 
 
@@ -120,7 +136,7 @@ def test_every_arrangement_of_devices_agrees(optimizer, tolerance):
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", head + SCRIPT], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("agrees:") == 5
+    assert done.stdout.count("agrees:") == 6
 
 
 DRAWS = """

@@ -37,11 +37,12 @@ def free_port():
 class Run:
     """The processes of a run of the tiny config; `words` are added to each command.
 
-    `first` is Python that the config file begins with, where `me` is the process's number: before the processes join.
+    `devices` is the number of each process. `first` is Python that the config file begins with, where `me` is the
+    process's number: before the processes join.
     `only` lists the processes to start.
     """
 
-    def __init__(self, workdir, processes, settings=(), words=(), epochs=4, first="", only=()):
+    def __init__(self, workdir, processes, settings=(), words=(), epochs=4, first="", only=(), devices=1):
         self.output = [workdir.with_name(f"{workdir.name}_{i}.txt") for i in range(processes)]
         file = workdir.with_name(f"{workdir.name}_config.py")
         changes = {**SETTINGS, **dict(settings), "train__duration": f"{epochs} epochs"}
@@ -52,6 +53,7 @@ class Run:
         )
         port = free_port()
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent)}
+        environment["JAX_NUM_CPU_DEVICES"] = str(devices)
         self.processes = []
         for i, output in enumerate(self.output):
             command = [sys.executable, "-m", "jaxvit", "train", f"--config={file}", f"--workdir={workdir}"]
@@ -101,7 +103,8 @@ def test_two_processes_are_stopped_and_agree_with_one(tmp_path, settings):
     run = Run(tmp_path / "two", 2, settings, epochs=12)
     assert run.codes() == [0, 0], run.said()
     assert f"resuming from step {stopped}" in run.said() and "epoch" not in run.output[1].read_text()
-    one = Run(tmp_path / "one", 1, settings, epochs=12)
+    # Images are mixed within a device, so the number of devices must be the same.
+    one = Run(tmp_path / "one", 1, settings, epochs=12, devices=2)
     assert one.codes() == [0], one.said()
 
     records = read_jsonl(tmp_path / "two" / "metrics.jsonl")

@@ -64,12 +64,15 @@ def test_probabilities_are_those_of_predict(photos, tmp_path):
     jaxvit.export(run, to="onnx", out=tmp_path / "out")
     files = [*find_images([str(photos)])]
     (tmp_path / "bad.jpg").write_text("no image")
-    words = [sys.executable, "-I", "run_onnx.py", "model.onnx", *files, str(tmp_path / "bad.jpg")]
-    done = subprocess.run(
-        words, cwd=tmp_path / "out", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""}
-    )
+    alone = {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": ""}}
+    words = [sys.executable, "-I", "out/run_onnx.py"]  # the model is beside the script
+    done = subprocess.run([*words, *files, str(tmp_path / "bad.jpg")], cwd=tmp_path, **alone)
     assert done.returncode == 1 and "bad.jpg" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     lines = done.stdout.splitlines()
+    named = subprocess.run([*words, "out/model.onnx", files[0]], cwd=tmp_path, **alone)
+    assert named.stdout.splitlines() == lines[:1] and named.returncode == 0
+    gone = subprocess.run([*words, "gone.onnx", files[0]], cwd=tmp_path, **alone)
+    assert gone.returncode == 1 and len(gone.stderr.splitlines()) == 1 and "gone.onnx" in gone.stderr
     for line, said in zip(lines, jaxvit.predict(run, files), strict=True):
         file, _, rest = line.partition(": ")
         pairs = re.findall(r"(\w+) (\d\.\d+)", rest)

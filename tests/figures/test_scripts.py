@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from jaxvit.figures import scripts, style
 from jaxvit.figures.evaluation import draw_confusion
-from jaxvit.figures.predictions import draw_predictions
+from jaxvit.figures.predictions import caption, draw_predictions
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,30 @@ def test_a_font_of_the_machine_is_found(tmp_path):
         assert families[0] in title.get_fontfamily() and title.get_text() == rare
         figure.savefig(io.BytesIO(), format="png")
     assert title.get_fontfamily() == ["sans-serif"]
+
+
+def test_captions_stay_in_order_around_names_from_right_to_left():
+    """Matplotlib's own font has Arabic letters, and turns the whole line without the marks."""
+    figure = style.new_figure(3, 2)
+    title = figure.suptitle("✗ عربي قط 20 %\nit is cat")
+    with scripts.legible(figure):
+        assert title.get_text() == "\u200e✗ عربي قط\u200e 20 %\n\u200eit is cat"
+        figure.savefig(io.BytesIO(), format="png")
+    assert title.get_text() == "✗ عربي قط 20 %\nit is cat"
+
+
+def test_a_caption_has_a_line_for_each_thing_whatever_names_hold():
+    text, _ = caption("new\nline", 0.5, False, "a\x1b[1m", "x/caf\udce9.png")
+    assert text.split("\n") == ["new\\nline 50 %", "it is a\\x1b[1m", "caf\\xe9.png"]
+
+
+def test_a_title_fits_whatever_path_is_in_it():
+    figure = style.new_figure(4, 3)
+    style.entitle(figure, f"image_folder:/home/{'long_name/' * 12}a$x_{{/b$c: 90.00 % of 10 images right")
+    title = figure.get_suptitle()
+    figure.draw_without_rendering()
+    [box] = [text.get_window_extent() for text in figure.findobj(Text) if text.get_text() == title]
+    assert title.count("\n") > 1 and box.x0 >= 0 and box.x1 <= figure.bbox.width
 
 
 def test_a_damaged_font_is_passed_over(tmp_path):

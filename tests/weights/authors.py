@@ -332,3 +332,27 @@ def transformers(w, images, heads, eps):
         i += 1
     x = norm(x, w, "layernorm", eps)[:, 0]
     return linear(x, w, "classifier") if "classifier.weight" in w else x
+
+
+def distilled(w, images, heads):
+    """DeiT's `DistilledVisionTransformer` (facebookresearch/deit, models.py) in evaluation: the mean of two heads.
+
+    Both forward passes read the first token, so the tokens are exchanged for the second head: attention sees a set.
+    """
+    if "dist_token" in w:
+        first = {**w, "reg_token": w["dist_token"]}
+        table = w["pos_embed"]
+        rows = np.concatenate([table[:, 1:2], table[:, :1], table[:, 2:]], 1)
+        second = {**w, "cls_token": w["dist_token"], "reg_token": w["cls_token"], "pos_embed": rows}
+        second |= {f"head.{leaf}": w[f"head_dist.{leaf}"] for leaf in ("weight", "bias")}
+        return (timm(first, images, heads) + timm(second, images, heads)) / 2
+    table = w["embeddings.position_embeddings"]
+    rows = np.concatenate([table[:, 1:2], table[:, :1], table[:, 2:]], 1)
+    second = {**w, "embeddings.position_embeddings": rows}
+    second["embeddings.cls_token"] = w["embeddings.distillation_token"]
+    second["embeddings.distillation_token"] = w["embeddings.cls_token"]
+    found = []
+    for name, arrays in (("cls_classifier", w), ("distillation_classifier", second)):
+        arrays = {**arrays, **{f"classifier.{leaf}": w[f"{name}.{leaf}"] for leaf in ("weight", "bias")}}
+        found.append(transformers(arrays, images, heads, 1e-12))
+    return sum(found) / 2

@@ -13,6 +13,7 @@ from jaxvit.cli import embed, evaluate, export, predict, summary
 from jaxvit.errors import UsageError
 from jaxvit.models.registry import create_model
 from jaxvit.weights.pretrained import ORIGINS, read_pretrained, shapes_of, write_arrays
+from tests.weights.torch_files import save
 
 RNG = np.random.default_rng(0)
 SMALL = {"patch": 8, "dim": 64, "depth": 1, "heads": 1, "pool": "cls", "num_classes": 3, "mlp_dim": 32}
@@ -77,7 +78,7 @@ def test_every_verb_takes_the_folder(converted, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["input"] == [16, 16, 3]
     assert export.main([run, "--to=hub", f"--out={tmp_path / 'out'}"]) == 0
     assert jaxvit.load(tmp_path / "out" / "hub").class_names == ("cat", "dog", "bird")
-    with pytest.raises(UsageError, match="neither a test nor a validation split; name one with --split"):
+    with pytest.raises(UsageError, match="neither a test nor a validation split; name one with --split, or"):
         evaluate.main([run, f"--out={tmp_path}"])
 
 
@@ -193,3 +194,57 @@ def test_heads_that_are_not_of_64_are_asked_for(tmp_path):
 def test_a_folder_of_ours_is_none_to_convert(converted):
     with pytest.raises(UsageError, match="is a folder of jaxvit already"):
         convert(converted / "run", "--dry_run")
+
+
+WHOLE = b"\x80\x02ctimm.models.vision_transformer\nVisionTransformer\n)\x81."
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.more"
+SHARDS = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
+
+
+def cut(path):
+    file_of(path.parent)
+    path.write_bytes((path.parent / "weights.npz").read_bytes()[:-300])
+
+
+def not_a_number(path):
+    file_of(path.parent, **{"norm.bias": np.full(64, np.nan, np.float32)}).rename(path)
+
+
+DAMAGED = {
+    "missing": ("a.pth", lambda path: None, "check the path"),
+    "cut": ("a.npz", cut, "damaged or truncated"),
+    "NaN": ("a.npz", not_a_number, "NaN or infinite weights, in norm/bias"),
+    "a download of nothing": ("a.pth", lambda path: path.write_bytes(b""), "is empty"),
+    "a pointer": ("a.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+    "a page": ("a.pth", lambda path: path.write_text("<html>"), "web page"),
+    "another file": ("a.pth", lambda path: path.write_text("hello"), "not a file of weights"),
+    "a whole module": ("a.pth", lambda path: save(path, {}, pickled=WHOLE), "save `model.state_dict\\(\\)` of it"),
+    "a program": ("a.pth", lambda path: save(path, {}, pickled=b"cos\nsystem\n(X\x01\x00\x00\x00atR."), "is refused"),
+    "before PyTorch 1.6": ("a.pth", lambda path: path.write_bytes(LEGACY), "rewrite it with: python -c"),
+    "a shard is missing": (
+        "m.index.json",
+        lambda path: path.write_text(SHARDS),
+        "00001-of-00002.safetensors is missing",
+    ),
+    "a folder": ("a.pth", lambda path: path.mkdir(), "holds no weights|a folder"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_leaves_nothing(kind, tmp_path, capsys):
+    name, make, message = DAMAGED[kind]
+    (tmp_path / "files").mkdir()
+    file = tmp_path / "files" / name
+    make(file)
+    with pytest.raises(UsageError, match=message) as caught:
+        convert(file, f"--workdir={tmp_path / 'deep' / 'run'}")
+    assert str(tmp_path / "files") in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["files"] and not capsys.readouterr().out
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
+    file = file_of(tmp_path)
+    monkeypatch.setattr("jaxvit.exports.converted.load", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert(file, f"--workdir={tmp_path / 'deep' / 'run'}")
+    assert [*tmp_path.iterdir()] == [file]

@@ -208,6 +208,33 @@ def test_dinov2_gives_features(tmp_path):
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("origin", ["timm", "transformers"])
+def test_the_two_heads_of_a_distilled_deit_are_averaged(origin, tmp_path):
+    attributes = {"depth": 1, "registers": 1, **({} if origin == "timm" else {"norm_eps": 1e-12})}
+    w = dict(random_arrays(origin, TI, attributes)[0])
+    if origin == "timm":
+        w["dist_token"] = w.pop("reg_token")
+        w["head_dist.weight"], w["head_dist.bias"] = -0.5 * w["head.weight"], 1 + w["head.bias"]
+    else:
+        w = distillation_token(w)
+        w["cls_classifier.weight"], w["cls_classifier.bias"] = w.pop("classifier.weight"), w.pop("classifier.bias")
+        w["distillation_classifier.weight"] = -0.5 * w["cls_classifier.weight"]
+        w["distillation_classifier.bias"] = 1 + w["cls_classifier.bias"]
+    np.savez(tmp_path / "a.npz", **w)
+    with pytest.raises(UsageError, match=r"a distilled DeiT, .*--heads=average"):
+        read_pretrained(tmp_path / "a.npz")
+    found = read_pretrained(tmp_path / "a.npz", heads="average")
+    assert found.model.pool == "cls_register" and not (found.unused or found.fresh)
+    images = RNG.standard_normal((2, 224, 224, 3)).astype(np.float32)
+    w = {name: array.astype(np.float64) for name, array in w.items()}
+    expected = authors.distilled(plain(w) if origin == "transformers" else w, images.astype(np.float64), 3)
+    logits = jax.jit(lambda v, x: found.model.apply(v, x, train=False))({"params": found.params}, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    np.savez(tmp_path / "b.npz", **random_arrays(origin, TI, {"depth": 1})[0])
+    with pytest.raises(UsageError, match="it has no two heads to average"):
+        read_pretrained(tmp_path / "b.npz", heads="average")
+
+
 SIZES = [name for name in MODELS if not name.startswith("tutorial_")]
 
 

@@ -1,8 +1,10 @@
-"""Runs a model of jaxvit on photos: python run_onnx.py model.onnx photo.jpg …, or python run_onnx.py model.onnx
-images.npy [out.npy]. Needs onnxruntime, and Pillow for photos."""
+"""Runs a model of jaxvit on photos: python run_onnx.py [model.onnx] photo.jpg …, or python run_onnx.py [model.onnx]
+images.npy [out.npy]. Without the name of a model: model.onnx beside this script. Needs onnxruntime, and Pillow for
+photos."""
 
 import contextlib
 import json
+import os
 import sys
 
 import numpy as np
@@ -94,18 +96,24 @@ def shown(name):  # a file's control characters would reach the terminal
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    files = sys.argv[1:]
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "model.onnx")
+    path = files.pop(0) if files and files[0].endswith(".onnx") else beside
+    if not files:
         sys.exit(__doc__)
-    model, facts = load(sys.argv[1])
-    if sys.argv[2].endswith(".npy"):
-        probabilities = model(np.load(sys.argv[2]))  # uint8 [B, H, W, C] to float32 [B, K]
+    try:
+        model, facts = load(path)
+    except Exception as error:
+        sys.exit(f"{path!a}: cannot be used as a model ({shown(error).splitlines()[0]})")
+    if files[0].endswith(".npy"):
+        probabilities = model(np.load(files[0]))  # uint8 [B, H, W, C] to float32 [B, K]
         for row in probabilities[:8]:
             print(f"{shown(facts['class_names'][row.argmax()])} {row.max():.4f}")
-        if len(sys.argv) > 3:
-            np.save(sys.argv[3], probabilities)
+        if len(files) > 1:
+            np.save(files[1], probabilities)
         sys.exit()
     failed = 0
-    for file in sys.argv[2:]:
+    for file in files:
         try:
             pixels = read(file, facts["image_shape"], facts.get("white", 0))
         except Exception as error:
