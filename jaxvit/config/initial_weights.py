@@ -184,7 +184,7 @@ def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
 
     Returns:
       (the config, whether the run in `workdir` has begun from the same place). Such a run keeps the hash, and a model
-      'source', that it began with: it goes on from its own checkpoints. A message on stderr says so where the weights
+      'source', that it began with: it resumes from its own checkpoints. A message on stderr says so where the weights
       have changed since.
 
     Raises:
@@ -214,7 +214,7 @@ def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
         if now != old:
             print(
                 terminal(
-                    f"note: {where} has changed since this run began (hash {old} then, {now} now); the run goes on "
+                    f"note: {where} has changed since this run began (hash {old} then, {now} now); the run resumes "
                     "from its own checkpoint"
                 ),
                 file=sys.stderr,

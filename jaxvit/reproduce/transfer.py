@@ -44,7 +44,7 @@ WAYS = {
     "scratch": "from scratch",
 }
 SEEDS = (0, 1, 2)
-EXPERIMENT = "transfer"  # its name, in place of a row's
+EXPERIMENT = "transfer"  # the name in `jaxvit reproduce transfer`
 CONFIG = "transfer.py"
 COLUMNS = (
     *("task", "model", "way", "per_class", "seed", "recipe", "n", "top1", "steps", "params", "multiply_adds"),
@@ -148,7 +148,7 @@ def transfer(found: Results, runs: Path, *, seeds: int = 0, run: bool = True) ->
     recipes = {cell: _recipe(config_of(cell, configs, runs)) for cell in todo}
     lines = read_lines(results)
     done = {cell for cell in todo for line in lines if cell.matches(line) and line["recipe"] == recipes[cell]}
-    # What others start from is needed as long as they are not done.
+    # A pretrained model is needed until all cells that start from it are done.
     needed = {
         cell.source for cell in todo if cell not in done and not (runs / cell.source.name / "result.json").exists()
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -153,7 +154,7 @@ def probe(kind: str, train: Features, test: Features, validation: Features | Non
     return Probed(kind, top1, low, high, *sizes, strength, chosen_on)
 
 
-def _regression(train: Features, strength: float):
+def _regression(train: Features, strength: float) -> Any:  # scikit-learn has no types
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -23,7 +23,7 @@ def is_frozen(path: KeyPath, freeze: str) -> bool:
 
 
 def groups_of(params: optax.Params, freeze: str, *, head_first: bool = False) -> Mapping[str, object]:
-    """Returns a tree that says of each parameter 'frozen', 'trained', or, with `head_first`, 'later'."""
+    """Returns the group of each parameter: 'frozen', 'trained', or, with `head_first`, 'later'."""
 
     def group(path: KeyPath, _: object) -> str:
         if is_frozen(path, freeze):

@@ -126,7 +126,7 @@ def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys
     assert jaxvit.train(config, tmp_path / "run")["steps"] == 4
     assert "has changed since this run began" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"this folder holds a run of another config \(init.hash"):
-        jaxvit.train(of(source, **{"train__duration": "4 steps", "data__validation": ""}), tmp_path / "source")
+        jaxvit.train(of(tmp_path / "whole", train__duration="1 steps", data__validation=""), tmp_path / "source")
 
 
 @pytest.mark.slow
