@@ -8,6 +8,7 @@ Variants:
     multiply-adds per image.
   learned16, learned4: the same with a TokenLearner of 16 or 4 tokens after the second block.
   elastic: one model for both numbers, with as many epochs as one of them.
+  elastic64: one model for 4, 16 and 64 tokens after the first block, for a cascade.
   small: three blocks; with --config.distill.from=RUN it learns from the run of another variant.
   cct: a CCT with the same images and epochs, a teacher.
 
@@ -48,6 +49,13 @@ def elastic() -> ConfigDict:
     return config
 
 
+def elastic64() -> ConfigDict:
+    config = base_config("token_learner_vit", **_VIT, learner_at=(1,), learner_tokens=64)
+    _train(config)
+    config.train.elastic = (4, 16, 64)
+    return config
+
+
 def small() -> ConfigDict:
     config = base_config("vit", **{**_VIT, "depth": 3})
     _train(config)
@@ -79,6 +87,7 @@ EXPERIMENTS = {
     "learned16": partial(learned, 16),
     "learned4": partial(learned, 4),
     "elastic": elastic,
+    "elastic64": elastic64,
     "small": small,
     "cct": cct,
 }
