@@ -13,7 +13,7 @@ from jaxvit.ops.reduction import Reduced, compose_places, size_bias, unmerge_tok
 
 
 class Reducing:
-    """What one block knows of earlier merging, and what it finds out to choose tokens by, while it is traced.
+    """Earlier merging that one block has to respect, and the values that it chooses tokens by, while it is traced.
 
     Attributes:
       step: what the block does; None = it keeps all tokens.
@@ -94,7 +94,7 @@ class ReducingBlocks:
         return x_BNC
 
     def whole_map(self, x_BNC: jax.Array) -> jax.Array:
-        """Copies merged tokens back to all their places, for a layer that needs a map, and begins anew."""
+        """Copies merged tokens back to all their places, for a layer that needs a map."""
         if self._places_BN is not None:
             x_BNC = unmerge_tokens(x_BNC, self._places_BN)
         self._sizes_BN = self._places_BN = None

@@ -52,7 +52,7 @@ class Teacher:
 
         Args:
           found: what the student returns: logits, or (logits, features) if features are learned.
-          examples: of `jaxvit.training.step.prepare`.
+          examples: result of `jaxvit.training.step.prepare`.
         """
         mix = self.settings
         logits_BK, features_BC = found if isinstance(found, tuple) else (found, None)

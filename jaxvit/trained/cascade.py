@@ -2,7 +2,7 @@
 
 Answering easy images early is as old as Viola and Jones 2001; with the probability of the predicted class as the
 measure of certainty it is, for example, in Wang et al. 2021 (Dynamic transformers, arXiv:2105.15075), who also use more
-tokens for harder images. The second stage begins anew; it reuses nothing of the first.
+tokens for harder images. The second stage computes everything; it reuses nothing of the first.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def choose_threshold(few: Outcomes, more: Outcomes, max_drop: float) -> float:
       max_drop: share of the images, such as .003.
 
     Returns:
-      A probability, 0 to 1; 0 = the first stage is accurate enough for all images. At 1, all images go on but those of
-      which the first stage is certain.
+      A probability, 0 to 1; 0 = the first stage is accurate enough for all images. At 1, only images with a
+      probability of exactly 1 stay.
     """
     order = np.argsort(few.confidence, kind="stable")
     right_few, right_more = (few.rank == 0)[order], (more.rank == 0)[order]

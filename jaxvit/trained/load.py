@@ -111,7 +111,7 @@ class Loaded:
         """Returns the same model with merged or removed tokens; the weights stay as they are.
 
         Args:
-          reduce: such as 'merge:r=8', 'merge:macs=.7' or 'prune:keep=.7'; see `jaxvit.models.reduction`. '' = as it
+          reduce: 'merge:r=8', 'merge:macs=.7', 'prune:keep=.7' and the like; see `jaxvit.models.reduction`. '' = as it
             is.
 
         Raises:

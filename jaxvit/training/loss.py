@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 import jax
 import jax.numpy as jnp
 
-# What a model returns in training: logits [B, K], or (logits, features [B, C]).
+# Output of a model in training: logits [B, K], or (logits, features [B, C]).
 Found: TypeAlias = "jax.Array | tuple[jax.Array, jax.Array]"
 
 

@@ -1,4 +1,4 @@
-"""What a student learns from a teacher, against numpy."""
+"""The losses of distillation, against numpy."""
 
 import jax
 import numpy as np
