@@ -108,6 +108,7 @@ def _stored(kind: str) -> str:
     return {
         "float32": "float32",
         "bfloat16": "weights stored as bfloat16",
+        "float16": "weights stored as float16",
         "int8": "kernels stored as int8 with a scale for each output channel",
     }[kind]
 
