@@ -7,7 +7,6 @@ keeps what it began with, even if the weights are gone.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Collection
@@ -27,6 +26,7 @@ from jaxvit.errors import UsageError
 from jaxvit.files import read_json
 from jaxvit.models.registry import model_defaults
 from jaxvit.shown import terminal
+from jaxvit.weights.arrays import hash_of
 from jaxvit.weights.beside import CONFIG, PREPROCESSOR, Beside, read_beside
 from jaxvit.weights.hugging_face import fetch, is_address, weights_path
 from jaxvit.weights.image_settings import usual_settings
@@ -145,12 +145,7 @@ def _read(where: str, own_code: bool, state: tuple[object, ...]) -> InitialWeigh
     params = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(found.params).items()}
     params = {path: leaf for path, leaf in params.items() if path not in lacks}
     constants = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(found.constants).items()}
-    total = hashlib.sha256()
-    for path, leaf in sorted([*params.items(), *constants.items()]):
-        leaf = np.ascontiguousarray(leaf)
-        total.update(f"\n{path} {leaf.dtype} {leaf.shape}\n".encode())
-        total.update(leaf.reshape(-1).view(np.uint8).data)
-    return InitialWeights(where, found, beside, params, constants, total.hexdigest()[:16])
+    return InitialWeights(where, found, beside, params, constants, hash_of({**constants, **params}))
 
 
 def start_from(config: ConfigDict, where: str, given: Collection[str] = ()) -> ConfigDict:

@@ -17,6 +17,7 @@ from jaxvit.shown import markdown
 from jaxvit.trained.intervals import wilson
 from jaxvit.weights.hugging_face import is_address
 
+WEIGHTS = ("init.from", "distill.from")  # config keys that hold the place of weights
 FOLDER = "hub"  # name of the folder written by the hub format
 
 
@@ -95,7 +96,7 @@ def public_name(data: str) -> str:
 
 
 def public_source(weights: str) -> str:
-    """A value of `init.from` without its location: an address of a hub, or the last part of a path.
+    """A value of a key in `WEIGHTS` without its location: an address of a hub, or the last part of a path.
 
     Example:
       >>> public_source("/home/me/runs/five"), public_source("hf://google/vit")
@@ -130,7 +131,7 @@ def _recipe(config: Any) -> list[tuple[str, Any]]:
     defaults = {f"model.{name}": value for name, value in model_defaults(config.model.name).items()}
     defaults |= {key: about.default for key, about in KEYS.items() if not key.startswith(skipped)}
     return [
-        (key, public_source(value) if key == "init.from" else value)
+        (key, public_source(value) if key in WEIGHTS else value)
         for key, value in flatten(config)
         if key in defaults and value != defaults[key] and key != "model.num_classes"
     ]

@@ -17,7 +17,7 @@ from flax import traverse_util
 
 from jaxvit._version import __version__
 from jaxvit.errors import UsageError
-from jaxvit.exports.card import model_card, public_name, public_source
+from jaxvit.exports.card import WEIGHTS, model_card, public_name, public_source
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import read_json, write_json
 from jaxvit.run.folder import read_environment
@@ -96,8 +96,9 @@ def write(model: ExportModel, path: Path) -> None:
     facts = {name: facts[name] for name in _FACTS if name in facts}
     write_json(path / "model.json", facts, with_checksum=True)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}
-    if source := config["config"].get("init", {}).get("from"):
-        config["config"]["init"]["from"] = public_source(source)
+    for section, _, key in (place.partition(".") for place in WEIGHTS):
+        if weights := config["config"].get(section, {}).get(key):
+            config["config"][section][key] = public_source(weights)
     kept = {name: config[name] for name in ("config_hash", "extensions", "config") if name in config}
     write_json(path / "config.json", {"jaxvit": __version__, **kept}, with_checksum=True)
     environment = {"data": published(read_environment(loaded.workdir)["data"]), "starts": []}
