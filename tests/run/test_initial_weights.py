@@ -194,7 +194,7 @@ def test_the_model_of_the_weights(source):
 
 
 def test_a_config_file_may_name_the_weights(source, tmp_path):
-    """What the command line sets holds, also where it is the key's default."""
+    """A value of the command line stays, also if it is the default of its key."""
     (tmp_path / "mine.py").write_text(
         "from jaxvit.config.files import load_config_file\nfrom jaxvit.config.keys import set_value\n\n\n"
         "def get_config(variant=''):\n    config = load_config_file('finetune')\n"
