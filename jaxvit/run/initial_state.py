@@ -183,8 +183,8 @@ def take(found: InitialWeights, model: nn.Module, plan: Plan) -> tuple[Arrays, l
     known = found.class_names
     names = plan.data.class_names
     same = known == names if known else before.guess.attributes.get("num_classes", 0) == len(names)
-    patterns = (split_patterns(text) for text in (init.keep, init.skip, init.allow))
-    rules = Rules(*patterns, channels=init.channels, positions=before.positions)
+    keep, skip, allow = map(split_patterns, (init.keep, init.skip, init.allow))
+    rules = Rules(keep, skip, allow, init.channels, before.positions)
     try:
         arrays, decisions = adapt(
             found.params,
