@@ -16,7 +16,7 @@ from jaxvit.ahead.hlo import Array, Computation, Instruction, Module
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# What takes no kernel of its own: names for arrays, and the second halves of asynchronous operations.
+# These take no kernel: they name arrays, or mark the end of an asynchronous operation.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "domain"),
     *("partition-id", "replica-id", "add-dependency", "async-update"),
@@ -44,8 +44,8 @@ class Kernel:
       times: how often one execution of the program runs it.
       flops: operations of its matrix products and convolutions, a multiply-add being two, by dtype of their operands.
       bytes: bytes that it reads from and writes to the device's memory.
-      is_kernel: whether it is an operation of its own; not where it brings an array to the memory beside the compute
-        units while others compute, or computes a single number.
+      is_kernel: False for a prefetch, which brings an array to the memory beside the compute units while other kernels
+        run, and for the arithmetic of single numbers on a TPU's scalar unit.
       is_copy: whether it only moves an array within the device's memory.
       collective: kind of the collective that it is, of `COLLECTIVES`; '' = none.
       moved: bytes of the collective's whole array, the larger of operand and result.
@@ -305,6 +305,9 @@ def convolution_flops(i: Instruction, lhs: Array, rhs: Array, out: Array) -> int
 def _library_flops(i: Instruction, shapes: list[Array]) -> int:
     """Operations of a call of a library of NVIDIA: matrix product, convolution or attention."""
     target, out = i.attribute("custom_call_target").strip('"'), i.arrays[0]
+    stated = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', i.text)
+    if stated:  # a Pallas kernel
+        return int(stated[1])
     if "fmha" in target:
         # Queries [B, N, M, D] or [B, M, N, D], keys likewise: two products forward, five backward.
         batch, *rest = shapes[0].shape

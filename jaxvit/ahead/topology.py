@@ -17,7 +17,7 @@ from jaxvit.errors import UsageError, first_line, nearest
 
 EXAMPLES = "v5e, v5e:4x4, v5p:4x4x4, v6e:4x4, h100x8, h200"
 
-# What libtpu would else ask the metadata server of a TPU machine for, and wait. A user's values are kept.
+# Without these, libtpu asks the metadata server of a TPU machine, and waits. A user's values are kept.
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -131,7 +132,7 @@ def _read(where: str, own_code: bool, state: tuple[object, ...]) -> InitialWeigh
     for path, leaf in sorted([*params.items(), *constants.items()]):
         leaf = np.ascontiguousarray(leaf)
         total.update(f"\n{path} {leaf.dtype} {leaf.shape}\n".encode())
-        total.update(leaf.reshape(-1).view(np.uint8))
+        total.update(leaf.reshape(-1).view(np.uint8).data)
     return InitialWeights(where, found, params, constants, total.hexdigest()[:16])
 
 
@@ -246,7 +247,7 @@ def _begun(workdir: Path, where: str) -> ConfigDict | None:
     init = plain.get("init") if isinstance(plain, dict) else None
     if not (isinstance(init, dict) and init.get("from") == where and isinstance(init.get("hash"), str)):
         return None
-    return from_plain(plain)
+    return from_plain(cast(dict[str, object], plain))
 
 
 def chosen_side(config: ConfigDict, workdir: Path | None, shorter: float) -> int:

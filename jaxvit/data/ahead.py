@@ -110,6 +110,15 @@ def _close_at_exit() -> None:
     atexit.register(_close_all)
 
 
+@contextlib.contextmanager
+def ending_processes() -> Iterator[None]:
+    """Ends the processes of all streams after the block: a command that fails leaves without Python's own clean-up."""
+    try:
+        yield
+    finally:
+        _close_all()
+
+
 def _close_all() -> None:
     """Ends the processes before Python takes the modules apart that this needs."""
     for batches in list(_open):

@@ -176,7 +176,7 @@ def place_call(mesh: Mesh, call: Mapping[str, ArrayLike], axis: int = 1) -> dict
 
 
 def abstract(sharding: NamedSharding, tree: PyTree) -> PyTree:
-    """Returns the shapes of arrays with a sharding, in place of copies of the arrays on the devices.
+    """Returns the shapes of arrays with a sharding, and copies nothing to the devices.
 
     A program can be compiled for devices that are not here from shapes alone.
     """

@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
+from jaxvit.config.keys import set_value
 from jaxvit.config.plan import dataset_of
 from jaxvit.config.reader import ConfigReader
 from jaxvit.devices import hardware
@@ -107,13 +108,14 @@ def config_of(cell: Cell, configs: Path, runs: Path) -> ConfigDict:
     way = "scratch" if cell.way == "probe" else cell.way
     spec = f"{configs / CONFIG}:{cell.task}_{cell.model}_{way}"
     config = load_config_file(spec)
-    with config.unlocked():
-        config.seed = cell.seed
-        if cell.per_class:
-            config.data.per_class, config.data.draw = cell.per_class, cell.seed
-            config.train.duration = f"{_steps(configs)[cell.per_class]} steps"
-        if cell.way == "finetune":
-            config.init["from"] = str((runs / cell.source.name).absolute())
+    values: dict[str, object] = {"seed": cell.seed}
+    if cell.per_class:
+        values |= {"data.per_class": cell.per_class, "data.draw": cell.seed}
+        values["train.duration"] = f"{_steps(configs)[cell.per_class]} steps"
+    if cell.way == "finetune":
+        values["init.from"] = str((runs / cell.source.name).absolute())
+    for key, value in values.items():
+        set_value(config, key, value)
     return config
 
 
@@ -170,8 +172,8 @@ def transfer(found: Results, runs: Path, *, seeds: int = 0, run: bool = True) ->
 def _recipe(config: ConfigDict) -> str:
     """The recipe without the weights that it starts from, and without the draw of images."""
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.init["from"], config.init.hash, config.data.draw = "", "", 0
+    for key, value in {"init.from": "", "init.hash": "", "data.draw": 0}.items():
+        set_value(config, key, value)
     return recipe_of(config)
 
 

@@ -229,7 +229,7 @@ def table(decisions: Sequence[Decision]) -> list[str]:
 
 
 def _with_loaded(variables: Variables, loaded: Mapping[str, np.ndarray]) -> dict[str, Params]:
-    flat = {"/".join(path): leaf for path, leaf in flatten_dict(dict(variables)).items()}
+    flat = {"/".join(path): cast(jax.Array, leaf) for path, leaf in flatten_dict(dict(variables)).items()}
     merged = {path: jnp.asarray(loaded[path], leaf.dtype) if path in loaded else leaf for path, leaf in flat.items()}
     return cast(dict[str, Params], unflatten_dict({tuple(path.split("/")): leaf for path, leaf in merged.items()}))
 
@@ -237,7 +237,7 @@ def _with_loaded(variables: Variables, loaded: Mapping[str, np.ndarray]) -> dict
 def _flat(tree: Variables) -> Arrays:
     """Stand-ins of the leaves' shapes, which take no memory."""
     flat = flatten_dict(dict(tree)).items()
-    return {"/".join(path): np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in flat}
+    return {"/".join(path): np.broadcast_to(np.float32(0), cast(jax.Array, leaf).shape) for path, leaf in flat}
 
 
 def _words(patterns: str) -> tuple[str, ...]:

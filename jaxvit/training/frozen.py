@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,9 +95,10 @@ def clip_active(norm: float, freeze: str, head_first_steps: int) -> optax.Gradie
         return ClipState(jnp.zeros((), jnp.int32))
 
     def update(
-        updates: optax.Updates, state: ClipState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, ClipState]:
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
+        state = cast(ClipState, state)
         groups = groups_of(updates, freeze, head_first=head_first_steps > 0)
         pairs = list(zip(jax.tree.leaves(groups), jax.tree.leaves(updates), strict=True))
         squares = {"trained": jnp.float32(0.0), "later": jnp.float32(0.0), "frozen": jnp.float32(0.0)}
@@ -133,8 +134,9 @@ def starts_at(inner: optax.GradientTransformation, steps: int) -> optax.Gradient
         return LaterState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(
-        updates: optax.Updates, state: LaterState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, LaterState]:
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        state = cast(LaterState, state)
         begun = state.count >= steps
         found, after = inner.update(updates, state.inner, params)
         kept = jax.tree.map(lambda new, old: jnp.where(begun, new, old), after, state.inner)
