@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from jaxvit.config.key_table import KEYS
-from jaxvit.config.keys import SOURCE, from_plain, model_config, set_value
+from jaxvit.config.keys import NO_SOURCE, SOURCE, from_plain, model_config, set_value
 from jaxvit.config.reader import ConfigReader
 from jaxvit.errors import UsageError
 from jaxvit.files import read_json
@@ -209,9 +209,7 @@ def fill_in(config: ConfigDict, workdir: Path | None = None, given: Collection[s
     where = get("init.from", str)
     if not where:
         if get("model.name", str) == SOURCE:
-            raise UsageError(
-                "config.init.from is missing: the run, file or hf://owner/name whose weights and model to start from"
-            )
+            raise UsageError(NO_SOURCE)
         if get("init.hash", str):
             raise UsageError("config.init.hash: has no meaning without config.init.from")
         return config, False

@@ -15,7 +15,7 @@ import jaxvit
 from jaxvit.config.files import load_config_file
 from jaxvit.config.identity import config_hash
 from jaxvit.config.initial_weights import fill_in, read_weights, start_from
-from jaxvit.config.keys import set_value
+from jaxvit.config.keys import model_config, set_value
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, StoppedError, UsageError
@@ -191,6 +191,14 @@ def test_the_model_of_the_weights(source):
     assert start_from(config, str(source)).optim.peak_lr == config.optim.peak_lr == 3e-3
     with pytest.raises(UsageError, match=r"config.init.from is missing"):
         fill_in(load_config_file("finetune"))
+    config = family_config("vit")
+    with config.unlocked():
+        config.model = model_config("source")
+    with pytest.raises(UsageError, match=r"config.init.from is missing"):
+        resolve(config)  # by a verb that trains nothing
+    set_value(config, "init.from", "/nowhere")
+    with pytest.raises(UsageError, match=r"config.init.from='/nowhere': there is no such file or folder"):
+        resolve(config)
 
 
 def test_a_config_file_may_name_the_weights(source, tmp_path):
