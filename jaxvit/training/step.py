@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvit.devices.sharding import remat_gathering
 from jaxvit.ops.labels import one_hot
 from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.loss import cross_entropy
@@ -139,8 +138,7 @@ def gradients_and_sums(
     """Gradients of the mean loss, and the metrics' sums; with `accumulate` > 1, part by part."""
 
     def of_part(part: Batch) -> tuple[Params, Sums]:
-        of_params = partial(loss, apply=apply, gather=gather)
-        gradient = jax.grad(remat_gathering(of_params) if gather else of_params, has_aux=True)
+        gradient = jax.grad(partial(loss, apply=apply, gather=gather), has_aux=True)
         gradients, (logits_BK, loss_B) = gradient(state.params, state.constants, part)
         return gradients, classification_sums(logits_BK, part["label"], loss_B, part["mask"])
 
