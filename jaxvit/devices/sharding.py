@@ -111,8 +111,9 @@ def shard_state(mesh: Mesh, shapes: PyTree) -> PyTree:
 def gather_where_used(mesh: Mesh, dtype_of: Callable[[tuple[str, ...]], DTypeLike]) -> Callable[[PyTree], PyTree]:
     """Returns a function that gathers parameters, which `shard_state` has split, for the computation with them.
 
-    Without it, XLA decides where to communicate. Gradients go the other way: summed over devices, each keeps its part of
-    the sum. A device holds the gathered parameters, in the dtype of the computation, until the end of the backward pass.
+    Without it, XLA decides where to communicate. Gradients go the other way: summed over devices, each keeps its part
+    of the sum. A device holds the gathered parameters, in the dtype of the computation, until the end of the backward
+    pass.
 
     Args:
       mesh: mesh of the run.
