@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,8 @@ def attend_short(q_BNMD: jax.Array, k_BNMD: jax.Array, v_BNMD: jax.Array, *, int
     """
     batch, queries, heads, head_dim = q_BNMD.shape
     flat = [x.reshape(*x.shape[:2], heads * head_dim) for x in (q_BNMD, k_BNMD, v_BNMD)]
-    return _attend(heads, interpret, *flat).reshape(batch, queries, heads, head_dim)
+    x_BNC = cast(jax.Array, _attend(heads, interpret, *flat))
+    return x_BNC.reshape(batch, queries, heads, head_dim)
 
 
 def short_fits(queries: int, keys: int, dtype: DTypeLike, platform: str) -> bool:
