@@ -1,6 +1,6 @@
 """Measures a trained model with fewer tokens, without training: accuracy, multiply-adds and speed of the whole curve.
 
-    python benchmarks/fewer_tokens.py runs/vit results/fewer_tokens [--files] [--split=test] [--rounds=5]
+    python benchmarks/fewer_tokens.py runs/vit results/fewer_tokens [--files] [--split=test] [--ways merge:r=8]
 
 Each way (merging r tokens per block for every r; keeping a share of the tokens by attention, by norm and at random) is
 evaluated on the same images as the whole model. The interval of a difference in accuracy is paired: of n images, b are
@@ -62,7 +62,7 @@ def paired(fewer: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
     return difference, difference - half, difference + half
 
 
-def measure(loaded: Loaded, split: str) -> list[dict[str, Any]]:
+def measure(loaded: Loaded, split: str, chosen: list[str]) -> list[dict[str, Any]]:
     """Accuracy and multiply-adds of every way, the whole model first."""
     name, source = read_split(loaded, split)
     base, outcomes = evaluate_source(loaded, source, split=name)
@@ -70,7 +70,7 @@ def measure(loaded: Loaded, split: str) -> list[dict[str, Any]]:
     rows = [
         {"reduce": "none", "macs": macs, "share": 1.0, "top1": base["top1"], "loss": base["loss"], "n": base["count"]}
     ]
-    for text in ways(loaded):
+    for text in chosen or ways(loaded):
         fewer = loaded.reduced(text)
         found, others = evaluate_source(fewer, source, split=name)
         difference, low, high = paired(others.rank == 0, outcomes.rank == 0)
@@ -160,12 +160,15 @@ def main() -> None:
     parser.add_argument("run", help="folder of a run of a ViT or CCT")
     parser.add_argument("out", type=Path, help="path of the two files, without ending")
     parser.add_argument("--split", default="", help="split to evaluate (default: test)")
+    parser.add_argument(
+        "--ways", nargs="*", default=[], help="these only, such as merge:r=8 (default: the whole curve)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each timing")
     parser.add_argument("--seconds", type=float, default=1.0, help="duration of a turn")
     parser.add_argument("--files", action="store_true", help="also time exported files; needs jaxvit[onnx]")
     options = parser.parse_args()
     loaded = load(options.run)
-    rows = measure(loaded, options.split)
+    rows = measure(loaded, options.split, options.ways)
     with quiet.asked():
         speeds(loaded, rows, options.rounds, options.seconds)
         files = latencies(options.run, rows, options.rounds, options.seconds) if options.files else []

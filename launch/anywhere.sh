@@ -67,9 +67,9 @@ needs() {  # needs COMMAND PLACE HOW-TO-GET-IT
 }
 
 quoted() {  # quoted WORD…: the words as one line for a shell, which a reader can follow
-  local word line=''
+  local word line='' quote="'" escaped="'\\''"
   for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//$quote/$escaped}'"
     line="$line${line:+ }$word"
   done
   printf '%s' "$line"

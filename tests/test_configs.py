@@ -56,7 +56,7 @@ def planned(spec):
 
 
 def variants():
-    """All but those whose model is that of some weights: tests/run/test_initial_weights.py."""
+    """All variants except configs/finetune.py, whose model comes from weights: tests/run/test_initial_weights.py."""
     for file in sorted(CONFIGS.glob("[!_]*.py")):
         if file.name != "finetune.py":
             yield from (f"{file.name}:{variant}" for variant in runpy.run_path(str(file))["VARIANTS"])

@@ -166,6 +166,15 @@ def test_one_process_uses_all_gpus_of_a_node_for_other_verbs(launch):
     assert {"--ntasks=1", "--ntasks-per-node=1", "--gpus-per-node=4"} <= set(said)
 
 
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="this machine has a GPU")
+def test_gpus_of_other_nodes_get_the_libraries_for_them(launch):
+    stamp = launch.folder / "venv" / ".jaxvit-installed"
+    stamp.write_text("".join(line for line in stamp.open() if line.startswith("[cuda12]")))
+    launch("--on=slurm", "--gpus_per_node=1", "train", JAXVIT_ACCELERATOR="")
+    (said,) = launch.words()  # nothing was installed
+    assert "--gpus-per-node=1" in said
+
+
 def test_a_sweep_is_an_array(launch):
     launch("--on=slurm", "--at_once=2", "sweep", "--over=a=1,2,3", *HARD)
     count, said = launch.words()

@@ -30,6 +30,7 @@ from jaxvit.files import no_empty_folders
 VERBS = {
     "train": "train a model from a config into a run folder; the same command resumes",
     "sweep": "train a grid of runs over values of config keys; prints a table, draws a figure",
+    "retrofit": "put a TokenLearner into a trained ViT, with the original as the teacher",
     "evaluate": "evaluate a trained model on a split: per class, confusion matrix, calibration",
     "predict": "classify image files with a trained model",
     "embed": "write the features of images before the head; draw a map of them",
@@ -52,8 +53,7 @@ verbs:
   jaxvit VERB --help    options and examples of a verb
   jaxvit --version
 
-start here:
-  jaxvit train --config=digits --workdir=runs/digits
+start here: jaxvit train --config=digits --workdir=runs/digits
 """
 
 
@@ -122,8 +122,7 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         return _complain(error, error.exit_code), None
     except KeyboardInterrupt as error:
         return _complain("stopped immediately; state saved before is kept", errors.INTERRUPTED), error
-    except BrokenPipeError as error:
-        # The reader of stdout, such as `| head`, has exited.
+    except BrokenPipeError as error:  # the reader of stdout, such as `| head`, has exited
         discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:

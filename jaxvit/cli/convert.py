@@ -48,10 +48,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", default="", type=local_path, metavar="DIR", help="the folder to write; a new one")
     parser.add_argument("--origin", choices=tuple(ORIGINS), default="", help="the project (default: told by the names)")
     parser.add_argument("--part", default="", help="entry of a PyTorch checkpoint, such as model_ema")
-    parser.add_argument("--heads", choices=("average",), default="", help="of a distilled DeiT: use their mean")
+    parser.add_argument("--heads", choices=("average",), default="", help="read a distilled DeiT: the mean of both")
     parser.add_argument("--image_size", default="", help="'224' or '224x160' (rows x columns); default: by positions")
     parser.add_argument(
-        "--class_names", default="", type=local_path, metavar="FILE", help="class names: one a line, or a JSON list"
+        "--class_names", default="", type=local_path, metavar="FILE", help="class names: lines of text, or a JSON list"
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be written; write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")

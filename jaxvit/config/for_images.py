@@ -176,7 +176,7 @@ def choose_batch(images: int) -> int:
 
 
 def choose_epochs(images: int, batch: int, steps: int = STEPS, epochs: tuple[int, int] = EPOCHS) -> int:
-    """Number of epochs with about so many steps in all: a multiple of the fewest or of ten, within `epochs`."""
+    """Number of epochs with about `steps` steps in all: a multiple of ten or of the fewest epochs, within `epochs`."""
     per_epoch, unit = -(-images // batch), min(10, epochs[0])
     return min(max(round(steps / per_epoch / unit) * unit, epochs[0]), epochs[1])
 

@@ -12,6 +12,7 @@ from typing import cast
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.distillation import resolve_distill
 from jaxvit.config.identity import config_hash
 from jaxvit.config.key_table import KEYS
 from jaxvit.config.keys import check_keys
@@ -82,6 +83,7 @@ def resolve(
         train=train,
         config_hash=config_hash(config),
         init=resolve_init(get),
+        distill=resolve_distill(get),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
         warnings=overlaps(dataset, data),
     )
@@ -209,7 +211,19 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         feed=feed,
         steps_per_call=get.at_least("train.steps_per_call", 0) or several,
         workers=_resolve_workers(get, data, dataset),
+        elastic=_resolve_elastic(get),
     )
+
+
+def _resolve_elastic(get: ConfigReader) -> tuple[int, ...]:
+    """The numbers of learned tokens to train for; () = only that of the model."""
+    counts = get("train.elastic", tuple)
+    if not counts:
+        return ()
+    whole = all(type(count) is int and count > 0 for count in counts)
+    if not whole or list(counts) != sorted(set(counts)) or len(counts) < 2:
+        raise UsageError(f"config.train.elastic={counts}: must be two or more rising numbers, such as (4, 16)")
+    return counts
 
 
 def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
@@ -266,6 +280,8 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return f"config.augment.mixup={mixup} and config.augment.cutmix={cutmix} are not both on"
     if key in ("augment.mix_probability", "augment.mix_until"):
         return "neither config.augment.mixup nor config.augment.cutmix is on"
+    if key.startswith("distill."):
+        return "config.distill.from='' names no teacher"
     if key.startswith("init."):
         return why_init_unread(key)
     if key == "data.workers":

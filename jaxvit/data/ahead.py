@@ -33,7 +33,7 @@ Batch = dict[str, np.ndarray]
 
 BATCHES = 4  # fewest batches to prefetch; bounds the memory
 MOST_THREADS = 16
-THREADS_SCALE_TO = 8  # on more cores, decoding in processes is faster
+THREADS_SCALE_TO = 4  # a quarter of the work needs the lock, so that more cores wait for it
 
 
 class Decoder(Protocol):
@@ -56,7 +56,7 @@ def processes_for(workers: int) -> int:
     """Number of processes for a value of `data.workers`; 0 = use threads.
 
     Args:
-      workers: the number; 0 = threads on up to 8 cores, else a process for each core; -1 = threads.
+      workers: the number; 0 = threads on up to 4 cores, else a process for each core; -1 = threads.
     """
     return max(workers, 0) if workers else cores() if cores() > THREADS_SCALE_TO else 0
 
@@ -108,6 +108,15 @@ def _close_at_exit() -> None:
 
     del multiprocessing
     atexit.register(_close_all)
+
+
+@contextlib.contextmanager
+def ending_processes() -> Iterator[None]:
+    """Ends the processes of all streams after the block: a command that fails leaves without Python's own clean-up."""
+    try:
+        yield
+    finally:
+        _close_all()
 
 
 def _close_all() -> None:

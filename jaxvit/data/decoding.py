@@ -195,7 +195,8 @@ def pixels_of(
     if size and min(image.size) > 2 * max(size):
         image.draft(None, (2 * max(size),) * 2)  # JPEG only: decodes at a lower resolution, several times faster
     image = _opaque((depth or Depth()).to_eight_bits(upright(image), sixteen))
-    image = (_from_lab(image) if image.mode == "LAB" else image).convert("L" if channels == 1 else "RGB")
+    image, mode = _from_lab(image) if image.mode == "LAB" else image, "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # which would copy it
     pixels = np.asarray(_cover(image, *size) if size else image)
     return pixels[..., None] if channels == 1 else pixels
 

@@ -117,7 +117,7 @@ class _Layout:
         if not listed:
             raise UsageError(
                 f"{self._where}: holds no images in folders named after their classes; it should look like "
-                f"{self._path}/CLASS/IMAGE.jpg or {self._path}/train/CLASS/IMAGE.jpg"
+                f"{self._path}/CLASS/IMAGE.jpg or {self._path}/train/CLASS/IMAGE.jpg{_for_shards(self._path)}"
             )
         return arrange(self._path, listed, self._left_out)
 
@@ -180,6 +180,15 @@ class _Layout:
     def _note(self, what: str, names: list[str]) -> None:
         if names:
             self._left_out.append(LeftOut(what, len(names), tuple(names[:_FEW])))
+
+
+def _for_shards(folder: Path) -> str:
+    """The end of an error message for a folder without images: the pattern of its shards, if it has some."""
+    for ending in (".tar", ".parquet"):
+        for pattern in (f"*{ending}", f"*/*{ending}"):
+            if any(folder.glob(pattern)):
+                return f"; its shards are named by a pattern: --data='{folder}/{pattern}'"
+    return ""
 
 
 def part_named(folder: str) -> str | None:

@@ -103,7 +103,9 @@ class ShardStore(ImageStore):
             label = np.concatenate(numbers)
             if part != "train" and "train" in indexes and (label == NO_LABEL).all():
                 without = f"images of {part} without a label"
-                left_out.append(LeftOut(without, len(label), tuple(str(index.shard.name) for index in found[:3])))
+                few = [(found[n], r) for n, r in zip(number[:3], row[:3], strict=True)]
+                first = tuple(f"{index.shard.name}: {index.name(r)}" for index, r in few)
+                left_out.append(LeftOut(without, len(label), first))
                 label = label[:0]
             for i in np.flatnonzero(label == NO_LABEL):
                 said = f"{found[number[i]].shard}: {found[number[i]].name(row[i])}"
@@ -179,10 +181,12 @@ class ShardRecords:
         return len(self.labels)
 
     def read(self, rows: Sequence[int]) -> list[Record | Unreadable]:
+        rows = np.asarray(rows, np.int64)
         found: dict[int, Record | Unreadable] = {}
-        shards = self._shards[np.asarray(rows, np.int64)]
+        shards, own = self._shards[rows], self._rows[rows]
+        order = np.lexsort((own, shards))  # by shard, and in each from its start to its end
         for shard in np.unique(shards):
-            index, places = self._indexes[shard], np.flatnonzero(shards == shard).tolist()
+            index, places = self._indexes[shard], order[shards[order] == shard].tolist()
             try:
                 descriptor = os.open(index.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             except OSError as error:

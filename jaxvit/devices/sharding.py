@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 from jax.typing import ArrayLike, DTypeLike
 
@@ -90,7 +90,7 @@ def place_batch(mesh: Mesh, batch: Mapping[str, ArrayLike]) -> dict[str, jax.Arr
     return _place(split_batch(mesh), batch)
 
 
-def shard_state(mesh: Mesh, shapes: PyTree) -> PyTree:
+def shard_state(mesh: Mesh | AbstractMesh, shapes: PyTree) -> PyTree:
     """Returns a sharding for every array of a state.
 
     It depends on the shape alone, so the optimizer's moments get the sharding of their parameters. The largest axis

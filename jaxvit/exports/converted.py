@@ -63,7 +63,7 @@ class Conversion:
     guessed: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """What was found and what was guessed, for the user, a line each."""
+        """Lines for the user: the content of the file, and every guess."""
         found, size = self.found, "x".join(map(str, self.found.input))
         own = {key: self.attributes[key] for key in _changed(self.name, self.attributes) if key != "num_classes"}
         others = "".join(f", {key}={value!r}" for key, value in own.items())
@@ -117,7 +117,7 @@ class Conversion:
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Reads class names: one a line, or a JSON list of them.
+    """Reads class names: lines of text, or a JSON list.
 
     Raises:
       UsageError: the file cannot be read, or has no names.
@@ -137,7 +137,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
-        raise UsageError(f"--class_names={file}: it has no names; write one a line, in the order of the outputs")
+        raise UsageError(f"--class_names={file}: it has no names; write them as lines, in the order of the outputs")
     return tuple(names)
 
 
@@ -220,7 +220,7 @@ def _names(classes: int, file: Path | None, beside: Beside) -> tuple[tuple[str, 
         names = read_class_names(file)
         if len(names) != classes:
             raise UsageError(f"--class_names={file} has {len(names):,} names, and the model {classes:,} classes")
-        return names, str(file)
+        return names, file.name
     if len(beside.class_names) == classes:
         return beside.class_names, "config.json"
     return tuple(f"class_{number}" for number in range(classes)), ""
@@ -274,6 +274,7 @@ def _write(conversion: Conversion, folder: Path) -> None:
         "class_names": conversion.class_names,
         "image_shape": conversion.image_shape,
         "augmentation": {**dataclasses.asdict(Augmentation()), **said},
+        "origin": conversion.found.origin.name,
     }
     write_json(folder / "model.json", facts, with_checksum=True)
     config = base_config(conversion.name, **conversion.attributes)

@@ -117,7 +117,7 @@ def _save(arrays: Arrays, file: Path, ending: str) -> None:
 
 
 def _refuse_others(loaded: Loaded, arrays: Arrays, origin: Origin) -> dict[str, Value]:
-    """Compares the model with the one that the arrays are taken for.
+    """Compares the model with the one that an importer sees in the arrays.
 
     Returns:
       The attributes that the other project's code must be given.

@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvit.config.files import load_config_file
+from jaxvit.config.keys import set_value
 from jaxvit.config.plan import dataset_of
 from jaxvit.config.reader import ConfigReader
 from jaxvit.devices import hardware
@@ -44,7 +45,7 @@ WAYS = {
     "scratch": "from scratch",
 }
 SEEDS = (0, 1, 2)
-EXPERIMENT = "transfer"  # its name, in place of a row's
+EXPERIMENT = "transfer"  # the name in `jaxvit reproduce transfer`
 CONFIG = "transfer.py"
 COLUMNS = (
     *("task", "model", "way", "per_class", "seed", "recipe", "n", "top1", "steps", "params", "multiply_adds"),
@@ -107,13 +108,14 @@ def config_of(cell: Cell, configs: Path, runs: Path) -> ConfigDict:
     way = "scratch" if cell.way == "probe" else cell.way
     spec = f"{configs / CONFIG}:{cell.task}_{cell.model}_{way}"
     config = load_config_file(spec)
-    with config.unlocked():
-        config.seed = cell.seed
-        if cell.per_class:
-            config.data.per_class, config.data.draw = cell.per_class, cell.seed
-            config.train.duration = f"{_steps(configs)[cell.per_class]} steps"
-        if cell.way == "finetune":
-            config.init["from"] = str((runs / cell.source.name).absolute())
+    values: dict[str, object] = {"seed": cell.seed}
+    if cell.per_class:
+        values |= {"data.per_class": cell.per_class, "data.draw": cell.seed}
+        values["train.duration"] = f"{_steps(configs)[cell.per_class]} steps"
+    if cell.way == "finetune":
+        values["init.from"] = str((runs / cell.source.name).absolute())
+    for key, value in values.items():
+        set_value(config, key, value)
     return config
 
 
@@ -146,9 +148,9 @@ def transfer(found: Results, runs: Path, *, seeds: int = 0, run: bool = True) ->
         return
     found.begin()
     recipes = {cell: _recipe(config_of(cell, configs, runs)) for cell in todo}
-    lines = read_lines(results)
-    done = {cell for cell in todo for line in lines if cell.matches(line) and line["recipe"] == recipes[cell]}
-    # What others start from is needed as long as they are not done.
+    valid = current(read_lines(results), configs, runs)
+    done = {cell for cell in todo for line in valid if cell.matches(line)}
+    # A pretrained model is needed until all cells that start from it are done.
     needed = {
         cell.source for cell in todo if cell not in done and not (runs / cell.source.name / "result.json").exists()
     }
@@ -161,6 +163,8 @@ def transfer(found: Results, runs: Path, *, seeds: int = 0, run: bool = True) ->
         jax.clear_caches()
         with writing(results):
             others = [old for old in read_lines(results) if not cell.matches(old)]
+            if cell.way == "pretrain" and cell not in done:  # results of other trained models go with them
+                others = [old for old in others if not _starts_from(old, cell)]
             lines = [*others, {name: str(value) for name, value in {**line, "recipe": recipe}.items()}]
             write_csv(results / "transfer.csv", COLUMNS, sorted(lines, key=_place))
             write_text(results / "transfer.md", page(lines, configs, runs))
@@ -170,8 +174,8 @@ def transfer(found: Results, runs: Path, *, seeds: int = 0, run: bool = True) ->
 def _recipe(config: ConfigDict) -> str:
     """The recipe without the weights that it starts from, and without the draw of images."""
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.init["from"], config.init.hash, config.data.draw = "", "", 0
+    for key, value in {"init.from": "", "init.hash": "", "data.draw": 0}.items():
+        set_value(config, key, value)
     return recipe_of(config)
 
 
@@ -258,11 +262,13 @@ def read_lines(results: Path) -> list[dict[str, str]]:
 
 
 def current(lines: Sequence[Mapping[str, str]], configs: Path, runs: Path) -> list[Mapping[str, str]]:
-    """The lines whose recipe has not changed since."""
+    """The lines whose recipe has not changed since, nor that of the trained model that they start from."""
     recipes = {cell: _recipe(config_of(cell, configs, runs)) for cell in cells()}
-    return [
-        line for line in lines for cell, recipe in recipes.items() if cell.matches(line) and line["recipe"] == recipe
+    found = [
+        (line, cell) for line in lines for cell, old in recipes.items() if cell.matches(line) and line["recipe"] == old
     ]
+    there = {cell for _, cell in found}
+    return [line for line, cell in found if not _starts_from(line, cell.source) or cell.source in there]
 
 
 def page(lines: Sequence[Mapping[str, str]], configs: Path, runs: Path = Path("runs")) -> str:
@@ -309,6 +315,11 @@ def page(lines: Sequence[Mapping[str, str]], configs: Path, runs: Path = Path("r
     where = sorted({f"{line['hardware']}; {line['versions']}" for line in found})
     text += ["", "## Hardware and versions", "", *(f"- {each}" for each in where)] if where else []
     return "\n".join(text) + "\n"
+
+
+def _starts_from(line: Mapping[str, str], source: Cell) -> bool:
+    """Whether a line is of a cell that starts from the trained model `source`."""
+    return line["way"] in ("finetune", "probe") and (line["task"], line["model"]) == (source.task, source.model)
 
 
 def _values(lines: Sequence[Mapping[str, str]], task: str, model: str, way: str, size: int) -> dict[int, float]:

@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxvit.config.plan_types import Plan
+from jaxvit.data.ahead import ending_processes
 from jaxvit.data.dataset import Dataset
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices import processes
@@ -73,7 +74,7 @@ def execute(
     sources = read_sources(plan, dataset)
     processes.on_all(lambda: run.check_data(describe(sources), plan.data.class_names))
     folder = checkpoint_folder(run.path)
-    with Checkpoints(folder, fall_back=options.fall_back) as checkpoints:
+    with Checkpoints(folder, fall_back=options.fall_back) as checkpoints, ending_processes():
         state, position = processes.on_all(lambda: start(run, plan, assembly, sources, checkpoints, mesh, options))
         print_start(plan, assembly, position)
         program = make_program(plan, assembly, sources, state, mesh, position, options, run.path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,7 @@ def _by_group(s: OptimizerSettings, make: Callable[[], optax.GradientTransformat
     """A transformation of the trained parameters alone, and of those that begin later from then on."""
     if not (s.freeze or s.head_first_steps):
         return make()
-    parts = {"frozen": optax.set_to_zero(), "trained": make()}
+    parts: dict[Hashable, optax.GradientTransformation] = {"frozen": optax.set_to_zero(), "trained": make()}
     if s.head_first_steps:
         parts["later"] = starts_at(make(), s.head_first_steps)
     return optax.partition(parts, lambda params: groups_of(params, s.freeze, head_first=s.head_first_steps > 0))

@@ -1,4 +1,4 @@
-"""What a `config.json` beside a file of weights says about it: class names, heads, and how images are prepared.
+"""Reads `config.json` beside a file of weights: class names, heads, and how images are prepared.
 
 Hugging Face's `transformers` writes `config.json` and `preprocessor_config.json`, timm a `config.json` with
 `pretrained_cfg`. Only plain values are taken from them, and each is checked.
@@ -19,7 +19,7 @@ from jaxvit.weights.origin import Value
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _REMEDY = "it is damaged: download it again, or move it away"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-_FILTERS = {2: "bilinear", 3: "bicubic"}  # of Pillow
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _timm(config: Mapping[str, object]) -> ImageSettings | None:
     mean, std, crop = _numbers(said.get("mean")), _numbers(said.get("std")), said.get("crop_pct")
     if not (mean and std and all(std)):
         return None
-    crop = float(crop) if is_number(crop, 0.1, 1) else 1.0
+    crop = float(cast(float, crop)) if is_number(crop, 0.1, 1) else 1.0
     kind = said.get("interpolation")
     return ImageSettings(mean, std, crop, kind if kind in ("bilinear", "bicubic") else "bicubic", CONFIG)
 

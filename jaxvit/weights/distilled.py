@@ -40,7 +40,7 @@ def average_heads(arrays: Mapping[str, np.ndarray], origin: str) -> Arrays:
         [np.asarray(arrays[f"{n}.{leaf}"], np.float32) for n in names[:2]] for leaf in ("weight", "bias")
     )
     found[f"{both}.weight"] = np.concatenate(weights, 1) / 2
-    found[f"{both}.bias"] = sum(biases) / np.float32(2)
+    found[f"{both}.bias"] = np.asarray((biases[0] + biases[1]) / 2, np.float32)
     if "dist_token" in found:
         found["reg_token"] = found.pop("dist_token")
     return found

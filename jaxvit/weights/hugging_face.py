@@ -67,7 +67,7 @@ def parse_address(text: str | Path) -> Address:
     """Parses an address.
 
     Raises:
-      UsageError: it is none, or names a file that holds no weights.
+      UsageError: the text is not an address, or names a file that cannot hold weights.
 
     Example:
       >>> parse_address("hf://google/vit-base-patch16-224@main/model.safetensors").file
@@ -152,7 +152,7 @@ def fetch(text: str | Path) -> Path:
 
 
 def _choose(there: list[str], address: Address, shown: str, has: str) -> str:
-    """The file to read; a choice among several is said.
+    """Chooses the file to read; a note on stderr names the others.
 
     Raises:
       UsageError: there is none, or none that is preferred among several.

@@ -21,7 +21,7 @@ class ImageSettings(NamedTuple):
     """How images are prepared.
 
     Attributes:
-      mean, std: of each channel, in the pixel range 0..1.
+      mean, std: mean and standard deviation of each channel, in the pixel range 0..1.
       crop: the side of the model's input as a share of the shorter side that images are resized to.
       interpolation: 'bilinear' or 'bicubic'.
       source: where these values come from, for the user.
@@ -36,7 +36,9 @@ class ImageSettings(NamedTuple):
     def stored_shape(self, input: tuple[int, int, int]) -> tuple[int, int, int]:
         """(height, width, channels) of the uint8 images that are cut to the model's input."""
         height, width, channels = input
-        return (height, width, channels) if height != width else (*(int(height / self.crop),) * 2, channels)
+        if height != width:
+            return height, width, channels
+        return int(height / self.crop), int(height / self.crop), channels
 
     def preprocessing(self, input: tuple[int, int, int]) -> Preprocessing:
         """The evaluation of a model with this input, (height, width, channels)."""

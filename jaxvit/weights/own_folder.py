@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,8 @@ def read_own(folder: Path, part: str = "", *, own_code: bool = False) -> OwnWeig
     try:
         images = jax.ShapeDtypeStruct((1, *facts.input_shape), jnp.float32)
         wanted = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
-        shapes = {"/".join(path): leaf.shape for path, leaf in flatten_dict(wanted).items()}
+        leaves = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], flatten_dict(wanted))
+        shapes = {"/".join(path): leaf.shape for path, leaf in leaves.items()}
     except Exception as error:  # a model may raise anything for attributes that do not fit its images
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise UsageError(f"{facts.file}: the model does not work on its images ({reason}); {REMEDY}") from None

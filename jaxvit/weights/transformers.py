@@ -27,7 +27,10 @@ _NEW = {
     "attention.v_proj.": "attention.attention.value.",
     "attention.o_proj.": "attention.output.dense.",
 }
-_NEW_VIT = {"mlp.fc1.": "intermediate.dense.", "mlp.fc2.": "output.dense."}  # of a layer with `layernorm_before`
+_NEW_VIT = {
+    "mlp.fc1.": "intermediate.dense.",
+    "mlp.fc2.": "output.dense.",
+}  # where there is `layernorm_before`
 
 
 def _plain(arrays: Mapping[str, np.ndarray]) -> Arrays:

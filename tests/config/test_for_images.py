@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from photos import photo, photos
 from PIL import Image
+from shards import members, write_tar
 
 from jaxvit.config.files import load_config_file
 from jaxvit.config.for_images import (
@@ -147,6 +148,18 @@ def test_a_table_by_its_own_path(tmp_path, monkeypatch):
     assert "classes: ax 6, bx 6" in found.lines[1] and found.config.data.name.startswith("image_table:/")
 
 
+def test_shards_get_the_choices_of_the_folder_of_the_same_images(tmp_path):
+    path = photos(tmp_path / "pets", cat=12, dog=12)
+    write_tar(tmp_path / "shards" / "0.tar", members(path))
+    folder, shards = chosen(path, tmp_path), chosen(f"{tmp_path}/shards/*.tar", tmp_path)
+    said = "  shards: 1 train (0.tar); no shard's name has the name of a part"
+    assert [line for line in shards.lines[1:] if line != said] == list(folder.lines[1:]) and said in shards.lines
+    assert shards.config.data.name == f"tar:{tmp_path}/shards/*.tar"
+    with folder.config.unlocked(), shards.config.unlocked():
+        folder.config.data.name = shards.config.data.name
+    assert folder.config == shards.config
+
+
 def test_names_and_folders_of_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets.v2").mkdir()
@@ -156,6 +169,11 @@ def test_names_and_folders_of_runs(tmp_path, monkeypatch):
         default_workdir(data_name("pets.v2")) == "runs/pets.v2" and default_workdir("digits", 5) == "runs/digits-5folds"
     )
     assert default_workdir("image_table:/x/labels.csv") == "runs/labels"
+    assert data_name("x/{a,b}-*.tar") == f"tar:{tmp_path}/x/{{a,b}}-*.tar"
+    assert data_name("x/*.parquet") == f"parquet:{tmp_path}/x/*.parquet"
+    assert data_name("x.tar.gz").startswith("tar:")  # its error names the remedy
+    assert default_workdir("tar:/a/pets/**/*.tar") == default_workdir("tar:/a/pets/{a,b}.tar") == "runs/pets"
+    assert default_workdir("parquet:/a/pets.parquet") == "runs/pets"
     with pytest.raises(UsageError, match=r"--data=./gone: .*/gone does not exist"):
         data_name("./gone")
     (tmp_path / "file.txt").write_text("")

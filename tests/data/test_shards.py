@@ -122,7 +122,7 @@ def test_parts_by_the_names_of_shards(tmp_path, names, pattern, parts):
 def test_shards_of_no_part_are_left_out_and_two_parts_in_a_name_are_refused(tmp_path):
     for name in ("train-0.tar", "extra.tar"):
         write_tar(tmp_path / name, [])
-    assert str(find_shards(f"{tmp_path}/*.tar", "x").left_out[0]) == "1 shards of no part (extra.tar)"
+    assert str(find_shards(f"{tmp_path}/*.tar", "x").left_out[0]) == "shards of no part: 1 (extra.tar)"
     write_tar(tmp_path / "train-test-0.tar", [])
     with pytest.raises(UsageError, match=r"train-test-0\.tar tells two parts \(test and train\); rename it"):
         find_shards(f"{tmp_path}/*.tar", "x")
@@ -168,7 +168,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ),
         (
             [("x.txt", b"hello")],
-            r"hold no images with labels \(left out: 1 files that are not images \(t\.tar: x\.txt\)\)",
+            r"hold no images with labels \(left out: files that are not images: 1 \(t\.tar: x\.txt\)\)",
         ),
     ],
 )
@@ -186,7 +186,7 @@ def test_labels_beyond_the_listed_classes(pets, tmp_path):
     (tmp_path / "shards" / "classes.txt").write_text("cat\nfish\ndog\n")
     dataset = open_dataset(name, tmp_path)
     assert dataset.class_names == ("cat", "dog")
-    assert "1 classes without an image (fish)" in [str(one) for one in dataset.left_out]
+    assert "classes without an image: 1 (fish)" in [str(one) for one in dataset.left_out]
     (tmp_path / "shards" / "classes.txt").write_text("cat\ncat\ncat\n")
     with pytest.raises(UsageError, match=r"classes\.txt names a class twice"):
         open_dataset(name, tmp_path)
@@ -208,7 +208,7 @@ def test_images_without_label_are_left_out_if_asked(pets, tmp_path):
     name = f"tar:{write_tar(tmp_path / 't.tar', [*members(pets / 'train'), ('lone.png', PNG)])}"
     dataset = open_dataset(name, tmp_path, on_error="skip")
     assert dataset.count("train") == 16
-    assert [str(one) for one in dataset.left_out] == [f"1 images without a label ({tmp_path}/t.tar: lone.png)"]
+    assert [str(one) for one in dataset.left_out] == [f"images without a label: 1 ({tmp_path}/t.tar: lone.png)"]
 
 
 def test_hidden_files_links_devices_and_sparse_members_are_left_out(pets, tmp_path):
@@ -312,7 +312,7 @@ def test_a_shard_without_its_end_mark_is_told(pets, tmp_path):
     file.write_bytes(whole.ljust(-(-len(whole) // 512) * 512, b"\0"))
     dataset = open_dataset(f"tar:{file}", tmp_path)
     assert [str(one) for one in dataset.left_out] == [
-        "1 shards without an end mark, which may have been cut off (t.tar)"
+        "shards without an end mark, which may have been cut off: 1 (t.tar)"
     ]
 
 
@@ -462,7 +462,13 @@ def test_a_test_part_without_labels_is_left_out(pets, tmp_path):
     pq.write_table(pa.table(rows, schema=table.schema), data / "test-00000-of-00001.parquet")
     dataset = open_dataset(f"parquet:{tmp_path}/shards/data/*.parquet", tmp_path)
     assert set(dataset.split_sizes) == {"train", "validation"}
-    assert "5 images of test without a label" in str(dataset.left_out[-1])
+    assert "images of test without a label: 5" in str(dataset.left_out[-1])
+
+
+def test_a_folder_of_shards_is_told_to_be_named_by_a_pattern(pets, tmp_path):
+    as_hugging_face(pets, tmp_path / "shards")
+    with pytest.raises(UsageError, match=r"its shards are named by a pattern: --data='.*/shards/\*/\*\.parquet'"):
+        open_dataset(f"image_folder:{tmp_path}/shards", tmp_path)
 
 
 def test_names_of_shards_are_made_absolute(tmp_path, monkeypatch):

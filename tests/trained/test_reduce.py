@@ -1,7 +1,9 @@
 """`--reduce`: a trained model with fewer tokens, in every verb that uses one."""
 
+import dataclasses
 import json
 import runpy
+import zipfile
 
 import jax
 import numpy as np
@@ -61,10 +63,13 @@ def test_predict_prints_what_the_reduced_model_says(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("reduce", ["merge:r=1", "prune:keep=.5"])
-def test_exported_files_carry_it(run, tmp_path, reduce, capsys):
+def test_exported_files_carry_it(run, tmp_path, reduce):
     kinds = ["stablehlo", "hub", *(["onnx"] if HAS_ONNX else [])]
-    assert export([f"--workdir={run}", f"--to={','.join(kinds)}", f"--out={tmp_path}", f"--reduce={reduce}"]) == 0
-    whole = jaxvit.load(run)
+    whole, rng = jaxvit.load(run), np.random.default_rng(0)
+    # After one step of training all answers are alike, with and without.
+    variables = jax.tree.map(lambda x: x + rng.normal(0, 0.5, x.shape).astype("f"), jax.device_get(whole.variables))
+    whole = dataclasses.replace(whole, variables=variables)
+    jaxvit.export(whole.reduced(reduce), ",".join(kinds), out=tmp_path)
     fewer = whole.reduced(reduce)
     images = np.random.default_rng(1).integers(0, 256, (3, *whole.image_shape), dtype=np.uint8)
     wanted = np.asarray(fewer(images))
@@ -75,7 +80,7 @@ def test_exported_files_carry_it(run, tmp_path, reduce, capsys):
             np.testing.assert_allclose(np.asarray(call(images[:count])), wanted[:count], atol=1e-5)
         if kind != "hub":
             assert facts["reduce"] == fewer.model.reduce
-    assert np.abs(wanted - np.asarray(whole(images))).max() > 1e-4
+    assert np.abs(wanted - np.asarray(whole(images))).max() > 1e-2
     assert jaxvit.load(tmp_path / "hub").model.reduce == fewer.model.reduce
 
 
@@ -92,6 +97,14 @@ def test_a_file_that_chose_other_tokens_for_many_images_is_refused(run, tmp_path
         monkeypatch.setattr(check, "_run_it", lambda *_, said=said: [said, said[:1], said[:3]])
         largest, apart = check.largest_difference(model, FORMATS["stablehlo"], tmp_path, images)
         assert apart == left_out and (largest < check.LARGEST) == bool(left_out)
+
+
+def test_the_verb_takes_the_flag(run, tmp_path, capsys):
+    assert export([f"--workdir={run}", f"--out={tmp_path}", "--reduce=merge:r=1", "--dry_run"]) == 0
+    assert "note: merge:r=1: " in capsys.readouterr().err
+    assert export([f"--workdir={run}", f"--out={tmp_path}", "--reduce=merge:r=1"]) == 0
+    with zipfile.ZipFile(tmp_path / "model.stablehlo") as file:
+        assert json.loads(file.read("model.json"))["reduce"] == "merge:r=1"
 
 
 def test_report_draws_which_patches_are_merged(run, capsys):

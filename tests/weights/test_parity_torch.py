@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvit.weights.pretrained import read_pretrained
+from jaxvit.weights.pretrained import read_pretrained, write_arrays
 
 torch = pytest.importorskip("torch", reason="needs the extra parity: torch")
 SOURCES = os.environ.get("JAXVIT_PARITY_SOURCES", "")
@@ -88,6 +88,21 @@ def test_options_of_timm(tmp_path, name):
     compare(model, tmp_path / f"{name}.pth", "timm", (64, 64), **how)
 
 
+@pytest.mark.parametrize("options", [{"reg_tokens": 2}, TIMM["ViT-S reg4 gap"], TIMM["DeiT III"]])
+def test_timm_loads_what_is_written(tmp_path, options):
+    """As `jaxvit export --layout=timm` writes it: timm finds every name, and the logits are the same."""
+    transformer = module("timm.models.vision_transformer", "timm")
+    model = randomize(transformer.VisionTransformer(**SMALL, **options))
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    found = read_pretrained(tmp_path / "a.pth", overrides={"heads": 3})
+    arrays = write_arrays(found.params, found.origin, found.model)
+    again = transformer.VisionTransformer(**SMALL, **options).eval()
+    again.load_state_dict({name: torch.tensor(np.asarray(array)) for name, array in arrays.items()}, strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        np.testing.assert_allclose(again(images), model(images), atol=1e-5)
+
+
 SIZE = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 64, "num_labels": 10}
 
 
@@ -146,15 +161,13 @@ def authors(monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("name", ["shiftvit_light_tiny", "shiftvit_tiny", "shiftvit_base"])
-def test_the_code_of_spach(authors, tmp_path, name):
-    sizes = {"shiftvit_light_tiny": (16, 64), "shiftvit_tiny": (12, 96), "shiftvit_base": (16, 128)}
+@pytest.mark.parametrize(("dim", "divisions"), [(64, 16), (96, 12), (128, 16)])
+def test_the_code_of_spach(authors, tmp_path, dim, divisions):
+    """Widths of the published tiny, small and base sizes, and one whose divisions are not the guess."""
     code = authors("SPACH", "models.shiftvit")
-    divisions, dim = sizes[name]
-    ratio = {"mlp_ratio": 2.0, "n_div": divisions, "embed_dim": dim, "depths": (1, 2, 1, 1), "num_classes": 10}
-    model = code.ShiftViT(**ratio)
-    how = {"overrides": {"divisions": divisions}} if name == "shiftvit_light_tiny" else {}
-    compare(model, tmp_path / f"{name}.pth", "spach", (224, 224), **how)
+    model = code.ShiftViT(mlp_ratio=2.0, n_div=divisions, embed_dim=dim, depths=(1, 2, 1, 1), num_classes=10)
+    how = {"overrides": {"divisions": divisions}} if dim == 64 else {}
+    compare(model, tmp_path / f"{dim} channels.pth", "spach", (224, 224), **how)
 
 
 CCT = ["cct_2_3x2_32", "cct_7_3x1_32", "cct_7_3x1_32_sine", "cct_14_7x2_224", "cvt_7_4_32", "vit_7_4_32"]
