@@ -6,7 +6,6 @@ experiment.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from jaxvit.config.keys import set_value
@@ -22,6 +21,7 @@ from jaxvit.config.plan_types import DistillPlan
 from jaxvit.config.reader import ConfigReader
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path
+from jaxvit.weights.arrays import hash_of
 from jaxvit.weights.model_json import ModelFacts
 from jaxvit.weights.own_folder import read_own
 
@@ -86,13 +86,11 @@ def _read(path: str, state: tuple[tuple[str, int], ...]) -> TeacherWeights:
         found = read_own(Path(path))
     except UsageError as error:
         raise UsageError(f"config.distill.from: {error}") from None
-    total = hashlib.sha256()
-    for name, leaf in sorted(found.params.items()):
-        leaf = np.ascontiguousarray(leaf)
-        total.update(f"\n{name} {leaf.dtype} {leaf.shape}\n".encode())
-        total.update(leaf.tobytes())
+    constants = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(found.constants).items()}
     params = unflatten_dict({tuple(name.split("/")): leaf for name, leaf in found.params.items()})
-    return TeacherWeights(found.facts, found.model, {"params": params, **found.constants}, total.hexdigest()[:16])
+    return TeacherWeights(
+        found.facts, found.model, {"params": params, **found.constants}, hash_of({**constants, **found.params})
+    )
 
 
 def with_teacher(config: ConfigDict) -> ConfigDict:

@@ -7,9 +7,9 @@ keeps what it began with, even if the weights are gone.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,9 +26,13 @@ from jaxvit.errors import UsageError
 from jaxvit.files import read_json
 from jaxvit.models.registry import model_defaults
 from jaxvit.shown import terminal
-from jaxvit.weights.hugging_face import is_address, weights_path
+from jaxvit.weights.arrays import hash_of
+from jaxvit.weights.beside import CONFIG, PREPROCESSOR, Beside, read_beside
+from jaxvit.weights.hugging_face import fetch, is_address, weights_path
 from jaxvit.weights.image_settings import usual_settings
 from jaxvit.weights.model_json import read_model
+from jaxvit.weights.origin import Value
+from jaxvit.weights.own_folder import find_own
 from jaxvit.weights.pretrained import Pretrained, read_pretrained
 
 FINETUNE = "finetune"  # the packaged config for fine-tuning
@@ -44,6 +48,7 @@ class InitialWeights:
     Attributes:
       where: where they are, as in `init.from`.
       pretrained: the weights and their model.
+      beside: what files of JSON beside a published file say; empty for a folder of this project.
       params: {path: array} of its parameters, without those that the file lacks.
       constants: {collection/path: array} of its other collections.
       hash: 16 hex digits over all arrays.
@@ -51,6 +56,7 @@ class InitialWeights:
 
     where: str
     pretrained: Pretrained
+    beside: Beside
     params: dict[str, np.ndarray]
     constants: dict[str, np.ndarray]
     hash: str
@@ -58,15 +64,23 @@ class InitialWeights:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes of its head; () where a file does not tell."""
-        return self.pretrained.facts.class_names if self.pretrained.facts else ()
+        if self.pretrained.facts:
+            return self.pretrained.facts.class_names
+        names = self.beside.class_names
+        return names if len(names) == self.attributes.get("num_classes") else ()
+
+    @property
+    def attributes(self) -> dict[str, Value]:
+        """The attributes of its model that are known."""
+        return {**self.pretrained.guess.attributes, **self.beside.attributes}
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation that its images were normalised with: a run's own, else those of its project."""
+        """Mean and deviation of its images: a run's own, those of a file beside it, or what its project uses."""
         found = self.pretrained
         if found.facts:
             return found.facts.preprocessing.mean, found.facts.preprocessing.std
-        said = usual_settings(found.origin.name, found.guess).preprocessing(found.input)
+        said = (self.beside.images or usual_settings(found.origin.name, found.guess)).preprocessing(found.input)
         return said.mean, said.std
 
     @property
@@ -111,9 +125,10 @@ def read_weights(where: str, model: str = "") -> InitialWeights:
 def _state_of(where: str) -> tuple[object, ...]:
     """Changes whenever the files do, so that weights are read once."""
     path = Path(where)
-    files = (
-        [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
-    )
+    if path.is_file():
+        files = [path, *(beside for name in (CONFIG, PREPROCESSOR) if (beside := path.with_name(name)).is_file())]
+    else:
+        files = [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
     return tuple(sorted((str(file), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ino) for file in files))
 
 
@@ -121,22 +136,19 @@ def _state_of(where: str) -> tuple[object, ...]:
 def _read(where: str, own_code: bool, state: tuple[object, ...]) -> InitialWeights:
     del state
     try:
-        found = read_pretrained(where, own_code=own_code)
+        path = fetch(where) if is_address(where) else Path(where)
+        beside = Beside() if find_own(path) else read_beside(path)
+        found = read_pretrained(path, own_code=own_code, overrides=beside.attributes)
     except UsageError as error:
         raise UsageError(f"config.init.from: {error}") from None
     lacks = set(found.fresh)
     params = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(found.params).items()}
     params = {path: leaf for path, leaf in params.items() if path not in lacks}
     constants = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(found.constants).items()}
-    total = hashlib.sha256()
-    for path, leaf in sorted([*params.items(), *constants.items()]):
-        leaf = np.ascontiguousarray(leaf)
-        total.update(f"\n{path} {leaf.dtype} {leaf.shape}\n".encode())
-        total.update(leaf.reshape(-1).view(np.uint8).data)
-    return InitialWeights(where, found, params, constants, total.hexdigest()[:16])
+    return InitialWeights(where, found, beside, params, constants, hash_of({**constants, **params}))
 
 
-def start_from(config: ConfigDict, where: str) -> ConfigDict:
+def start_from(config: ConfigDict, where: str, given: Collection[str] = ()) -> ConfigDict:
     """Returns a config that starts from weights: with `init.from`, `init.hash`, and their model if it names 'source'.
 
     With 'source', the model's attributes are those of the weights, for the classes of the data; mean and standard
@@ -145,6 +157,7 @@ def start_from(config: ConfigDict, where: str) -> ConfigDict:
     Args:
       config: config of a run; it is not modified.
       where: see `init.from`.
+      given: keys that keep their value, also if it is the default.
 
     Raises:
       UsageError: the weights cannot be read.
@@ -160,28 +173,28 @@ def start_from(config: ConfigDict, where: str) -> ConfigDict:
     set_value(config, "init.hash", found.hash)
     if get("model.name", str) != SOURCE:
         return config
-    guess = found.pretrained.guess
-    name = guess.model
+    name = found.pretrained.guess.model
     known = model_defaults(name)
-    attributes = {key: value for key, value in guess.attributes.items() if key in known and key != "num_classes"}
+    attributes = {key: value for key, value in found.attributes.items() if key in known and key != "num_classes"}
     with config.unlocked():
         config.model = model_config(name, **attributes)
     mean, std = found.normalisation
-    width = guess.attributes.get("dim", known.get("dim", 0))
+    width = attributes.get("dim", known.get("dim", 0))
     rate, decay = next(rates for least, rates in _RATES if isinstance(width, int) and width >= least)
     chosen = {"augment.mean": mean, "augment.std": std, "optim.peak_lr": rate, "optim.layer_decay": decay}
     for key, value in chosen.items():
-        if get(key, object) in (KEYS[key].default, ()):
+        if key not in given and get(key, object) in (KEYS[key].default, ()):
             set_value(config, key, value)
     return config
 
 
-def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict, bool]:
+def fill_in(config: ConfigDict, workdir: Path | None = None, given: Collection[str] = ()) -> tuple[ConfigDict, bool]:
     """Fills in what a config takes from its `init.from`.
 
     Args:
       config: config of a run.
       workdir: folder of the run; None = none.
+      given: keys that keep their value; see `start_from`.
 
     Returns:
       (the config, whether the run in `workdir` has begun from the same place). Such a run keeps the hash, and a model
@@ -227,10 +240,10 @@ def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
             with config.unlocked():
                 config.model = before.model
             for key in _FROM_SOURCE:
-                if get(key, object) in (KEYS[key].default, ()):
+                if key not in given and get(key, object) in (KEYS[key].default, ()):
                     set_value(config, key, theirs(key, object))
         return config, True
-    config = start_from(config, where)
+    config = start_from(config, where, given)
     found = ConfigReader(config)("init.hash", str)
     if given and given != found:
         raise UsageError(f"config.init.hash={given}: {where} holds weights of hash {found}; take the weights it names")

@@ -24,7 +24,7 @@ _DIRECTIONS = ("left", "right", "up", "down")
 
 @dataclass(frozen=True)
 class MapFacts:
-    """What a page needs to draw one output of the graph.
+    """Everything that a page needs to draw one output of the graph.
 
     Attributes:
       kind: 'tokens', 'fuser', 'pool', 'rollout': maps in [0, 1] over the image; or 'shift': maps of a stage's channels.

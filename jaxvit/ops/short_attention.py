@@ -55,8 +55,12 @@ def attend_short(q_BNMD: jax.Array, k_BNMD: jax.Array, v_BNMD: jax.Array, *, int
       (2, 5, 3, 4)
     """
     batch, queries, heads, head_dim = q_BNMD.shape
-    flat = [x.reshape(*x.shape[:2], heads * head_dim) for x in (q_BNMD, k_BNMD, v_BNMD)]
-    return _attend(heads, interpret, *flat).reshape(batch, queries, heads, head_dim)
+
+    def flat(x_BNMD: jax.Array) -> jax.Array:
+        return x_BNMD.reshape(*x_BNMD.shape[:2], heads * head_dim)
+
+    found_BNC: jax.Array = _attend(heads, interpret, flat(q_BNMD), flat(k_BNMD), flat(v_BNMD))
+    return found_BNC.reshape(batch, queries, heads, head_dim)
 
 
 def short_fits(queries: int, keys: int, dtype: DTypeLike, platform: str) -> bool:

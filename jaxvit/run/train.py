@@ -73,7 +73,7 @@ def train(
     config = processes.on_all(lambda: with_teacher(config))
     path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
-    config, begun = processes.on_all(lambda: fill_in(config, path))
+    config, begun = processes.on_all(lambda: fill_in(config, path, tuple(overrides)))
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
     get = ConfigReader(config)

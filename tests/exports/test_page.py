@@ -240,7 +240,7 @@ SMALL = {browser_runtime.SCRIPT: b"export {};", browser_runtime.WASM: b"\0asm"}
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Two small files in the place of onnxruntime-web's, an empty cache, and a folder for programs."""
+    """Two small files that replace onnxruntime-web's, an empty cache, and a folder for programs."""
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in SMALL.items()}
     monkeypatch.setattr(browser_runtime, "SHA256", digests)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
