@@ -48,7 +48,7 @@ class Kernel:
         run, and for the arithmetic of single numbers on a TPU's scalar unit.
       is_copy: whether it only moves an array within the device's memory.
       collective: kind of the collective that it is, of `COLLECTIVES`; '' = none.
-      moved: bytes of the collective's whole array, the larger of operand and result.
+      moved: bytes of the collective's whole array without padding, the larger of operand and result.
       group: number of chips that take part in the collective.
     """
 
@@ -125,6 +125,7 @@ def kernels_of(module: Module, *, fast_memory: bool) -> list[Kernel]:
 class _Counter:
     def __init__(self, module: Module, fast_memory: bool):
         self._computations, self._fast = module.computations, fast_memory
+        self._seen: set[str] = set()  # channels of collectives that were counted
 
     def run(self, computation: Computation, times: int, scope: str = "") -> Iterator[Kernel]:
         """The kernels of a computation that runs by itself, not inside of a fusion."""
@@ -165,11 +166,14 @@ class _Counter:
         elif opcode == "fusion" and (fused := [each for each in inner.instructions if each.opcode in COLLECTIVES]):
             # A TPU's compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
             scatters = fused[0].opcode == "all-reduce" and "dynamic-slice" in body
-            collective, group = "reduce-scatter" if scatters else fused[0].opcode, _group_size(fused[0])
-        if collective:
-            operands = sum(a.size for a in self._operands(within, i))
-            results = sum(a.size for a in i.arrays) - (operands if i.opcode.endswith("-start") else 0)
-            whole = max(operands, results)
+            # It also spreads a collective over several fusions, whose other parts compute meanwhile: the first counts.
+            channel = fused[0].attribute("channel_id")
+            if not channel or channel not in self._seen:
+                self._seen.add(channel)
+                collective, group = "reduce-scatter" if scatters else fused[0].opcode, _group_size(fused[0])
+                whole = _whole(inner, fused[0])
+        if opcode in COLLECTIVES:
+            whole = _whole(within, i)
         return Kernel(
             name=i.name,
             opcode=opcode,
@@ -218,6 +222,8 @@ class _Counter:
         """Bytes of a fusion's operand that the fusion reads."""
         whole, total = sum(a.size for a in inner[name].arrays), 0
         for user in inner.users(name):
+            if user.opcode in ("tuple", "custom-call"):
+                continue  # handed on, or watched by an asynchronous collective
             if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
                 total += sum(a.size for a in user.arrays)
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
@@ -244,6 +250,8 @@ class _Counter:
         if root.opcode == "fusion":
             nested = self._computations[root.called["calls"][0]]
             return self._written(nested, nested.root)
+        if root.opcode in ("parameter", "custom-call", "get-tuple-element"):
+            return 0  # handed on
         return sum(map(self._far, root.arrays))
 
     def _flops(self, within: Computation, i: Instruction) -> dict[str, int]:
@@ -328,6 +336,13 @@ def _library_flops(i: Instruction, shapes: list[Array]) -> int:
             rhs, out = out, rhs
         return convolution_flops(i, lhs, rhs, out)
     return 0
+
+
+def _whole(within: Computation, i: Instruction) -> int:
+    """Bytes of the whole array of a collective, without padding: its operand or its result, if that is larger."""
+    operands = sum(a.net for name in i.operands if name in within for a in within[name].arrays)
+    results = sum(a.net for a in i.arrays) - (operands if i.opcode.endswith("-start") else 0)
+    return max(operands, results)
 
 
 def _group_size(i: Instruction) -> int:

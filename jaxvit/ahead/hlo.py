@@ -49,6 +49,11 @@ class Array:
         """Number of elements, without padding."""
         return math.prod(self.shape)
 
+    @property
+    def net(self) -> int:
+        """Bytes without padding."""
+        return -(-self.elements * _BITS[self.dtype] // 8)
+
 
 @dataclass
 class Instruction:

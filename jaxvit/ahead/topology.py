@@ -140,9 +140,9 @@ def mesh_of(topology: Topology, fsdp: int = 1) -> Mesh:
 
 
 # The compiler tries kernels on a device to choose among them, and there is none.
-_GPU_OPTIONS: dict[str, bool | int | str] = {"xla_gpu_autotune_level": 0}
+_GPU_OPTIONS: dict[str, bool | str] = {"xla_gpu_autotune_level": "0"}
 
 
-def compiler_options(topology: Topology) -> dict[str, bool | int | str]:
+def compiler_options(topology: Topology) -> dict[str, bool | str]:
     """Options of XLA for compiling without a device."""
     return dict(_GPU_OPTIONS) if topology.chip.platform == "cuda" else {}

@@ -139,7 +139,7 @@ class InitialValues:
         Raises:
           UsageError: they cannot be read, do not fit the model, or are not those that the run began with.
         """
-        return self._taken()[0]
+        return self._taken()[0] if self._init.source else {}
 
     def describe(self) -> list[str]:
         """A few lines on what is loaded, resized, fresh and unused; [] without `init.from`."""

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvit.devices.sharding import remat_gathering
 from jaxvit.ops.labels import one_hot
 from jaxvit.ops.trees import Params, Variables
 from jaxvit.training.loss import Found, by_labels, cross_entropy
@@ -157,7 +156,7 @@ def gradients_and_sums(
 
     def of_part(part: Batch) -> tuple[Params, Sums]:
         of_params = partial(loss, apply=apply, gather=gather, criterion=criterion)
-        gradient = jax.grad(remat_gathering(of_params) if gather else of_params, has_aux=True)
+        gradient = jax.grad(of_params, has_aux=True)
         gradients, (logits_BK, loss_B) = gradient(state.params, state.constants, part)
         return gradients, classification_sums(logits_BK, part["label"], loss_B, part["mask"])
 

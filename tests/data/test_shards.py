@@ -360,6 +360,49 @@ def test_a_forged_index_reads_nothing_outside_of_its_shard(pets, tmp_path, capsy
     assert "it names places outside of the file" in capsys.readouterr().err
 
 
+NO_VALUE = object()
+FORGED = [
+    *((key, NO_VALUE) for key in ("images", "labels", "class_names", "passed_over", "bytes")),
+    *((key, value) for key in ("labels", "class_names", "passed_over") for value in (None, 1.5, "x", {"a": 1}, [None])),
+    *(("labels", [value, "dog"]) for value in (-1, True, 10**30, "a\nb", "\x1b[2J", "\ud800", "", "x" * 10_000)),
+    ("images", 10**30),
+    ("images", True),
+    ("passed_over", {"a": ["many", []]}),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), FORGED)
+def test_a_forged_index_is_built_again(pets, tmp_path, capsys, key, value):
+    name = f"tar:{write_tar(tmp_path / 't.tar', members(pets / 'train'))}"
+    before = open_dataset(name, tmp_path / "tfds")
+    index = tmp_path / ".jaxvit" / "t.tar.index"
+    head, _, body = index.read_bytes().partition(b"\n")
+    line = json.loads(head)
+    line.pop("checksum")
+    if value is NO_VALUE:
+        del line[key]
+    else:
+        line[key] = value
+    index.write_bytes(json.dumps({**line, "checksum": shard_index.checksum(line)}).encode() + b"\n" + body)
+    assert open_dataset(name, tmp_path / "tfds").class_names == before.class_names
+    assert index.read_bytes().partition(b"\n")[0] == head
+    said = capsys.readouterr().err.splitlines()
+    assert not said if key == "bytes" else len(said) == 1 and "it is built again" in said[0]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 10_000, " cat", "\ud800"])
+def test_a_strange_class_name_is_refused(pets, tmp_path, name):
+    file = write_parquet(tmp_path / "p" / "t.parquet", pets / "train", names=["dog", "cat", name])
+    with pytest.raises(UsageError, match=r"the metadata of .*t\.parquet has the class name .*printable text") as error:
+        open_dataset(f"parquet:{file}", tmp_path)
+    assert len(str(error.value)) < 500 + len(str(tmp_path)) * 3 and "\n" not in str(error.value)
+    if name.isascii() and name.strip() == name and "\n" not in name:
+        write_tar(tmp_path / "t" / "t.tar", [("a.png", PNG), ("a.cls", b"0")])
+        (tmp_path / "t" / "classes.txt").write_text(f"{name}\nother\n")
+        with pytest.raises(UsageError, match=r"classes\.txt has the class name"):
+            open_dataset(f"tar:{tmp_path}/t/t.tar", tmp_path)
+
+
 def test_a_shard_that_changes_under_a_run_is_noticed(pets, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "CACHE_BYTES", 10)
     name = tar_of(pets, tmp_path / "shards")
@@ -438,6 +481,40 @@ def test_a_wrong_parquet_file_is_refused_in_one_line(tmp_path, columns, says):
         open_dataset(parquet(tmp_path / "t.parquet", **columns), tmp_path)
     assert "\n" not in str(error.value)
     assert not [*(tmp_path / ".jaxvit").glob(".*")]  # nothing half-written
+
+
+def test_columns_of_one_name_and_text_that_is_none_are_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    file, images, labels = tmp_path / "t.parquet", pa.array([PNG]), pa.array([0])
+    no_text = pa.Array.from_buffers(pa.utf8(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")])
+    struct_of = pa.StructArray.from_arrays([images, no_text], ["bytes", "path"])
+    for columns, names, says in (
+        ([images, images, labels], ["image", "image", "label"], r"t\.parquet has several columns 'image'"),
+        ([images, labels, labels], ["image", "label", "label"], r"t\.parquet has several columns 'label'"),
+        ([images, no_text], ["image", "label"], r"t\.parquet has text that is not UTF-8, in 'image' or 'label'"),
+        ([struct_of, labels], ["image", "label"], "text that is not UTF-8"),
+    ):
+        pq.write_table(pa.Table.from_arrays(columns, names=names), file)
+        with pytest.raises(UsageError, match=says) as error:
+            open_dataset(f"parquet:{file}", tmp_path)
+        assert "\n" not in str(error.value) and not [*(tmp_path / ".jaxvit").glob(".*")]
+
+
+def test_a_page_with_a_checksum_is_checked(pets, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "t.parquet"
+    table = pa.table({"image": [PNG] * 9, "label": ["a marked label"] * 9})
+    pq.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
+    data = file.read_bytes()
+    assert b"a marked label" in data
+    file.write_bytes(data.replace(b"a marked label", b"a darked label"))
+    with pytest.raises(UsageError, match=r"t\.parquet cannot be read|the images of .* cannot be listed") as error:
+        open_dataset(f"parquet:{file}", tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
