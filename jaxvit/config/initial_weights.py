@@ -7,6 +7,8 @@ keeps what it began with, even if the weights are gone.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import os
 import sys
@@ -26,9 +28,11 @@ from jaxvit.errors import UsageError
 from jaxvit.files import read_json
 from jaxvit.models.registry import model_defaults
 from jaxvit.shown import terminal
-from jaxvit.weights.hugging_face import is_address, weights_path
-from jaxvit.weights.image_settings import usual_settings
+from jaxvit.weights.beside import CONFIG, PREPROCESSOR, Beside, read_beside
+from jaxvit.weights.hugging_face import fetch, is_address, weights_path
+from jaxvit.weights.image_settings import ImageSettings, usual_settings
 from jaxvit.weights.model_json import read_model
+from jaxvit.weights.own_folder import find_own
 from jaxvit.weights.pretrained import Pretrained, read_pretrained
 
 FINETUNE = "finetune"  # the packaged config for fine-tuning
@@ -47,6 +51,7 @@ class InitialWeights:
       params: {path: array} of its parameters, without those that the file lacks.
       constants: {collection/path: array} of its other collections.
       hash: 16 hex digits over all arrays.
+      images: how images are prepared, where a file beside the weights says it.
     """
 
     where: str
@@ -54,6 +59,7 @@ class InitialWeights:
     params: dict[str, np.ndarray]
     constants: dict[str, np.ndarray]
     hash: str
+    images: ImageSettings | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -66,7 +72,7 @@ class InitialWeights:
         found = self.pretrained
         if found.facts:
             return found.facts.preprocessing.mean, found.facts.preprocessing.std
-        said = usual_settings(found.origin.name, found.guess).preprocessing(found.input)
+        said = (self.images or usual_settings(found.origin.name, found.guess)).preprocessing(found.input)
         return said.mean, said.std
 
     @property
@@ -111,19 +117,28 @@ def read_weights(where: str, model: str = "") -> InitialWeights:
 def _state_of(where: str) -> tuple[object, ...]:
     """Changes whenever the files do, so that weights are read once."""
     path = Path(where)
-    files = (
-        [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
-    )
-    return tuple(sorted((str(file), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ino) for file in files))
+    beside = [path.with_name(CONFIG), path.with_name(PREPROCESSOR)]
+    inside = [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
+    states = []
+    for file in [path, *beside] if path.is_file() else inside:
+        with contextlib.suppress(OSError):  # a link to nothing, or a checkpoint that its run has just deleted
+            found = file.stat()
+            states.append((str(file), found.st_size, found.st_mtime_ns, found.st_ino))
+    return tuple(sorted(states))
 
 
 @lru_cache(maxsize=2)
 def _read(where: str, own_code: bool, state: tuple[object, ...]) -> InitialWeights:
     del state
     try:
-        found = read_pretrained(where, own_code=own_code)
+        path = fetch(where) if is_address(where) else Path(where)
+        beside = Beside() if find_own(path) else read_beside(path)
+        found = read_pretrained(path, own_code=own_code, overrides=beside.attributes)
     except UsageError as error:
         raise UsageError(f"config.init.from: {error}") from None
+    # A file beside the weights knows better than their shapes.
+    known = {**found.guess.attributes, **beside.attributes}
+    found = dataclasses.replace(found, guess=dataclasses.replace(found.guess, attributes=known))
     lacks = set(found.fresh)
     params = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(found.params).items()}
     params = {path: leaf for path, leaf in params.items() if path not in lacks}
@@ -133,7 +148,7 @@ def _read(where: str, own_code: bool, state: tuple[object, ...]) -> InitialWeigh
         leaf = np.ascontiguousarray(leaf)
         total.update(f"\n{path} {leaf.dtype} {leaf.shape}\n".encode())
         total.update(leaf.reshape(-1).view(np.uint8).data)
-    return InitialWeights(where, found, params, constants, total.hexdigest()[:16])
+    return InitialWeights(where, found, params, constants, total.hexdigest()[:16], beside.images)
 
 
 def start_from(config: ConfigDict, where: str) -> ConfigDict:

@@ -488,7 +488,9 @@ def test_columns_of_one_name_and_text_that_is_none_are_refused(tmp_path):
     import pyarrow.parquet as pq
 
     file, images, labels = tmp_path / "t.parquet", pa.array([PNG]), pa.array([0])
-    no_text = pa.Array.from_buffers(pa.utf8(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")])
+    no_text = pa.Array.from_buffers(
+        pa.utf8(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
+    )
     struct_of = pa.StructArray.from_arrays([images, no_text], ["bytes", "path"])
     for columns, names, says in (
         ([images, images, labels], ["image", "image", "label"], r"t\.parquet has several columns 'image'"),

@@ -1,5 +1,6 @@
 """Runs that start from weights: what they take, what they refuse, and that they resume without them."""
 
+import json
 import shutil
 
 import jax
@@ -15,12 +16,14 @@ from jaxvit.config.initial_weights import fill_in, read_weights, start_from
 from jaxvit.config.keys import set_value
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, StoppedError, UsageError
+from jaxvit.models.registry import create_model
 from jaxvit.ops.patch_kernels import resize_patch_kernel
 from jaxvit.ops.positions import resize_positions
 from jaxvit.run.assembly import assemble
 from jaxvit.run.initial_state import table
 from jaxvit.training.checkpoint import restore_weights, saved_steps
 from jaxvit.weights.adapt import Decision
+from jaxvit.weights.pretrained import ORIGINS, write_arrays
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,34 @@ def test_the_hash_is_that_of_the_weights_and_not_of_their_place(source, tmp_path
         assemble(resolve(of(source, init__hash="0123")))
     with pytest.raises(UsageError, match=r"config.init.hash: has no meaning without"):
         fill_in(family_config("vit", init__hash="0123"))
+
+
+def test_a_file_is_read_with_what_lies_beside_it(tmp_path):
+    """Heads, activation and normalisation are not in the shapes: config.json has them, as for `jaxvit convert`."""
+    model = create_model("vit", num_classes=3, patch=4, dim=128, depth=1, heads=4, activation="gelu_tanh", pool="cls")
+    params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)["params"]
+    file = tmp_path / "weights.npz"
+    np.savez(file, **write_arrays(params, ORIGINS["transformers"], model))
+    config = load_config_file("finetune")
+    assert start_from(config, str(file)).model.heads == 2  # a guess: heads of 64
+    about = {"model_type": "vit", "num_attention_heads": 4, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    found = start_from(config, str(file))
+    assert (found.model.heads, found.model.norm_eps, found.model.activation) == (4, 1e-5, "gelu_tanh")
+    assert found.augment.mean == (0.1, 0.2, 0.3) and found.augment.std == (0.4, 0.5, 0.6)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.init\.from: .*config\.json cannot be read"):
+        start_from(config, str(file))
+
+
+def test_files_that_vanish_from_the_source_are_no_fault(source, tmp_path):
+    """A source that still trains deletes checkpoints, and a folder can hold a link to nothing."""
+    folder = shutil.copytree(source, tmp_path / "run")
+    (folder / "gone.json").symlink_to(tmp_path / "nothing")
+    (folder / "checkpoints" / "gone").symlink_to(tmp_path / "nothing")
+    assert read_weights(str(folder)).hash == read_weights(str(source)).hash
 
 
 def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys):
