@@ -1,10 +1,10 @@
-"""Compiles training steps for accelerators that are not here, keeps what was found, and writes it into a page.
+"""Compiles training steps for accelerators that are not here, and writes the results into a file and a page.
 
     python benchmarks/accelerators.py --platform=tpu          compiles what is missing in accelerators.jsonl
     python benchmarks/accelerators.py --table                 writes the table of docs/accelerators.md
 
-Needs `pip install 'jaxvit[tpu]'` or `'jaxvit[cuda13]'`. A step that is in the file already is not compiled again, so a
-stopped command goes on where it was. `--only=WORD` compiles the steps whose line contains a word.
+Needs `pip install 'jaxvit[tpu]'` or `'jaxvit[cuda13]'`. A step in the file is not compiled again, so the command can
+be stopped and repeated. `--only=WORD` compiles the steps whose line contains a word.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _STREAM = ("--config.data.feed=stream",)  # ImageNet does not stay on a chip
 def steps() -> list[tuple[str, str, int, int, str, tuple[str, ...]]]:
     """(model or config, topology, batch or 0, fsdp, dtype or '', overrides) of each step, the most telling first."""
     scan = (*_STREAM, "--config.model.scan=True")
-    four = (*_STREAM, "--config.model.depth=4")  # unrolled, 4 of the 12 blocks
+    two = (*_STREAM, "--config.model.depth=2")  # unrolled, 2 of the 12 blocks
+    mixup = ("--config.augment.mixup=0.8",)
     listed = [
-        ("cct:authors", "v5e:2x2", 0, 1, "", ()),
-        ("vit_b16_224", "v5e:4x4", 1024, 4, "bfloat16", four),
-        ("vit_b16_224", "v5e:4x4", 1024, 1, "bfloat16", four),
+        ("vit_b16_224", "v5e:4x4", 1024, 4, "bfloat16", two),
         ("tutorial_mini_vit", "h200", 0, 1, "", ()),
+        ("tutorial_cct", "v5e:2x2", 0, 1, "", mixup),
+        ("vit_b16_224", "h100x8", 1024, 1, "bfloat16", two),
+        ("vit_b16_224", "v5e:4x4", 1024, 1, "bfloat16", two),
         ("shiftvit_tiny", "v5e:4x4", 1024, 1, "bfloat16", scan),
-        ("vit_b16_224", "h100x8", 1024, 1, "bfloat16", four),
         ("cct:authors", "h200", 0, 1, "", ()),
         ("cct:authors", "v5e", 0, 1, "", ()),
         ("tutorial_cct", "v5e:2x2", 0, 1, "", ()),

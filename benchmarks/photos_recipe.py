@@ -26,7 +26,7 @@ from jaxvit.data.sources import open_dataset
 from jaxvit.files import csv_text, read_json, write_text
 
 SETS = {"cifar": ("cifar10", (0, 1, 2, 3, 4)), "fashion": ("fashion_mnist", (0, 1, 2, 3, 4))}
-VARIANTS = ("cct", "plain", "muon", "vit", "shiftvit", "token_learner")
+VARIANTS = ("muon", "plain", "cct", "vit", "shiftvit", "token_learner")
 IMAGES, FOLDS = 100, 5  # images per class, folds
 
 

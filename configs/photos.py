@@ -7,8 +7,11 @@
 Image size, splits, batch size, duration, mean and std are derived from the images (jaxvit/config/for_images.py). The
 values below apply without --data: with --config=photos, to the folder ./photos.
 
-Variants, compared by benchmarks/photos_recipe.py: cct (default); plain (cct without mixup, CutMix, augmentation policy
-and erasing); muon (plain with Muon and mimetic attention); vit; shiftvit; token_learner.
+Variants, compared by benchmarks/photos_recipe.py (docs/photos.md has the accuracies):
+  muon (default): CCT with random crops and flips, trained by Muon from mimetic attention.
+  plain: the same by AdamW from the usual initial values.
+  cct: plain with TrivialAugment, mixup, CutMix and random erasing.
+  vit, shiftvit, token_learner: other models, with the recipe of cct.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxvit.config.keys import base_config
 
 
-def get_config(variant: str = "cct") -> ConfigDict:
+def get_config(variant: str = "muon") -> ConfigDict:
     return EXPERIMENTS[variant]()
 
 

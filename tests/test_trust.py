@@ -388,7 +388,7 @@ def test_what_a_published_folder_gives_away(run, tmp_path):
     known["data"]["test"] |= {"content": f"/home/{secret}", "classes": [1, secret]}
     known |= {"starts": [{"command": ["jaxvit", f"--config={secret}.py"], "platform": secret}], secret: secret}
     file.write_text(json.dumps(known))
-    change_config(run, data__dir=f"/home/{secret}")
+    change_config(run, data__dir=f"/home/{secret}", init__from=f"/home/{secret}/a", distill__from=f"/{secret}/b")
     config = without_checksum(run / "config.json")
     (run / "config.json").write_text(json.dumps({**config, "command": secret}))
     facts = without_checksum(run / "model.json")

@@ -16,7 +16,7 @@ from jaxvit.ahead.hlo import Array, Computation, Instruction, Module
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# What takes no kernel of its own: names for arrays, and the second halves of asynchronous operations.
+# These take no kernel: they name arrays, or mark the end of an asynchronous operation.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "domain"),
     *("partition-id", "replica-id", "add-dependency", "async-update"),
@@ -44,11 +44,11 @@ class Kernel:
       times: how often one execution of the program runs it.
       flops: operations of its matrix products and convolutions, a multiply-add being two, by dtype of their operands.
       bytes: bytes that it reads from and writes to the device's memory.
-      is_kernel: whether it is an operation of its own; not where it brings an array to the memory beside the compute
-        units while others compute, or computes a single number.
+      is_kernel: False for a prefetch, which brings an array to the memory beside the compute units while other kernels
+        run, and for the arithmetic of single numbers on a TPU's scalar unit.
       is_copy: whether it only moves an array within the device's memory.
       collective: kind of the collective that it is, of `COLLECTIVES`; '' = none.
-      moved: bytes of the collective's whole array, the larger of operand and result.
+      moved: bytes of the collective's whole array without padding, the larger of operand and result.
       group: number of chips that take part in the collective.
     """
 
@@ -125,6 +125,7 @@ def kernels_of(module: Module, *, fast_memory: bool) -> list[Kernel]:
 class _Counter:
     def __init__(self, module: Module, fast_memory: bool):
         self._computations, self._fast = module.computations, fast_memory
+        self._seen: set[str] = set()  # channels of collectives that were counted
 
     def run(self, computation: Computation, times: int, scope: str = "") -> Iterator[Kernel]:
         """The kernels of a computation that runs by itself, not inside of a fusion."""
@@ -165,11 +166,14 @@ class _Counter:
         elif opcode == "fusion" and (fused := [each for each in inner.instructions if each.opcode in COLLECTIVES]):
             # A TPU's compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
             scatters = fused[0].opcode == "all-reduce" and "dynamic-slice" in body
-            collective, group = "reduce-scatter" if scatters else fused[0].opcode, _group_size(fused[0])
-        if collective:
-            operands = sum(a.size for a in self._operands(within, i))
-            results = sum(a.size for a in i.arrays) - (operands if i.opcode.endswith("-start") else 0)
-            whole = max(operands, results)
+            # It also spreads a collective over several fusions, whose other parts compute meanwhile: the first counts.
+            channel = fused[0].attribute("channel_id")
+            if not channel or channel not in self._seen:
+                self._seen.add(channel)
+                collective, group = "reduce-scatter" if scatters else fused[0].opcode, _group_size(fused[0])
+                whole = _whole(inner, fused[0])
+        if opcode in COLLECTIVES:
+            whole = _whole(within, i)
         return Kernel(
             name=i.name,
             opcode=opcode,
@@ -218,6 +222,8 @@ class _Counter:
         """Bytes of a fusion's operand that the fusion reads."""
         whole, total = sum(a.size for a in inner[name].arrays), 0
         for user in inner.users(name):
+            if user.opcode in ("tuple", "custom-call"):
+                continue  # handed on, or watched by an asynchronous collective
             if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
                 total += sum(a.size for a in user.arrays)
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
@@ -244,6 +250,8 @@ class _Counter:
         if root.opcode == "fusion":
             nested = self._computations[root.called["calls"][0]]
             return self._written(nested, nested.root)
+        if root.opcode in ("parameter", "custom-call", "get-tuple-element"):
+            return 0  # handed on
         return sum(map(self._far, root.arrays))
 
     def _flops(self, within: Computation, i: Instruction) -> dict[str, int]:
@@ -305,6 +313,9 @@ def convolution_flops(i: Instruction, lhs: Array, rhs: Array, out: Array) -> int
 def _library_flops(i: Instruction, shapes: list[Array]) -> int:
     """Operations of a call of a library of NVIDIA: matrix product, convolution or attention."""
     target, out = i.attribute("custom_call_target").strip('"'), i.arrays[0]
+    stated = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', i.text)
+    if stated:  # a Pallas kernel
+        return int(stated[1])
     if "fmha" in target:
         # Queries [B, N, M, D] or [B, M, N, D], keys likewise: two products forward, five backward.
         batch, *rest = shapes[0].shape
@@ -325,6 +336,13 @@ def _library_flops(i: Instruction, shapes: list[Array]) -> int:
             rhs, out = out, rhs
         return convolution_flops(i, lhs, rhs, out)
     return 0
+
+
+def _whole(within: Computation, i: Instruction) -> int:
+    """Bytes of the whole array of a collective, without padding: its operand or its result, if that is larger."""
+    operands = sum(a.net for name in i.operands if name in within for a in within[name].arrays)
+    results = sum(a.net for a in i.arrays) - (operands if i.opcode.endswith("-start") else 0)
+    return max(operands, results)
 
 
 def _group_size(i: Instruction) -> int:

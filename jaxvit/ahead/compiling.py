@@ -75,7 +75,7 @@ def compile_ahead(
     traced = time.perf_counter()
     compiled, refusal = None, ""
     # A program that was compiled before would take no time; the caller's cache stays as it is.
-    cache = jax.config.jax_enable_compilation_cache
+    cache: bool = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         compiled = lowered.compile(compiler_options=compiler_options(topology))
@@ -171,7 +171,7 @@ def describe(subject: Subject, topology: Topology, compiled: Compiled | None, re
 
 
 def _memory(compiled: Compiled, chip: Chip) -> dict[str, int]:
-    sizes = compiled.memory_analysis()
+    sizes: Any = compiled.memory_analysis()
     results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes  # a donated state counts once
     code = sizes.generated_code_size_in_bytes
     return {

@@ -1,7 +1,7 @@
 """Reads the text of a compiled program: its computations, their instructions, and the arrays of these.
 
-The text is what `jax.stages.Compiled.as_text` returns, scheduled HLO, one instruction a line (that of
-`jax.stages.Lowered.as_text("hlo")`, without `%`, can be read too):
+`jax.stages.Compiled.as_text` returns the text: scheduled HLO, with one instruction per line. The text of
+`jax.stages.Lowered.as_text("hlo")`, which has no `%`, can be read too.
 
     %name = f32[8,128]{1,0:T(8,128)S(1)} opcode(%operand, …), attribute=…, metadata={op_name="jit(f)/scope/op" …}
 
@@ -49,6 +49,11 @@ class Array:
         """Number of elements, without padding."""
         return math.prod(self.shape)
 
+    @property
+    def net(self) -> int:
+        """Bytes without padding."""
+        return -(-self.elements * _BITS[self.dtype] // 8)
+
 
 @dataclass
 class Instruction:
@@ -56,7 +61,7 @@ class Instruction:
 
     Attributes:
       name: its name in its computation.
-      opcode: such as 'fusion', 'all-reduce', 'copy'.
+      opcode: kind of operation, for example 'fusion', 'all-reduce' or 'copy'.
       arrays: its result; several for a tuple.
       operands: names of the instructions whose results it takes.
       text: the rest of the line: its attributes.
@@ -72,7 +77,7 @@ class Instruction:
 
     @property
     def scope(self) -> str:
-        """Where the program has it from: named scopes and the operation, as JAX wrote them; '' = not known."""
+        """Its origin in the program: named scopes and the operation, as JAX wrote them; '' = not known."""
         found = _OP_NAME.search(self.text)
         return found[1] if found else ""
 

@@ -1,4 +1,4 @@
-"""Prints what was found about a compiled step: on a terminal, and as the table of a page."""
+"""Prints the description of a compiled step: on a terminal, and as a row of a table."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from jaxvit.errors import UsageError, first_line, nearest
 
 EXAMPLES = "v5e, v5e:4x4, v5p:4x4x4, v6e:4x4, h100x8, h200"
 
-# What libtpu would else ask the metadata server of a TPU machine for, and wait. A user's values are kept.
+# Without these, libtpu asks the metadata server of a TPU machine, and waits. A user's values are kept.
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -140,9 +140,9 @@ def mesh_of(topology: Topology, fsdp: int = 1) -> Mesh:
 
 
 # The compiler tries kernels on a device to choose among them, and there is none.
-_GPU_OPTIONS: dict[str, bool | int | str] = {"xla_gpu_autotune_level": 0}
+_GPU_OPTIONS: dict[str, bool | str] = {"xla_gpu_autotune_level": "0"}
 
 
-def compiler_options(topology: Topology) -> dict[str, bool | int | str]:
+def compiler_options(topology: Topology) -> dict[str, bool | str]:
     """Options of XLA for compiling without a device."""
     return dict(_GPU_OPTIONS) if topology.chip.platform == "cuda" else {}

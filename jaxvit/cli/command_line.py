@@ -30,6 +30,7 @@ from jaxvit.files import no_empty_folders
 VERBS = {
     "train": "train a model from a config into a run folder; the same command resumes",
     "sweep": "train a grid of runs over values of config keys; prints a table, draws a figure",
+    "retrofit": "put a TokenLearner into a trained ViT, with the original as the teacher",
     "evaluate": "evaluate a trained model on a split: per class, confusion matrix, calibration",
     "predict": "classify image files with a trained model",
     "embed": "write the features of images before the head; draw a map of them",
@@ -60,13 +61,8 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that raises a one-line UsageError, with the closest known flag for an unknown one."""
 
     def __init__(self, verb: str, description: str, epilog: str = ""):
-        super().__init__(
-            prog=f"jaxvit {verb}",
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        form, title = argparse.RawDescriptionHelpFormatter, f"jaxvit {verb}"
+        super().__init__(title, description=description, epilog=epilog, formatter_class=form, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -126,8 +122,7 @@ def _carry_out(verb: Callable[[list[str]], int], words: list[str]) -> tuple[int,
         return _complain(error, error.exit_code), None
     except KeyboardInterrupt as error:
         return _complain("stopped immediately; state saved before is kept", errors.INTERRUPTED), error
-    except BrokenPipeError as error:
-        # The reader of stdout, such as `| head`, has exited.
+    except BrokenPipeError as error:  # the reader of stdout, such as `| head`, has exited
         discard_output()
         return errors.SOME_INPUTS_FAILED, error
     except Exception as error:

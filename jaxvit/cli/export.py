@@ -13,6 +13,7 @@ from jaxvit.exports.layout import AUTHORS, export_layout
 from jaxvit.exports.write import export_files
 from jaxvit.files import local_path
 from jaxvit.shown import terminal
+from jaxvit.trained.load import load
 from jaxvit.weights.pretrained import ORIGINS
 from jaxvit.weights.stored import KINDS
 
@@ -20,13 +21,14 @@ _EXAMPLES = """examples:
   jaxvit export --workdir=runs/digits                               model.stablehlo, for jax on CPU, GPU and TPU
   jaxvit export --workdir=runs/digits --to=onnx,hub --out=digits    model.onnx, and a folder with a model card to share
   jaxvit export --workdir=runs/digits --to=stablehlo --dtype=int8   a quarter of the size; prints the loss of accuracy
+  jaxvit export --workdir=runs/digits --to=page --beside=runs/cct   page.html: two models in a browser, without a server
   jaxvit export --workdir=runs/vit --to=model.safetensors --layout=timm      weights in the names of another project
 
 Each file maps a batch of uint8 images, of any batch size, to probabilities. Resizing, normalization and class names are
-included. A short script beside the file runs it without jaxvit; only hub/ is meant for jaxvit.load. Each file is checked
-before it is moved into place: a fresh process runs it on 32 images, and a file whose probabilities differ from the
-model's by 1e-4 or more is deleted. `jaxvit benchmark --file=FILE` measures its speed.
-"""  # noqa: E501
+included. A short script beside the file runs it without jaxvit; hub/ is meant for jaxvit.load, and a page needs none.
+Each file is checked before it is moved into place: a fresh process runs it on 32 images, and a file whose probabilities
+differ from the model's by 1e-4 or more is deleted. `jaxvit benchmark --file=FILE` measures its speed.
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +42,13 @@ def main(argv: list[str]) -> int:
     add_run_options(parser)
     parser.add_argument("--to", default="stablehlo", metavar="FORMATS", help=f"{', '.join(FORMATS)}; several: a,b")
     parser.add_argument(
-        "--dtype", choices=KINDS, default="float32", help="dtype of the stored weights (default: float32)"
+        "--dtype",
+        choices=KINDS,
+        default="",
+        help="dtype of the stored weights (default: float32; for a page alone, the first that fits into 15 MB)",
+    )
+    parser.add_argument(
+        "--beside", default="", metavar="RUNS", help="for a page: further runs to show beside it; several: a,b"
     )
     parser.add_argument(
         "--out", default="", type=local_path, metavar="DIR", help="folder for the files (default: RUN/export)"
@@ -58,11 +66,17 @@ def main(argv: list[str]) -> int:
         return _weights_alone(options)
     kinds = formats_named(options.to)
     loaded = load_run(options)
+    others = [
+        load(local_path(name), checkpoint=options.checkpoint, weights=options.weights, own_code=options.own_code)
+        for name in options.beside.split(",")
+        if options.beside
+    ]
     export_files(
         loaded,
         kinds,
         dtype=options.dtype,
         out=options.out,
+        beside=others,
         data_dir=options.data_dir,
         batch_size=options.batch_size,
         devices=options.devices,
@@ -72,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 
 def _weights_alone(options: Any) -> int:
-    if options.dtype != "float32":
+    if options.dtype not in ("", "float32"):
         raise UsageError(f"--dtype={options.dtype}: with --layout, weights are float32")
     if "/" in options.to:
         raise UsageError(f"--to={options.to}: with --layout, --to is a name; name its folder with --out=DIR")

@@ -53,6 +53,9 @@ def add_run_options(parser: command_line.Parser) -> None:
         help="merge or remove tokens of a ViT or CCT: merge:r=8, merge:macs=.7, prune:keep=.7; at=2-5 names blocks",
     )
     parser.add_argument(
+        "--tokens", type=int, default=0, metavar="N", help="learned tokens of a model trained with train.elastic"
+    )
+    parser.add_argument(
         "--own_code",
         action="store_true",
         help="import the user's code that the run names as 'module:Class', a model or data set outside jaxvit",
@@ -84,9 +87,13 @@ def load_run(options: Any) -> Loaded:
         raise UsageError(f"--devices={options.devices}: this machine has {jax.local_device_count()}; 0 = all")
     loaded = load(options.workdir, checkpoint=options.checkpoint, weights=options.weights, own_code=options.own_code)
     refuse_batch(loaded, options.batch_size or loaded.evaluation_batch, options.devices)
-    if options.reduce:
-        whole, loaded = loaded, loaded.reduced(options.reduce)
-        print(terminal(f"note: {loaded.model.reduce}: {saving(whole, loaded)}"), file=sys.stderr)
+    if options.tokens < 0:
+        raise UsageError(f"--tokens={options.tokens}: must be 1 or more")
+    whole, loaded = loaded, loaded.with_tokens(options.tokens).reduced(options.reduce)
+    if options.tokens or options.reduce:
+        words = [f"{options.tokens} learned tokens"] if options.tokens else []
+        words += [loaded.model.reduce] if options.reduce else []
+        print(terminal(f"note: {', '.join(words)}: {saving(whole, loaded)}"), file=sys.stderr)
     return loaded.with_limits(**{name: value or 0 for name, value in limits.items()})
 
 
@@ -148,6 +155,16 @@ def figure_file(name: str) -> Path | None:
         raise UsageError(f"--figure={name}: this is a folder; name a file")
     make_writable(file.parent, f"choose another folder for --figure={name}")
     return file
+
+
+def add_cascade_options(parser: command_line.Parser) -> None:
+    """Adds the flags of the verbs that can ask twice."""
+    parser.add_argument(
+        "--cascade", default="", metavar="A,B", help="A learned tokens for all images, B where the answer is unsure"
+    )
+    parser.add_argument(
+        "--threshold", type=float, metavar="P", help="with --cascade: unsure = the class's probability is below P"
+    )
 
 
 class Progress:

@@ -12,6 +12,7 @@ from jaxvit import errors
 from jaxvit.cli import command_line
 from jaxvit.cli.options import (
     Progress,
+    add_cascade_options,
     add_image_options,
     add_run_options,
     figure_file,
@@ -24,6 +25,7 @@ from jaxvit.data.image_files import PassedOver
 from jaxvit.errors import UsageError
 from jaxvit.files import local_path
 from jaxvit.shown import terminal
+from jaxvit.trained.cascade import make_predictor, parse_cascade
 from jaxvit.trained.image_files import Converted, refuse_among
 from jaxvit.trained.predict import predict_files
 from jaxvit.trained.prediction import Prediction
@@ -37,6 +39,7 @@ _EXAMPLES = """examples:
   find . -name '*.webp' | jaxvit predict --workdir=runs/digits - --format=jsonl > predictions.jsonl
   jaxvit predict --workdir=runs/digits images --out=predictions.parquet
   jaxvit predict --workdir=runs/digits images --figure=grid.png
+  jaxvit predict --workdir=runs/elastic images --cascade=4,16 --threshold=.9     more tokens only where unsure
 
 Images are decoded, rotated upright (EXIF), composited on white if transparent, resized to cover the model's input size,
 centre-cropped, and normalized as in training. If a file's folder has the name of a class, it is taken as the true
@@ -66,6 +69,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, help=f"number of images in the figure (default: {PICTURES})"
     )
+    add_cascade_options(parser)
     options, rest = parser.parse_known_intermixed_args(argv)
     parser.refuse_unknown(rest)
     if not options.images:
@@ -74,7 +78,10 @@ def main(argv: list[str]) -> int:
         if getattr(options, name) < 1:
             raise UsageError(f"--{name}={getattr(options, name)}: must be 1 or more")
     figure, out = figure_file(options.figure), output_file(options.out) if options.out else None
+    if (options.threshold is None) != (not options.cascade):
+        raise UsageError("--cascade and --threshold belong together, such as --cascade=4,16 --threshold=.9")
     loaded = load_run(options)
+    cascade = parse_cascade(loaded, options.cascade, options.threshold) if options.cascade else None
     passed_over, depth, converted = PassedOver(), Depth(loaded.config.data.white), Converted()
     names = named_images(options.images, passed_over)
     if figure and figure.exists():
@@ -84,6 +91,8 @@ def main(argv: list[str]) -> int:
     writers = [STREAMS[shown](sys.stdout, top)] if shown else []
     counts = dict.fromkeys(("done", "failed", "labelled", "right"), 0)
     how = {"top": options.top, "batch": options.batch_size, "devices": options.devices}
+    if cascade:
+        how["make"] = make_predictor(cascade)
     with contextlib.ExitStack() as stack:
         writers += [stack.enter_context(writing(out, top))] if out else []
         advance = stack.enter_context(Progress())

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> int:
         chosen = choose(config, data_name(options.data), weights_side=lambda _: side)
         for line in () if options.json else chosen.lines[:-1]:  # the last is on the training of a model
             print(terminal(line), flush=True)
+        for phrase in chosen.warnings:
+            print(terminal(f"warning: {phrase}"), file=sys.stderr, flush=True)
         get, dataset = ConfigReader(chosen.config), dataset_of(chosen.config)
         train, validation, test = (dataset.read(get(f"data.{part}", str)) for part in ("train", "validation", "test"))
         train = few(train, options.shots, options.draw) if options.shots else train

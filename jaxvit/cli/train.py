@@ -119,7 +119,7 @@ def _fill_in(options: argparse.Namespace, config: ConfigDict, overrides: Collect
     side = None
     if named == FINETUNE:
         workdir = Path(options.workdir or default_workdir(name, folds))
-        config = fill_in(config, workdir)[0]
+        config = fill_in(config, workdir, overrides)[0]
         side = partial(chosen_side, config, workdir)
     found = choose(
         config, name, given=overrides, folds=folds, whole_recipe=named in (CONFIG, FINETUNE), weights_side=side
@@ -144,10 +144,10 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
 
         def plan_it() -> tuple[Plan, Assembly]:
-            filled, _ = fill_in(config)
+            filled, begun = fill_in(config, Path(workdir) if workdir else None, overrides)
             platform = hardware.platform()
             plan = resolve(filled, devices=hardware.device_count(), platform=platform, overrides=overrides)
-            return plan, assemble(plan, overrides)
+            return plan, assemble(plan, overrides, begun=begun)
 
         plan, assembly = processes.on_all(plan_it)
         print_plan(plan, assembly.abstract_state.params, assembly.schedule)

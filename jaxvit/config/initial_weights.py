@@ -8,10 +8,9 @@ keeps what it began with, even if the weights are gone.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,16 +21,18 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from jaxvit.config.key_table import KEYS
-from jaxvit.config.keys import SOURCE, from_plain, model_config, set_value
+from jaxvit.config.keys import NO_SOURCE, SOURCE, from_plain, model_config, set_value
 from jaxvit.config.reader import ConfigReader
 from jaxvit.errors import UsageError
 from jaxvit.files import read_json
 from jaxvit.models.registry import model_defaults
 from jaxvit.shown import terminal
+from jaxvit.weights.arrays import hash_of
 from jaxvit.weights.beside import CONFIG, PREPROCESSOR, Beside, read_beside
 from jaxvit.weights.hugging_face import fetch, is_address, weights_path
-from jaxvit.weights.image_settings import ImageSettings, usual_settings
+from jaxvit.weights.image_settings import usual_settings
 from jaxvit.weights.model_json import read_model
+from jaxvit.weights.origin import Value
 from jaxvit.weights.own_folder import find_own
 from jaxvit.weights.pretrained import Pretrained, read_pretrained
 
@@ -48,31 +49,39 @@ class InitialWeights:
     Attributes:
       where: where they are, as in `init.from`.
       pretrained: the weights and their model.
+      beside: what files of JSON beside a published file say; empty for a folder of this project.
       params: {path: array} of its parameters, without those that the file lacks.
       constants: {collection/path: array} of its other collections.
       hash: 16 hex digits over all arrays.
-      images: how images are prepared, where a file beside the weights says it.
     """
 
     where: str
     pretrained: Pretrained
+    beside: Beside
     params: dict[str, np.ndarray]
     constants: dict[str, np.ndarray]
     hash: str
-    images: ImageSettings | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes of its head; () where a file does not tell."""
-        return self.pretrained.facts.class_names if self.pretrained.facts else ()
+        if self.pretrained.facts:
+            return self.pretrained.facts.class_names
+        names = self.beside.class_names
+        return names if len(names) == self.attributes.get("num_classes") else ()
+
+    @property
+    def attributes(self) -> dict[str, Value]:
+        """The attributes of its model that are known."""
+        return {**self.pretrained.guess.attributes, **self.beside.attributes}
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation that its images were normalised with: a run's own, else those of its project."""
+        """Mean and deviation of its images: a run's own, those of a file beside it, or what its project uses."""
         found = self.pretrained
         if found.facts:
             return found.facts.preprocessing.mean, found.facts.preprocessing.std
-        said = (self.images or usual_settings(found.origin.name, found.guess)).preprocessing(found.input)
+        said = (self.beside.images or usual_settings(found.origin.name, found.guess)).preprocessing(found.input)
         return said.mean, said.std
 
     @property
@@ -117,7 +126,7 @@ def read_weights(where: str, model: str = "") -> InitialWeights:
 def _state_of(where: str) -> tuple[object, ...]:
     """Changes whenever the files do, so that weights are read once."""
     path = Path(where)
-    beside = [path.with_name(CONFIG), path.with_name(PREPROCESSOR)]
+    beside = [path.with_name(name) for name in (CONFIG, PREPROCESSOR)]
     inside = [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
     states = []
     for file in [path, *beside] if path.is_file() else inside:
@@ -136,22 +145,14 @@ def _read(where: str, own_code: bool, state: tuple[object, ...]) -> InitialWeigh
         found = read_pretrained(path, own_code=own_code, overrides=beside.attributes)
     except UsageError as error:
         raise UsageError(f"config.init.from: {error}") from None
-    # A file beside the weights knows better than their shapes.
-    known = {**found.guess.attributes, **beside.attributes}
-    found = dataclasses.replace(found, guess=dataclasses.replace(found.guess, attributes=known))
     lacks = set(found.fresh)
     params = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(found.params).items()}
     params = {path: leaf for path, leaf in params.items() if path not in lacks}
     constants = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(found.constants).items()}
-    total = hashlib.sha256()
-    for path, leaf in sorted([*params.items(), *constants.items()]):
-        leaf = np.ascontiguousarray(leaf)
-        total.update(f"\n{path} {leaf.dtype} {leaf.shape}\n".encode())
-        total.update(leaf.reshape(-1).view(np.uint8).data)
-    return InitialWeights(where, found, params, constants, total.hexdigest()[:16], beside.images)
+    return InitialWeights(where, found, beside, params, constants, hash_of({**constants, **params}))
 
 
-def start_from(config: ConfigDict, where: str) -> ConfigDict:
+def start_from(config: ConfigDict, where: str, given: Collection[str] = ()) -> ConfigDict:
     """Returns a config that starts from weights: with `init.from`, `init.hash`, and their model if it names 'source'.
 
     With 'source', the model's attributes are those of the weights, for the classes of the data; mean and standard
@@ -160,6 +161,7 @@ def start_from(config: ConfigDict, where: str) -> ConfigDict:
     Args:
       config: config of a run; it is not modified.
       where: see `init.from`.
+      given: keys that keep their value, also if it is the default.
 
     Raises:
       UsageError: the weights cannot be read.
@@ -175,28 +177,28 @@ def start_from(config: ConfigDict, where: str) -> ConfigDict:
     set_value(config, "init.hash", found.hash)
     if get("model.name", str) != SOURCE:
         return config
-    guess = found.pretrained.guess
-    name = guess.model
+    name = found.pretrained.guess.model
     known = model_defaults(name)
-    attributes = {key: value for key, value in guess.attributes.items() if key in known and key != "num_classes"}
+    attributes = {key: value for key, value in found.attributes.items() if key in known and key != "num_classes"}
     with config.unlocked():
         config.model = model_config(name, **attributes)
     mean, std = found.normalisation
-    width = guess.attributes.get("dim", known.get("dim", 0))
+    width = attributes.get("dim", known.get("dim", 0))
     rate, decay = next(rates for least, rates in _RATES if isinstance(width, int) and width >= least)
     chosen = {"augment.mean": mean, "augment.std": std, "optim.peak_lr": rate, "optim.layer_decay": decay}
     for key, value in chosen.items():
-        if get(key, object) in (KEYS[key].default, ()):
+        if key not in given and get(key, object) in (KEYS[key].default, ()):
             set_value(config, key, value)
     return config
 
 
-def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict, bool]:
+def fill_in(config: ConfigDict, workdir: Path | None = None, given: Collection[str] = ()) -> tuple[ConfigDict, bool]:
     """Fills in what a config takes from its `init.from`.
 
     Args:
       config: config of a run.
       workdir: folder of the run; None = none.
+      given: keys that keep their value; see `start_from`.
 
     Returns:
       (the config, whether the run in `workdir` has begun from the same place). Such a run keeps the hash, and a model
@@ -211,9 +213,7 @@ def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
     where = get("init.from", str)
     if not where:
         if get("model.name", str) == SOURCE:
-            raise UsageError(
-                "config.init.from is missing: the run, file or hf://owner/name whose weights and model to start from"
-            )
+            raise UsageError(NO_SOURCE)
         if get("init.hash", str):
             raise UsageError("config.init.hash: has no meaning without config.init.from")
         return config, False
@@ -242,10 +242,10 @@ def fill_in(config: ConfigDict, workdir: Path | None = None) -> tuple[ConfigDict
             with config.unlocked():
                 config.model = before.model
             for key in _FROM_SOURCE:
-                if get(key, object) in (KEYS[key].default, ()):
+                if key not in given and get(key, object) in (KEYS[key].default, ()):
                     set_value(config, key, theirs(key, object))
         return config, True
-    config = start_from(config, where)
+    config = start_from(config, where, given)
     found = ConfigReader(config)("init.hash", str)
     if given and given != found:
         raise UsageError(f"config.init.hash={given}: {where} holds weights of hash {found}; take the weights it names")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxvit.config.plan_types import InitPlan
+from jaxvit.config.plan_types import DistillPlan, InitPlan
 from jaxvit.data.settings import Augmentation
 from jaxvit.training.settings import OptimizerSettings
 
@@ -36,7 +36,7 @@ class Key:
 
 
 # The settings that the keys become hold their defaults, so that each default is written once.
-_AUGMENT, _OPTIM, _INIT = Augmentation(), OptimizerSettings(), InitPlan()
+_AUGMENT, _OPTIM, _INIT, _DISTILL = Augmentation(), OptimizerSettings(), InitPlan(), DistillPlan()
 
 KEYS: dict[str, Key] = {
     "seed": Key(0, "seed of all random numbers of the run: parameters, order of images, augmentation, dropout"),
@@ -244,6 +244,32 @@ KEYS: dict[str, Key] = {
     "init.stem_images": Key(
         _INIT.stem_images, "whitening: number of training images to measure, spread over the split", added=True
     ),
+    # A teacher.
+    "distill.from": Key(
+        _DISTILL.source,
+        "folder of a trained run whose answers this one learns too; '' = none. It sees the same augmented images, so "
+        "classes, image size, mean and std must be the same",
+        changes_result=False,
+        added=True,
+    ),
+    "distill.hash": Key(
+        _DISTILL.hash, "hash of the teacher's weights; filled in; others are refused where it is given", added=True
+    ),
+    "distill.weight": Key(
+        _DISTILL.weight,
+        "share of the teacher's answers in the loss, 0 to 1: (1 - weight) × cross-entropy + weight × divergence",
+        added=True,
+    ),
+    "distill.temperature": Key(
+        _DISTILL.temperature,
+        "temperature that softens both answers; the divergence is multiplied by its square",
+        added=True,
+    ),
+    "distill.features": Key(
+        _DISTILL.features,
+        "weight of 1 - cosine of the features before the two heads, added to the loss; needs equally many",
+        added=True,
+    ),
     "init.from": Key(
         _INIT.source,
         "weights to start from: a run's or an exported folder, a file of another project, or 'hf://owner/name'; '' = "
@@ -357,6 +383,12 @@ KEYS: dict[str, Key] = {
         "how attention, max-pooling, gelu and noise are computed: 'fast' (the fastest on this device) or 'plain'",
     ),
     "train.label_smoothing": Key(0.0, "label smoothing: share of the target spread evenly over all classes"),
+    "train.elastic": Key(
+        (),
+        "numbers of learned tokens to train one TokenLearner for, such as (4, 16): each step draws one; the last is "
+        "model.learner_tokens; () = only that one",
+        added=True,
+    ),
     "train.seeds": Key(
         "auto",
         "runs of several seeds: 'together' in one program, 'in_turn', or 'auto' (together on an accelerator with room)",

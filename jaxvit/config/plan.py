@@ -12,9 +12,10 @@ from typing import cast
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.distillation import resolve_distill
 from jaxvit.config.identity import config_hash
 from jaxvit.config.key_table import KEYS
-from jaxvit.config.keys import check_keys
+from jaxvit.config.keys import NO_SOURCE, SOURCE, check_keys
 from jaxvit.config.plan_augment import resolve_augment
 from jaxvit.config.plan_data import check_classes, open_named, overlaps, resolve_balance
 from jaxvit.config.plan_init import resolve_init, why_init_unread
@@ -32,7 +33,7 @@ from jaxvit.training.metrics import BY_CLASS, MONITORS
 
 MOST_WORKERS = 1024
 RESIDENT_BYTES = 2 << 30  # data.feed='auto' keeps training splits of up to this size on the devices
-STEPS_PER_CALL = 10  # of train.steps_per_call=0 on accelerators with the training split on them
+STEPS_PER_CALL = 10  # train.steps_per_call=0 means this on accelerators that keep the training split
 
 
 def resolve(
@@ -82,6 +83,7 @@ def resolve(
         train=train,
         config_hash=config_hash(config),
         init=resolve_init(get),
+        distill=resolve_distill(get),
         without_effect=without_effect(augment, data.image_shape, train.batch_size),
         warnings=overlaps(dataset, data),
     )
@@ -130,6 +132,8 @@ def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
 
 def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> ModelPlan:
     name = get("model.name", str)
+    if name == SOURCE:
+        _refuse_unknown_source(get)
     attributes = {key: get(f"model.{key}", object) for key in cast(ConfigDict, config.model) if key != "name"}
     classes = len(data.class_names)
     if "num_classes" in attributes:
@@ -140,6 +144,15 @@ def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> Mod
             )
         attributes["num_classes"] = given or classes
     return ModelPlan(name, tuple(attributes.items()))
+
+
+def _refuse_unknown_source(get: ConfigReader) -> None:
+    """Says why the model of `init.from` is not known."""
+    if where := get("init.from", str):
+        from jaxvit.config.initial_weights import read_weights  # imports the models and the importers
+
+        read_weights(where)
+    raise UsageError(NO_SOURCE)
 
 
 def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices: int, platform: str) -> TrainPlan:
@@ -209,7 +222,19 @@ def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices:
         feed=feed,
         steps_per_call=get.at_least("train.steps_per_call", 0) or several,
         workers=_resolve_workers(get, data, dataset),
+        elastic=_resolve_elastic(get),
     )
+
+
+def _resolve_elastic(get: ConfigReader) -> tuple[int, ...]:
+    """The numbers of learned tokens to train for; () = only that of the model."""
+    counts = get("train.elastic", tuple)
+    if not counts:
+        return ()
+    whole = all(type(count) is int and count > 0 for count in counts)
+    if not whole or list(counts) != sorted(set(counts)) or len(counts) < 2:
+        raise UsageError(f"config.train.elastic={counts}: must be two or more rising numbers, such as (4, 16)")
+    return counts
 
 
 def _resolve_feed(get: ConfigReader, data: DataPlan, dataset: Dataset) -> str:
@@ -266,6 +291,8 @@ def _why_unread(key: str, get: ConfigReader) -> str:
         return f"config.augment.mixup={mixup} and config.augment.cutmix={cutmix} are not both on"
     if key in ("augment.mix_probability", "augment.mix_until"):
         return "neither config.augment.mixup nor config.augment.cutmix is on"
+    if key.startswith("distill."):
+        return "config.distill.from='' names no teacher"
     if key.startswith("init."):
         return why_init_unread(key)
     if key == "data.workers":

@@ -175,7 +175,7 @@ def _constants(get: ConfigReader, name: str, data: DataPlan, dataset: Dataset) -
     if not value:
         return tuple(dataset.read(data.train).fingerprint[name])
     channels = data.image_shape[-1]
-    if get("init.from", str) and channels == 1 and len(value) == 3:  # of colour images, which the weights are for
+    if get("init.from", str) and channels == 1 and len(value) == 3:  # the weights are for colour images
         value = (sum(value) / 3,)
     if len(value) not in (1, channels) or not all(isinstance(v, int | float) for v in value):
         many = f"{channels} numbers, one for each channel, or one number for all" if channels != 1 else "one number"

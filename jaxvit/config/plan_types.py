@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jaxvit.data.settings import Augmentation
-from jaxvit.training.settings import OptimizerSettings
+from jaxvit.training.settings import Distillation, OptimizerSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +76,17 @@ class InitPlan:
 
 
 @dataclass(frozen=True)
+class DistillPlan:
+    """The teacher of a run, and how much is learned from it. `source` '' = no teacher; `hash` '' = any weights."""
+
+    source: str = ""
+    hash: str = ""
+    weight: float = Distillation.weight
+    temperature: float = Distillation.temperature
+    features: float = Distillation.features
+
+
+@dataclass(frozen=True)
 class TrainPlan:
     """Settings of the training. Durations are in steps, sizes in images."""
 
@@ -101,6 +112,7 @@ class TrainPlan:
     feed: str
     steps_per_call: int
     workers: int = -1
+    elastic: tuple[int, ...] = ()
 
     @property
     def epochs(self) -> float:
@@ -124,6 +136,7 @@ class Plan:
     train: TrainPlan
     config_hash: str
     init: InitPlan = InitPlan()
+    distill: DistillPlan = DistillPlan()
     without_effect: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Primitive
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 from jax.typing import ArrayLike, DTypeLike
@@ -112,9 +111,9 @@ def shard_state(mesh: Mesh | AbstractMesh, shapes: PyTree) -> PyTree:
 def gather_where_used(mesh: Mesh, dtype_of: Callable[[tuple[str, ...]], DTypeLike]) -> Callable[[PyTree], PyTree]:
     """Returns a function that gathers parameters, which `shard_state` has split, for the computation with them.
 
-    Without it, XLA decides where to communicate, and has moved activations instead, hundreds of times a step. Gradients
-    go the other way: summed over devices, each keeps its part of the sum. Use it in a function under `remat_gathering`,
-    so that the whole parameters are not kept from the forward to the backward pass but gathered twice.
+    Without it, XLA decides where to communicate. Gradients go the other way: summed over devices, each keeps its part
+    of the sum. A device holds the gathered parameters, in the dtype of the computation, until the end of the backward
+    pass.
 
     Args:
       mesh: mesh of the run.
@@ -145,15 +144,6 @@ def gather_where_used(mesh: Mesh, dtype_of: Callable[[tuple[str, ...]], DTypeLik
     return lambda params: jax.tree_util.tree_map_with_path(gather, params)
 
 
-def remat_gathering(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Returns the function such that its backward pass gathers again and keeps every other value that it needs."""
-
-    def keep(primitive: Primitive, *_: object, **__: object) -> bool:
-        return primitive.name not in ("sharding_constraint", "convert_element_type")
-
-    return jax.checkpoint(function, policy=keep)
-
-
 def shard_together(shardings: PyTree) -> PyTree:
     """Returns the shardings of stacked states of several runs. The new first axis is not split."""
     return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(None, *s.spec)), shardings)
@@ -176,7 +166,7 @@ def place_call(mesh: Mesh, call: Mapping[str, ArrayLike], axis: int = 1) -> dict
 
 
 def abstract(sharding: NamedSharding, tree: PyTree) -> PyTree:
-    """Returns the shapes of arrays with a sharding, in place of copies of the arrays on the devices.
+    """Returns the shapes of arrays with a sharding, and copies nothing to the devices.
 
     A program can be compiled for devices that are not here from shapes alone.
     """

@@ -15,7 +15,9 @@ from jaxvit.models.registry import model_defaults
 from jaxvit.run.folder import read_environment
 from jaxvit.shown import markdown
 from jaxvit.trained.intervals import wilson
+from jaxvit.weights.hugging_face import is_address
 
+WEIGHTS = ("init.from", "distill.from")  # config keys that hold the place of weights
 FOLDER = "hub"  # name of the folder written by the hub format
 
 
@@ -93,10 +95,21 @@ def public_name(data: str) -> str:
     return data
 
 
+def public_source(weights: str) -> str:
+    """A value of a key in `WEIGHTS` without its location: an address of a hub, or the last part of a path.
+
+    Example:
+      >>> public_source("/home/me/runs/five"), public_source("hf://google/vit")
+      ('five', 'hf://google/vit')
+    """
+    return weights if is_address(weights) else Path(weights).name
+
+
 def _stored(kind: str) -> str:
     return {
         "float32": "float32",
         "bfloat16": "weights stored as bfloat16",
+        "float16": "weights stored as float16",
         "int8": "kernels stored as int8 with a scale for each output channel",
     }[kind]
 
@@ -118,7 +131,7 @@ def _recipe(config: Any) -> list[tuple[str, Any]]:
     defaults = {f"model.{name}": value for name, value in model_defaults(config.model.name).items()}
     defaults |= {key: about.default for key, about in KEYS.items() if not key.startswith(skipped)}
     return [
-        (key, value)
+        (key, public_source(value) if key in WEIGHTS else value)
         for key, value in flatten(config)
         if key in defaults and value != defaults[key] and key != "model.num_classes"
     ]

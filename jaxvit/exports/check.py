@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from jaxvit.errors import RunFailedError
 from jaxvit.exports.formats import Format
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import INSTALLED_IN
+from jaxvit.trained.image_files import pixels_in_memory
 
 LARGEST = 1e-4  # allowed difference of a probability
 # A model that merges or removes tokens chooses them by comparing numbers. If two are equal up to rounding, a file may
@@ -24,10 +27,10 @@ _PATIENCE = 1800  # seconds; a large model takes long to compile on a CPU
 
 # Loaders must work without jaxvit, so it is hidden from them. Other packages come from this Python installation.
 _DRIVER = """
-import runpy, sys
+import json, runpy, sys
 import numpy as np
-loader, file, how, own, *pairs = sys.argv[1:]
-words = {"own_code": True} if how == "own_code" else {}
+loader, file, how, own, words, *pairs = sys.argv[1:]
+words = json.loads(words)
 if own:
     sys.path.append(own)
 if how == "alone":
@@ -38,8 +41,16 @@ for images, out in zip(pairs[::2], pairs[1::2]):
 """
 
 
-def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC: np.ndarray) -> tuple[float, int]:
+def largest_difference(
+    model: ExportModel, kind: Format, path: Path, images_BHWC: np.ndarray, browser: str = ""
+) -> tuple[float, int]:
     """Compares the file's and the model's probabilities, over several batch sizes, on the CPU.
+
+    Args:
+      model: the model; for a page, each of its models is compared.
+      kind, path: format and place of the file.
+      images_BHWC: uint8 images.
+      browser: for a page: the browser to run it in; '' = run its ONNX graphs with onnxruntime.
 
     Returns:
       (largest difference, number of images left out): images are left out only for a model with fewer tokens, at most
@@ -48,9 +59,39 @@ def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC
     Raises:
       RunFailedError: the file does not run, or its output is not an array of finite probabilities.
     """
+    if kind.name != "page":
+        words = {"own_code": True} if kind.name == "hub" and model.loaded.own_code else {}
+        return _difference(model, kind, path, images_BHWC, _OTHER_BATCHES, words)
+    # A page runs one image at a time.
+    differences, apart = zip(
+        *(
+            _difference(each, kind, path, _of_shape(images_BHWC, each), (), {"browser": browser, "model": i})
+            for i, each in enumerate((model, *model.beside))
+        ),
+        strict=True,
+    )
+    return max(differences), sum(apart)
+
+
+def _of_shape(images_BHWC: np.ndarray, model: ExportModel) -> np.ndarray:
+    """Images in the shape that a model takes."""
+    shape = model.loaded.image_shape
+    if images_BHWC.shape[1:] == tuple(shape):
+        return images_BHWC
+    return np.stack([pixels_in_memory(image, shape) for image in images_BHWC])
+
+
+def _difference(
+    model: ExportModel,
+    kind: Format,
+    path: Path,
+    images_BHWC: np.ndarray,
+    others: tuple[int, ...],
+    words: dict[str, Any],
+) -> tuple[float, int]:
     run = model.compiled(reference=True)
-    batches = [images_BHWC, *(images_BHWC[:size] for size in _OTHER_BATCHES)]
-    found = _run_it(model, kind, path, batches)
+    batches = [images_BHWC, *(images_BHWC[:size] for size in others)]
+    found = _run_it(model, kind, path, batches, words)
     worst_N = np.zeros(len(images_BHWC))
     for batch, said in zip(batches, found, strict=True):
         wanted = np.asarray(run(batch))
@@ -69,8 +110,13 @@ def largest_difference(model: ExportModel, kind: Format, path: Path, images_BHWC
     return float(worst_N.max()), 0
 
 
-def _run_it(model: ExportModel, kind: Format, path: Path, batches: list[np.ndarray]) -> list[np.ndarray]:
-    """Runs a file on batches in a new process. Only the hub format can import jaxvit there."""
+def _run_it(
+    model: ExportModel, kind: Format, path: Path, batches: list[np.ndarray], words: dict[str, Any]
+) -> list[np.ndarray]:
+    """Runs a file on batches in a new process. Only the hub format can import jaxvit there.
+
+    `words` are passed to the script's `load`.
+    """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     how, own = "alone", ""
     if kind.name == "hub":
@@ -83,11 +129,11 @@ def _run_it(model: ExportModel, kind: Format, path: Path, batches: list[np.ndarr
         files = [(folder / f"images{i}.npy", folder / f"out{i}.npy") for i in range(len(batches))]
         for batch, (images, _) in zip(batches, files, strict=True):
             np.save(images, batch)
-        words = [sys.executable, "-c", _DRIVER, kind.loader, path.absolute(), how, own]
-        words += [file for pair in files for file in pair]
+        command = [sys.executable, "-c", _DRIVER, kind.loader, path.absolute(), how, own, json.dumps(words)]
+        command += [file for pair in files for file in pair]
         how_to = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "timeout": _PATIENCE}
         try:
-            done = subprocess.run(list(map(str, words)), **how_to)
+            done = subprocess.run(list(map(str, command)), **how_to)
         except subprocess.TimeoutExpired:
             late = f"the exported file did not finish {len(batches[0])} images in {_PATIENCE} s"
             raise RunFailedError(f"--to={kind.name}: {late}; it was deleted") from None

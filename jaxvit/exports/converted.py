@@ -228,7 +228,7 @@ def _names(classes: int, file: Path | None, beside: Beside) -> tuple[tuple[str, 
         names = read_class_names(file)
         if len(names) != classes:
             raise UsageError(f"--class_names={file} has {len(names):,} names, and the model {classes:,} classes")
-        return names, str(file)
+        return names, file.name
     if len(beside.class_names) == classes:
         return beside.class_names, "config.json"
     return tuple(f"class_{number}" for number in range(classes)), ""
@@ -282,6 +282,7 @@ def _write(conversion: Conversion, folder: Path) -> None:
         "class_names": conversion.class_names,
         "image_shape": conversion.image_shape,
         "augmentation": {**dataclasses.asdict(Augmentation()), **said},
+        "origin": conversion.found.origin.name,
     }
     write_json(folder / "model.json", facts, with_checksum=True)
     config = base_config(conversion.name, **conversion.attributes)

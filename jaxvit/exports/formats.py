@@ -26,6 +26,7 @@ class Format:
       remedy: command that installs them.
       below_jax: first release of jax that the converter does not support, such as '0.12'; '' = all are supported.
       runs_on: packages that the loader script needs.
+      alone: the file needs no script beside it.
     """
 
     name: str
@@ -36,10 +37,13 @@ class Format:
     remedy: str = ""
     below_jax: str = ""
     runs_on: str = ""
+    alone: bool = False
 
     @property
     def loader(self) -> Path:
         """Path of the standalone script that runs such a file."""
+        if self.alone:
+            return Path(__file__).parent / f"{self.name}_in_browser.py"
         return _LOADERS / f"run_{self.name}.py"
 
     def file(self, dtype: str) -> str:
@@ -86,6 +90,13 @@ FORMATS = {
             runs_on="tensorflow",
         ),
         Format("hub", "hub", "", "hub", runs_on="jaxvit"),
+        Format(
+            *("page", "page", ".html", "page", ("jax2onnx", "onnx", "onnxruntime", "jinja2")),
+            remedy="pip install 'jaxvit[onnx,page]'",
+            below_jax="0.12",
+            runs_on="a browser",
+            alone=True,
+        ),
     )
 }
 

@@ -17,7 +17,7 @@ from flax import traverse_util
 
 from jaxvit._version import __version__
 from jaxvit.errors import UsageError
-from jaxvit.exports.card import model_card, public_name
+from jaxvit.exports.card import WEIGHTS, model_card, public_name, public_source
 from jaxvit.exports.model import ExportModel
 from jaxvit.files import read_json, write_json
 from jaxvit.run.folder import read_environment
@@ -28,13 +28,8 @@ from jaxvit.weights.stored import Int8
 PUBLISHED = ("count", "classes", "mean", "std", "sha256", "content", "sampled", "skipped")
 
 
-_FACTS = (
-    "name",
-    "attributes",
-    "class_names",
-    "image_shape",
-    "augmentation",
-)  # the keys of model.json that `jaxvit.load` reads
+# The keys of model.json that are read from an exported folder.
+_FACTS = ("name", "attributes", "class_names", "image_shape", "augmentation", "origin")
 
 
 def published(data: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +93,14 @@ def write(model: ExportModel, path: Path) -> None:
             attributes["dtype"] = "float32"  # exported models compute in float32, whatever they were trained in
         if model.reduce:
             attributes["reduce"] = model.reduce
+        if fewer := getattr(loaded.model, "learner_keep", 0):
+            attributes["learner_keep"] = fewer
     facts = {name: facts[name] for name in _FACTS if name in facts}
     write_json(path / "model.json", facts, with_checksum=True)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}
+    for section, _, key in (place.partition(".") for place in WEIGHTS):
+        if weights := config["config"].get(section, {}).get(key):
+            config["config"][section][key] = public_source(weights)
     kept = {name: config[name] for name in ("config_hash", "extensions", "config") if name in config}
     write_json(path / "config.json", {"jaxvit": __version__, **kept}, with_checksum=True)
     environment = {"data": published(read_environment(loaded.workdir)["data"]), "starts": []}

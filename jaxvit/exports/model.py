@@ -25,12 +25,16 @@ class ExportModel:
       kind: dtype of the stored weights, see `jaxvit.weights.stored`.
       stored: the parameters as returned by `weights.store`.
       result: evaluation of the stored weights: split, data, count, top1, top5, loss, ece; None = not evaluated.
+      beside: for a page: models that it shows beside this one.
+      samples: for a page: images to start with, uint8 [H, W, C], each with the name of its class.
     """
 
     loaded: Loaded
     kind: str
     stored: Any
     result: dict[str, Any] | None = None
+    beside: tuple[ExportModel, ...] = ()
+    samples: tuple[tuple[Any, str], ...] = ()
 
     @classmethod
     def of(cls, loaded: Loaded, kind: str) -> ExportModel:

@@ -7,7 +7,9 @@ import dataclasses
 import io
 import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +27,26 @@ def write(model: ExportModel, path: Path) -> None:
     """Writes the graph, with weights, for any batch size."""
     import onnx
 
-    from jaxvit.exports.onnx_graph import rewrite
+    # Unroll the blocks: jax2onnx supports scan poorly.
+    model = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, model=plainly(model.loaded.model)))
+    graph = convert(model, model.probabilities)
+    onnx.helper.set_model_props(graph, {"jaxvit": json.dumps(model.facts())})
+    onnx.save(graph, path)
 
+
+def convert(model: ExportModel, function: Callable[[Any, Mapping[str, str]], Any]) -> Any:
+    """Converts a function of images to an ONNX model, as `onnx.ModelProto`.
+
+    Args:
+      model: the exported model, for the shape of its images.
+      function: takes uint8 images [B, *image_shape] and {operation: implementation}; returns an array or a list.
+    """
     for name in ("jax2onnx", "onnx_ir"):  # silence notes on plugins of unused libraries, and on types
         logging.getLogger(name).setLevel(logging.ERROR)
     from jax2onnx import to_onnx
 
-    # Unroll the blocks: jax2onnx supports scan poorly.
-    model = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, model=plainly(model.loaded.model)))
+    from jaxvit.exports.onnx_graph import rewrite
+
     shape = ("B", *model.loaded.image_shape)
     # jax2onnx patches functions of Flax; its versions promote ranks and dtypes, and print to stdout.
     with (
@@ -41,10 +55,9 @@ def write(model: ExportModel, path: Path) -> None:
         contextlib.redirect_stdout(io.StringIO()),
     ):
         graph = to_onnx(
-            lambda images_BHWC: model.probabilities(images_BHWC, _WAYS),
+            lambda images_BHWC: function(images_BHWC, _WAYS),
             inputs=[jax.ShapeDtypeStruct(shape, jnp.uint8)],
             model_name="jaxvit",
         )
     rewrite(graph.graph)
-    onnx.helper.set_model_props(graph, {"jaxvit": json.dumps(model.facts())})
-    onnx.save(graph, path)
+    return graph

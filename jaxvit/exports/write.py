@@ -20,6 +20,7 @@ from jaxvit.exports.check import LARGEST, largest_difference
 from jaxvit.exports.formats import Format, formats_named
 from jaxvit.exports.layout import export_layout
 from jaxvit.exports.model import ExportModel
+from jaxvit.exports.page import find_browser, fitting_dtype, samples_of
 from jaxvit.files import locked_folder, make_writable, naming, no_empty_folders
 from jaxvit.shown import terminal
 from jaxvit.trained.evaluate import evaluate_source, read_split
@@ -36,9 +37,10 @@ def export(
     run: str | Path | Loaded,
     to: str = "stablehlo",
     *,
-    dtype: str = "float32",
+    dtype: str = "",
     layout: str = "",
     out: str | Path = "",
+    beside: Sequence[str | Path | Loaded] = (),
     checkpoint: str = "best",
     weights: str = "chosen",
     data_dir: str = "",
@@ -50,11 +52,13 @@ def export(
 
     Args:
       run: a run folder, or a model returned by `jaxvit.load`.
-      to: 'stablehlo', 'onnx', 'savedmodel' or 'hub'; several are joined by commas, as in 'stablehlo,hub'.
-      dtype: dtype of the stored weights: 'float32', 'bfloat16' or 'int8'.
+      to: 'stablehlo', 'onnx', 'savedmodel', 'hub' or 'page'; several are joined by commas, as in 'stablehlo,hub'.
+      dtype: dtype of the stored weights: 'float32', 'bfloat16', 'float16' or 'int8'. '' = float32; for a page alone,
+        the first of float32, float16 and int8 with which it surely fits into 15 MB.
       layout: with the name of a project, or 'authors', the weights alone are written in that project's layout, and
         `to` is the name of their file: see `jaxvit.exports.layout`. '' = the formats above.
       out: folder for the files; '' = ``export`` in the run folder.
+      beside: for a page: further runs or models, which it shows beside the first.
       checkpoint, weights, own_code: as in `jaxvit.load`; ignored if `run` is a loaded model.
       data_dir: TFDS directory; '' = the one used in training, else the default.
 
@@ -69,15 +73,18 @@ def export(
       >>> jaxvit.export("runs/digits", "onnx")  # doctest: +SKIP
       [PosixPath('runs/digits/export/model.onnx')]
     """
-    if dtype not in KINDS:
+    if dtype and dtype not in KINDS:
         raise UsageError(f"dtype='{dtype}': must be one of {', '.join(KINDS)}")
     kinds = [] if layout else formats_named(to)
-    loaded = run if isinstance(run, Loaded) else load(run, checkpoint=checkpoint, weights=weights, own_code=own_code)
+    loaded, *others = (
+        each if isinstance(each, Loaded) else load(each, checkpoint=checkpoint, weights=weights, own_code=own_code)
+        for each in (run, *beside)
+    )
     if layout:
         file = (Path(out) if str(out) else loaded.workdir / "export") / to
         export_layout(loaded, file, layout)
         return [file]
-    return export_files(loaded, kinds, dtype=dtype, out=out, data_dir=data_dir)
+    return export_files(loaded, kinds, dtype=dtype, out=out, beside=others, data_dir=data_dir)
 
 
 @no_empty_folders()
@@ -87,6 +94,7 @@ def export_files(
     *,
     dtype: str,
     out: str | Path = "",
+    beside: Sequence[Loaded] = (),
     data_dir: str = "",
     batch_size: int = 0,
     devices: int = 0,
@@ -97,6 +105,10 @@ def export_files(
     `batch_size` and `devices` are used to evaluate the stored weights (0 = batch size of the run, all devices). With
     `dry_run` it only prints the names of the files.
     """
+    if beside and not any(kind.name == "page" for kind in kinds):
+        raise UsageError("--beside is for --to=page, which shows several models")
+    if not dtype:
+        dtype = fitting_dtype((loaded, *beside)) if [kind.name for kind in kinds] == ["page"] else "float32"
     folder = Path(out) if str(out) else loaded.workdir / "export"
     targets = [folder / kind.file(dtype) for kind in kinds]
     for target, kind in zip(targets, kinds, strict=True):
@@ -112,7 +124,7 @@ def export_files(
     with trusting, locked_folder(folder, busy):
         _clear(folder)
         measured = partial(_evaluated, batch_size=batch_size, devices=devices)
-        _write_all(loaded, kinds, folder, dtype, data_dir, measured)
+        _write_all(loaded, kinds, folder, dtype, beside, data_dir, measured)
     return targets
 
 
@@ -121,10 +133,14 @@ def _write_all(
     kinds: Sequence[Format],
     folder: Path,
     dtype: str,
+    beside: Sequence[Loaded],
     data_dir: str,
     evaluated: Callable[[Loaded, str, Any], dict[str, Any]],
 ) -> None:
     model = ExportModel.of(loaded, dtype)
+    paged = any(kind.name == "page" for kind in kinds)
+    if paged:
+        browser, no_browser = find_browser()
     split, source, why_not = _labelled_images(loaded, data_dir)
     images = source.batch(np.arange(min(IMAGES, len(source))))[0] if source else _noise(loaded.image_shape)
     if source and (dtype != "float32" or any(kind.name == "hub" for kind in kinds)):  # the model card states the result
@@ -132,13 +148,20 @@ def _write_all(
     if dtype != "float32":
         before = evaluated(loaded, split, source) if source else None
         print(terminal(_cost_in_accuracy(model, before, source, why_not)), flush=True)
+    if paged:
+        others = tuple(ExportModel.of(each, dtype) for each in beside)
+        model = dataclasses.replace(model, beside=others, samples=samples_of(source) if source else ())
     compared = f"{len(images)} images of {_named(source) if source else 'noise'}"
     of = "" if dtype == "float32" else f"with {dtype} weights "
     for kind in kinds:
-        made = _write_checked(model, kind, folder, images)
+        made = _write_checked(model, kind, folder, images, browser if kind.alone else "")
         facts = f"{_size(made.target):,} bytes, {made.difference:.1e} from the model {of}on {compared}"
         facts += f"; {made.apart} of them left out, where it chose other tokens" if made.apart else ""
         print(terminal(f"{made.target}: {facts}"))
+        if kind.alone:
+            checked = "checked in Chromium, offline" if browser else f"not checked in a browser: {no_browser}"
+            print(terminal(f"  open it in a browser; it needs nothing else ({checked})"), flush=True)
+            continue
         print(terminal(f"  it needs {kind.runs_on}: python {made.loader} {made.target} images.npy"), flush=True)
         if len(kinds) == 1:
             print(f"\n{kind.loader.read_text()}", end="")
@@ -194,7 +217,7 @@ def _check_place(target: Path, kind: Format, loaded: Loaded) -> None:
     if loaded.workdir.resolve().is_relative_to(target.resolve()):
         raise UsageError(f"{target} is the exported run itself, or a folder around it: name another --out=DIR")
     script = target.parent / kind.loader.name
-    if script.exists() and not script.read_bytes().startswith(b'"""Runs a model of jaxvit'):
+    if not kind.alone and script.exists() and not script.read_bytes().startswith(b'"""Runs a model of jaxvit'):
         raise UsageError(f"{script} exists and was not written by jaxvit: {remedy}")
 
 
@@ -216,7 +239,9 @@ class _Written:
     apart: int  # images for which the file chose other tokens
 
 
-def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: np.ndarray) -> _Written:
+def _write_checked(
+    model: ExportModel, kind: Format, folder: Path, images_BHWC: np.ndarray, browser: str = ""
+) -> _Written:
     """Writes a temporary file, checks it, and moves it into place.
 
     Raises:
@@ -237,17 +262,19 @@ def _write_checked(model: ExportModel, kind: Format, folder: Path, images_BHWC: 
             raise RunFailedError(
                 f"--to={kind.name}: this format cannot express the model ({reason}); try another"
             ) from error
-        difference, apart = largest_difference(model, kind, draft, images_BHWC)
+        difference, apart = largest_difference(model, kind, draft, images_BHWC, browser)
         if not difference < LARGEST:
             raise RunFailedError(
                 f"--to={kind.name}: the exported file differs from the model by {difference:.2g}, more than "
                 f"{LARGEST:g}: it was deleted; try another format"
             )
         script = Path(name) / loader.name
-        shutil.copyfile(kind.loader, script)
+        if not kind.alone:
+            shutil.copyfile(kind.loader, script)
         _sync(Path(name))
         _put(draft, target, Path(name) / _OLD)
-        os.replace(script, loader)  # replaces a script of another version, which may differ
+        if not kind.alone:
+            os.replace(script, loader)  # replaces a script of another version, which may differ
     return _Written(target, loader, difference, apart)
 
 

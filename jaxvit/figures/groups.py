@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvit.figures.style import entitle, new_figure, save
 
-_TURN = 0.618034  # of the colour circle: neighbouring groups get hues far apart
+_TURN = 0.618034  # step on the colour circle: neighbouring groups get hues far apart
 
 
 def draw_groups(

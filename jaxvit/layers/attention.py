@@ -4,7 +4,10 @@ The kernels `query`, `key` and `value` have shape (C, heads, head_dim), and `out
 own module and in the published ViT checkpoints.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -23,28 +26,16 @@ from jaxvit.ops.attention import (
     attend_fused,
     fusing_fits,
 )
-from jaxvit.ops.implementations import implementation, platform_traced_for
-from jaxvit.ops.reduction import size_bias
+from jaxvit.ops.implementations import implementation
 
-
-class AttentionDetails(NamedTuple):
-    """What `Attention` knows besides its output, to choose tokens by.
-
-    Attributes:
-      tokens: the output (B, N, C).
-      keys: the keys averaged over heads (B, K, head_dim).
-      weights: the attention weights before dropout (B, heads, N, K), float32.
-    """
-
-    tokens: jax.Array
-    keys: jax.Array
-    weights: jax.Array
+if TYPE_CHECKING:
+    from jaxvit.layers.reducing import Reducing
 
 
 class Attention(nn.Module):
     """Multi-head self-attention or cross-attention: tokens (B, N, C) to tokens (B, N, C).
 
-    If the heads are at least as wide as the tokens, as in the tutorials, or on a GPU in bfloat16, a cheaper
+    If the heads are at least as wide as the tokens, as in the tutorials, or on an accelerator in bfloat16, a cheaper
     implementation gives the same result; `jaxvit.ops.implementations` chooses. The softmax is float32. If the
     collection `intermediates` is mutable, the layer sows the attention weights as `attention` (B, heads, queries,
     keys).
@@ -92,9 +83,8 @@ class Attention(nn.Module):
         *,
         train: bool,
         key: jax.Array | None = None,
-        sizes_BK: jax.Array | None = None,
-        detailed: bool = False,
-    ) -> "jax.Array | AttentionDetails":
+        reducing: Reducing | None = None,
+    ) -> jax.Array:
         """Applies attention.
 
         Args:
@@ -102,13 +92,13 @@ class Attention(nn.Module):
           kv_BNC: tokens that become keys and values (B, K, E); None = `q_BNC`, which is self-attention.
           train: whether to apply dropout.
           key: JAX random key for dropout; None = one of the 'dropout' stream.
-          sizes_BK: how many merged tokens each key stands for (B, K); its weights grow accordingly. None = one each.
-          detailed: return `AttentionDetails` instead of the tokens.
+          reducing: gives the sizes of merged tokens, and takes the keys and the weights; None = no tokens are merged.
 
         Returns:
-          Tokens (B, N, C), or `AttentionDetails`.
+          Tokens (B, N, C).
         """
         kv_BNC = q_BNC if kv_BNC is None else kv_BNC
+        bias_BK = None if reducing is None else reducing.bias_BN
         check_array("Attention", "q_BNC", q_BNC, "B N C")
         check_array("Attention", "kv_BNC", kv_BNC, "B K E")
         channels = q_BNC.shape[-1]
@@ -117,7 +107,6 @@ class Attention(nn.Module):
                 f"Attention: heads={self.heads} does not divide {channels} channels: change heads or set head_dim"
             )
         head_dim = self.head_dim or channels // self.heads
-        bias_BK = None if sizes_BK is None else size_bias(sizes_BK)
 
         def project(name: str, x_BNC: jax.Array) -> jax.Array:
             return nn.DenseGeneral(
@@ -141,12 +130,11 @@ class Attention(nn.Module):
                 key=key if train else None,
                 bias_BK=bias_BK,
             )
-            if not (detailed or self.is_mutable_collection("intermediates")):
-                return x_BNC
-            batch, queries, _ = q_BNC.shape
-            weights_BMNN = weights_BNN.reshape(batch, queries, self.heads, -1).swapaxes(1, 2)
-            self.sow("intermediates", "attention", weights_BMNN)
-            return AttentionDetails(x_BNC, self._mean_keys(kv_BNC), weights_BMNN) if detailed else x_BNC
+            if self.is_mutable_collection("intermediates"):
+                self.sow("intermediates", "attention", self._by_head(weights_BNN))
+            if reducing:
+                reducing.see(partial(self._mean_keys, kv_BNC), partial(self._by_head, weights_BNN))
+            return x_BNC
 
         q_BNMD, k_BNMD, v_BNMD = project("query", q_BNC), project("key", kv_BNC), project("value", kv_BNC)
         if self.qk_norm:
@@ -155,27 +143,28 @@ class Attention(nn.Module):
         noisy = train and self.dropout > 0
         if noisy and key is None:
             key = self.make_rng("dropout")
-        seen = detailed or self.is_mutable_collection("intermediates") or self.is_initializing()
+        seen = bool(reducing and reducing.step) or self.is_mutable_collection("intermediates") or self.is_initializing()
         fused = implementation("attention") == "fused" and not noisy and not seen and bias_BK is None
-        if fused and fusing_fits(head_dim, q_BNMD.dtype, platform_traced_for()):
-            x_BNMD, weights_BMNN = attend_fused(q_BNMD, k_BNMD, v_BNMD), None
+        if fused and fusing_fits(q_BNMD.shape[1], k_BNMD.shape[1], head_dim, q_BNMD.dtype):
+            x_BNMD = attend_fused(q_BNMD, k_BNMD, v_BNMD)
         else:
-            rate_key = key if noisy else None
-            x_BNMD, weights_BMNN = attend(
-                q_BNMD, k_BNMD, v_BNMD, dropout_rate=self.dropout, key=rate_key, bias_BK=bias_BK
-            )
+            how = {"dropout_rate": self.dropout, "key": key if noisy else None, "bias_BK": bias_BK}
+            x_BNMD, weights_BMNN = attend(q_BNMD, k_BNMD, v_BNMD, **how)
             self.sow("intermediates", "attention", weights_BMNN)
-        x_BNC = nn.DenseGeneral(
+            if reducing:
+                reducing.see(lambda: jnp.mean(k_BNMD, axis=2), lambda: weights_BMNN)
+        return nn.DenseGeneral(
             channels,
             axis=(-2, -1),
             kernel_init=attention_kernel(self.initialiser, (self.heads, head_dim, channels)),
             dtype=self.dtype,
             name="out",
         )(x_BNMD)
-        if not detailed:
-            return x_BNC
-        assert weights_BMNN is not None  # the fused implementation is not used with `detailed`
-        return AttentionDetails(x_BNC, jnp.mean(k_BNMD, axis=2), weights_BMNN)
+
+    def _by_head(self, weights_BNN: jax.Array) -> jax.Array:
+        """The weights of `attend_absorbed` as (B, M, N, K)."""
+        batch, rows, keys = weights_BNN.shape
+        return weights_BNN.reshape(batch, rows // self.heads, self.heads, keys).swapaxes(1, 2)
 
     def _mean_keys(self, kv_BNC: jax.Array) -> jax.Array:
         """The keys averaged over heads, by the averaged kernel: `attend_absorbed` computes no keys."""

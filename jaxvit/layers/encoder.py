@@ -10,7 +10,7 @@ A block has four orders of norm and residual connection. h is a branch, attentio
 | `cct` | x + h(norm(x)) | x = norm(x); x + h(x) | Compact Transformers |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,14 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from jaxvit.layers.arguments import check_layer
-from jaxvit.layers.attention import Attention, AttentionDetails
+from jaxvit.layers.attention import Attention
 from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
-from jaxvit.layers.reduction import ReductionStep, TokenReduction
-from jaxvit.layers.stack import REMAT, block_keys, run_block, run_blocks
+from jaxvit.layers.reducing import Reducing, ReducingBlocks
+from jaxvit.layers.reduction import TokenReduction
+from jaxvit.layers.stack import REMAT, block_keys, run_blocks
 from jaxvit.ops.arguments import CALLABLE, PATH_RATE, check, check_array, each, one_of, whole
-from jaxvit.ops.reduction import Reduced, compose_places, unmerge_tokens
+from jaxvit.ops.reduction import Reduced
 from jaxvit.ops.stochastic import drop_path, drop_path_rates, dropout
 
 NORM_ORDERS = ("pre", "post", "post_shared", "cct")
@@ -91,9 +92,8 @@ class EncoderBlock(nn.Module):
         key: jax.Array | None = None,
         path_key: jax.Array | None = None,
         drop_path: float | jax.Array = 0.0,
-        sizes_BN: jax.Array | None = None,
-        reduction: ReductionStep | None = None,
-    ) -> jax.Array | Reduced:
+        reducing: Reducing | None = None,
+    ) -> jax.Array:
         """Applies the block.
 
         Args:
@@ -102,11 +102,7 @@ class EncoderBlock(nn.Module):
           key: JAX random key for dropout; None = one of the 'dropout' stream.
           path_key: JAX random key for drop path; None = derived from `key`.
           drop_path: probability of dropping a branch for a sample, at least 0 and below 1.
-          sizes_BN: how many merged tokens each token stands for (B, N); None = one each.
-          reduction: merges or removes tokens between attention and MLP; None = keeps all.
-
-        Returns:
-          Tokens (B, N, C), or `jaxvit.ops.Reduced` if there is a `reduction`.
+          reducing: merges or removes tokens between attention and MLP; None = keeps all.
         """
         check_array("EncoderBlock", "x_BNC", x_BNC, "B N C")
         if train and key is None and self.has_rng("dropout"):
@@ -143,40 +139,28 @@ class EncoderBlock(nn.Module):
         def norm(name: str) -> Norm:
             return Norm(epsilon=self.norm_eps, dtype=self.dtype, name=name)
 
-        details = []
-
         def attention_branch(x_BNC: jax.Array) -> jax.Array:
-            found = attention(x_BNC, train=train, key=attention_key, sizes_BK=sizes_BN, detailed=reduction is not None)
-            if isinstance(found, AttentionDetails):
-                details.append(found)
-                found = found.tokens
-            x_BNC = dropout(found, self.projection_dropout, projection_key) if train else found
+            x_BNC = attention(x_BNC, train=train, key=attention_key, reducing=reducing)
+            x_BNC = dropout(x_BNC, self.projection_dropout, projection_key) if train else x_BNC
             return self._finish("scale_attention", x_BNC, drop_path, path_keys[0], train)
 
         def mlp_branch(x_BNC: jax.Array) -> jax.Array:
             return self._finish("scale_mlp", mlp(x_BNC, train=train, key=mlp_key), drop_path, path_keys[1], train)
 
-        def reduced(x_BNC: jax.Array) -> Reduced | None:
-            if reduction is None:
-                return None
-            found = details[0]
-            return reduction(x_BNC, keys_BND=found.keys, attention_BMQN=found.weights, sizes_BN=sizes_BN)
+        def fewer(x_BNC: jax.Array) -> jax.Array:
+            return x_BNC if reducing is None else reducing.reduce(x_BNC)
 
-        pre = self.norm_order in ("pre", "cct")
-        norm_1 = norm("norm_shared" if self.norm_order == "post_shared" else "norm_attention")
-        x_BNC = x_BNC + attention_branch(norm_1(x_BNC) if pre else x_BNC)
-        x_BNC = x_BNC if pre else norm_1(x_BNC)
-        fewer = reduced(x_BNC)
-        x_BNC = x_BNC if fewer is None else fewer.tokens
-        norm_2 = norm_1 if self.norm_order == "post_shared" else norm("norm_mlp")
         if self.norm_order == "pre":
-            x_BNC = x_BNC + mlp_branch(norm_2(x_BNC))
-        elif self.norm_order == "cct":
-            x_BNC = norm_2(x_BNC)
-            x_BNC = x_BNC + mlp_branch(x_BNC)
-        else:
-            x_BNC = norm_2(x_BNC + mlp_branch(x_BNC))
-        return x_BNC if fewer is None else fewer._replace(tokens=x_BNC)
+            x_BNC = fewer(x_BNC + attention_branch(norm("norm_attention")(x_BNC)))
+            return x_BNC + mlp_branch(norm("norm_mlp")(x_BNC))
+        if self.norm_order == "cct":
+            x_BNC = norm("norm_mlp")(fewer(x_BNC + attention_branch(norm("norm_attention")(x_BNC))))
+            return x_BNC + mlp_branch(x_BNC)
+        norm_1 = norm_2 = norm("norm_shared" if self.norm_order == "post_shared" else "norm_attention")
+        if self.norm_order == "post":
+            norm_2 = norm("norm_mlp")
+        x_BNC = fewer(norm_1(x_BNC + attention_branch(x_BNC)))
+        return norm_2(x_BNC + mlp_branch(x_BNC))
 
     def _finish(
         self, name: str, x_BNC: jax.Array, rate: float | jax.Array, key: jax.Array | None, train: bool
@@ -244,24 +228,19 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, train: bool, grid: tuple[int, int] | None = None) -> jax.Array | Reduced:
-        """Applies the blocks.
+        """Applies the blocks; with `reduce`, returns a `Reduced`, with places from the input or the last TokenLearner.
 
         Args:
           x_BNC: tokens (B, prefix + N, C): leading tokens without a place in the grid, then the grid row by row.
           train: whether to apply dropout and drop path.
           grid: (rows, columns) of the grid; None = there are no leading tokens.
-
-        Returns:
-          Tokens (B, N', C), or with `reduce` a `jaxvit.ops.Reduced`, whose `places` lead from the tokens of the input,
-          or of the last TokenLearner. If the collection `intermediates` is mutable, the layer sows the places after
-          each block that reduces, as `token_places_i` (B, prefix + N).
         """
         check_array("Encoder", "x_BNC", x_BNC, "B N C")
         prefix = 0 if grid is None else x_BNC.shape[1] - grid[0] * grid[1]
         keys = block_keys(self, self.depth, train)
         rates = drop_path_rates(self.drop_path, self.depth)
 
-        def run_all(x_BNC: jax.Array, start: int, stop: int) -> jax.Array:
+        def run(x_BNC: jax.Array, start: int, stop: int) -> jax.Array:
             return run_blocks(
                 self,
                 self.block,
@@ -275,71 +254,48 @@ class Encoder(nn.Module):
                 scan=self.scan,
             )
 
-        learner_at = () if self.learner is None else self.learner_at
-        reducing: tuple[int, ...] = ()
-        if self.reduce is not None:
-            reducing = self.reduce.blocks(self.depth, learner_at, fuse=self.fuser is not None)
-        sizes_BN: jax.Array | None = None
-        places_BN = _own_places(x_BNC)
-
-        def run(x_BNC: jax.Array, start: int, stop: int) -> jax.Array:
-            nonlocal sizes_BN, places_BN
-            i = start
-            while i < stop:
-                if i not in reducing and sizes_BN is None:  # as without reduction
-                    end = min([stop, *(j for j in reducing if j > i)])
-                    x_BNC, i = run_all(x_BNC, i, end), end
-                    continue
-                step = None
-                if self.reduce is not None and i in reducing:
-                    left = self.reduce.left(i, x_BNC.shape[1] - prefix)
-                    step = ReductionStep(self.reduce.kind, left, prefix, self.reduce.by, self.class_token, seed=i)
-                found = run_block(
-                    self,
-                    self.block,
-                    f"block_{i}",
-                    x_BNC,
-                    train=train,
-                    key=None if keys is None else keys[i],
-                    rate=rates[i],
-                    remat=self.remat,
-                    sizes_BN=sizes_BN,
-                    reduction=step,
-                )
-                if isinstance(found, Reduced):
-                    places_BN = compose_places(places_BN, found.places)
-                    self.sow("intermediates", f"token_places_{i}", places_BN)
-                    # Removing tokens leaves all sizes at 1, so attention stays as it is.
-                    merged = step is not None and step.kind == "merge"
-                    sizes_BN = found.sizes if merged or sizes_BN is not None else None
-                    found = found.tokens
-                x_BNC, i = found, i + 1
-            return x_BNC
-
+        blocks = self._reducing(run, prefix, train, keys, rates)
+        run = blocks or run
         done = 0
-        for i in learner_at:
+        for i in self.learner_at:
             if self.learner is None:
                 break
             x_BNC = run(x_BNC, done, i)
-            if any(done <= j < i for j in reducing):
-                x_BNC, sizes_BN = unmerge_tokens(x_BNC, places_BN), None
+            x_BNC = blocks.whole_map(x_BNC) if blocks else x_BNC
             original_BNC, done = x_BNC[:, prefix:], i
             x_BNC = self.learner(name=f"token_learner_{i}")(x_BNC, train=train, grid=grid, prefix=prefix)
-            places_BN = _own_places(x_BNC)
             if self.fuser is not None:
                 x_BNC, done = run(x_BNC, i, i + 1), i + 1
                 spread_BNC = self.fuser(name=f"token_fuser_{i}")(x_BNC[:, prefix:], original_BNC, train=train)
                 x_BNC = jnp.concatenate([x_BNC[:, :prefix], original_BNC + spread_BNC], axis=1)
-                places_BN = _own_places(x_BNC)
         x_BNC = run(x_BNC, done, self.depth)
+        return blocks.result(x_BNC) if blocks else x_BNC
+
+    def _reducing(
+        self,
+        run: Callable[[jax.Array, int, int], jax.Array],
+        prefix: int,
+        train: bool,
+        keys: jax.Array | None,
+        rates: Sequence[float],
+    ) -> ReducingBlocks | None:
         if self.reduce is None:
-            return x_BNC
-        return Reduced(x_BNC, jnp.ones(x_BNC.shape[:2], jnp.float32) if sizes_BN is None else sizes_BN, places_BN)
-
-
-def _own_places(x_BNC: jax.Array) -> jax.Array:
-    """The places of tokens that are not merged."""
-    return jnp.broadcast_to(jnp.arange(x_BNC.shape[1], dtype=jnp.int32)[None], x_BNC.shape[:2])
+            return None
+        return ReducingBlocks(
+            self,
+            self.reduce,
+            run,
+            block=self.block,
+            depth=self.depth,
+            prefix=prefix,
+            class_token=self.class_token,
+            learner_at=() if self.learner is None else self.learner_at,
+            fuse=self.fuser is not None,
+            train=train,
+            keys=keys,
+            rates=rates,
+            remat=self.remat,
+        )
 
 
 def check_learner_at(learner_at: tuple[int, ...], depth: int, *, fuse: bool) -> None:

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from jaxvit.layers.arguments import check_layer
 from jaxvit.ops.arguments import one_of
+from jaxvit.ops.implementations import implementation
 
 NORMS = ("channels", "sample")
 
@@ -15,7 +16,8 @@ class Norm(nn.Module):
     """Normalises to zero mean and unit variance, then scales and shifts each channel. Keeps the shape (B, …, C).
 
     Mean, variance and scaling are float32 for inputs of any dtype. The variance is computed in two passes, because the
-    one-pass formula loses a small variance next to a large mean, such as that of raw pixels.
+    one-pass formula loses a small variance next to a large mean, such as that of raw pixels. For the backward pass of a
+    16-bit input, `jaxvit.ops.implementations` chooses whether float32 values are stored or computed again.
 
     Attributes:
       over: 'channels' normalises each token or pixel by itself (LayerNorm); 'sample' normalises all pixels and channels
@@ -48,7 +50,13 @@ class Norm(nn.Module):
         shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x = x.astype(jnp.float32)
-        x = x - jnp.mean(x, axis=axes, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True) + self.epsilon)
-        return (x * scale.reshape(shape) + bias.reshape(shape)).astype(self.dtype)
+
+        def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            x = x.astype(jnp.float32)
+            x = x - jnp.mean(x, axis=axes, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True) + self.epsilon)
+            return (x * scale.reshape(shape) + bias.reshape(shape)).astype(self.dtype)
+
+        if implementation("norm") == "remat" and x.dtype.itemsize == 2:
+            normalise = jax.checkpoint(normalise)
+        return normalise(x, scale, bias)

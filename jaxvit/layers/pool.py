@@ -4,8 +4,6 @@ Sequence pooling: Hassani et al. 2021 (arXiv:2104.05704). Attention pooling: Lee
 the MAP head of Zhai et al. 2021 (arXiv:2106.04560).
 """
 
-from typing import cast
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +14,7 @@ from jaxvit.layers.attention import Attention
 from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
+from jaxvit.layers.reducing import Reducing
 from jaxvit.ops.activations import activation
 from jaxvit.ops.arguments import check_array, each, one_of, whole
 from jaxvit.ops.reduction import size_bias
@@ -117,7 +116,7 @@ class AttentionPool(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, channels))
         probe = jnp.broadcast_to(probe[None].astype(x_BNC.dtype), (batch, 1, channels))
         attention = Attention(heads=self.heads, initialiser=self.initialiser, dtype=self.dtype, name="attention")
-        x_BNC = cast(jax.Array, attention(probe, x_BNC, train=train, sizes_BK=sizes_BN))
+        x_BNC = attention(probe, x_BNC, train=train, reducing=Reducing(sizes_BN=sizes_BN))
         y_BNC = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x_BNC)
         y_BNC = Mlp(
             hidden=self.mlp_dim or 4 * channels,
@@ -169,13 +168,7 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, x_BNC: jax.Array, *, train: bool, sizes_BN: jax.Array | None = None) -> jax.Array:
-        """Pools tokens.
-
-        Args:
-          x_BNC: tokens (B, prefix + N, C).
-          train: whether to apply dropout.
-          sizes_BN: how many merged tokens each token stands for (B, prefix + N); None = one each. 'flatten' ignores it.
-        """
+        """Pools tokens (B, prefix + N, C); `sizes_BN` says how many merged tokens each of them stands for."""
         check_array("Pool", "x_BNC", x_BNC, "B N C")
         sizes_BN = None if sizes_BN is None else sizes_BN[:, self.prefix :]
         if self.kind == "cls":

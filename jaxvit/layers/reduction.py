@@ -26,7 +26,7 @@ KINDS = ("merge", "prune")
 
 
 class ReductionStep(NamedTuple):
-    """What one block does to its tokens.
+    """The reduction of the tokens of one block.
 
     Attributes:
       kind: 'merge' or 'prune'.

@@ -15,9 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxvit.layers.reduction import ReductionStep
-from jaxvit.ops.reduction import Reduced
-
 # For each policy of rematerialisation, the values to keep besides a block's input: everything, nothing, the outputs of
 # all matrix products, or of those without batch dimensions (dense layers, but not attention logits, which grow with
 # N²).
@@ -43,44 +40,6 @@ def block_keys(parent: nn.Module, depth: int, train: bool) -> jax.Array | None:
     if not (train and parent.has_rng("dropout")):
         return None
     return jax.random.split(parent.make_rng("dropout"), depth)
-
-
-def run_block(
-    parent: nn.Module,
-    block: Callable[..., nn.Module],
-    name: str,
-    x: jax.Array,
-    *,
-    train: bool,
-    key: jax.Array | None,
-    rate: float,
-    remat: str,
-    sizes_BN: jax.Array | None,
-    reduction: ReductionStep | None,
-) -> jax.Array | Reduced:
-    """Applies one block of an encoder that merges or removes tokens, or that follows one.
-
-    Args:
-      parent, block, x, train: as in `run_blocks`.
-      name: the block's name.
-      key: its dropout key; None = no dropout.
-      rate: its drop-path rate.
-      remat: as in `run_blocks`.
-      sizes_BN, reduction: as in `jaxvit.layers.EncoderBlock`.
-
-    Returns:
-      What the block returns.
-    """
-    how = {"train": train, "path_key": None, "drop_path": rate, "reduction": reduction}
-    if remat == "none" or parent.is_initializing() or parent.is_mutable_collection("intermediates"):
-        return block(name=name)(x, key=key, sizes_BN=sizes_BN, **how)
-    template = block(parent=None)
-
-    def step(x, params, key, sizes_BN):
-        return template.apply({"params": params}, x, key=key, sizes_BN=sizes_BN, **how)
-
-    step = jax.checkpoint(step, policy=REMAT[remat])
-    return cast(jax.Array | Reduced, step(x, parent.variables["params"][name], key, sizes_BN))
 
 
 def run_blocks(

@@ -24,6 +24,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -32,10 +33,12 @@ from jaxvit.layers.initialisers import scheme
 from jaxvit.layers.mlp import Mlp
 from jaxvit.layers.norm import Norm
 from jaxvit.ops.activations import activation
-from jaxvit.ops.arguments import check, one_of, whole
+from jaxvit.ops.arguments import Rule, check, one_of, whole
 from jaxvit.ops.stochastic import dropout
 from jaxvit.ops.tokens import fuse_tokens, pool_tokens, token_weights
 
+STARTS = ("random", "grid")
+OUTSIDE = -8.0  # score of the places outside a token's cell, at first: each has e^-8 of the weight of one inside
 LEARNERS = ("v1", "v11_mlp", "v11_conv")
 
 
@@ -59,6 +62,14 @@ class TokenLearner(nn.Module):
         'shiftvit' or 'cct'; see `jaxvit.layers.initialisers`.
       dtype: dtype of the computation, 'float32', 'bfloat16' or 'float16', as a name or a type. Parameters are float32.
 
+      keep: number of learned tokens to make, the first ones; 0 = all. A model that was trained with several numbers
+        (`train.elastic`) works with each of them. Parameters do not depend on it.
+
+      start: 'random', or 'grid' ('v11_mlp' only): at first each learned token is the mean of one cell of a grid, so a
+        layer that is put into a trained model begins as average pooling. A learned score per token and place, and a
+        factor of the layer's own scores that starts at 0 (Bachlechner et al. 2020, ReZero, arXiv:2003.04887), make it
+        so. The map then has a fixed size.
+
     Raises:
       ValueError: an attribute is not allowed; or at the call, the shapes do not fit, or `groups` does not divide C.
 
@@ -81,9 +92,23 @@ class TokenLearner(nn.Module):
     activation: str = "gelu"
     initialiser: str = "vit"
     dtype: DTypeLike = "float32"
+    keep: int = 0
+    start: str = "random"
 
     def __post_init__(self) -> None:
-        check_layer(self, kind=one_of(LEARNERS), reduce=one_of(("sum", "mean")), convs=whole(1), groups=whole(1))
+        check_layer(
+            self,
+            kind=one_of(LEARNERS),
+            reduce=one_of(("sum", "mean")),
+            convs=whole(1),
+            groups=whole(1),
+            start=one_of(STARTS),
+            keep=Rule(lambda value: whole(0).allows(value) and value <= self.tokens, "a whole number up to tokens"),
+        )
+        if self.start == "grid" and (self.kind != "v11_mlp" or self.reduce != "sum"):
+            raise ValueError(
+                "TokenLearner: start='grid' needs weighted means of the tokens: kind='v11_mlp', reduce='sum'"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -124,6 +149,10 @@ class TokenLearner(nn.Module):
 
         features_BNC = Norm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x) if self.norm else x
         logits_BSN = self._logits(features_BNC, grid, mask_BN, train).swapaxes(1, 2)
+        if self.start == "grid":
+            logits_BSN = self._from_grid(logits_BSN, grid)
+        learned = self.keep or self.tokens
+        logits_BSN = logits_BSN[:, :learned] if self.keep else logits_BSN
         weighting = "sigmoid" if self.kind == "v1" else "softmax"
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "token_maps", token_weights(logits_BSN, weighting=weighting, mask_BN=mask_BN))
@@ -132,7 +161,18 @@ class TokenLearner(nn.Module):
         x_BSC = pool_tokens(x, logits_BSN, weighting=weighting, reduce=self.reduce, mask_BN=mask_BN)
         if kept is not None:
             return jnp.concatenate([kept, x_BSC], axis=1)
-        return x_BSC.reshape(*shape[:-3], self.tokens, channels) if len(shape) == 5 else x_BSC
+        return x_BSC.reshape(*shape[:-3], learned, channels) if len(shape) == 5 else x_BSC
+
+    def _from_grid(self, logits_BSN: jax.Array, grid: tuple[int, int] | None) -> jax.Array:
+        """Adds learned scores of the places, which start at the cells of a grid, to logits that start at zero."""
+        places = logits_BSN.shape[-1]
+        rows, columns = grid or (math.isqrt(places), math.isqrt(places))
+        if rows * columns != places:
+            raise ValueError(f"TokenLearner: start='grid' needs a map, and {places} tokens are not {rows}x{columns}")
+        cells_SN = grid_cells(self.tokens, (rows, columns))
+        scores_SN = self.param("places", lambda _: jnp.where(cells_SN, 0.0, OUTSIDE))
+        scale_S = self.param("scale", nn.initializers.zeros, (self.tokens,))
+        return scores_SN[None] + scale_S[None, :, None] * logits_BSN.astype(jnp.float32)
 
     def _pointwise(self, name: str, out: int, groups: int = 1) -> nn.Conv:
         init = scheme(self.initialiser).conv
@@ -181,6 +221,34 @@ class TokenLearner(nn.Module):
             if i < self.convs - 1:
                 x_BHWS = activation(self.activation)(x_BHWS)
         return x_BHWS.reshape(batch, places, self.tokens)
+
+
+def grid_cells(tokens: int, grid: tuple[int, int]) -> np.ndarray:
+    """Divides a map into as many cells as there are tokens, as square as possible.
+
+    Args:
+      tokens: S.
+      grid: (rows, columns) of the map.
+
+    Returns:
+      bool (S, rows * columns): the places of each cell, in row order.
+
+    Raises:
+      ValueError: no division has at least one place in every cell.
+
+    Example:
+      >>> grid_cells(2, (2, 4)).astype(int)
+      array([[1, 1, 0, 0, 1, 1, 0, 0],
+             [0, 0, 1, 1, 0, 0, 1, 1]])
+    """
+    rows, columns = grid
+    fits = [(a, tokens // a) for a in range(1, rows + 1) if tokens % a == 0 and tokens // a <= columns]
+    if not fits:
+        raise ValueError(f"TokenLearner: {tokens} tokens do not divide a map of {rows}x{columns} into cells")
+    down, across = min(fits, key=lambda cell: abs(math.log(rows / cell[0]) - math.log(columns / cell[1])))
+    row_cell, column_cell = np.arange(rows) * down // rows, np.arange(columns) * across // columns
+    cell_N = (row_cell[:, None] * across + column_cell[None]).reshape(-1)
+    return cell_N[None] == np.arange(tokens)[:, None]
 
 
 class TokenFuser(nn.Module):

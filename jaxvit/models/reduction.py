@@ -22,9 +22,9 @@ def reduced(model: nn.Module, text: str, input_shape: tuple[int, ...]) -> nn.Mod
 
     Args:
       model: a `jaxvit.models.ViT` or `jaxvit.models.CCT`, which includes ViT-Lite and CVT.
-      text: such as 'merge:r=8'; see `jaxvit.layers.reduction`. With 'merge:macs=.7' or 'prune:macs=.7', the smallest
-        reduction is taken that needs at most 70 % of the multiply-adds of the model without it, counted with its own
-        cost.
+      text: how to reduce, as in 'merge:r=8'; see `jaxvit.layers.reduction`. 'merge:macs=.7' and 'prune:macs=.7' stand
+        for the smallest reduction that needs at most 70 % of the multiply-adds of the model without it, counted with
+        its own cost.
       input_shape: (H, W, C) of the model's images.
 
     Raises:

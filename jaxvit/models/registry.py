@@ -46,7 +46,7 @@ FAMILIES: dict[str, NamedModel] = {
 
 # Attributes that were added to a family after the first config hashes were recorded. The default of each leaves the
 # model as it was; an attribute enters a hash only if it differs from its default (`jaxvit.config.identity`).
-ADDED_ATTRIBUTES: frozenset[str] = frozenset({"norm_after_pool", "reduce"})
+ADDED_ATTRIBUTES: frozenset[str] = frozenset({"norm_after_pool", "reduce", "learner_keep", "learner_start"})
 
 _PLAIN = (bool, int, float, str, tuple)
 

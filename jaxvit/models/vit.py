@@ -108,8 +108,8 @@ class ViT(nn.Module):
       drop_path: drop-path rate of the last block; rises linearly from 0 at the first.
       learner: kind of TokenLearner, 'v1', 'v11_mlp' or 'v11_conv'; 'none' = no TokenLearner.
       learner_at: indices of the blocks that follow a TokenLearner; more than one needs `fuse`.
-      learner_tokens, learner_reduce, learner_convs, learner_groups, learner_hidden, learner_norm, learner_activation:
-        attributes of `jaxvit.layers.TokenLearner`, without the prefix.
+      learner_tokens, learner_reduce, learner_convs, learner_groups, learner_hidden, learner_norm, learner_activation,
+        learner_keep, learner_start: attributes of `jaxvit.layers.TokenLearner`, without the prefix.
       fuse: apply a TokenFuser after each of those blocks.
       rep_size: size of a tanh layer before the classifier; 0 = none.
       head_hidden: sizes of hidden layers of the classifier.
@@ -174,6 +174,8 @@ class ViT(nn.Module):
     learner_hidden: int = 64
     learner_norm: bool = True
     learner_activation: str = "gelu"
+    learner_keep: int = 0
+    learner_start: str = "random"
     fuse: bool = False
     rep_size: int = 0
     head_hidden: tuple[int, ...] = ()
@@ -282,13 +284,17 @@ class ViT(nn.Module):
             raise ValueError(f"learner={self.learner!r} with learner_at={self.learner_at}: set both or neither")
         if self.fuse and self.learner == "none":
             raise ValueError("fuse=True has no learned tokens to spread: set learner and learner_at, or fuse=False")
+        if not 0 <= self.learner_keep <= self.learner_tokens:
+            raise ValueError(f"learner_keep={self.learner_keep} must be from 0 to learner_tokens={self.learner_tokens}")
+        if self.learner_keep and self.fuse:
+            raise ValueError("learner_keep leaves learned tokens out, and a TokenFuser needs all: set fuse=False")
         reduction_of(self, self.learner_at, fuse=self.fuse)
 
     def idle_attributes(self) -> dict[str, str]:
         """Returns {attribute: reason} of the attributes that have no effect, given the values of the others."""
         idle = {}
         if self.learner == "none":
-            learner = ("tokens", "reduce", "convs", "groups", "hidden", "norm", "activation")
+            learner = ("tokens", "reduce", "convs", "groups", "hidden", "norm", "activation", "keep", "start")
             idle |= {f"learner_{name}": "learner='none'" for name in learner}
         else:
             used = {"v1": ("convs",), "v11_mlp": ("hidden",), "v11_conv": ("groups",)}[self.learner]

@@ -1,6 +1,6 @@
 """Multi-head dot-product attention (Vaswani et al. 2017, arXiv:1706.03762) in three implementations.
 
-`attend` takes projected queries, keys and values. So does `attend_fused`, which is one kernel of NVIDIA's cuDNN.
+`attend` takes projected queries, keys and values. So does `attend_fused`, as one kernel.
 `attend_absorbed` takes tokens and the four kernels and multiplies the kernels with each other first. That is cheaper if
 the heads are at least as wide as the tokens, as in the Keras tutorials.
 """
@@ -15,6 +15,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxvit.ops.arguments import RATE, check, check_array, dtype_name
+from jaxvit.ops.implementations import can_call_kernels, on_own_rows, platform_traced_for
+from jaxvit.ops.short_attention import attend_short, short_fits
 from jaxvit.ops.stochastic import dropout
 
 
@@ -74,9 +76,10 @@ def attend(
 
 
 def attend_fused(q_BNMD: jax.Array, k_BNMD: jax.Array, v_BNMD: jax.Array) -> jax.Array:
-    """Softmax attention as one kernel of cuDNN, forward and backward. It stores no attention weights.
+    """Softmax attention as one kernel, forward and backward, which stores no attention weights.
 
-    Call it where `fusing_fits`. The softmax is float32.
+    On a GPU the kernel is cuDNN's, on a TPU that of `jaxvit.ops.short_attention`. Call it where `fusing_fits`. The
+    softmax is float32. There is no forward-mode derivative.
 
     Args:
       q_BNMD: queries (B, N, M, D), not yet scaled; this function multiplies them by D ** -0.5.
@@ -87,23 +90,29 @@ def attend_fused(q_BNMD: jax.Array, k_BNMD: jax.Array, v_BNMD: jax.Array) -> jax
       The weighted sums of the values (B, N, M, D), of the dtype of the queries.
 
     Raises:
-      NotImplementedError: cuDNN has no kernel for these shapes or this dtype.
-      RuntimeError: the program does not run on a GPU of NVIDIA.
+      NotImplementedError: there is no kernel for these shapes or this dtype.
+      RuntimeError: the program does not run on such a device.
     """
+    if platform_traced_for() == "tpu":
+        return on_own_rows(attend_short)(q_BNMD, k_BNMD, v_BNMD)
     return jax.nn.dot_product_attention(q_BNMD, k_BNMD, v_BNMD, implementation="cudnn")
 
 
-def fusing_fits(head_dim: int, dtype: DTypeLike, platform: str) -> bool:
-    """Whether `attend_fused` can compute heads of `head_dim` channels in a dtype on a platform.
+def fusing_fits(queries: int, keys: int, head_dim: int, dtype: DTypeLike) -> bool:
+    """Whether `attend_fused` can compute attention on the platform that is traced for.
 
     cuDNN has such kernels for bfloat16 and float16, for heads of at most 128 channels in steps of eight, and for GPUs
-    since Ampere (compute capability 8.0).
+    since Ampere (compute capability 8.0). `jaxvit.ops.short_attention.short_fits` says it for TPUs.
 
     Args:
-      head_dim: channels per head.
+      queries: N.
+      keys: K.
+      head_dim: D, channels per head.
       dtype: dtype of queries, keys and values.
-      platform: platform that the program runs on, as `jaxvit.ops.implementations.platform_traced_for` returns it.
     """
+    platform = platform_traced_for()
+    if platform == "tpu":
+        return can_call_kernels() and short_fits(queries, keys, dtype, platform)
     if platform != "gpu" or jnp.dtype(dtype).itemsize != 2 or head_dim > 128 or head_dim % 8:
         return False
     if jax.default_backend() != "gpu":  # compiled ahead, for a device that is not here

@@ -3,7 +3,8 @@
 | operation | plain | alternative | fastest on |
 |---|---|---|---|
 | `attention` | `plain`: projects queries, keys and values | `absorbed`: multiplies the key and value kernels into the query and output kernels, where heads are at least as wide as the tokens | CPU |
-| | | `fused`: cuDNN's kernel, which never stores the attention weights, where it takes the shapes and dtypes | GPU |
+| | | `fused`: one kernel, which never stores the attention weights, for shapes and dtypes that it takes: cuDNN's on GPUs, `jaxvit.ops.short_attention` on TPUs | GPU, TPU |
+| `norm` | `plain`: the backward pass uses stored float32 values | `remat`: it computes them again from a 16-bit input | GPU, TPU |
 | `max_pool` | `window`: XLA's reduce-window, whose gradient is select-and-scatter | `slices`: compares strided slices | CPU |
 | `gelu` | `erfc`: as `jax.nn.gelu` | `erf`: one polynomial, and keeps only the input for the gradient; `rational`: the same without XLA's erf, for export | all |
 | `noise` | `threefry`: jax's default generator | `hash`: hashes each element's index, fused with the operation that uses the noise | all |
@@ -16,28 +17,38 @@ measurements.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import jax
+from jax.sharding import NamedSharding
+
+T = TypeVar("T")
 
 IMPLEMENTATIONS = {
     "attention": ("plain", "absorbed", "fused"),
     "max_pool": ("window", "slices"),
     "gelu": ("erfc", "erf", "rational"),
     "noise": ("threefry", "hash"),
+    "norm": ("plain", "remat"),
 }
 PLAIN = {operation: names[0] for operation, names in IMPLEMENTATIONS.items()}
-_FAST = {"cpu": {operation: names[1] for operation, names in IMPLEMENTATIONS.items()}}
 _FAST_ELSEWHERE = {**PLAIN, "gelu": "erf", "noise": "hash"}
-_FAST["gpu"] = {**_FAST_ELSEWHERE, "attention": "fused"}
+_ACCELERATOR = {**_FAST_ELSEWHERE, "attention": "fused", "norm": "remat"}
+_FAST = {
+    "cpu": {**_FAST_ELSEWHERE, "attention": "absorbed", "max_pool": "slices"},
+    "gpu": _ACCELERATOR,
+    "tpu": _ACCELERATOR,
+}
 
 # ((operation, implementation), …). A user context is part of jax's trace cache key, so a changed choice retraces.
 _chosen = jax.make_user_context(())
 _platform = jax.make_user_context("")
+_batch = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
-def traced_for(platform: str) -> Iterator[None]:
+def traced_for(platform: str, batch: NamedSharding | None = None) -> Iterator[None]:
     """Sets the platform that the program traced inside the `with` block will run on.
 
     It decides which implementation is the fastest one. A program that is compiled ahead for another machine must not
@@ -46,6 +57,8 @@ def traced_for(platform: str) -> Iterator[None]:
     Args:
       platform: 'cpu', 'gpu', 'tpu', as `jax.Device.platform` has it; 'cuda' and 'rocm' mean 'gpu'. '' = leave it as it
         is, at first jax's default backend. `jaxvit.devices.sharding.platform_of` reads it from a mesh.
+      batch: how the first axis of a batch is split over devices. XLA cannot split a Pallas kernel, so
+        `on_own_rows` does. None = not known: such kernels are then used on a single device only.
 
     Example:
       >>> with traced_for("tpu"):
@@ -55,8 +68,24 @@ def traced_for(platform: str) -> Iterator[None]:
     if not platform:
         yield
         return
-    with _platform("gpu" if platform in ("cuda", "rocm") else platform):
+    with _platform("gpu" if platform in ("cuda", "rocm") else platform), _batch(batch):
         yield
+
+
+def can_call_kernels() -> bool:
+    """Whether a Pallas kernel can be called here: with one device, or where the batch's split is known."""
+    return _batch.value is not None or jax.device_count() == 1
+
+
+def on_own_rows(function: Callable[..., T]) -> Callable[..., T]:
+    """Returns the function such that each device calls it for its own rows of a batch.
+
+    Arguments and results have a first axis B.
+    """
+    batch: NamedSharding | None = _batch.value
+    if batch is None or batch.mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=batch.mesh, in_specs=batch.spec, out_specs=batch.spec, check_vma=False)
 
 
 def platform_traced_for() -> str:

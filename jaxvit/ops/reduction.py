@@ -287,7 +287,7 @@ def token_scores(
 
 
 def size_bias(sizes_BN: jax.Array) -> jax.Array:
-    """What proportional attention adds to the logits of each key: log size, so a token counts once per original token.
+    """Proportional attention: log size, to be added to the logits of each key, so that every original token counts.
 
     Args:
       sizes_BN: sizes (B, N); a token of size 0 gets the lowest finite number, and so no attention.

@@ -48,15 +48,17 @@ def with_checkpoints(run: Path) -> Path:
 def summarize_run(run: Path, *, own_code: bool = False) -> dict[str, Any]:
     """Summarizes a run as a row of the table.
 
-    Keys: run, model, data, params, macs, steps, best_epoch, seeds, top1, top1_std, top5, loss, validation,
-    train_seconds, state. Unknown values are missing: an unfinished run has no result, and without `own_code` (see
-    `jaxvit.load`) the multiply-adds of a model outside jaxvit are unknown.
+    Keys: run, model, data, source (`init.from`), params, macs, steps, best_epoch, seeds, top1, top1_std, top5, loss,
+    validation, train_seconds, state. Unknown values are missing: an unfinished run has no result, and without
+    `own_code` (see `jaxvit.load`) the multiply-adds of a model outside jaxvit are unknown.
 
     Raises:
       UsageError: a file of the run is damaged.
     """
     config = read_config(run)
     row: dict[str, Any] = {"run": str(run), "model": config.model.name, "data": config.data.name}
+    if source := config.get("init", {}).get("from", ""):  # older runs have no such key
+        row["source"] = source
     folder = with_checkpoints(run)
     if (folder / "model.json").exists():
         row["params"], row["macs"] = _count(read_model(folder), own_code)
@@ -93,6 +95,7 @@ _COLUMNS = (
     ("run", "run"),
     ("model", "model"),
     ("data", "data"),
+    ("source", "starts from"),
     ("params", "parameters"),
     ("macs", "multiply-adds"),
     ("steps", "steps"),
@@ -105,7 +108,15 @@ _COLUMNS = (
 )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+_TEXTS = ("run", "model", "data", "source")  # columns on the left
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(key, heading) of the columns to show: without `source` if all runs began at random."""
+    return [each for each in _COLUMNS if each[0] != "source" or any("source" in row for row in rows)]
+
+
+def _cells(row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> list[str]:
     def text(name: str) -> str:
         value = row.get(name)
         if value is None:
@@ -122,27 +133,28 @@ def _cells(row: dict[str, Any]) -> list[str]:
             return f"{value:,.1f} s"
         return f"{value:,}" if isinstance(value, int) else str(value)
 
-    return [text(name) for name, _ in _COLUMNS]
+    return [text(name) for name, _ in columns]
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table()
-    for name, heading in _COLUMNS:
-        table.add_column(heading, justify="left" if name in ("run", "model", "data") else "right", overflow="fold")
+    table, columns = Table(), _columns(rows)
+    for name, heading in columns:
+        table.add_column(heading, justify="left" if name in _TEXTS else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(rich, _cells(row)))
+        table.add_row(*map(rich, _cells(row, columns)))
     print_table(table)
 
 
 def _print_markdown(rows: Sequence[dict[str, Any]]) -> None:
-    print("| " + " | ".join(heading for _, heading in _COLUMNS) + " |")
-    print("|" + "|".join("---" if name in ("run", "model", "data") else "--:" for name, _ in _COLUMNS) + "|")
+    columns = _columns(rows)
+    print("| " + " | ".join(heading for _, heading in columns) + " |")
+    print("|" + "|".join("---" if name in _TEXTS else "--:" for name, _ in columns) + "|")
     for row in rows:
-        print("| " + " | ".join(map(markdown, _cells(row))) + " |")
+        print("| " + " | ".join(map(markdown, _cells(row, columns))) + " |")
 
 
 def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
-    names = [*(name for name, _ in _COLUMNS), "top1_std", "seeds", "count", "state"]
+    names = [*(name for name, _ in _columns(rows)), "top1_std", "seeds", "count", "state"]
     print(csv_text(names, rows), end="")
 
 

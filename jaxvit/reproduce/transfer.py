@@ -148,8 +148,8 @@ def transfer(found: Results, runs: Path, *, seeds: int = 0, run: bool = True) ->
         return
     found.begin()
     recipes = {cell: _recipe(config_of(cell, configs, runs)) for cell in todo}
-    lines = read_lines(results)
-    done = {cell for cell in todo for line in lines if cell.matches(line) and line["recipe"] == recipes[cell]}
+    valid = current(read_lines(results), configs, runs)
+    done = {cell for cell in todo for line in valid if cell.matches(line)}
     # A pretrained model is needed until all cells that start from it are done.
     needed = {
         cell.source for cell in todo if cell not in done and not (runs / cell.source.name / "result.json").exists()
@@ -163,6 +163,8 @@ def transfer(found: Results, runs: Path, *, seeds: int = 0, run: bool = True) ->
         jax.clear_caches()
         with writing(results):
             others = [old for old in read_lines(results) if not cell.matches(old)]
+            if cell.way == "pretrain" and cell not in done:  # results of other trained models go with them
+                others = [old for old in others if not _starts_from(old, cell)]
             lines = [*others, {name: str(value) for name, value in {**line, "recipe": recipe}.items()}]
             write_csv(results / "transfer.csv", COLUMNS, sorted(lines, key=_place))
             write_text(results / "transfer.md", page(lines, configs, runs))
@@ -260,11 +262,13 @@ def read_lines(results: Path) -> list[dict[str, str]]:
 
 
 def current(lines: Sequence[Mapping[str, str]], configs: Path, runs: Path) -> list[Mapping[str, str]]:
-    """The lines whose recipe has not changed since."""
+    """The lines whose recipe has not changed since, nor that of the trained model that they start from."""
     recipes = {cell: _recipe(config_of(cell, configs, runs)) for cell in cells()}
-    return [
-        line for line in lines for cell, recipe in recipes.items() if cell.matches(line) and line["recipe"] == recipe
+    found = [
+        (line, cell) for line in lines for cell, old in recipes.items() if cell.matches(line) and line["recipe"] == old
     ]
+    there = {cell for _, cell in found}
+    return [line for line, cell in found if not _starts_from(line, cell.source) or cell.source in there]
 
 
 def page(lines: Sequence[Mapping[str, str]], configs: Path, runs: Path = Path("runs")) -> str:
@@ -311,6 +315,11 @@ def page(lines: Sequence[Mapping[str, str]], configs: Path, runs: Path = Path("r
     where = sorted({f"{line['hardware']}; {line['versions']}" for line in found})
     text += ["", "## Hardware and versions", "", *(f"- {each}" for each in where)] if where else []
     return "\n".join(text) + "\n"
+
+
+def _starts_from(line: Mapping[str, str], source: Cell) -> bool:
+    """Whether a line is of a cell that starts from the trained model `source`."""
+    return line["way"] in ("finetune", "probe") and (line["task"], line["model"]) == (source.task, source.model)
 
 
 def _values(lines: Sequence[Mapping[str, str]], task: str, model: str, way: str, size: int) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -22,15 +23,18 @@ from jaxvit.config.plan_types import Plan
 from jaxvit.data.augment import augment, augment_geometry, flip_key, mirrored, preprocess
 from jaxvit.data.parts import Source, StreamedSource
 from jaxvit.devices.hardware import memory_of_device
-from jaxvit.devices.sharding import gather_where_used, on_own_rows, over_images, platform_of
+from jaxvit.devices.sharding import gather_where_used, on_own_rows, over_images, platform_of, split_batch
 from jaxvit.errors import UsageError, first_line
 from jaxvit.layers.stack import plainly
 from jaxvit.models.count import count_params
 from jaxvit.models.registry import create_model
 from jaxvit.ops import implementations
 from jaxvit.ops.trees import Params, Variables
+from jaxvit.run.elastic import elastic_models
 from jaxvit.run.initial_state import InitialValues, initial_values
+from jaxvit.run.teacher import Teacher, logits_and_features, teacher_of
 from jaxvit.training.frozen import check_frozen, hold
+from jaxvit.training.loss import by_labels
 from jaxvit.training.metrics import Sums
 from jaxvit.training.muon import check_patterns
 from jaxvit.training.optimizer import (
@@ -41,7 +45,7 @@ from jaxvit.training.optimizer import (
     make_schedule,
 )
 from jaxvit.training.state import TrainState, create_state, derive_key
-from jaxvit.training.step import Batch, eval_step, prepare, step_keys, train_step
+from jaxvit.training.step import Batch, Trained, eval_step, prepare, step_keys, train_step
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Assembly:
       abstract_state: shapes and types of the TrainState, computed without allocating arrays.
       classes: K of the model's output; at least the number of classes of the data set.
       initial: initial values that follow a formula; None = the modules' initializers alone.
+      teacher: a trained model whose answers are learned; None = none.
+      elastic: the model with each number of learned tokens of `train.elastic`; () = only `model`.
     """
 
     plan: Plan
@@ -67,6 +73,8 @@ class Assembly:
     abstract_state: TrainState
     classes: int
     initial: InitialValues | None = None
+    teacher: Teacher | None = None
+    elastic: tuple[nn.Module, ...] = ()
 
     def train_step(
         self,
@@ -88,12 +96,12 @@ class Assembly:
             implementations are the fastest; None = those of jax's default backend.
         """
         plan, key = self.plan, self.step_key() if key is None else key
-        with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
+        with _traced_for(mesh):
             return train_step(
                 state,
                 batch,
                 key=key,
-                apply=self.apply_in_training,
+                apply=self._trained(),
                 transform=partial(self.augment, root=key, mesh=mesh),
                 optimizer=self.optimizer,
                 accumulate=plan.train.accumulate,
@@ -102,6 +110,7 @@ class Assembly:
                 else None,
                 gather=self._gather(mesh) if mesh is not None and plan.train.fsdp > 1 else None,
                 axis_name=axis_name,
+                criterion=self.teacher.criterion if self.teacher else by_labels,
             )
 
     def _gather(self, mesh: Mesh) -> Callable[[Params], Params]:
@@ -163,12 +172,34 @@ class Assembly:
         """
         return _apply(self.plan, plainly(self.model) if plain else self.model, variables, images_BHWC, train, key)
 
+    def _trained(self) -> Trained:
+        if self.elastic:
+            return self.apply_elastic
+        return self.apply_with_features if self.plan.distill.features else self.apply_in_training
+
+    def apply_elastic(self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array) -> jax.Array:
+        """As `apply`, with one of the numbers of learned tokens of `train.elastic`, drawn by the key."""
+        draw = jax.random.randint(jax.random.fold_in(key, len(self.elastic)), (), 0, len(self.elastic))
+
+        def of(model: nn.Module) -> Callable[[Variables, jax.Array, jax.Array], jax.Array]:
+            return lambda variables, images, key: _apply(self.plan, model, variables, images, train, key)
+
+        return jax.lax.switch(draw, [of(model) for model in self.elastic], self._held(variables), images_BHWC, key)
+
+    def apply_with_features(
+        self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `apply`; returns (logits, what the head sees)."""
+        return logits_and_features(lambda: self.apply_in_training(variables, images_BHWC, train=train, key=key))
+
     def apply_in_training(
         self, variables: Variables, images_BHWC: jax.Array, *, train: bool, key: jax.Array
     ) -> jax.Array:
         """As `apply`; frozen parameters have no gradients."""
-        held = {**variables, "params": hold(variables["params"], self.plan.optim.freeze)}
-        return self.apply(held, images_BHWC, train=train, key=key)
+        return self.apply(self._held(variables), images_BHWC, train=train, key=key)
+
+    def _held(self, variables: Variables) -> Variables:
+        return {**variables, "params": hold(variables["params"], self.plan.optim.freeze)}
 
     def eval_step(
         self, variables: Variables, batch: Batch, *, axis_name: str | None = None, mesh: Mesh | None = None
@@ -179,7 +210,7 @@ class Assembly:
         """
         transform = partial(preprocess, settings=self.plan.augment)
         by_class = self.plan.train.by_class
-        with implementations.traced_for(platform_of(mesh) if mesh is not None else ""):
+        with _traced_for(mesh):
             return eval_step(
                 variables, batch, apply=self.apply, transform=transform, axis_name=axis_name, by_class=by_class
             )
@@ -260,6 +291,13 @@ class Assembly:
         return on_host
 
 
+def _traced_for(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:
+    """Sets what the operations of a program for the devices of a mesh need to know of them."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return implementations.traced_for(platform_of(mesh), split_batch(mesh))
+
+
 def _init(plan: Plan, model: nn.Module, key: jax.Array) -> Variables:
     variables = dict(model.init(key, jnp.zeros((1, *plan.input_shape), jnp.float32), train=False))
     if "params" not in variables:
@@ -337,7 +375,19 @@ def assemble(plan: Plan, overrides: Iterable[str] = (), *, begun: bool = False) 
     if initial:
         loaded = initial.load() if plan.init.source and not begun else None
         jax.eval_shape(initial, abstract.variables, key, None, loaded)
-    return Assembly(plan, model, optimizer, make_schedule(plan.optim), abstract, logits.shape[-1], initial)
+    one = jnp.zeros((1, *shape), jnp.float32)
+    teacher = teacher_of(plan, lambda: _apply(plan, model, _init(plan, model, jax.random.key(0)), one, False))
+    return Assembly(
+        plan,
+        model,
+        optimizer,
+        make_schedule(plan.optim),
+        abstract,
+        logits.shape[-1],
+        initial,
+        teacher,
+        elastic_models(plan, model),
+    )
 
 
 def refuse_beyond_memory(plan: Plan, assembly: Assembly) -> None:

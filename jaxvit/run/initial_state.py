@@ -21,8 +21,9 @@ from jaxvit.devices import processes
 from jaxvit.errors import UsageError, first_line
 from jaxvit.models.initial_sites import Stem, start_attention, start_positions, start_stem, stem_input, survey
 from jaxvit.ops.initial_values import patches_of, whitening_filters
+from jaxvit.ops.paths import split_patterns
 from jaxvit.ops.trees import Params, Variables
-from jaxvit.weights.adapt import FRESH, LOADED, RESIZED, AdaptError, Decision, Places, Rules, adapt
+from jaxvit.weights.adapt import FRESH, LOADED, RESIZED, UNUSED, AdaptError, Decision, Places, Rules, adapt
 
 MOST_VALUES = 4096  # most values of a patch to be whitened: the cost grows with their cube
 Pair = tuple[int, int]
@@ -138,7 +139,7 @@ class InitialValues:
         Raises:
           UsageError: they cannot be read, do not fit the model, or are not those that the run began with.
         """
-        return self._taken()[0]
+        return self._taken()[0] if self._init.source else {}
 
     def describe(self) -> list[str]:
         """A few lines on what is loaded, resized, fresh and unused; [] without `init.from`."""
@@ -182,7 +183,8 @@ def take(found: InitialWeights, model: nn.Module, plan: Plan) -> tuple[Arrays, l
     known = found.class_names
     names = plan.data.class_names
     same = known == names if known else before.guess.attributes.get("num_classes", 0) == len(names)
-    rules = Rules(_words(init.keep), _words(init.skip), _words(init.allow), init.channels, before.origin.positions)
+    keep, skip, allow = map(split_patterns, (init.keep, init.skip, init.allow))
+    rules = Rules(keep, skip, allow, init.channels, before.positions)
     try:
         arrays, decisions = adapt(
             found.params,
@@ -195,6 +197,7 @@ def take(found: InitialWeights, model: nn.Module, plan: Plan) -> tuple[Arrays, l
         )
     except AdaptError as error:
         raise UsageError(f"config.init.from: {error}") from None
+    decisions += [Decision(name, UNUSED, "the file's model has no such part") for name in before.unused]
     taken = {d.path for d in decisions if d.outcome in (LOADED, RESIZED)}
     chosen = {f"params/{path}": array for path, array in arrays.items() if path in taken}
     there = {f"{name}/{path}": leaf for name, tree in fresh.items() if name != "params" for path, leaf in tree.items()}
@@ -215,14 +218,15 @@ def table(decisions: Sequence[Decision]) -> list[str]:
     """
     groups: dict[tuple[str, str], dict[str, int]] = {}
     for one in decisions:
-        part = one.path.split("/")[0]
+        first, slash, _ = one.path.partition("/")
+        part = f"{first}/*" if slash else first
         inside = groups.setdefault((one.outcome, one.note), {})
         inside[part] = inside.get(part, 0) + 1
     order = {LOADED: 0, RESIZED: 1, FRESH: 2}
     lines = []
     for (outcome, note), parts in sorted(groups.items(), key=lambda item: order.get(item[0][0], 3)):
         count, few = sum(parts.values()), list(parts)[:6]
-        names = ", ".join(f"{part}/*" for part in few) + ", …" * (len(parts) > len(few))
+        names = ", ".join(few) + ", …" * (len(parts) > len(few))
         why = f": {note}" if note else ""
         lines.append(f"  {outcome:<8} {names} ({count:,} array{'s' * (count != 1)}){why}")
     return lines
@@ -238,10 +242,6 @@ def _flat(tree: Variables) -> Arrays:
     """Stand-ins of the leaves' shapes, which take no memory."""
     flat = flatten_dict(dict(tree)).items()
     return {"/".join(path): np.broadcast_to(np.float32(0), cast(jax.Array, leaf).shape) for path, leaf in flat}
-
-
-def _words(patterns: str) -> tuple[str, ...]:
-    return tuple(pattern for pattern in patterns.split("|") if pattern)
 
 
 def _places(model: nn.Module, shape: tuple[int, ...], params: Mapping[str, np.ndarray]) -> Places | None:

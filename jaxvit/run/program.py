@@ -269,7 +269,7 @@ def make_feed(
 ) -> ResidentFeed | StreamFeed:
     """Makes the feed of the training split, which moves batches to the devices: 'resident' or 'stream' by the plan.
 
-    With `ahead`, the feed has shapes in place of arrays, for a mesh of devices that are not here.
+    With `ahead`, the feed returns shapes and not arrays, for a mesh of devices that are not here.
     """
     t = plan.train
     sampling = plan.data.sampling(source.labels) if plan.data.balance == "sampling" else None

@@ -165,7 +165,7 @@ def _make_cell(spec: str, words: Sequence[str], settings: dict[str, str]) -> Cel
     except UsageError as error:  # the verb has checked `words`; so --over is wrong
         raise UsageError(str(error).replace("--config.", "--over ", 1)) from None
     with contextlib.suppress(UsageError):  # `Cell.problem` says it
-        config, _ = fill_in(config)
+        config, _ = fill_in(config, given=overrides)
     return Cell(settings, config, tuple(overrides))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from jaxvit.config.distillation import with_teacher
 from jaxvit.config.initial_weights import fill_in
 from jaxvit.config.keys import complete, flatten, set_value
 from jaxvit.config.plan import dataset_of, resolve
@@ -69,9 +70,10 @@ def train(
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     config = _with_located_data(complete(config))  # adds keys that are newer than the config
+    config = processes.on_all(lambda: with_teacher(config))
     path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
-    config, begun = processes.on_all(lambda: fill_in(config, path))
+    config, begun = processes.on_all(lambda: fill_in(config, path, tuple(overrides)))
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
     get = ConfigReader(config)

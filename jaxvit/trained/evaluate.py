@@ -21,6 +21,7 @@ from jaxvit.run.folder import read_environment
 from jaxvit.shown import terminal
 from jaxvit.trained import scores
 from jaxvit.trained.adapted import AdaptedSource
+from jaxvit.trained.cascade import Cascade, choose_threshold, combined
 from jaxvit.trained.inference import Outcomes, Predictor
 from jaxvit.trained.load import Loaded, load
 
@@ -58,7 +59,7 @@ def evaluate(
         count as damaged.
 
     Returns:
-      split, data, step, weights; reduce and macs, if the model merges or removes tokens; and everything of
+      split, data, step, weights; reduce or tokens, and macs, for a model with fewer tokens; and everything of
       `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions), precision, recall, f1, ece, calibration,
       per_class, confusion, most_confused, class_names.
 
@@ -207,6 +208,50 @@ def _size(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
+def evaluate_cascade(
+    cascade: Cascade,
+    source: AnySource,
+    chosen_on: AnySource | None = None,
+    *,
+    max_drop: float = 0.0,
+    split: str = "test",
+    batch_size: int = 0,
+    devices: int = 0,
+) -> tuple[dict[str, Any], Outcomes]:
+    """Evaluates a cascade on every image of a split, once.
+
+    Args:
+      cascade: the two stages.
+      source: labelled images.
+      chosen_on: other labelled images, on which the threshold is chosen; None = the cascade's own threshold.
+      max_drop: share of the images that the cascade may be less accurate there than its second stage alone.
+      split, batch_size, devices: as in `evaluate_source`.
+
+    Returns:
+      (result, outcomes): as of `evaluate_source`, with threshold; again, the share of images that went on to the second
+      stage; mean_macs, multiply-adds per image; and macs and top1_alone of the second stage alone.
+    """
+    few, more = (Predictor(each, batch_size or each.evaluation_batch, devices) for each in (cascade.few, cascade.more))
+    threshold = cascade.threshold
+    if chosen_on is not None:
+        threshold = choose_threshold(few.outcomes(chosen_on), more.outcomes(chosen_on), max_drop)
+    alone = more.outcomes(source)
+    outcomes, again = combined(few.outcomes(source), alone, threshold)
+    loaded = cascade.more
+    facts = {
+        "split": split,
+        "data": source.name,
+        "step": loaded.step,
+        "weights": loaded.weights,
+        "threshold": threshold,
+        "again": again,
+        "mean_macs": cascade.mean_macs(again),
+        "macs": count_macs(loaded.model, loaded.input_shape)["all"],
+        "top1_alone": float((alone.rank == 0).mean()),
+    }
+    return {**facts, **scores.score(outcomes, loaded.class_names, places=more.places)}, outcomes
+
+
 def evaluate_source(
     loaded: Loaded, source: AnySource, *, split: str = "test", batch_size: int = 0, devices: int = 0
 ) -> tuple[dict[str, Any], Outcomes]:
@@ -225,6 +270,7 @@ def evaluate_source(
     predictor = Predictor(loaded, batch_size or loaded.evaluation_batch, devices)
     outcomes = predictor.outcomes(source)
     facts = {"split": split, "data": source.name, "step": loaded.step, "weights": loaded.weights}
-    if getattr(loaded.model, "reduce", "none") != "none":
-        facts |= {"reduce": loaded.model.reduce, "macs": count_macs(loaded.model, loaded.input_shape)["all"]}
+    fewer = {"reduce": getattr(loaded.model, "reduce", "none"), "tokens": getattr(loaded.model, "learner_keep", 0)}
+    if fewer := {name: value for name, value in fewer.items() if value not in ("none", 0)}:
+        facts |= {**fewer, "macs": count_macs(loaded.model, loaded.input_shape)["all"]}
     return {**facts, **scores.score(outcomes, loaded.class_names, places=predictor.places)}, outcomes

@@ -6,9 +6,10 @@ et al. 2020 (arXiv:2010.11929). Receptive fields from gradients: Luo et al. 2016
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +70,38 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
     Raises:
       RunFailedError: invalid weights, such as a softmax that does not sum to 1.
     """
+    if hasattr(loaded.model, "reduce"):
+        loaded = dataclasses.replace(loaded, model=loaded.model.clone(reduce="none"))
+    traced: list[Recorded] = []
+
+    def run(variables: Any, images: Any) -> Any:
+        traced.append(record_in_trace(loaded, variables, images)[1])
+        return [step.weights for step in traced[0].steps], traced[0].pool
+
+    weights, pool = jax.device_get(jax.jit(run)(loaded.variables, images_BHWC))
+    steps = tuple(
+        dataclasses.replace(step, weights=array) for step, array in zip(traced[0].steps, weights, strict=True)
+    )
+    recorded = dataclasses.replace(traced[0], steps=steps, pool=pool)
+    _check(recorded)
+    return recorded
+
+
+def record_in_trace(
+    loaded: Loaded, variables: Any, images_BHWC: Any, by: Mapping[str, str] | None = None
+) -> tuple[jax.Array, Recorded]:
+    """Computes the scores [B, K] and the weights that the layers sow, without `jax.jit`: for tracing.
+
+    Args:
+      loaded: the trained model.
+      variables: variables of the model.
+      images_BHWC: uint8 [B, *image_shape].
+      by: {operation: implementation}, see `jaxvit.trained.load.Loaded.apply`.
+
+    Returns:
+      (scores, record). Nothing is checked; the arrays of the record are those of the trace.
+    """
     model = plainly(loaded.model)
-    model = model.clone(reduce="none") if hasattr(model, "reduce") else model
     grids: list[tuple[int, ...]] = []
     learners: dict[str, str] = {}
 
@@ -84,12 +115,11 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
                 learners["/".join(module.path)] = "sigmoid" if module.kind == "v1" else "softmax"
         return out
 
-    def run(variables: Any, images: Any) -> Any:
-        x = loaded.preprocess(images)
-        with implementations.use(loaded.implementations), nn.intercept_methods(watch):
-            return model.apply(variables, x, train=False, mutable=["intermediates"])[1]
-
-    sown = jax.device_get(jax.jit(run)(loaded.variables, images_BHWC)).get("intermediates", {})
+    ways = implementations.use(loaded.implementations), implementations.use(by or {})
+    with ways[0], ways[1], nn.intercept_methods(watch):
+        x = loaded.preprocess(images_BHWC)
+        logits_BK, state = model.apply(variables, x, train=False, mutable=["intermediates"])
+    sown = state.get("intermediates", {})
     steps, pool = [], None
     for path, (weights, *_) in sorted(flatten_dict(sown).items(), key=lambda item: _order(item[0])):
         *parents, layer, name = path
@@ -106,9 +136,7 @@ def record(loaded: Loaded, images_BHWC: np.ndarray) -> Recorded:
     grid = grids[0] if grids else None
     patch = getattr(model, "patch", 0) if getattr(model, "tokenizer", "patch") == "patch" else 0
     covered = tuple(side * patch for side in grid) if grid and patch else loaded.input_shape[:2]
-    recorded = Recorded(grid, covered, getattr(model, "prefix", 0), tuple(steps), pool)
-    _check(recorded)
-    return recorded
+    return logits_BK, Recorded(grid, covered, getattr(model, "prefix", 0), tuple(steps), pool)
 
 
 def merged_places(loaded: Loaded, images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
@@ -161,7 +189,7 @@ def _check(recorded: Recorded) -> None:
         must(abs(recorded.pool.sum(axis=-1) - 1) < 1e-3, "pooling", "its weights do not sum to 1")
 
 
-def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
+def attention_rollout(recorded: Recorded, pool: str) -> Any:
     """Computes attention rollout: the share of each patch in the pooled output, [B, N]; each row sums to 1.
 
     As in the paper, only attention mixes tokens; norms, MLPs and the values are ignored. A block is half identity (the
@@ -169,7 +197,7 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
     token; a TokenFuser is half its mixing weights and half the map before the TokenLearner.
 
     Args:
-      recorded: result of `record`.
+      recorded: result of `record`, or of `record_in_trace`; then the rollout is traced too.
       pool: the model's pooling: 'cls', 'cls_register', 'mean', 'flatten', 'sequence' or 'attention'.
 
     Raises:
@@ -178,8 +206,9 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
     if not recorded.steps or recorded.grid is None:
         raise ValueError("this model has no attention to roll out")
     prefix, places = recorded.prefix, math.prod(recorded.grid)
-    batch = len(recorded.steps[0].weights)
-    flow_BTN = before_BTN = np.broadcast_to(np.eye(prefix + places), (batch, prefix + places, prefix + places))
+    batch = recorded.steps[0].weights.shape[0]
+    xp = np if isinstance(recorded.steps[0].weights, np.ndarray) else jnp
+    flow_BTN = before_BTN = xp.broadcast_to(xp.eye(prefix + places), (batch, prefix + places, prefix + places))
     for step in recorded.steps:
         if step.kind == "attention":
             flow_BTN = 0.5 * flow_BTN + 0.5 * step.weights.mean(axis=1) @ flow_BTN
@@ -187,10 +216,10 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
         rows = _normalised(step.weights)
         if step.kind == "learn":
             before_BTN = flow_BTN
-            flow_BTN = np.concatenate([flow_BTN[:, :prefix], rows @ flow_BTN[:, prefix:]], axis=1)
+            flow_BTN = xp.concatenate([flow_BTN[:, :prefix], rows @ flow_BTN[:, prefix:]], axis=1)
         else:
             spread = 0.5 * before_BTN[:, prefix:] + 0.5 * rows @ flow_BTN[:, prefix:]
-            flow_BTN = np.concatenate([flow_BTN[:, :prefix], spread], axis=1)
+            flow_BTN = xp.concatenate([flow_BTN[:, :prefix], spread], axis=1)
     if pool == "cls":
         reached_BN = flow_BTN[:, 0]
     elif pool == "cls_register":
@@ -204,9 +233,9 @@ def attention_rollout(recorded: Recorded, pool: str) -> np.ndarray:
     return _normalised(reached_BN[:, prefix:])
 
 
-def _normalised(weights: np.ndarray) -> np.ndarray:
+def _normalised(weights: Any) -> Any:
     """Scales rows to sum to 1."""
-    return weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
+    return weights / (weights.sum(axis=-1, keepdims=True)).clip(1e-12)
 
 
 def position_similarities(loaded: Loaded) -> tuple[np.ndarray, tuple[int, int]] | None:

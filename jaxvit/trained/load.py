@@ -111,7 +111,7 @@ class Loaded:
         """Returns the same model with merged or removed tokens; the weights stay as they are.
 
         Args:
-          reduce: such as 'merge:r=8', 'merge:macs=.7' or 'prune:keep=.7'; see `jaxvit.models.reduction`. '' = as it
+          reduce: 'merge:r=8', 'merge:macs=.7', 'prune:keep=.7' and the like; see `jaxvit.models.reduction`. '' = as it
             is.
 
         Raises:
@@ -128,6 +128,25 @@ class Loaded:
         except ValueError as error:
             raise UsageError(f"--reduce={reduce}: {first_line(error)}") from None
         return dataclasses.replace(self, model=model)
+
+    def with_tokens(self, tokens: int, flag: str = "") -> Loaded:
+        """Returns the same model with fewer learned tokens, for which it was trained by `train.elastic`.
+
+        Args:
+          tokens: number of learned tokens; 0 = as it is.
+          flag: what to name in an error; '' = `--tokens`.
+
+        Raises:
+          UsageError: the model was not trained for this number.
+        """
+        if not tokens:
+            return self
+        trained, flag = tuple(self.config.train.get("elastic", ())), flag or f"--tokens={tokens}"
+        if not trained:
+            raise UsageError(f"{flag}: this model was trained for one number of tokens only; see train.elastic")
+        if tokens not in trained:
+            raise UsageError(f"{flag}: this model was trained for {', '.join(map(str, trained))} tokens, not {tokens}")
+        return dataclasses.replace(self, model=self.model.clone(learner_keep=0 if tokens == trained[-1] else tokens))
 
     def _checked(self, images_BHWC: Any) -> Any:
         if not hasattr(images_BHWC, "dtype"):  # a list of images

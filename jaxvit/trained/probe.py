@@ -87,9 +87,9 @@ def features_of(loaded: Loaded, source: Source | StreamedSource, *, batch_size: 
     adapted = AdaptedSource(source, source.class_names, numbers, loaded.image_shape[-1])
     if adapted.image_shape != tuple(loaded.image_shape):
         size, wanted = ("×".join(map(str, shape)) for shape in (adapted.image_shape, loaded.image_shape))
-        raise UsageError(
-            f"{source.name}: images of {size}, and the model takes {wanted}; give --side={loaded.image_shape[0]}"
-        )
+        height, width, _ = loaded.image_shape
+        remedy = f"set data.side={height}" if height == width else "only images of that size can be probed"
+        raise UsageError(f"{source.name}: images of {size}, and the model takes {wanted}; {remedy}")
 
     def compute(variables: object, images_BHWC: jax.Array) -> jax.Array:
         return features_and_logits(loaded, variables, images_BHWC)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import NamedTuple, cast
 
 import jax
@@ -12,6 +11,7 @@ import optax
 from jax.tree_util import KeyPath
 
 from jaxvit.errors import UsageError
+from jaxvit.ops.paths import matches_any, split_patterns, without_match
 from jaxvit.ops.trees import Params
 
 HEAD = "head/"
@@ -19,7 +19,7 @@ HEAD = "head/"
 
 def is_frozen(path: KeyPath, freeze: str) -> bool:
     """Whether a parameter is frozen: one of the patterns in `freeze`, which '|' separates, matches its path."""
-    return any(_matches(_join(path), pattern) for pattern in _patterns(freeze))
+    return matches_any(_join(path), split_patterns(freeze))
 
 
 def groups_of(params: optax.Params, freeze: str, *, head_first: bool = False) -> Mapping[str, object]:
@@ -40,12 +40,11 @@ def check_frozen(params: Params, freeze: str, head_first_steps: int = 0) -> None
       UsageError: a pattern matches no parameter; all parameters are frozen; or the model has no trained head.
     """
     paths = [_join(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for pattern in _patterns(freeze):
-        if not any(_matches(path, pattern) for path in paths):
-            raise UsageError(
-                f"config.optim.freeze='{freeze}': '{pattern}' matches no parameter of this model, such as "
-                f"'{paths[0]}'; --dry_run shows its parts"
-            )
+    if pattern := without_match(split_patterns(freeze), paths):
+        raise UsageError(
+            f"config.optim.freeze='{freeze}': '{pattern}' matches no parameter of this model, such as '{paths[0]}'; "
+            "--dry_run shows its parts"
+        )
     groups = jax.tree.leaves(groups_of(params, freeze, head_first=head_first_steps > 0))
     if "trained" not in groups and not head_first_steps:
         raise UsageError(f"config.optim.freeze='{freeze}': matches every parameter, so there is nothing to train")
@@ -144,17 +143,6 @@ def starts_at(inner: optax.GradientTransformation, steps: int) -> optax.Gradient
         return updates, LaterState(state.count + 1, kept)
 
     return optax.GradientTransformation(init, update)
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """'*/embed*' matches 'embed/projection/kernel' too, as if it began with '/'; '!head/*' is all but the head."""
-    if pattern.startswith("!"):
-        return not _matches(path, pattern[1:])
-    return fnmatchcase(path, pattern) or fnmatchcase(f"/{path}", pattern)
-
-
-def _patterns(freeze: str) -> tuple[str, ...]:
-    return tuple(pattern for pattern in freeze.split("|") if pattern)
 
 
 def _join(path: KeyPath) -> str:

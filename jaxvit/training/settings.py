@@ -10,6 +10,15 @@ DECAY_MASKS = ("kernels", "all", "not_1d")
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How much a model learns from a teacher. A field means what the config key ``distill.FIELD`` means."""
+
+    weight: float = 0.5
+    temperature: float = 2.0
+    features: float = 0.0
+
+
+@dataclass(frozen=True)
 class OptimizerSettings:
     """Settings of `make_optimizer`. A field means what the config key ``optim.FIELD`` means; lengths are in steps."""
 

@@ -17,19 +17,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvit.devices.sharding import remat_gathering
 from jaxvit.ops.labels import one_hot
 from jaxvit.ops.trees import Params, Variables
-from jaxvit.training.loss import cross_entropy
+from jaxvit.training.loss import Found, by_labels, cross_entropy
 from jaxvit.training.metrics import Sums, classification_sums
 from jaxvit.training.state import TrainState
 
 T = TypeVar("T")
 
 Apply = Callable[..., jax.Array]  # (variables, images, *, train, key) -> logits float32 [B, K]
+Trained = Callable[..., Found]  # the same, or (logits, features [B, C]) if the criterion needs both
 Batch = Mapping[str, jax.Array]  # image uint8 [B, H, W, C], label int32 [B], mask float32 [B]
 # (key, step, batch) -> (images float32 [B, H, W, C], targets float32 [B, K])
 Transform = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, jax.Array]]
+Criterion = Callable[[Found, Batch], tuple[jax.Array, jax.Array]]  # (output, examples) -> (logits, loss [B])
 Gather = Callable[[Params], Params]
 Average = Callable[[Params, Params, jax.Array], Params]  # (average, new parameters, step) -> average
 
@@ -39,13 +40,14 @@ def train_step(
     batch: Batch,
     *,
     key: jax.Array,
-    apply: Apply,
+    apply: Trained,
     transform: Transform,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     average: Average | None = None,
     gather: Gather | None = None,
     axis_name: str | None = None,
+    criterion: Criterion = by_labels,
 ) -> tuple[TrainState, Sums]:
     """Augments a batch, computes gradients and updates the state.
 
@@ -62,6 +64,7 @@ def train_step(
       gather: gathers parameters that are split over devices, `jaxvit.devices.sharding.gather_where_used`; None = they
         are not split.
       axis_name: name of pmap's axis; None under jit.
+      criterion: the loss of each image.
 
     Returns:
       The state after the step, and sums over the batch: those of `classification_sums`, and the norms of gradient,
@@ -71,7 +74,8 @@ def train_step(
     with jax.named_scope("augment"):
         examples = prepare(state.step, batch, key=key, transform=transform, axis_name=axis_name)
     with jax.named_scope("model"):
-        gradients, sums = gradients_and_sums(state, examples, apply=apply, accumulate=accumulate, gather=gather)
+        how = {"apply": apply, "accumulate": accumulate, "gather": gather, "criterion": criterion}
+        gradients, sums = gradients_and_sums(state, examples, **how)
     gradients, sums = _sum_over_devices((gradients, sums), axis_name)
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -118,7 +122,13 @@ def step_keys(key: jax.Array, step: jax.Array, axis_name: str | None = None) -> 
 
 
 def loss(
-    params: Params, constants: Variables, examples: Batch, *, apply: Apply, gather: Gather | None = None
+    params: Params,
+    constants: Variables,
+    examples: Batch,
+    *,
+    apply: Trained,
+    gather: Gather | None = None,
+    criterion: Criterion = by_labels,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the model on examples made by `prepare`.
 
@@ -127,20 +137,26 @@ def loss(
       the losses (and gradients) of its parts add up to the batch's mean.
     """
     variables = {"params": gather(params) if gather else params, **constants}
-    logits_BK = apply(variables, examples["image"], train=True, key=examples["key"])
-    loss_B = cross_entropy(logits_BK, examples["target"])
+    found = apply(variables, examples["image"], train=True, key=examples["key"])
+    logits_BK, loss_B = criterion(found, examples)
     total = jnp.sum(jnp.where(examples["mask"] > 0, loss_B, 0.0))
     return total / examples["count"], (logits_BK, loss_B)
 
 
 def gradients_and_sums(
-    state: TrainState, examples: Batch, *, apply: Apply, accumulate: int = 1, gather: Gather | None = None
+    state: TrainState,
+    examples: Batch,
+    *,
+    apply: Trained,
+    accumulate: int = 1,
+    gather: Gather | None = None,
+    criterion: Criterion = by_labels,
 ) -> tuple[Params, Sums]:
     """Gradients of the mean loss, and the metrics' sums; with `accumulate` > 1, part by part."""
 
     def of_part(part: Batch) -> tuple[Params, Sums]:
-        of_params = partial(loss, apply=apply, gather=gather)
-        gradient = jax.grad(remat_gathering(of_params) if gather else of_params, has_aux=True)
+        of_params = partial(loss, apply=apply, gather=gather, criterion=criterion)
+        gradient = jax.grad(of_params, has_aux=True)
         gradients, (logits_BK, loss_B) = gradient(state.params, state.constants, part)
         return gradients, classification_sums(logits_BK, part["label"], loss_B, part["mask"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvit.ops.patch_kernels import change_channels, resize_patch_kernel
+from jaxvit.ops.paths import matches_any, without_match
 from jaxvit.ops.positions import resize_positions
 from jaxvit.weights.mapping import Arrays
 
@@ -42,7 +42,7 @@ class Rules:
     """The differences that are allowed.
 
     Attributes:
-      keep: patterns of paths that are loaded; none else are. () = all.
+      keep: patterns (see `jaxvit.ops.paths`) of paths that are loaded; none else are. () = all.
       skip: patterns of paths that are left at their initial values.
       allow: patterns of paths for which a difference is no error: they are left fresh, or unused.
       channels: 'sum' or 'mean', see `jaxvit.ops.patch_kernels.change_channels`.
@@ -93,8 +93,13 @@ def adapt(
       {path: array} for every path of `fresh`, and a decision for each path, those of unused weights last.
 
     Raises:
-      AdaptError: an array does not fit, is missing, or is left over, and no pattern of `rules` allows it.
+      AdaptError: an array does not fit, is missing, or is left over, and no pattern of `rules` allows it; or a pattern
+        to keep or skip matches nothing.
     """
+    paths = list(dict.fromkeys((*fresh, *weights)))
+    for key, patterns in {"init.keep": rules.keep, "init.skip": rules.skip}.items():
+        if pattern := without_match(patterns, paths):
+            raise AdaptError(f"{key} has '{pattern}', which matches no parameter; one is '{paths[0]}'")
     found: Arrays = {}
     decisions: list[Decision] = []
     for path, value in fresh.items():
@@ -104,7 +109,7 @@ def adapt(
     for path in weights:
         if path in fresh:
             continue
-        if not _is_head(path) and not _any(path, (*rules.allow, *rules.skip)) and _wanted(path, rules):
+        if not _is_head(path) and not matches_any(path, (*rules.allow, *rules.skip)) and _wanted(path, rules):
             raise AdaptError(f"the weights have {path}, which the model has not: allow it with init.allow='{path}'")
         decisions.append(Decision(path, UNUSED, "the model has no such part"))
     if not any(decision.outcome in (LOADED, RESIZED) for decision in decisions):
@@ -123,11 +128,11 @@ def _one(
     dense_stem: tuple[int, int] | None,
 ) -> tuple[np.ndarray | None, Decision]:
     if not _wanted(path, rules):
-        return None, Decision(path, FRESH, "init.skip" if _any(path, rules.skip) else "not in init.keep")
+        return None, Decision(path, FRESH, "init.skip" if matches_any(path, rules.skip) else "not in init.keep")
     if _is_head(path) and not same_classes:
         return None, Decision(path, FRESH, "other classes")
     if path not in weights:
-        if _is_head(path) or _any(path, rules.allow):
+        if _is_head(path) or matches_any(path, rules.allow):
             return None, Decision(path, FRESH, "the weights have none")
         raise AdaptError(f"the weights have no {path}: allow it with init.allow='{path}', which leaves it fresh")
     array, shape = weights[path], value.shape
@@ -139,7 +144,7 @@ def _one(
         note = ""
     if array.shape == shape:
         return np.asarray(array, np.float32), Decision(path, RESIZED if note else LOADED, note)
-    if _is_head(path) or _any(path, rules.allow):
+    if _is_head(path) or matches_any(path, rules.allow):
         return None, Decision(path, FRESH, f"{list(array.shape)} there, {list(shape)} here")
     raise AdaptError(
         f"{path} is {list(array.shape)} in the weights and {list(shape)} in the model: set the model's attributes as "
@@ -192,12 +197,8 @@ def _is_head(path: str) -> bool:
     return path.startswith("head/")
 
 
-def _any(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
-
-
 def _wanted(path: str, rules: Rules) -> bool:
-    return not _any(path, rules.skip) and (not rules.keep or _any(path, rules.keep))
+    return not matches_any(path, rules.skip) and (not rules.keep or matches_any(path, rules.keep))
 
 
 def summarize(decisions: Sequence[Decision]) -> str:

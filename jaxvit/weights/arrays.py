@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zipfile
@@ -186,6 +187,22 @@ def state_dict(tree: object, path: Path, part: str = "") -> dict[str, np.ndarray
             return arrays
         tree = tree[nested[0]]
     raise UsageError(f"{path} holds no named tensors; save `model.state_dict()`")
+
+
+def hash_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """16 hex digits of the SHA-256 of all names, dtypes, shapes and values; the order does not matter.
+
+    Example:
+      >>> one, two = np.zeros(2), np.ones(3)
+      >>> hash_of({"a": one, "b": two}) == hash_of({"b": two, "a": one}) != hash_of({"a": one})
+      True
+    """
+    total = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        array = np.ascontiguousarray(array)
+        total.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()[:16]
 
 
 def without_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

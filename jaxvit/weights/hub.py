@@ -72,7 +72,7 @@ def _tree(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     for name, array in sorted(tensors.items()):
         if name in scales:
             continue
-        weight = array.dtype in (np.float32, jnp.bfloat16)
+        weight = array.dtype in (np.float32, np.float16, jnp.bfloat16)
         if name not in quantised and not weight and (name.startswith("params.") or array.dtype.kind not in "biu"):
             raise ValueError(f"{name} is {array.dtype}")
         leaf: Any = array

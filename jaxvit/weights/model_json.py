@@ -32,6 +32,7 @@ class ModelFacts:
       class_names: K names.
       image_shape: [H, W, C] of the training images.
       preprocessing: settings that turn such an image into the model's input in evaluation.
+      origin: a name of `jaxvit.weights.pretrained.ORIGINS` for published weights; '' for a model trained here.
     """
 
     file: Path
@@ -40,6 +41,7 @@ class ModelFacts:
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
     preprocessing: Preprocessing
+    origin: str = ""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -116,7 +118,9 @@ def read_model(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) ->
     for key, value in attributes:
         require(_is_plain(value), file, f"'attributes.{key}' is not a plain value", REMEDY)
     preprocessing = _preprocessing(file, found.get("augmentation"), shape[-1])
-    return ModelFacts(file, found["name"], attributes, tuple(names), tuple(shape), preprocessing)
+    origin = found.get("origin", "")
+    require(isinstance(origin, str), file, "'origin' is not a name", REMEDY)
+    return ModelFacts(file, found["name"], attributes, tuple(names), tuple(shape), preprocessing, origin)
 
 
 def _preprocessing(file: Path, given: Any, channels: int) -> Preprocessing:

@@ -82,6 +82,12 @@ class Pretrained:
     constants: dict = field(default_factory=dict)
     facts: ModelFacts | None = None
 
+    @property
+    def positions(self) -> str:
+        """How a position table is resized: as by the project of the weights, also those of a converted folder."""
+        converted = ORIGINS.get(self.facts.origin) if self.facts else None
+        return (converted or self.origin).positions
+
 
 def find_origin(arrays: Mapping[str, np.ndarray], path: Path) -> Origin:
     """The project whose names a file has.
@@ -166,7 +172,7 @@ def read_pretrained(
             if not attributes.get("heads", 1):
                 raise UsageError(
                     f"{path} does not say how its {attributes['dim']} channels are split into heads, which are not of "
-                    "64: give their number, --config.model.heads=N"
+                    "64: give their number to jaxvit convert, by --config.model.heads=N"
                 )
             built = create_model(guess.model, **attributes)
     except ValueError as error:
@@ -179,7 +185,7 @@ def read_pretrained(
     except _MISFITS as error:
         raise UsageError(f"{path} does not suit the model: {_reason(error)}") from None
     _check(path, read)
-    unused = tuple(name for name in read.unused if not any(re.fullmatch(p, name) for p in found.ignored))
+    unused = _unused(read, found)
     params = _nested(read.params)
     if read.missing:
         fresh = jax.jit(lambda key, x: built.init(key, x, train=False))(jax.random.key(0), jnp.zeros((1, *image)))
@@ -191,6 +197,11 @@ def read_pretrained(
             }
         )
     return Pretrained(found, guess, built, params, image, read.missing, unused)
+
+
+def _unused(read: mapping.Read, origin: Origin) -> tuple[str, ...]:
+    """Their names that the model has no place for, without those that the origin says to ignore."""
+    return tuple(name for name in read.unused if not any(re.fullmatch(p, name) for p in origin.ignored))
 
 
 def _read_own(
@@ -320,4 +331,9 @@ def load_weights(path: Path | str, model: nn.Module, input: tuple[int, int, int]
     _check(path, read)
     if read.missing:
         raise UsageError(f"{path} has no weights for {', '.join(read.missing[:3])}: set num_classes as it has them")
+    if unused := _unused(read, origin):
+        raise UsageError(
+            f"{path} does not suit the model, which has no place for {terminal(', '.join(unused[:3]))}; "
+            "jaxvit.weights.pretrained.read_pretrained leaves such arrays out"
+        )
     return {"params": _nested(read.params)}

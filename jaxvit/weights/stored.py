@@ -1,4 +1,4 @@
-"""Converts weights for storage: float32, bfloat16, or int8 with a scale per output channel.
+"""Converts weights for storage: float32, bfloat16, float16, or int8 with a scale per output channel.
 
 The arithmetic is always float32: storing smaller weights shrinks the file, and only their rounding changes the results.
 """
@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-KINDS = ("float32", "bfloat16", "int8")
+from jaxvit.errors import UsageError
+
+KINDS = ("float32", "bfloat16", "float16", "int8")
+_LARGEST_FLOAT16 = 65504.0
 _PROJECTIONS = ("query", "key", "value")  # kernels [C, heads, head_dim]: the last two axes are output channels
 
 
@@ -32,17 +35,31 @@ def store(params: Any, kind: str) -> Any:
 
     Args:
       params: tree of float32 arrays.
-      kind: 'float32'; 'bfloat16', which rounds all arrays to nearest; or 'int8', which quantises arrays named `kernel`
-        with two axes or more, symmetrically per output channel (the largest magnitude becomes 127), and no others.
+      kind: 'float32'; 'bfloat16' or 'float16', which round all arrays to nearest; or 'int8', which quantises arrays
+        named `kernel` with two axes or more, symmetrically per output channel (the largest magnitude becomes 127), and
+        no others.
 
     Returns:
       The tree of converted arrays; quantised arrays are `Int8`.
+
+    Raises:
+      UsageError: 'float16' for weights that are too large for it.
     """
+    if kind == "float16":
+        return jax.tree.map(_to_float16, params)
     if kind == "bfloat16":
         return jax.tree.map(lambda x: np.asarray(jnp.asarray(x).astype(jnp.bfloat16)), params)
     if kind == "int8":
         return jax.tree_util.tree_map_with_path(_to_int8, params)
     return jax.tree.map(np.asarray, params)
+
+
+def _to_float16(array: Any) -> Any:
+    array = np.asarray(array)
+    largest = float(np.abs(array).max(initial=0.0))
+    if largest > _LARGEST_FLOAT16:
+        raise UsageError(f"--dtype=float16: a weight is {largest:.3g}, and float16 ends at 65,504; use bfloat16")
+    return array.astype(np.float16)
 
 
 def _to_int8(path: tuple[Any, ...], array: Any) -> Any:
@@ -63,6 +80,6 @@ def restore(stored: Any) -> Any:
         if isinstance(leaf, Int8):
             return jnp.asarray(leaf.values).astype(jnp.float32) * jnp.asarray(leaf.scale)
         leaf = jnp.asarray(leaf)
-        return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
+        return leaf.astype(jnp.float32) if leaf.dtype in (jnp.bfloat16, jnp.float16) else leaf
 
     return jax.tree.map(one, stored, is_leaf=lambda leaf: isinstance(leaf, Int8))

@@ -150,6 +150,11 @@ OTHER = {
     "init.stem": ("whitening", {}),
     "init.stem_eps": (0.1, {"init__stem": "whitening"}),
     "init.stem_images": (20, {"init__stem": "whitening"}),
+    "distill.from": ("run", {}),
+    "distill.hash": ("0" * 16, {}),
+    "distill.weight": (0.1, {}),
+    "distill.temperature": (1.0, {}),
+    "distill.features": (0.5, {}),
     "init.from": ("runs/digits", {}),
     "init.hash": ("0123456789abcdef", {}),
     "init.keep": ("head/*", {}),
@@ -191,6 +196,7 @@ OTHER = {
     "train.deterministic": (True, {}),
     "train.implementations": ("plain", {}),
     "train.label_smoothing": (0.1, {}),
+    "train.elastic": ((1, 3), {}),
     "train.seeds": ("in_turn", {"seeds": (0, 1)}),
     "train.patience": ("1 epochs", {}),
     "train.hooks": ((f"{__name__}:hook",), {}),
@@ -209,7 +215,12 @@ ELSEWHERE = {
         "tests/run/test_initial_weights.py",  # they need a trained model
     ),
     "train.fsdp": "tests/devices/test_devices.py",
+    **dict.fromkeys(
+        ("distill.from", "distill.hash", "distill.weight", "distill.temperature", "distill.features"),
+        "tests/run/test_distillation.py",  # needs a trained run
+    ),
     "train.deterministic": "tests/devices/test_runtime.py",
+    "train.elastic": "tests/run/test_elastic.py",  # needs a TokenLearner
     "train.hooks": "tests/training/test_hooks.py",
     "train.implementations": "tests/ops/test_implementations.py",  # needs a model with alternative implementations
 }

@@ -9,16 +9,21 @@ import textwrap
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from photos import photos
+from runs import StopAt, newest_state
 from shards import members, write_tar
+from tiny import tiny_config
 
+import jaxvit
 from jaxvit.data import ahead, stored
 from jaxvit.data.batches import TrainOrder
 from jaxvit.data.feed import StreamFeed, evaluation_stream
 from jaxvit.data.sources import open_dataset
-from jaxvit.errors import RunFailedError, UsageError
+from jaxvit.errors import STOPPED, RunFailedError, StoppedError, UsageError
+from jaxvit.training.stopping import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,7 @@ def test_a_process_that_is_killed_ends_the_run_in_one_line(streamed):
     next(batches)
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(RunFailedError, match="a process that decodes images ended by itself.*workers=-1") as error:
+    with pytest.raises(RunFailedError, match=r"a process that decodes images ended by itself.*workers=-1") as error:
         list(batches)
     assert "\n" not in str(error.value)
 
@@ -97,6 +102,29 @@ def test_many_cores_get_processes(monkeypatch, count, processes):
     monkeypatch.setattr(ahead, "cores", lambda: count)
     assert ahead.processes_for(0) == processes
     assert ahead.processes_for(-1) == 0 and ahead.processes_for(3) == 3
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_and_resumes_with_processes_is_that_of_threads(shard, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "CACHE_BYTES", 10)
+
+    def config(workers):
+        named = {"data__name": f"tar:{shard}", "data__side": 8, "data__on_error": "skip", "augment__mean": (0.5,)}
+        splits = {"data__train": "train[:28]", "data__validation": "train[28:]", "data__test": ""}
+        return tiny_config(**named, **splits, data__workers=workers, augment__std=(0.5,))
+
+    with jax.numpy_dtype_promotion("standard"):
+        whole = jaxvit.train(config(-1), tmp_path / "threads")
+        monkeypatch.setattr("jaxvit.run.train.StopRequest", lambda: StopAt(2, STOPPED))
+        with pytest.raises(StoppedError):
+            jaxvit.train(config(1), tmp_path / "processes")
+        assert not multiprocessing.active_children()
+        monkeypatch.setattr("jaxvit.run.train.StopRequest", StopRequest)
+        again = jaxvit.train(config(1), tmp_path / "processes")
+    for key in ("steps", "config_hash", "validation"):
+        assert again[key] == whole[key], key
+    states = [newest_state(tmp_path / name, config(-1))[0] for name in ("threads", "processes")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 # A script without `if __name__ == "__main__"`, which a new process would otherwise run again.

@@ -77,7 +77,7 @@ def test_probability_and_the_step_turn_it_off():
 
 
 def test_parts_of_a_batch_are_mixed_within_themselves():
-    """As devices do: the partner is in the same part; what is drawn for an image stays."""
+    """Devices mix in this way: the partner is in the same part, and the weight of an image does not change."""
 
     def in_four_parts(blend):
         def run(*arrays):

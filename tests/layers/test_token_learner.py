@@ -6,6 +6,7 @@ import sys
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -194,3 +195,23 @@ def test_ten_lines_that_import_only_the_layers():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(10, 8, 96)"
+
+
+@pytest.mark.parametrize(("tokens", "cell"), [(4, (4, 4)), (8, (4, 2)), (16, (2, 2))])
+def test_it_can_start_as_average_pooling_over_a_grid(tokens, cell):
+    x = np.random.default_rng(0).normal(size=(2, 1 + 64, 3)).astype(np.float32)
+    layer = TokenLearner(tokens=tokens, start="grid", hidden=4)
+    how = {"train": False, "grid": (8, 8), "prefix": 1}
+    got, variables = layer.init_with_output(jax.random.key(0), x, **how)
+    maps = x[:, 1:].reshape(2, 8 // cell[0], cell[0], 8 // cell[1], cell[1], 3).mean(axis=(2, 4)).reshape(2, tokens, 3)
+    np.testing.assert_array_equal(got[:, :1], x[:, :1])
+    np.testing.assert_allclose(got[:, 1:], maps, atol=0.02)
+    params = variables["params"]
+    assert params["places"].shape == (tokens, 64) and not params["scale"].any()
+    slopes = jax.grad(lambda p: jnp.sum(jnp.square(layer.apply({"params": p}, x, **how))))(params)
+    assert all(jnp.any(slopes[name] != 0) for name in ("places", "scale"))
+    for wrong in ({"kind": "v1"}, {"reduce": "mean"}):
+        with pytest.raises(ValueError, match="start='grid' needs weighted means"):
+            TokenLearner(tokens=4, start="grid", **wrong)
+    with pytest.raises(ValueError, match="7 tokens do not divide a map of 2x2"):
+        TokenLearner(tokens=7, start="grid").init(jax.random.key(0), x[:, :4], train=False)

@@ -26,6 +26,7 @@ def test_which_way_holds():
             "window",
             "erfc",
             "threefry",
+            "plain",
         ]
         with implementations.use({"noise": "hash"}):
             assert (

@@ -66,6 +66,16 @@ def test_every_cell_is_run_once_and_stands_in_the_table(tmp_path):
     assert shown.count("not run") == 5
     listed = list(transfer.transfer(found, runs, run=False))
     assert sum(line.endswith("not run") for line in listed) == 6
+    # Another trained model: what starts from it counts no more, and training from scratch does.
+    other = CONFIG.format(steps=2).replace("(0, 2, 4, 6)", "(0, 2, 4)")
+    (tmp_path / "configs" / "transfer.py").write_text(other)
+    kept = transfer.current(lines, tmp_path / "configs", runs)
+    assert {line["way"] for line in kept} == {"scratch"} and len(kept) == 4
+    list(transfer.transfer(found, tmp_path / "others"))
+    lines = transfer.read_lines(results)
+    assert len(lines) == 13 and {line["source"] for line in lines if line["way"] == "finetune"}.isdisjoint(
+        line["source"] for line in tuned
+    )
 
 
 def test_a_damaged_table_is_refused(tmp_path):

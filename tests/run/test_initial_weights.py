@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from runs import StopAt
 from tiny import family_config, train_family
 
@@ -13,17 +15,21 @@ import jaxvit
 from jaxvit.config.files import load_config_file
 from jaxvit.config.identity import config_hash
 from jaxvit.config.initial_weights import fill_in, read_weights, start_from
-from jaxvit.config.keys import set_value
+from jaxvit.config.keys import model_config, set_value
+from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, StoppedError, UsageError
+from jaxvit.exports import hub
+from jaxvit.exports.model import ExportModel
 from jaxvit.models.registry import create_model
 from jaxvit.ops.patch_kernels import resize_patch_kernel
 from jaxvit.ops.positions import resize_positions
 from jaxvit.run.assembly import assemble
 from jaxvit.run.initial_state import table
+from jaxvit.run.sweep import make_cells, parse_grid
 from jaxvit.training.checkpoint import restore_weights, saved_steps
 from jaxvit.weights.adapt import Decision
-from jaxvit.weights.pretrained import ORIGINS, write_arrays
+from jaxvit.weights.pretrained import ORIGINS, shapes_of, write_arrays
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +95,21 @@ def test_what_is_unexpected_stops_unless_it_is_allowed_by_name(source):
     with pytest.raises(UsageError, match=r"set the model's attributes as theirs, or .*init.skip="):
         begun(of(source, {"mlp_ratio": 2.0}))
     with pytest.raises(UsageError, match=r"nothing would be loaded"):
-        begun(of(source, init__keep="nothing/*"))
+        begun(of(source, init__skip="*"))
+    for key in ("init__keep", "init__skip"):  # misspelt, and so without effect
+        with pytest.raises(UsageError, match=rf"{key.replace('__', '.')} has 'haed/\*', which matches no parameter"):
+            begun(of(source, **{key: "norm/*|haed/*"}))
+
+
+def test_patterns_are_those_of_freezing(source):
+    """'*/embed*' also matches at the start of a path, and '!head/*' is all but the head."""
+    params, weights, _ = begun(of(source, init__keep="*/embed*|*/block_0/*"))
+    jax.tree.map(np.testing.assert_array_equal, params["embed"], weights["embed"])
+    kernels = [tree["encoder"]["block_1"]["mlp"]["dense_0"]["kernel"] for tree in (params, weights)]
+    assert not np.array_equal(*kernels)
+    params, weights, _ = begun(of(source, init__keep="!head/*"))
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], weights["encoder"])
+    assert not np.array_equal(params["head"]["logits"]["kernel"], weights["head"]["logits"]["kernel"])
 
 
 def test_the_hash_is_that_of_the_weights_and_not_of_their_place(source, tmp_path):
@@ -103,26 +123,6 @@ def test_the_hash_is_that_of_the_weights_and_not_of_their_place(source, tmp_path
         assemble(resolve(of(source, init__hash="0123")))
     with pytest.raises(UsageError, match=r"config.init.hash: has no meaning without"):
         fill_in(family_config("vit", init__hash="0123"))
-
-
-def test_a_file_is_read_with_what_lies_beside_it(tmp_path):
-    """Heads, activation and normalisation are not in the shapes: config.json has them, as for `jaxvit convert`."""
-    model = create_model("vit", num_classes=3, patch=4, dim=128, depth=1, heads=4, activation="gelu_tanh", pool="cls")
-    params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)["params"]
-    file = tmp_path / "weights.npz"
-    np.savez(file, **write_arrays(params, ORIGINS["transformers"], model))
-    config = load_config_file("finetune")
-    assert start_from(config, str(file)).model.heads == 2  # a guess: heads of 64
-    about = {"model_type": "vit", "num_attention_heads": 4, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}
-    (tmp_path / "config.json").write_text(json.dumps(about))
-    images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
-    found = start_from(config, str(file))
-    assert (found.model.heads, found.model.norm_eps, found.model.activation) == (4, 1e-5, "gelu_tanh")
-    assert found.augment.mean == (0.1, 0.2, 0.3) and found.augment.std == (0.4, 0.5, 0.6)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UsageError, match=r"config\.init\.from: .*config\.json cannot be read"):
-        start_from(config, str(file))
 
 
 def test_files_that_vanish_from_the_source_are_no_fault(source, tmp_path):
@@ -150,6 +150,11 @@ def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     weights = read_weights(str(source)).pretrained.params
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole.params["embed"]), weights["embed"])
+    # An exported copy names the weights, and not where they were.
+    hub.write(ExportModel.of(jaxvit.load(tmp_path / "run"), "float32"), tmp_path / "hub")
+    for file in (tmp_path / "hub").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["config"]["init"]["from"] == "source"
     # Other weights in their place: the run says so, and stays what it is.
     train_other = of(source, train__duration="1 steps", data__validation="")
     jaxvit.train(train_other, tmp_path / "source")
@@ -158,6 +163,17 @@ def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys
     assert "has changed since this run began" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"this folder holds a run of another config \(init.hash"):
         jaxvit.train(of(tmp_path / "whole", train__duration="1 steps", data__validation=""), tmp_path / "source")
+
+
+def test_the_cells_of_a_sweep_start_from_the_weights(source, tmp_path):
+    (tmp_path / "grid.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from tiny import family_config\ndef get_config(): return family_config('vit')\n"
+    )
+    words = [f"--config.init.from={source}"]
+    cells = make_cells(str(tmp_path / "grid.py"), words, parse_grid(["init.skip='','head/*','haed/*'"]))
+    assert {cell.config.init.hash for cell in cells} == {read_weights(str(source)).hash}
+    assert not (cells[0].problem or cells[1].problem) and "init.skip has 'haed/*', which matches no" in cells[2].problem
 
 
 @pytest.mark.slow
@@ -183,6 +199,46 @@ def test_the_model_of_the_weights(source):
     assert start_from(config, str(source)).optim.peak_lr == config.optim.peak_lr == 3e-3
     with pytest.raises(UsageError, match=r"config.init.from is missing"):
         fill_in(load_config_file("finetune"))
+    config = family_config("vit")
+    with config.unlocked():
+        config.model = model_config("source")
+    with pytest.raises(UsageError, match=r"config.init.from is missing"):
+        resolve(config)  # by a verb that trains nothing
+    set_value(config, "init.from", "/nowhere")
+    with pytest.raises(UsageError, match=r"config.init.from='/nowhere': there is no such file or folder"):
+        resolve(config)
+
+
+def test_a_config_file_may_name_the_weights(source, tmp_path):
+    """A value of the command line stays, also if it is the default of its key."""
+    (tmp_path / "mine.py").write_text(
+        "from jaxvit.config.files import load_config_file\nfrom jaxvit.config.keys import set_value\n\n\n"
+        "def get_config(variant=''):\n    config = load_config_file('finetune')\n"
+        f"    set_value(config, 'init.from', {str(source)!r})\n    return config\n"
+    )
+    config, overrides, _ = parse_config_arguments(str(tmp_path / "mine.py"), ["--config.optim.layer_decay=1.0"])
+    config, _ = fill_in(config, given=overrides)
+    assert (config.optim.layer_decay, config.optim.peak_lr, config.model.name) == (1.0, 5e-4, "vit")
+
+
+def test_a_file_is_read_with_what_lies_beside_it(tmp_path):
+    model = create_model("vit", patch=8, dim=64, depth=1, heads=1, pool="cls", num_classes=3, mlp_dim=32)
+    rng = np.random.default_rng(0)
+    flat = {path: rng.standard_normal(shape) for path, shape in shapes_of(model, (16, 16, 3)).items()}
+    params = unflatten_dict({tuple(path.split("/")): array.astype(np.float32) for path, array in flat.items()})
+    np.savez(tmp_path / "weights.npz", **write_arrays(params, ORIGINS["transformers"], model))
+    alone = read_weights(str(tmp_path / "weights.npz"))
+    assert alone.attributes["heads"] == 1 and alone.class_names == ()
+    about = {"model_type": "vit", "num_attention_heads": 2, "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}
+    about["id2label"] = {"0": "cat", "1": "dog", "2": "bird"}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    found = read_weights(str(tmp_path / "weights.npz"))
+    assert found.class_names == ("cat", "dog", "bird") and found.hash == alone.hash
+    config = start_from(load_config_file("finetune"), str(tmp_path / "weights.npz"))
+    assert (config.model.heads, config.model.norm_eps, config.model.activation) == (2, 1e-5, "gelu_tanh")
+    assert config.augment.mean == (0.1, 0.2, 0.3) and config.model.num_classes == 0
 
 
 def train_family_attributes():

@@ -1,10 +1,12 @@
 """A probe of frozen features, against loops and known answers."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from photos import photos
 from tiny import train_family
 
 import jaxvit
@@ -58,3 +60,8 @@ def test_the_verb(tmp_path, capsys):
         said = capsys.readouterr().out.splitlines()[-1]
         assert said.startswith("linear probe: accuracy ") and "chosen on validation" in said
         jax.tree.map(np.testing.assert_array_equal, before, jaxvit.load(run).variables)
+        photos(tmp_path / "pets" / "train", cat=3, dog=3)
+        for part in ("val", "test"):
+            shutil.copytree(tmp_path / "pets" / "train", tmp_path / "pets" / part)
+        assert verb.main([str(run), f"--data={tmp_path / 'pets'}", "--kind=nearest"]) == 0
+        assert "6 of the 6 test images are in train too" in capsys.readouterr().err

@@ -138,6 +138,16 @@ def test_timm_says_how_images_are_prepared(tmp_path, capsys):
     assert loaded.image_shape == (20, 20, 3) and "(config.json; std as given)" in capsys.readouterr().out
 
 
+def test_a_folder_knows_whose_positions_it_has(tmp_path):
+    """They are resized as by the project, from the folder as from the file, and from an exported copy."""
+    attributes = {**SMALL, "activation": "gelu_tanh", "norm_eps": 1e-6}
+    file = file_of(tmp_path, "vision_transformer", attributes=attributes)
+    convert(file, f"--workdir={tmp_path / 'run'}")
+    export.main([f"--workdir={tmp_path / 'run'}", "--to=hub", f"--out={tmp_path / 'out'}"])
+    places = [read_pretrained(place).positions for place in (file, tmp_path / "run", tmp_path / "out" / "hub")]
+    assert places == ["vision_transformer"] * 3
+
+
 def test_a_file_without_classifier_is_said(tmp_path, capsys):
     file = file_of(tmp_path, **{"head.weight": None, "head.bias": None})
     convert(file, f"--workdir={tmp_path / 'run'}", "--config.model.num_classes=2")

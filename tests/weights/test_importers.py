@@ -332,3 +332,6 @@ def test_a_model_that_the_file_does_not_suit(small, tmp_path):
         read_pretrained(tmp_path / "a.npz", origin="keras")
     with pytest.raises(UsageError, match="does not suit the model"):
         load_weights(tmp_path / "a.npz", create_model("vit_s16_224"))
+    model = read_pretrained(tmp_path / "a.npz").model
+    with pytest.raises(UsageError, match="which has no place for extra;"):
+        load_weights(tmp_path / "a.npz", model)
