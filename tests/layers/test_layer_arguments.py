@@ -119,7 +119,7 @@ OWN = [
     (
         "Pool",
         {"kind": "max"},
-        "Pool: kind='max' must be 'cls', 'cls_register', 'mean', 'sequence', 'attention' or",
+        "Pool: kind='max' must be 'cls', 'cls_register', 'mean', 'sequence', 'attention' or 'flatten'",
     ),
     ("Pool", {"prefix": -1}, "Pool: prefix=-1 must be a whole number, 0 or more"),
     ("PositionEmbed", {"kind": "rotary"}, "PositionEmbed: kind='rotary' must be 'learned', 'sincos', 'sine' or 'none'"),

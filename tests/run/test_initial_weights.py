@@ -125,6 +125,14 @@ def test_the_hash_is_that_of_the_weights_and_not_of_their_place(source, tmp_path
         fill_in(family_config("vit", init__hash="0123"))
 
 
+def test_files_that_vanish_from_the_source_are_no_fault(source, tmp_path):
+    """A source that still trains deletes checkpoints, and a folder can hold a link to nothing."""
+    folder = shutil.copytree(source, tmp_path / "run")
+    (folder / "gone.json").symlink_to(tmp_path / "nothing")
+    (folder / "checkpoints" / "gone").symlink_to(tmp_path / "nothing")
+    assert read_weights(str(folder)).hash == read_weights(str(source)).hash
+
+
 def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys):
     shutil.copytree(source, tmp_path / "source")
     config = of(tmp_path / "source", train__duration="4 steps", checkpoint__every="1 steps", data__validation="")
