@@ -7,6 +7,7 @@ keeps what it began with, even if the weights are gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Collection
@@ -20,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from jaxvit.config.key_table import KEYS
-from jaxvit.config.keys import SOURCE, from_plain, model_config, set_value
+from jaxvit.config.keys import NO_SOURCE, SOURCE, from_plain, model_config, set_value
 from jaxvit.config.reader import ConfigReader
 from jaxvit.errors import UsageError
 from jaxvit.files import read_json
@@ -125,11 +126,14 @@ def read_weights(where: str, model: str = "") -> InitialWeights:
 def _state_of(where: str) -> tuple[object, ...]:
     """Changes whenever the files do, so that weights are read once."""
     path = Path(where)
-    if path.is_file():
-        files = [path, *(beside for name in (CONFIG, PREPROCESSOR) if (beside := path.with_name(name)).is_file())]
-    else:
-        files = [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
-    return tuple(sorted((str(file), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ino) for file in files))
+    beside = [path.with_name(name) for name in (CONFIG, PREPROCESSOR)]
+    inside = [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
+    states = []
+    for file in [path, *beside] if path.is_file() else inside:
+        with contextlib.suppress(OSError):  # a link to nothing, or a checkpoint that its run has just deleted
+            found = file.stat()
+            states.append((str(file), found.st_size, found.st_mtime_ns, found.st_ino))
+    return tuple(sorted(states))
 
 
 @lru_cache(maxsize=2)
@@ -209,9 +213,7 @@ def fill_in(config: ConfigDict, workdir: Path | None = None, given: Collection[s
     where = get("init.from", str)
     if not where:
         if get("model.name", str) == SOURCE:
-            raise UsageError(
-                "config.init.from is missing: the run, file or hf://owner/name whose weights and model to start from"
-            )
+            raise UsageError(NO_SOURCE)
         if get("init.hash", str):
             raise UsageError("config.init.hash: has no meaning without config.init.from")
         return config, False

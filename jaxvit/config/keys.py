@@ -16,6 +16,7 @@ from jaxvit.config.key_table import KEYS, REMOVED, RENAMED
 from jaxvit.errors import UsageError, nearest
 
 SOURCE = "source"  # as the name of a model: that of the weights in init.from
+NO_SOURCE = "config.init.from is missing: the run, file or hf://owner/name whose weights and model to start from"
 
 
 def base_config(model: str = "vit", **attributes: object) -> ConfigDict:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxvit.config.distillation import resolve_distill
 from jaxvit.config.identity import config_hash
 from jaxvit.config.key_table import KEYS
-from jaxvit.config.keys import check_keys
+from jaxvit.config.keys import NO_SOURCE, SOURCE, check_keys
 from jaxvit.config.plan_augment import resolve_augment
 from jaxvit.config.plan_data import check_classes, open_named, overlaps, resolve_balance
 from jaxvit.config.plan_init import resolve_init, why_init_unread
@@ -132,6 +132,8 @@ def _resolve_data(get: ConfigReader, dataset: Dataset) -> DataPlan:
 
 def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> ModelPlan:
     name = get("model.name", str)
+    if name == SOURCE:
+        _refuse_unknown_source(get)
     attributes = {key: get(f"model.{key}", object) for key in cast(ConfigDict, config.model) if key != "name"}
     classes = len(data.class_names)
     if "num_classes" in attributes:
@@ -142,6 +144,15 @@ def _resolve_model(get: ConfigReader, config: ConfigDict, data: DataPlan) -> Mod
             )
         attributes["num_classes"] = given or classes
     return ModelPlan(name, tuple(attributes.items()))
+
+
+def _refuse_unknown_source(get: ConfigReader) -> None:
+    """Says why the model of `init.from` is not known."""
+    if where := get("init.from", str):
+        from jaxvit.config.initial_weights import read_weights  # imports the models and the importers
+
+        read_weights(where)
+    raise UsageError(NO_SOURCE)
 
 
 def _resolve_train(get: ConfigReader, data: DataPlan, dataset: Dataset, devices: int, platform: str) -> TrainPlan:

@@ -42,13 +42,15 @@ def copy_images(shard: Path, copy: Path, where: str) -> Listing:
         import pyarrow.parquet as pq
     except ImportError:
         raise UsageError(f"{where}: Parquet is read with the extra parquet: pip install 'jaxvit[parquet]'") from None
-    listing = Listing()
+    listing, image, label = Listing(), "", ""
     try:
-        with pq.ParquetFile(shard) as file:
+        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             image, label, listing.class_names = _columns(file.schema_arrow, f"{where}: {shard}")
             _write(listing, copy, _rows(file, image, label), f"{where}: {shard}")
     except pa.ArrowException as error:
         raise UsageError(f"{where}: {shard} cannot be read ({first_line(error)[:160]}); copy it again") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{where}: {shard} has text that is not UTF-8, in '{image}' or '{label}'") from None
     return listing
 
 
@@ -99,6 +101,9 @@ def _columns(schema: Any, what: str) -> tuple[str, str, tuple[str, ...]]:
     if not image or not label:
         lacks = "image" if not image else "label"
         raise UsageError(f"{what} has no column '{lacks}'; it has {', '.join(schema.names)[:200]}")
+    for name in (image, label):
+        if schema.names.count(name) > 1:
+            raise UsageError(f"{what} has several columns '{name}'; rename all but one")
     names = features.get(label, {}).get("names")
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return image, label, tuple(names) if known and names else ()

@@ -28,9 +28,20 @@ from jaxvit.shown import terminal
 
 FORMAT = 1
 NO_LABEL = -1
+_LONGEST = 200  # characters of a class name
 _MOST_LINE = 1 << 26  # bytes of the JSON line
 # The arrays, in the order of the file; all have N values but `names`, which holds the bytes of all names.
 _ARRAYS = {"offsets": "<i8", "sizes": "<i8", "labels": "<i4", "sums": "<u4", "name_ends": "<i8", "names": "|u1"}
+
+
+def is_class_name(value: object) -> bool:
+    """Whether a value from a file can name a class: printable text of 1 to 200 characters, without spaces around it."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST and value.isprintable() and value == value.strip()
+
+
+def is_class_number(value: object) -> bool:
+    """Whether a value from a file can be the number of a class: a whole number from 0 to 999,999,999."""
+    return type(value) is int and 0 <= value < 10**9
 
 
 @dataclass
@@ -132,7 +143,8 @@ def open_index(shard: Path, list_shard: Callable[[Path, Path], Listing], *, copi
         said = f"warning: the index {index} cannot be used ({first_line(error)[:200]}); it is built again"
         print(terminal(said), file=sys.stderr, flush=True)
     except OSError as error:
-        raise UsageError(f"{where}: {error.filename or shard} cannot be read ({error.strerror})") from None
+        remedy = f"; delete {folder}, which holds nothing but indexes" if error.filename == str(index) else ""
+        raise UsageError(f"{where}: {error.filename or shard} cannot be read ({error.strerror}){remedy}") from None
     try:
         if copies:
             make_folder(folder)
@@ -200,6 +212,13 @@ def _checked(line: dict[str, Any], body: bytes, shard: Path, file: Path, state: 
     Raises:
       ValueError: they are not an index of this file.
     """
+    try:
+        return _parsed(line, body, shard, file, state)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"an entry is missing or of another kind: {first_line(error)}") from None
+
+
+def _parsed(line: dict[str, Any], body: bytes, shard: Path, file: Path, state: tuple[int, int]) -> ShardIndex:
     count, values, class_names = line["images"], line["labels"], line["class_names"]
     fixed = sum(np.dtype(kind).itemsize for name, kind in _ARRAYS.items() if name != "names")
     if type(count) is not int or not 0 <= count <= len(body) // fixed:
@@ -217,8 +236,10 @@ def _checked(line: dict[str, Any], body: bytes, shard: Path, file: Path, state: 
         raise ValueError("its names are cut off")
     if (arrays["labels"] < NO_LABEL).any() or (arrays["labels"] >= len(values)).any():
         raise ValueError("it has numbers of labels that are not listed")
-    if not all(type(value) in (int, str) for value in values) or not all(type(n) is str for n in class_names):
+    if not all(is_class_number(value) or is_class_name(value) for value in values):
         raise ValueError("its labels are neither names nor whole numbers")
+    if not (isinstance(class_names, list) and all(type(name) is str for name in class_names)):
+        raise ValueError("its classes have no names")
     passed = {str(reason): (int(n), tuple(map(str, names))) for reason, (n, names) in line["passed_over"].items()}
     return ShardIndex(
         shard,

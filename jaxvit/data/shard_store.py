@@ -19,7 +19,7 @@ from jaxvit.data.image_store import ImageStore
 from jaxvit.data.notes import warn_once
 from jaxvit.data.parquet_shard import copy_images
 from jaxvit.data.photo_folder import LeftOut
-from jaxvit.data.shard_index import NO_LABEL, Listing, ShardIndex, open_index
+from jaxvit.data.shard_index import NO_LABEL, Listing, ShardIndex, is_class_name, open_index
 from jaxvit.data.shards import PARQUET_PREFIX, TAR_PREFIX, Shards, find_shards
 from jaxvit.data.tar_shard import list_tar
 from jaxvit.errors import UsageError
@@ -188,7 +188,8 @@ class ShardRecords:
         for shard in np.unique(shards):
             index, places = self._indexes[shard], order[shards[order] == shard].tolist()
             try:
-                descriptor = os.open(index.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                # A pipe in the place of a shard is told by its state, and opening it must not wait for a writer.
+                descriptor = os.open(index.file, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
             except OSError as error:
                 reason = OSError(error.strerror)
                 found |= {place: Unreadable(self._name(rows[place]), reason) for place in places}
@@ -241,6 +242,10 @@ def _class_names(indexes: Sequence[ShardIndex], where: str) -> tuple[str, ...]:
         return _of_labels(indexes, where)
     if len(set(names)) < len(names) or not all(names):
         raise UsageError(f"{where}: {source} names a class twice, or has an empty line")
+    if strange := next((name for name in names if not is_class_name(name)), ""):
+        raise UsageError(
+            f"{where}: {source} has the class name {strange!r:.60}; a name is printable text of at most 200 characters"
+        )
     return names
 
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from jaxvit.data.image_files import HEIC, NO_IMAGE, RAW, reason_to_skip
 from jaxvit.data.image_kinds import HEAD, RAW_ENDINGS, ending_of, has_image_ending, kind_of, reads_heic
-from jaxvit.data.shard_index import Listing
+from jaxvit.data.shard_index import Listing, is_class_name, is_class_number
 from jaxvit.errors import UsageError, first_line
 from jaxvit.files import parse_json
 
@@ -25,7 +25,6 @@ LINKS = "links, devices, sparse members and other members that are not plain fil
 NO_END = "shards without an end mark, which may have been cut off"
 _MOST_HEADER = 1 << 20  # bytes
 _MOST_LABEL = 1 << 20  # bytes of a .cls or .json member
-_LONGEST = 200  # characters of a class name
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 # First bytes of compressed files, and the command that unpacks them.
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -119,6 +118,8 @@ def _members(file: IO[bytes], shard: Path, where: str, listing: Listing) -> Iter
                 f"{where}: {shard} is compressed, so that its images cannot be reached one by one; unpack it once "
                 f"with `{command} {shard}`, and name the .tar file (images are compressed already)"
             )
+    if head.startswith(b"PK\x03\x04"):
+        raise UsageError(f"{where}: {shard} is a zip archive; unpack it once with `unzip {shard}`, and name the folder")
     file.seek(0)
     place = -1
     try:
@@ -206,9 +207,9 @@ def checked_label(value: object, what: str) -> int | str:
     """
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return int(value)
-    if type(value) is int and 0 <= value < 10**9:
+    if isinstance(value, int) and is_class_number(value):
         return value
-    if isinstance(value, str) and value.strip() and len(value) <= _LONGEST and value.isprintable():
+    if isinstance(value, str) and is_class_name(value.strip()):
         return value.strip()
     shown = repr(value)[:40]
     raise UsageError(f"{what}: {shown} is neither a whole number of 0 or more nor the name of a class")

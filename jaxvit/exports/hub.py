@@ -93,6 +93,8 @@ def write(model: ExportModel, path: Path) -> None:
             attributes["dtype"] = "float32"  # exported models compute in float32, whatever they were trained in
         if model.reduce:
             attributes["reduce"] = model.reduce
+        if fewer := getattr(loaded.model, "learner_keep", 0):
+            attributes["learner_keep"] = fewer
     facts = {name: facts[name] for name in _FACTS if name in facts}
     write_json(path / "model.json", facts, with_checksum=True)
     config["config"]["data"] |= {"dir": "", "name": public_name(loaded.config.data.name)}

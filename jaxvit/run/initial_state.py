@@ -139,7 +139,7 @@ class InitialValues:
         Raises:
           UsageError: they cannot be read, do not fit the model, or are not those that the run began with.
         """
-        return self._taken()[0]
+        return self._taken()[0] if self._init.source else {}
 
     def describe(self) -> list[str]:
         """A few lines on what is loaded, resized, fresh and unused; [] without `init.from`."""
@@ -183,8 +183,8 @@ def take(found: InitialWeights, model: nn.Module, plan: Plan) -> tuple[Arrays, l
     known = found.class_names
     names = plan.data.class_names
     same = known == names if known else before.guess.attributes.get("num_classes", 0) == len(names)
-    patterns = (split_patterns(text) for text in (init.keep, init.skip, init.allow))
-    rules = Rules(*patterns, channels=init.channels, positions=before.positions)
+    keep, skip, allow = map(split_patterns, (init.keep, init.skip, init.allow))
+    rules = Rules(keep, skip, allow, init.channels, before.positions)
     try:
         arrays, decisions = adapt(
             found.params,

@@ -59,7 +59,7 @@ def evaluate(
         count as damaged.
 
     Returns:
-      split, data, step, weights; reduce and macs, if the model merges or removes tokens; and everything of
+      split, data, step, weights; reduce or tokens, and macs, for a model with fewer tokens; and everything of
       `jaxvit.trained.scores.score`: count, loss, top1, top5 (fractions), precision, recall, f1, ece, calibration,
       per_class, confusion, most_confused, class_names.
 
@@ -270,6 +270,7 @@ def evaluate_source(
     predictor = Predictor(loaded, batch_size or loaded.evaluation_batch, devices)
     outcomes = predictor.outcomes(source)
     facts = {"split": split, "data": source.name, "step": loaded.step, "weights": loaded.weights}
-    if getattr(loaded.model, "reduce", "none") != "none":
-        facts |= {"reduce": loaded.model.reduce, "macs": count_macs(loaded.model, loaded.input_shape)["all"]}
+    fewer = {"reduce": getattr(loaded.model, "reduce", "none"), "tokens": getattr(loaded.model, "learner_keep", 0)}
+    if fewer := {name: value for name, value in fewer.items() if value not in ("none", 0)}:
+        facts |= {**fewer, "macs": count_macs(loaded.model, loaded.input_shape)["all"]}
     return {**facts, **scores.score(outcomes, loaded.class_names, places=predictor.places)}, outcomes

@@ -32,7 +32,7 @@ class ModelFacts:
       class_names: K names.
       image_shape: [H, W, C] of the training images.
       preprocessing: settings that turn such an image into the model's input in evaluation.
-      origin: of published weights, a name of `jaxvit.weights.pretrained.ORIGINS`; '' for a model trained here.
+      origin: a name of `jaxvit.weights.pretrained.ORIGINS` for published weights; '' for a model trained here.
     """
 
     file: Path

@@ -129,6 +129,8 @@ def test_shards_of_no_part_are_left_out_and_two_parts_in_a_name_are_refused(tmp_
     for pattern, says in (("no-*.tar", "no file matches"), ("{a,b}.tar", r"there is no file .*/a\.tar")):
         with pytest.raises(UsageError, match=says):
             find_shards(f"{tmp_path}/{pattern}", "x")
+    with pytest.raises(UsageError, match="braces stand for no number; write the smaller one first"):
+        find_shards(f"{tmp_path}/{{5..1}}.tar", "x")
     with pytest.raises(UsageError, match="more than 100,000 names"):
         find_shards(f"{tmp_path}/{{0..999999}}.tar", "x")
 
@@ -287,6 +289,7 @@ def with_size(name, size, kind=b"0"):
     [
         (lambda data: b"", "cannot be read as a tar file"),
         (lambda data: b"no tar" * 500, "cannot be read as a tar file"),
+        (lambda data: b"PK\x03\x04" + data, r"is a zip archive; unpack it once with `unzip"),
         (lambda data: data[:700], r"is cut off: its member 'cat/0\.png' has"),
         (lambda data: data[:1024] + b"\x07" * 512 + data[1536:], "is damaged at byte 1,024"),
         (lambda data: with_size("a.png", 1 << 50) + data, r"is cut off: its member 'a\.png'"),
@@ -360,6 +363,49 @@ def test_a_forged_index_reads_nothing_outside_of_its_shard(pets, tmp_path, capsy
     assert "it names places outside of the file" in capsys.readouterr().err
 
 
+NO_VALUE = object()
+FORGED = [
+    *((key, NO_VALUE) for key in ("images", "labels", "class_names", "passed_over", "bytes")),
+    *((key, value) for key in ("labels", "class_names", "passed_over") for value in (None, 1.5, "x", {"a": 1}, [None])),
+    *(("labels", [value, "dog"]) for value in (-1, True, 10**30, "a\nb", "\x1b[2J", "\ud800", "", "x" * 10_000)),
+    ("images", 10**30),
+    ("images", True),
+    ("passed_over", {"a": ["many", []]}),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), FORGED)
+def test_a_forged_index_is_built_again(pets, tmp_path, capsys, key, value):
+    name = f"tar:{write_tar(tmp_path / 't.tar', members(pets / 'train'))}"
+    before = open_dataset(name, tmp_path / "tfds")
+    index = tmp_path / ".jaxvit" / "t.tar.index"
+    head, _, body = index.read_bytes().partition(b"\n")
+    line = json.loads(head)
+    line.pop("checksum")
+    if value is NO_VALUE:
+        del line[key]
+    else:
+        line[key] = value
+    index.write_bytes(json.dumps({**line, "checksum": shard_index.checksum(line)}).encode() + b"\n" + body)
+    assert open_dataset(name, tmp_path / "tfds").class_names == before.class_names
+    assert index.read_bytes().partition(b"\n")[0] == head
+    said = capsys.readouterr().err.splitlines()
+    assert not said if key == "bytes" else len(said) == 1 and "it is built again" in said[0]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 10_000, " cat", "\ud800"])
+def test_a_strange_class_name_is_refused(pets, tmp_path, name):
+    file = write_parquet(tmp_path / "p" / "t.parquet", pets / "train", names=["dog", "cat", name])
+    with pytest.raises(UsageError, match=r"the metadata of .*t\.parquet has the class name .*printable text") as error:
+        open_dataset(f"parquet:{file}", tmp_path)
+    assert len(str(error.value)) < 500 + len(str(tmp_path)) * 3 and "\n" not in str(error.value)
+    if name.isascii() and name.strip() == name and "\n" not in name:
+        write_tar(tmp_path / "t" / "t.tar", [("a.png", PNG), ("a.cls", b"0")])
+        (tmp_path / "t" / "classes.txt").write_text(f"{name}\nother\n")
+        with pytest.raises(UsageError, match=r"classes\.txt has the class name"):
+            open_dataset(f"tar:{tmp_path}/t/t.tar", tmp_path)
+
+
 def test_a_shard_that_changes_under_a_run_is_noticed(pets, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "CACHE_BYTES", 10)
     name = tar_of(pets, tmp_path / "shards")
@@ -368,6 +414,46 @@ def test_a_shard_that_changes_under_a_run_is_noticed(pets, tmp_path, monkeypatch
     os.utime(tmp_path / "shards" / "train-0.tar", ns=(1, 1))
     with pytest.raises(RunFailedError, match=r"train-0\.tar: .* cannot be decoded \(its shard has changed"):
         source.batch(np.arange(16))
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_noticed_at_once(pets, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "CACHE_BYTES", 10)
+    file = write_tar(tmp_path / "t.tar", members(pets / "train"))
+    source = open_dataset(f"tar:{file}", tmp_path / "tfds").read("train")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunFailedError, match="its shard has changed since the start"):
+        source.batch(np.arange(4))
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda index: index.parent.write_text("a file"),
+        lambda index: index.parent.mkdir() or os.mkfifo(index),
+        lambda index: index.parent.mkdir() or index.mkdir(),
+        lambda index: index.parent.mkdir() or index.symlink_to(index),
+        lambda index: index.parent.mkdir() or index.symlink_to("/dev/zero"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_index_is_named(pets, tmp_path, put):
+    file = write_tar(tmp_path / "t.tar", members(pets / "train"))
+    put(tmp_path / ".jaxvit" / "t.tar.index")
+    with pytest.raises(UsageError, match=r"t\.tar\.index cannot be read \(.*\); delete .*\.jaxvit") as error:
+        open_dataset(f"tar:{file}", tmp_path / "tfds")
+    assert "\n" not in str(error.value)
+
+
+def test_a_link_in_the_place_of_an_index_or_a_copy_is_replaced_and_not_followed(pets, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    for folder, ending, write in (("t", "index", write_tar), ("p", "images", write_parquet)):
+        content = members(pets / "train") if folder == "t" else pets / "train"
+        file = write(tmp_path / folder / "a.shard", content)
+        (tmp_path / folder / ".jaxvit").mkdir()
+        (tmp_path / folder / ".jaxvit" / f"a.shard.{ending}").symlink_to(tmp_path / "precious")
+        open_dataset(f"{'tar' if folder == 't' else 'parquet'}:{file}", tmp_path / "tfds")
+        assert not (tmp_path / folder / ".jaxvit" / f"a.shard.{ending}").is_symlink()
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_changed_bytes_of_a_copy_out_of_parquet_are_noticed(pets, tmp_path, monkeypatch):
@@ -438,6 +524,42 @@ def test_a_wrong_parquet_file_is_refused_in_one_line(tmp_path, columns, says):
         open_dataset(parquet(tmp_path / "t.parquet", **columns), tmp_path)
     assert "\n" not in str(error.value)
     assert not [*(tmp_path / ".jaxvit").glob(".*")]  # nothing half-written
+
+
+def test_columns_of_one_name_and_text_that_is_none_are_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    file, images, labels = tmp_path / "t.parquet", pa.array([PNG]), pa.array([0])
+    no_text = pa.Array.from_buffers(
+        pa.utf8(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
+    )
+    struct_of = pa.StructArray.from_arrays([images, no_text], ["bytes", "path"])
+    for columns, names, says in (
+        ([images, images, labels], ["image", "image", "label"], r"t\.parquet has several columns 'image'"),
+        ([images, labels, labels], ["image", "label", "label"], r"t\.parquet has several columns 'label'"),
+        ([images, no_text], ["image", "label"], r"t\.parquet has text that is not UTF-8, in 'image' or 'label'"),
+        ([struct_of, labels], ["image", "label"], "text that is not UTF-8"),
+    ):
+        pq.write_table(pa.Table.from_arrays(columns, names=names), file)
+        with pytest.raises(UsageError, match=says) as error:
+            open_dataset(f"parquet:{file}", tmp_path)
+        assert "\n" not in str(error.value) and not [*(tmp_path / ".jaxvit").glob(".*")]
+
+
+def test_a_page_with_a_checksum_is_checked(pets, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = tmp_path / "t.parquet"
+    table = pa.table({"image": [PNG] * 9, "label": ["a marked label"] * 9})
+    pq.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
+    data = file.read_bytes()
+    assert b"a marked label" in data
+    file.write_bytes(data.replace(b"a marked label", b"a darked label"))
+    with pytest.raises(UsageError, match=r"t\.parquet cannot be read|the images of .* cannot be listed") as error:
+        open_dataset(f"parquet:{file}", tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

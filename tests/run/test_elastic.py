@@ -13,6 +13,8 @@ from jaxvit.cli.evaluate import main as evaluate
 from jaxvit.cli.predict import main as predict
 from jaxvit.config.plan import resolve
 from jaxvit.errors import UsageError
+from jaxvit.exports import hub
+from jaxvit.exports.model import ExportModel
 from jaxvit.layers import TokenLearner
 from jaxvit.models.count import count_macs
 from jaxvit.run.assembly import assemble
@@ -87,7 +89,12 @@ def test_any_of_the_numbers_afterwards(run, capsys):
     assert json.loads(out)["loss"] == jaxvit.evaluate(few)["loss"] != jaxvit.evaluate(loaded)["loss"]
     assert "note: 1 learned tokens: " in err
     macs = [count_macs(each.model, each.input_shape)["all"] for each in (few, loaded)]
-    assert macs[0] < macs[1]
+    assert macs[0] < macs[1] and (json.loads(out)["tokens"], json.loads(out)["macs"]) == (1, macs[0])
+
+
+def test_an_exported_folder_keeps_the_number(run, tmp_path):
+    hub.write(ExportModel.of(jaxvit.load(run).with_tokens(1), "float32"), tmp_path / "hub")
+    assert jaxvit.load(tmp_path / "hub").model.learner_keep == 1
 
 
 def test_a_cascade_asks_again_where_unsure(run, capsys):

@@ -15,7 +15,7 @@ import jaxvit
 from jaxvit.config.files import load_config_file
 from jaxvit.config.identity import config_hash
 from jaxvit.config.initial_weights import fill_in, read_weights, start_from
-from jaxvit.config.keys import set_value
+from jaxvit.config.keys import model_config, set_value
 from jaxvit.config.overrides import parse_config_arguments
 from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, StoppedError, UsageError
@@ -125,6 +125,14 @@ def test_the_hash_is_that_of_the_weights_and_not_of_their_place(source, tmp_path
         fill_in(family_config("vit", init__hash="0123"))
 
 
+def test_files_that_vanish_from_the_source_are_no_fault(source, tmp_path):
+    """A source that still trains deletes checkpoints, and a folder can hold a link to nothing."""
+    folder = shutil.copytree(source, tmp_path / "run")
+    (folder / "gone.json").symlink_to(tmp_path / "nothing")
+    (folder / "checkpoints" / "gone").symlink_to(tmp_path / "nothing")
+    assert read_weights(str(folder)).hash == read_weights(str(source)).hash
+
+
 def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys):
     shutil.copytree(source, tmp_path / "source")
     config = of(tmp_path / "source", train__duration="4 steps", checkpoint__every="1 steps", data__validation="")
@@ -191,10 +199,18 @@ def test_the_model_of_the_weights(source):
     assert start_from(config, str(source)).optim.peak_lr == config.optim.peak_lr == 3e-3
     with pytest.raises(UsageError, match=r"config.init.from is missing"):
         fill_in(load_config_file("finetune"))
+    config = family_config("vit")
+    with config.unlocked():
+        config.model = model_config("source")
+    with pytest.raises(UsageError, match=r"config.init.from is missing"):
+        resolve(config)  # by a verb that trains nothing
+    set_value(config, "init.from", "/nowhere")
+    with pytest.raises(UsageError, match=r"config.init.from='/nowhere': there is no such file or folder"):
+        resolve(config)
 
 
 def test_a_config_file_may_name_the_weights(source, tmp_path):
-    """What the command line sets holds, also where it is the key's default."""
+    """A value of the command line stays, also if it is the default of its key."""
     (tmp_path / "mine.py").write_text(
         "from jaxvit.config.files import load_config_file\nfrom jaxvit.config.keys import set_value\n\n\n"
         "def get_config(variant=''):\n    config = load_config_file('finetune')\n"
@@ -219,7 +235,7 @@ def test_a_file_is_read_with_what_lies_beside_it(tmp_path):
     images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
     found = read_weights(str(tmp_path / "weights.npz"))
-    assert found.class_names == ("cat", "dog", "bird") and found.hash == alone.hash
+    assert found.class_names == ("cat", "dog", "bird") and found.attributes["heads"] == 2
     config = start_from(load_config_file("finetune"), str(tmp_path / "weights.npz"))
     assert (config.model.heads, config.model.norm_eps, config.model.activation) == (2, 1e-5, "gelu_tanh")
     assert config.augment.mean == (0.1, 0.2, 0.3) and config.model.num_classes == 0
