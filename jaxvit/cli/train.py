@@ -143,14 +143,15 @@ def main(argv: list[str]) -> int:
     _join(options)  # after all that one process could find wrong alone: the others would wait for it
     if options.dry_run:
 
-        def plan_it() -> tuple[Plan, Assembly]:
+        def plan_it() -> tuple[Plan, Assembly, list[str]]:
             filled, begun = fill_in(config, Path(workdir) if workdir else None, overrides)
             platform = hardware.platform()
             plan = resolve(filled, devices=hardware.device_count(), platform=platform, overrides=overrides)
-            return plan, assemble(plan, overrides, begun=begun)
+            assembly = assemble(plan, overrides, begun=begun)
+            return plan, assembly, assembly.initial.describe() if assembly.initial and not begun else []
 
-        plan, assembly = processes.on_all(plan_it)
-        print_plan(plan, assembly.abstract_state.params, assembly.schedule)
+        plan, assembly, weights = processes.on_all(plan_it)
+        print_plan(plan, assembly.abstract_state.params, assembly.schedule, weights=weights)
         return 0
     train(
         config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import SupportsFloat
 
 import jax
@@ -22,7 +22,11 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def print_plan(
-    plan: Plan, params: Params, learning_rate: Callable[[int], SupportsFloat], console: Console | None = None
+    plan: Plan,
+    params: Params,
+    learning_rate: Callable[[int], SupportsFloat],
+    console: Console | None = None,
+    weights: Sequence[str] = (),
 ) -> None:
     """Prints a plan, its parameters and its learning rate.
 
@@ -31,9 +35,12 @@ def print_plan(
       params: parameter tree; may be abstract.
       learning_rate: learning rate of a step.
       console: where to print; None = stdout.
+      weights: lines on the weights that the run starts from.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     console.print(_plan_table(plan))
+    for line in weights:
+        console.print(rich(line))
     on_muon = count_on_muon(params, plan.optim) if plan.optim.name == "muon" else None
     console.print(parameter_table(params, on_muon))
     if on_muon is not None:

@@ -18,7 +18,7 @@ from tiny import edit_json, tiny_config, train_family
 import jaxvit
 from jaxvit.cli.report import main
 from jaxvit.errors import RunFailedError, UsageError
-from jaxvit.pages.comparison import find_runs
+from jaxvit.pages.comparison import WRITERS, find_runs
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,16 @@ def test_the_validation_told_is_the_one_that_decides(runs, tmp_path, capsys, fin
     main([str(tmp_path), "--format=csv"])
     (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
     assert row["validation"] == "0.015625"
+
+
+def test_the_weights_that_runs_started_from(capsys):
+    rows = [{"run": "a", "model": "vit", "data": "d", "state": "finished"}]
+    WRITERS["markdown"](rows)
+    assert "starts from" not in capsys.readouterr().out
+    WRITERS["markdown"]([*rows, {**rows[0], "source": "runs/five"}])
+    heading, _, one, two = capsys.readouterr().out.splitlines()
+    places = [line.split(" | ")[3] for line in (heading, one, two)]
+    assert places == ["starts from", "", "runs/five"]
 
 
 def test_a_table_for_a_page(runs, capsys):

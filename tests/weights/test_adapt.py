@@ -85,4 +85,7 @@ def test_the_unexpected_stops_unless_it_is_allowed():
     with pytest.raises(AdaptError, match=r"is \[8, 16\] in the weights and \[8, 32\] in the model"):
         adapt(more, wide, Rules())
     with pytest.raises(AdaptError, match="nothing would be loaded"):
-        adapt(more, more, Rules(keep=("nowhere/*",)))
+        adapt(more, more, Rules(skip=("*",)))
+    for key in ("keep", "skip"):  # misspelt
+        with pytest.raises(AdaptError, match=rf"init\.{key} has '!nowhere/\*', which matches no parameter"):
+            adapt(more, more, Rules(**{key: ("!nowhere/*",)}))
