@@ -119,7 +119,19 @@ def read_weights(where: str, model: str = "") -> InitialWeights:
     where = located_weights(where)
     if not is_address(where) and not os.path.exists(where):
         raise UsageError(f"config.init.from='{terminal(where)}': there is no such file or folder")
-    own = ":" in model and os.path.isdir(where) and read_model(Path(where)).name == model
+    own = False
+    if (Path(where) / "model.json").is_file():
+        try:
+            name = read_model(Path(where)).name
+        except UsageError as error:
+            raise UsageError(f"config.init.from: {error}") from None
+        own = ":" in name
+        if own and name != model:
+            raise UsageError(
+                f"config.init.from: {terminal(where)}: its model '{terminal(name)}' is code outside jaxvit, which "
+                "is not run because a folder names it; if you trust that code, name it yourself: "
+                f"--config.model.name={terminal(name)}"
+            )
     return _read(where, own, _state_of(where))
 
 
