@@ -188,7 +188,7 @@ class ShardRecords:
         for shard in np.unique(shards):
             index, places = self._indexes[shard], order[shards[order] == shard].tolist()
             try:
-                # A pipe in the place of a shard is told by its state, and opening it must not wait for a writer.
+                # A pipe may have replaced the shard: opening one waits for a writer. Its state then differs.
                 descriptor = os.open(index.file, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
             except OSError as error:
                 reason = OSError(error.strerror)
