@@ -229,7 +229,7 @@ def fill_in(config: ConfigDict, workdir: Path | None = None, given: Collection[s
         if get("init.hash", str):
             raise UsageError("config.init.hash: has no meaning without config.init.from")
         return config, False
-    where, given = located_weights(where), get("init.hash", str)
+    where, wanted = located_weights(where), get("init.hash", str)
     before = _begun(workdir, where) if workdir else None
     if before is not None:
         config = config.copy_and_resolve_references()
@@ -248,7 +248,7 @@ def fill_in(config: ConfigDict, workdir: Path | None = None, given: Collection[s
                 file=sys.stderr,
                 flush=True,
             )
-        set_value(config, "init.hash", given or old)
+        set_value(config, "init.hash", wanted or old)
         if ConfigReader(config)("model.name", str) == SOURCE:
             theirs = ConfigReader(before)
             with config.unlocked():
@@ -259,8 +259,8 @@ def fill_in(config: ConfigDict, workdir: Path | None = None, given: Collection[s
         return config, True
     config = start_from(config, where, given)
     found = ConfigReader(config)("init.hash", str)
-    if given and given != found:
-        raise UsageError(f"config.init.hash={given}: {where} holds weights of hash {found}; take the weights it names")
+    if wanted and wanted != found:
+        raise UsageError(f"config.init.hash={wanted}: {where} holds weights of hash {found}; take the weights it names")
     return config, False
 
 
