@@ -7,6 +7,7 @@ keeps what it began with, even if the weights are gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Collection
@@ -118,18 +119,33 @@ def read_weights(where: str, model: str = "") -> InitialWeights:
     where = located_weights(where)
     if not is_address(where) and not os.path.exists(where):
         raise UsageError(f"config.init.from='{terminal(where)}': there is no such file or folder")
-    own = ":" in model and os.path.isdir(where) and read_model(Path(where)).name == model
+    own = False
+    if (Path(where) / "model.json").is_file():
+        try:
+            name = read_model(Path(where)).name
+        except UsageError as error:
+            raise UsageError(f"config.init.from: {error}") from None
+        own = ":" in name
+        if own and name != model:
+            raise UsageError(
+                f"config.init.from: {terminal(where)}: its model '{terminal(name)}' is code outside jaxvit, which "
+                "is not run because a folder names it; if you trust that code, name it yourself: "
+                f"--config.model.name={terminal(name)}"
+            )
     return _read(where, own, _state_of(where))
 
 
 def _state_of(where: str) -> tuple[object, ...]:
     """Changes whenever the files do, so that weights are read once."""
     path = Path(where)
-    if path.is_file():
-        files = [path, *(beside for name in (CONFIG, PREPROCESSOR) if (beside := path.with_name(name)).is_file())]
-    else:
-        files = [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
-    return tuple(sorted((str(file), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ino) for file in files))
+    beside = [path.with_name(name) for name in (CONFIG, PREPROCESSOR)]
+    inside = [*path.glob("*.safetensors"), *path.glob("*.json"), *path.glob("checkpoints/*")]
+    states = []
+    for file in [path, *beside] if path.is_file() else inside:
+        with contextlib.suppress(OSError):  # a link to nothing, or a checkpoint that its run has just deleted
+            found = file.stat()
+            states.append((str(file), found.st_size, found.st_mtime_ns, found.st_ino))
+    return tuple(sorted(states))
 
 
 @lru_cache(maxsize=2)

@@ -209,7 +209,10 @@ def _received(element: _Element, damage: Damage) -> Batch:
 def _start_worker(parent: int, index: int, count: int) -> None:
     """Prepares a process that decodes: it leaves signals and the accelerator to the main process, and ends with it."""
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
+    # Ctrl-C, a closed terminal and a scheduler reach all processes. The main one still needs batches until it has
+    # saved its state, and then ends the others (Grain kills them).
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     import jax
 
     jax.config.update("jax_platforms", "cpu")

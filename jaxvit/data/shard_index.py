@@ -143,7 +143,8 @@ def open_index(shard: Path, list_shard: Callable[[Path, Path], Listing], *, copi
         said = f"warning: the index {index} cannot be used ({first_line(error)[:200]}); it is built again"
         print(terminal(said), file=sys.stderr, flush=True)
     except OSError as error:
-        raise UsageError(f"{where}: {error.filename or shard} cannot be read ({error.strerror})") from None
+        remedy = f"; delete {folder}, which holds nothing but indexes" if error.filename == str(index) else ""
+        raise UsageError(f"{where}: {error.filename or shard} cannot be read ({error.strerror}){remedy}") from None
     try:
         if copies:
             make_folder(folder)

@@ -188,7 +188,8 @@ class ShardRecords:
         for shard in np.unique(shards):
             index, places = self._indexes[shard], order[shards[order] == shard].tolist()
             try:
-                descriptor = os.open(index.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                # A pipe may have replaced the shard: opening one waits for a writer. Its state then differs.
+                descriptor = os.open(index.file, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
             except OSError as error:
                 reason = OSError(error.strerror)
                 found |= {place: Unreadable(self._name(rows[place]), reason) for place in places}

@@ -81,6 +81,10 @@ def find_shards(pattern: str, where: str) -> Shards:
         patterns = list(itertools.islice(_braces(pattern), _MOST + 1))
         if len(patterns) > _MOST:
             raise UsageError(f"{where}: its braces stand for more than {_MOST:,} names; write * for the numbers")
+        if not patterns:
+            raise UsageError(
+                f"{where}: its braces stand for no number; write the smaller one first, as in {{000..146}}"
+            )
         root = Path(os.path.commonpath([_fixed(one) for one in patterns]))
         for one in patterns:
             for name in sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one]:

@@ -118,6 +118,8 @@ def _members(file: IO[bytes], shard: Path, where: str, listing: Listing) -> Iter
                 f"{where}: {shard} is compressed, so that its images cannot be reached one by one; unpack it once "
                 f"with `{command} {shard}`, and name the .tar file (images are compressed already)"
             )
+    if head.startswith(b"PK\x03\x04"):
+        raise UsageError(f"{where}: {shard} is a zip archive; unpack it once with `unzip {shard}`, and name the folder")
     file.seek(0)
     place = -1
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +18,16 @@ from jaxvit.config.keys import base_config, check_value, set_value, to_plain
 from jaxvit.data.settings import Augmentation, Preprocessing
 from jaxvit.errors import UsageError
 from jaxvit.exports.hub import save_weights
-from jaxvit.files import make_folder, make_writable, naming, no_empty_folders, read_regular, sync_folder, write_json
+from jaxvit.files import (
+    make_folder,
+    make_writable,
+    naming,
+    no_empty_folders,
+    parse_json,
+    read_regular,
+    sync_folder,
+    write_json,
+)
 from jaxvit.models.registry import MODELS, create_model
 from jaxvit.shown import markdown
 from jaxvit.trained.load import load
@@ -129,7 +137,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
         raise UsageError(f"--class_names={file} cannot be read ({reason})") from None
     if text.lstrip().startswith("["):
         try:
-            names = json.loads(text)
+            names = parse_json(text)
         except ValueError:
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -119,22 +119,7 @@ class Attention(nn.Module):
 
         may = implementation("attention") == "absorbed" and self.has_variable("params", "query") and not self.qk_norm
         if may and absorbing_pays(q_BNC.shape, kv_BNC.shape, head_dim):
-            if train and self.dropout > 0 and key is None:
-                key = self.make_rng("dropout")
-            x_BNC, weights_BNN = attend_absorbed(
-                q_BNC,
-                kv_BNC,
-                self._kernels(),
-                dtype=self.dtype,
-                dropout_rate=self.dropout,
-                key=key if train else None,
-                bias_BK=bias_BK,
-            )
-            if self.is_mutable_collection("intermediates"):
-                self.sow("intermediates", "attention", self._by_head(weights_BNN))
-            if reducing:
-                reducing.see(partial(self._mean_keys, kv_BNC), partial(self._by_head, weights_BNN))
-            return x_BNC
+            return self._absorbed(q_BNC, kv_BNC, train, key, reducing)
 
         q_BNMD, k_BNMD, v_BNMD = project("query", q_BNC), project("key", kv_BNC), project("value", kv_BNC)
         if self.qk_norm:
@@ -160,6 +145,27 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )(x_BNMD)
+
+    def _absorbed(
+        self, q_BNC: jax.Array, kv_BNC: jax.Array, train: bool, key: jax.Array | None, reducing: Reducing | None
+    ) -> jax.Array:
+        """The same by `attend_absorbed`, which multiplies the kernels first and computes no queries, keys or values."""
+        if train and self.dropout > 0 and key is None:
+            key = self.make_rng("dropout")
+        x_BNC, weights_BNN = attend_absorbed(
+            q_BNC,
+            kv_BNC,
+            self._kernels(),
+            dtype=self.dtype,
+            dropout_rate=self.dropout,
+            key=key if train else None,
+            bias_BK=None if reducing is None else reducing.bias_BN,
+        )
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attention", self._by_head(weights_BNN))
+        if reducing:
+            reducing.see(partial(self._mean_keys, kv_BNC), partial(self._by_head, weights_BNN))
+        return x_BNC
 
     def _by_head(self, weights_BNN: jax.Array) -> jax.Array:
         """The weights of `attend_absorbed` as (B, M, N, K)."""

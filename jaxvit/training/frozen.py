@@ -40,6 +40,8 @@ def check_frozen(params: Params, freeze: str, head_first_steps: int = 0) -> None
       UsageError: a pattern matches no parameter; all parameters are frozen; or the model has no trained head.
     """
     paths = [_join(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if freeze and not split_patterns(freeze):
+        raise UsageError(f"config.optim.freeze='{freeze}': holds no pattern; write one such as 'embed/*'")
     if pattern := without_match(split_patterns(freeze), paths):
         raise UsageError(
             f"config.optim.freeze='{freeze}': '{pattern}' matches no parameter of this model, such as '{paths[0]}'; "

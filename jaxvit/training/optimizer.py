@@ -122,33 +122,36 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
         parts.append(_by_group(s, lambda: own_optimizer(s, make_schedule(s))))
         return optax.chain(*parts, *([_scale_by_layer(s.layer_decay)] if s.layer_decay != 1.0 else []))
 
-    def mask(params: Params) -> Mapping[str, object]:
-        return decay_mask(params, s.decay_mask)
-
-    def moments_and_decay() -> list[optax.GradientTransformation]:
-        inner: list[optax.GradientTransformation] = []
-        if s.name in ("adamw", "adam"):
-            inner.append(optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps))
-        elif s.name == "muon":
-            inner.append(scale_by_muon_and_adam(s))
-        elif s.name == "lion":
-            inner.append(optax.scale_by_lion(b1=s.b1, b2=s.b2))
-        elif s.momentum:
-            inner.append(optax.trace(decay=s.momentum))
-        if s.weight_decay and s.decay == "lr_scaled":
-            inner.append(optax.add_decayed_weights(s.weight_decay, mask=mask))
-        return inner
-
     if s.freeze or s.head_first_steps:
-        parts.append(_by_group(s, lambda: optax.chain(*moments_and_decay())))
+        parts.append(_by_group(s, lambda: optax.chain(*_moments_and_decay(s))))
     else:  # not nested: so checkpoints of older runs store it
-        parts += moments_and_decay()
+        parts += _moments_and_decay(s)
     if s.layer_decay != 1.0:
         parts.append(_scale_by_layer(s.layer_decay))
     parts.append(optax.scale_by_learning_rate(make_schedule(s)))
     if s.weight_decay and s.decay == "independent":
-        parts.append(_by_group(s, lambda: optax.add_decayed_weights(-s.weight_decay, mask=mask)))
+        parts.append(_by_group(s, lambda: optax.add_decayed_weights(-s.weight_decay, mask=_mask(s))))
     return optax.chain(*parts)
+
+
+def _moments_and_decay(s: OptimizerSettings) -> list[optax.GradientTransformation]:
+    """The moments of the named optimizer, and the weight decay that the learning rate scales."""
+    parts: list[optax.GradientTransformation] = []
+    if s.name in ("adamw", "adam"):
+        parts.append(optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps))
+    elif s.name == "muon":
+        parts.append(scale_by_muon_and_adam(s))
+    elif s.name == "lion":
+        parts.append(optax.scale_by_lion(b1=s.b1, b2=s.b2))
+    elif s.momentum:
+        parts.append(optax.trace(decay=s.momentum))
+    if s.weight_decay and s.decay == "lr_scaled":
+        parts.append(optax.add_decayed_weights(s.weight_decay, mask=_mask(s)))
+    return parts
+
+
+def _mask(s: OptimizerSettings) -> Callable[[Params], Mapping[str, object]]:
+    return lambda params: decay_mask(params, s.decay_mask)
 
 
 def _clipping(s: OptimizerSettings) -> optax.GradientTransformation:

@@ -160,15 +160,18 @@ def gradients_and_sums(
         gradients, (logits_BK, loss_B) = gradient(state.params, state.constants, part)
         return gradients, classification_sums(logits_BK, part["label"], loss_B, part["mask"])
 
-    def add(total: tuple[Params, Sums], part: Batch) -> tuple[tuple[Params, Sums], None]:
+    return of_part(examples) if accumulate == 1 else _add_up(of_part, examples, accumulate)
+
+
+def _add_up(of_part: Callable[[Batch], T], examples: Batch, parts: int) -> T:
+    """Sums a function's results over the parts of a batch, one part after the other."""
+    cut = cut_examples(examples, parts)
+
+    def add(total: T, part: Batch) -> tuple[T, None]:
         return jax.tree.map(jnp.add, total, of_part({"count": examples["count"], **part})), None
 
-    if accumulate == 1:
-        return of_part(examples)
-    parts = cut_examples(examples, accumulate)
-    shapes = jax.eval_shape(of_part, {"count": examples["count"], **jax.tree.map(lambda x: x[0], parts)})
-    total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
-    return total
+    shapes = jax.eval_shape(of_part, {"count": examples["count"], **jax.tree.map(lambda x: x[0], cut)})
+    return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), cut)[0]
 
 
 def cut_examples(examples: Batch, parts: int) -> dict[str, jax.Array]:

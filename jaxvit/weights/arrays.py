@@ -104,10 +104,14 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             if int.from_bytes(file.read(8), "little") > _MOST_HEADER:
                 raise ValueError("its header is too long")
         with safetensors.safe_open(path, framework="numpy") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, no mapping
+            found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118, no mapping
+    except AttributeError as error:  # NumPy has no such type
+        kind = first_line(error).rpartition("attribute ")[2].strip("'")
+        raise UsageError(f"{path} holds numbers of a kind that is not read here ({kind}); save it as float32") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise UsageError(f"{path} cannot be read ({reason}); download it again") from None
+    return _real(found)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -122,6 +126,11 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         reason = f"{type(error).__name__}: {first_line(error)[:200]}"
         raise UsageError(f"{path} cannot be read ({reason}); download it again") from None
     arrays = {name: _bfloat16(array) for name, array in arrays.items()}
+    return _real(arrays)
+
+
+def _real(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of real numbers, and of bools; the others, such as text and complex numbers, are no weights."""
     return {name: array for name, array in arrays.items() if array.dtype.kind in "biuf" or _is_bfloat16(array)}
 
 

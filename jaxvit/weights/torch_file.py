@@ -28,6 +28,8 @@ from jaxvit.shown import terminal
 MAGIC = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the pickled number of files before PyTorch 1.6
 _MOST_PICKLE = 1 << 26  # bytes; the descriptions of 100,000 tensors take some 20 MB
+_MOST_SIDES = 64  # entries of a torch.Size
+_MOST_PAIRS = 1 << 18  # pairs of all calls of OrderedDict; a pickle can name one list of pairs again and again
 
 _STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -113,6 +115,7 @@ class _Reader:
         self._stack: list = []
         self._marks: list[list] = []
         self._memo: dict[object, object] = {}  # keys are the numbers that the pickle names
+        self._pairs = 0
 
     def read(self, data: bytes) -> object:
         for opcode, value, _ in pickletools.genops(data):
@@ -219,8 +222,13 @@ class _Reader:
             case _Known.PARAMETER:
                 return arguments[0]
             case _Known.TUPLE if not arguments or isinstance(arguments[0], (tuple, list)):
+                if arguments and len(arguments[0]) > _MOST_SIDES:
+                    raise ValueError("a torch.Size of too many sides")
                 return tuple(*arguments[:1])
             case _Known.DICT if not arguments or isinstance(arguments[0], (tuple, list)):
+                self._pairs += len(arguments[0]) if arguments else 0
+                if self._pairs > _MOST_PAIRS:
+                    raise ValueError("too many pairs of dicts")
                 found = collections.OrderedDict()
                 for pair in arguments[0] if arguments else ():
                     _set(found, pair)
@@ -284,7 +292,8 @@ class _Archive:
             raise ValueError("an unknown byte order")
         self._order = "<" if order == b"little" else ">"
         self._storages: dict[str, np.ndarray] = {}
-        self._swapped: dict[_Storage, np.ndarray] = {}  # big-endian arrays, converted once: many tensors can share one
+        # Big-endian arrays, converted once: many tensors can share a storage, and name parts of it.
+        self._swapped: dict[tuple[str, np.dtype], np.ndarray] = {}
 
     def _read(self, name: str, most: int) -> bytes:
         info = self._members.get(f"{self._folder}/{name}")
@@ -329,10 +338,12 @@ class _Archive:
             raise ValueError(f"data/{storage.key} has {raw.nbytes:,} bytes, where {expected:,} belong")
         if self._order == "<":
             return raw[:expected].view(storage.dtype)
-        if storage not in self._swapped:
-            swapped = raw[:expected].reshape(-1, storage.dtype.itemsize)[:, ::-1]
-            self._swapped[storage] = np.ascontiguousarray(swapped).reshape(-1).view(storage.dtype)
-        return self._swapped[storage]
+        own = storage.key, storage.dtype
+        if own not in self._swapped:
+            size = storage.dtype.itemsize
+            swapped = raw[: raw.nbytes // size * size].reshape(-1, size)[:, ::-1]
+            self._swapped[own] = np.ascontiguousarray(swapped).reshape(-1).view(storage.dtype)
+        return self._swapped[own][: storage.numel]
 
 
 def _counts(numbers: object) -> tuple[int, ...]:

@@ -66,6 +66,30 @@ def test_an_error_of_a_process_is_that_of_a_thread(streamed):
     assert said[0] == said[1]
 
 
+def test_a_signal_to_all_processes_leaves_decoding_to_the_end(streamed):
+    """A scheduler stops a run by a signal to its whole group: the run needs batches until it has saved its state."""
+    expected, batches = (evaluation_stream(streamed(on_error="skip"), 2, workers=workers) for workers in (-1, 1))
+    found = [next(batches)]
+    children = multiprocessing.active_children()
+    assert children
+    for child in children:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            os.kill(child.pid, number)
+    found += list(batches)
+    for one, two in zip(expected, found, strict=True):
+        assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_a_process_that_is_killed_ends_the_run_in_one_line(streamed):
+    batches = evaluation_stream(streamed(on_error="skip"), 2, workers=1)
+    next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(RunFailedError, match=r"a process that decodes images ended by itself.*workers=-1") as error:
+        list(batches)
+    assert "\n" not in str(error.value)
+
+
 def test_a_set_that_cannot_be_sent_to_processes_is_told(streamed):
     source = streamed(on_error="skip")
     vars(source)["records"] = lambda: None

@@ -129,6 +129,8 @@ def test_shards_of_no_part_are_left_out_and_two_parts_in_a_name_are_refused(tmp_
     for pattern, says in (("no-*.tar", "no file matches"), ("{a,b}.tar", r"there is no file .*/a\.tar")):
         with pytest.raises(UsageError, match=says):
             find_shards(f"{tmp_path}/{pattern}", "x")
+    with pytest.raises(UsageError, match="braces stand for no number; write the smaller one first"):
+        find_shards(f"{tmp_path}/{{5..1}}.tar", "x")
     with pytest.raises(UsageError, match="more than 100,000 names"):
         find_shards(f"{tmp_path}/{{0..999999}}.tar", "x")
 
@@ -287,6 +289,7 @@ def with_size(name, size, kind=b"0"):
     [
         (lambda data: b"", "cannot be read as a tar file"),
         (lambda data: b"no tar" * 500, "cannot be read as a tar file"),
+        (lambda data: b"PK\x03\x04" + data, r"is a zip archive; unpack it once with `unzip"),
         (lambda data: data[:700], r"is cut off: its member 'cat/0\.png' has"),
         (lambda data: data[:1024] + b"\x07" * 512 + data[1536:], "is damaged at byte 1,024"),
         (lambda data: with_size("a.png", 1 << 50) + data, r"is cut off: its member 'a\.png'"),
@@ -413,6 +416,46 @@ def test_a_shard_that_changes_under_a_run_is_noticed(pets, tmp_path, monkeypatch
         source.batch(np.arange(16))
 
 
+def test_a_pipe_in_the_place_of_a_shard_is_noticed_at_once(pets, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "CACHE_BYTES", 10)
+    file = write_tar(tmp_path / "t.tar", members(pets / "train"))
+    source = open_dataset(f"tar:{file}", tmp_path / "tfds").read("train")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunFailedError, match="its shard has changed since the start"):
+        source.batch(np.arange(4))
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda index: index.parent.write_text("a file"),
+        lambda index: index.parent.mkdir() or os.mkfifo(index),
+        lambda index: index.parent.mkdir() or index.mkdir(),
+        lambda index: index.parent.mkdir() or index.symlink_to(index),
+        lambda index: index.parent.mkdir() or index.symlink_to("/dev/zero"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_index_is_named(pets, tmp_path, put):
+    file = write_tar(tmp_path / "t.tar", members(pets / "train"))
+    put(tmp_path / ".jaxvit" / "t.tar.index")
+    with pytest.raises(UsageError, match=r"t\.tar\.index cannot be read \(.*\); delete .*\.jaxvit") as error:
+        open_dataset(f"tar:{file}", tmp_path / "tfds")
+    assert "\n" not in str(error.value)
+
+
+def test_a_link_in_the_place_of_an_index_or_a_copy_is_replaced_and_not_followed(pets, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    for folder, ending, write in (("t", "index", write_tar), ("p", "images", write_parquet)):
+        content = members(pets / "train") if folder == "t" else pets / "train"
+        file = write(tmp_path / folder / "a.shard", content)
+        (tmp_path / folder / ".jaxvit").mkdir()
+        (tmp_path / folder / ".jaxvit" / f"a.shard.{ending}").symlink_to(tmp_path / "precious")
+        open_dataset(f"{'tar' if folder == 't' else 'parquet'}:{file}", tmp_path / "tfds")
+        assert not (tmp_path / folder / ".jaxvit" / f"a.shard.{ending}").is_symlink()
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
 def test_changed_bytes_of_a_copy_out_of_parquet_are_noticed(pets, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "CACHE_BYTES", 10)
     name = as_hugging_face(pets, tmp_path / "shards")
@@ -488,7 +531,9 @@ def test_columns_of_one_name_and_text_that_is_none_are_refused(tmp_path):
     import pyarrow.parquet as pq
 
     file, images, labels = tmp_path / "t.parquet", pa.array([PNG]), pa.array([0])
-    no_text = pa.Array.from_buffers(pa.utf8(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")])
+    no_text = pa.Array.from_buffers(
+        pa.utf8(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
+    )
     struct_of = pa.StructArray.from_arrays([images, no_text], ["bytes", "path"])
     for columns, names, says in (
         ([images, images, labels], ["image", "image", "label"], r"t\.parquet has several columns 'image'"),

@@ -116,7 +116,11 @@ OWN = [
     ("PatchEmbed", {"patch": 0}, "PatchEmbed: patch=0 must be"),
     ("PatchEmbed", {"patch": 3}, "patch=3 does not divide an image of 8x8 pixels"),
     ("PatchEmbed", {"kind": "linear"}, "PatchEmbed: kind='linear' must be 'conv' or 'dense'"),
-    ("Pool", {"kind": "max"}, "Pool: kind='max' must be 'cls', 'cls_register', 'mean', 'sequence', 'attention' or 'flatten'"),
+    (
+        "Pool",
+        {"kind": "max"},
+        "Pool: kind='max' must be 'cls', 'cls_register', 'mean', 'sequence', 'attention' or 'flatten'",
+    ),
     ("Pool", {"prefix": -1}, "Pool: prefix=-1 must be a whole number, 0 or more"),
     ("PositionEmbed", {"kind": "rotary"}, "PositionEmbed: kind='rotary' must be 'learned', 'sincos', 'sine' or 'none'"),
     ("PrefixTokens", {"stddev": -1.0}, "PrefixTokens: stddev=-1.0 must be a finite number, 0 or more"),

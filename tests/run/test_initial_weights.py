@@ -21,6 +21,7 @@ from jaxvit.config.plan import resolve
 from jaxvit.errors import STOPPED, StoppedError, UsageError
 from jaxvit.exports import hub
 from jaxvit.exports.model import ExportModel
+from jaxvit.files import CHECKSUM, write_json
 from jaxvit.models.registry import create_model
 from jaxvit.ops.patch_kernels import resize_patch_kernel
 from jaxvit.ops.positions import resize_positions
@@ -123,6 +124,29 @@ def test_the_hash_is_that_of_the_weights_and_not_of_their_place(source, tmp_path
         assemble(resolve(of(source, init__hash="0123")))
     with pytest.raises(UsageError, match=r"config.init.hash: has no meaning without"):
         fill_in(family_config("vit", init__hash="0123"))
+
+
+def test_code_that_a_folder_names_is_not_run(source, tmp_path, monkeypatch):
+    """`train` has no flag that allows it; the user names the code as the model of the config."""
+    folder = shutil.copytree(source, tmp_path / "run")
+    about = json.loads((folder / "model.json").read_text())
+    about.pop(CHECKSUM)
+    write_json(folder / "model.json", {**about, "name": "strange_code:Model"}, with_checksum=True)
+    (tmp_path / "strange_code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for config in (family_config("vit"), load_config_file("finetune")):
+        set_value(config, "init.from", str(folder))
+        with pytest.raises(UsageError, match=r"if you trust that code, .* --config\.model\.name=strange_code:Model$"):
+            fill_in(config)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_that_vanish_from_the_source_are_no_fault(source, tmp_path):
+    """A source that still trains deletes checkpoints, and a folder can hold a link to nothing."""
+    folder = shutil.copytree(source, tmp_path / "run")
+    (folder / "gone.json").symlink_to(tmp_path / "nothing")
+    (folder / "checkpoints" / "gone").symlink_to(tmp_path / "nothing")
+    assert read_weights(str(folder)).hash == read_weights(str(source)).hash
 
 
 def test_a_run_goes_on_without_the_weights(source, tmp_path, monkeypatch, capsys):

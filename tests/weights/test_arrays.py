@@ -102,7 +102,17 @@ def _no_bytes(path):
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
 
 
+def _eight_bits(path):
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
 BAD = {
+    "safetensors of 8 bits": (_eight_bits, r"of a kind that is not read here \(float8_e4m3fn\); save it as float32"),
+    "safetensors of complex numbers": (
+        lambda path: safetensors.numpy.save_file({"a": np.zeros(2, np.complex64)}, path),
+        "holds no arrays",
+    ),
     "npz of many that unfold": (_many_bombs, "unfolds to"),
     "npz of 10^12 empty strings": (_no_bytes, "holds no arrays"),
     "npz of records": (lambda path: np.savez(path, a=np.zeros(1, "f4,f4")), "holds no arrays"),

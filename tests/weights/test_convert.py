@@ -160,6 +160,7 @@ WRONG = {
     "too many names": (["--class_names=4.txt"], r"4\.txt has 4 names, and the model 3 classes"),
     "no names": (["--class_names=0.txt"], "it has no names"),
     "no list of names": (["--class_names=0.json"], "no list of names"),
+    "a list without end": (["--class_names=deep.json"], "no list of names"),
     "no file of names": (["--class_names=none.txt"], "cannot be read"),
     "other classes": (["--config.model.num_classes=7"], r"head.bias \[3\] does not fit"),
     "another model": (["--model=cct_7_3x1_32"], "does not suit the model"),
@@ -185,6 +186,7 @@ def test_what_cannot_be_converted_is_one_line(kind, tmp_path, monkeypatch):
     (tmp_path / "4.txt").write_text("a\nb\nc\nd\n")
     (tmp_path / "0.txt").write_text("\n")
     (tmp_path / "0.json").write_text("[1, 2]")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     before = sorted(tmp_path.rglob("*"))

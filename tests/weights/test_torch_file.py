@@ -141,6 +141,32 @@ def test_a_small_pickle_takes_little(tmp_path, kind):
     assert read_torch(save(tmp_path / "a.pth", {}, pickled=BOMBS[kind])) == {}
 
 
+def again_and_again(name, item, count):
+    """A pickle that gives one list of `count` items to a call, a thousand times, and keeps all results."""
+    return b"\x80\x02](" + item * count + b"eq\x00c" + name + b"\nq\x01(" + b"h\x01h\x00\x85R" * 1000 + b"l."
+
+
+@pytest.mark.parametrize(
+    ("pickled", "says"),
+    [
+        (again_and_again(b"torch\nSize", b"N", 100), "a torch.Size of too many sides"),
+        (again_and_again(b"collections\nOrderedDict", b"NN\x86", 5000), "too many pairs of dicts"),
+    ],
+)
+def test_a_list_that_is_copied_again_and_again_is_refused(tmp_path, pickled, says):
+    with pytest.raises(UsageError, match=says):
+        read_torch(save(tmp_path / "a.pth", {}, pickled=pickled))
+
+
+def test_parts_of_a_big_endian_storage_are_converted_once(tmp_path):
+    array = np.arange(12, dtype=np.float32)
+    whole, part = Storage(array, "0"), Storage(array[:5], "0")
+    tree = {"a": Tensor(whole, 0, (12,), (1,)), "b": Tensor(part, 0, (5,), (1,))}
+    found = read_torch(save(tmp_path / "a.pth", tree, order="big", extra=[("data/0", array.astype(">f4").tobytes())]))
+    assert found["a"].tolist() == array.tolist() and found["b"].tolist() == [0, 1, 2, 3, 4]
+    assert np.shares_memory(found["a"], found["b"])
+
+
 def test_tensors_of_a_big_endian_storage_share_it(tmp_path):
     storage = Storage(np.arange(12, dtype=np.float32), "0")
     tree = {"a": Tensor(storage, 0, (4,), (1,)), "b": Tensor(storage, 2, (4,), (1,))}
