@@ -26,7 +26,7 @@ def test_a_set_is_written_once_and_trained_by_the_command(recipe, tmp_path, caps
     assert len(files) == 16 and files[0].startswith("tiny/1/") and files[-1].startswith("tiny/3/")
     recipe.make_set("tiny", tmp_path / "tiny", images=9)
     assert len([*tmp_path.rglob("*.png")]) == 16
-    words = recipe.command("tiny", "plain", tmp_path)
+    words = recipe.command("tiny", "plain", tmp_path, "")
     assert words[1:4] == ["-m", "jaxvit", "train"] and main([*words[4:], "--dry_run"]) == 0
     assert "fold 0 of 5 is test" in capsys.readouterr().out
 

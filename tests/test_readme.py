@@ -56,6 +56,8 @@ def trained(tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
         jaxvit.train(tiny_config(train__duration="1 steps"), folder / "runs" / "digits")
     export([f"--workdir={folder / 'runs' / 'digits'}"])
+    for name in ("token_learner", "shiftvit", "cct"):
+        shutil.copytree(folder / "runs" / "digits", folder / "runs" / name)
     return folder
 
 

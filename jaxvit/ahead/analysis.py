@@ -223,7 +223,7 @@ class _Counter:
         whole, total = sum(a.size for a in inner[name].arrays), 0
         for user in inner.users(name):
             if user.opcode in ("tuple", "custom-call"):
-                continue  # handed on, or watched by an asynchronous collective
+                continue  # passed through, or watched by an asynchronous collective
             if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
                 total += sum(a.size for a in user.arrays)
             elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
@@ -251,7 +251,7 @@ class _Counter:
             nested = self._computations[root.called["calls"][0]]
             return self._written(nested, nested.root)
         if root.opcode in ("parameter", "custom-call", "get-tuple-element"):
-            return 0  # handed on
+            return 0  # passed through
         return sum(map(self._far, root.arrays))
 
     def _flops(self, within: Computation, i: Instruction) -> dict[str, int]:

@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
         raise UsageError("name rows, or use --all (takes days); jaxvit reproduce --list shows the rows")
     if options.all and options.rows:
         raise UsageError("--all includes every row: leave out the names, or --all")
-    asked = choose(results.rows, options.rows, seeds=options.seeds, epochs=options.epochs)
+    asked = choose(results.rows, options.rows, seeds=options.seeds, epochs=options.epochs, trials=options.list)
     rows = list({row.name: row for one in asked for row in with_partner(one, results.rows)}.values())
     runs_folder = folder_for(Path(options.runs))
     settings = RunSettings(results.configs, runs_folder, options.epochs, options.dtype, options.together)

@@ -153,6 +153,7 @@ def most_merged(tokens: int) -> int:
       >>> most_merged(65)
       32
     """
+    check("most_merged", "tokens", tokens, whole(0))
     return tokens // 2
 
 
@@ -189,6 +190,8 @@ def compose_places(first_BN: jax.Array, then_BM: jax.Array) -> jax.Array:
       >>> compose_places(jnp.array([[0, 1, 1, -1]]), jnp.array([[5, 7]]))
       Array([[ 5,  7,  7, -1]], dtype=int32)
     """
+    check_array("compose_places", "first_BN", first_BN, "B N")
+    check_array("compose_places", "then_BM", then_BM, "B M")
     return jnp.where(first_BN >= 0, _take(then_BM, jnp.maximum(first_BN, 0)), -1)
 
 
@@ -296,6 +299,7 @@ def size_bias(sizes_BN: jax.Array) -> jax.Array:
       >>> size_bias(jnp.array([[1.0, 2.0]]))
       Array([[0.       , 0.6931472]], dtype=float32)
     """
+    check_array("size_bias", "sizes_BN", sizes_BN, "B N")
     sizes_BN = sizes_BN.astype(jnp.float32)
     return jnp.where(sizes_BN > 0, jnp.log(jnp.where(sizes_BN > 0, sizes_BN, 1.0)), _LAST)
 

@@ -156,12 +156,14 @@ def _row(given: Any) -> TableRow:
     return row
 
 
-def choose(every: Mapping[str, TableRow], names: Sequence[str], *, seeds: int = 0, epochs: int = 0) -> list[TableRow]:
+def choose(
+    every: Mapping[str, TableRow], names: Sequence[str], *, seeds: int = 0, epochs: int = 0, trials: bool = False
+) -> list[TableRow]:
     """Selects the rows that a command names.
 
     Args:
       every: all rows, by name.
-      names: names of rows; () = all except trials.
+      names: names of rows; () = all, without trials unless `trials` is set.
       seeds: number of seeds to run; 0 = all.
       epochs: epochs of a short form; 0 = each row's own.
 
@@ -171,7 +173,7 @@ def choose(every: Mapping[str, TableRow], names: Sequence[str], *, seeds: int = 
     for name in names:
         if name not in every:
             raise UsageError(f"there is no row '{name}'{nearest(name, every)}; see jaxvit reproduce --list")
-    rows = [every[name] for name in dict.fromkeys(names)] or [row for row in every.values() if not row.trial_of]
+    rows = [every[name] for name in dict.fromkeys(names)] or [row for row in every.values() if trials or not row.trial_of]
     most = max(rows, key=lambda row: len(row.seeds))
     if seeds > len(most.seeds):
         raise UsageError(f"--seeds={seeds}: {most.name} has {len(most.seeds)}; see jaxvit reproduce --list")

@@ -375,8 +375,12 @@ def assemble(plan: Plan, overrides: Iterable[str] = (), *, begun: bool = False) 
     if initial:
         loaded = initial.load() if plan.init.source and not begun else None
         jax.eval_shape(initial, abstract.variables, key, None, loaded)
-    one = jnp.zeros((1, *shape), jnp.float32)
-    teacher = teacher_of(plan, lambda: _apply(plan, model, _init(plan, model, jax.random.key(0)), one, False))
+
+    def outputs() -> jax.Array:
+        one = jnp.zeros((1, *shape), jnp.float32)
+        return _apply(plan, model, _init(plan, model, jax.random.key(0)), one, False)
+
+    teacher = teacher_of(plan, outputs)
     return Assembly(
         plan,
         model,

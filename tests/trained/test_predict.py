@@ -121,7 +121,7 @@ def test_the_figure_tells_right_from_wrong(run, images, tmp_path, monkeypatch):
         assert (picture[..., 0] == np.asarray(Image.open(file))).all()
         predicted = loaded.class_names[int(np.asarray(loaded(picture[None])).argmax())]
         assert text.startswith(predicted) and right == (predicted == file.parent.name)
-        assert right or text.endswith(f"it is {file.parent.name}")
+        assert text.endswith(f"\n{file.name}") and (right or f"it is {file.parent.name}\n" in text)
     assert Image.open(figure).size[0] > 300
 
 
