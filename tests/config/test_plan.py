@@ -150,12 +150,16 @@ def test_every_key_is_read_when_everything_is_on():
     config.init.update(attention="mimetic", positions="sincos", stem="whitening")
     config.data.update(folds=2, fold=1, balance="loss", balance_by="effective")
     muon = {f"optim.muon_{key}" for key in ("on", "off", "heads", "beta", "rms")}
-    streams = {"data.workers"}  # its own test is in tests/data/test_ahead.py
-    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"} | muon | streams
+    # Keys of runs that this test does not make: tests/data/test_ahead.py, test_few.py, tests/run/test_initial_weights.py,
+    # test_distillation.py and test_elastic.py make them.
+    of_others = {"data.workers", "data.draw", "data.per_class", "train.elastic"}
+    of_others |= {key for key in KEYS if key.startswith(("distill.", "init.from", "init.hash", "init.keep", "init.skip"))}
+    of_others |= {"init.allow", "init.channels"}
+    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"} | muon | of_others
     resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])
     config.augment.update(train="random_resized_crop", evaluation="crop_fraction")
     config.seeds = (0, 1)
-    others = {"augment.resize", "augment.crop_position", "optim.momentum", "seed"} | muon | streams
+    others = {"augment.resize", "augment.crop_position", "optim.momentum", "seed"} | muon | of_others
     resolve(config, overrides=[*(key for key in KEYS if key not in others)])
     resolve(config, overrides=[*(f"model.{key}" for key in config.model)])
     resolve(tiny_config(optim__name="sgd"), overrides=["optim.momentum"])
