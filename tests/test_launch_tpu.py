@@ -175,6 +175,8 @@ def test_it_gives_up_after_its_retries_and_returns_the_code_of_the_run(standin):
     assert done.stderr.splitlines()[-1].startswith("launch.sh: vit was PREEMPTED 1 times")
     (standin.folder / "state").write_text("READY")
     (standin.folder / "code").write_text("2")
+    for pid in standin.folder.rglob("jaxvit-run/pid"):
+        pid.unlink()  # a preempted machine runs nothing any more; here its process may still be ending
     standin("--type=v6e-8", "evaluate", "--workdir=x", code=2)
     assert standin.runs()[-1] == ["0", "-m", "jaxvit", "evaluate", "--workdir=x"]  # one worker, not distributed
 
