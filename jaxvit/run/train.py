@@ -70,10 +70,11 @@ def train(
         remedy = f"load_config_file('{config}')" if isinstance(config, str | Path) else "base_config()"
         raise UsageError(f"config is a {type(config).__name__}, not a config; make one by jaxvit.config.{remedy}")
     config = _with_located_data(complete(config))  # adds keys that are newer than the config
-    config = processes.on_all(lambda: with_teacher(config))
     path = Path(local_path(workdir))
     refuse_backslash(path, "--workdir=")
-    config, begun = processes.on_all(lambda: fill_in(config, path, tuple(overrides)))
+    with _device_and_disk_errors(config):
+        config = processes.on_all(lambda: with_teacher(config))
+        config, begun = processes.on_all(lambda: fill_in(config, path, tuple(overrides)))
     runtime.keep_compiled_programs()
     runtime.choose_cpu_libraries()
     get = ConfigReader(config)

@@ -53,7 +53,7 @@ def test_the_verb(tmp_path, capsys):
         before = jaxvit.load(run).variables
         out = tmp_path / "found.json"
         assert verb.main([str(run), "--data=digits", "--kind=nearest", "--shots=3", "--json", f"--out={out}"]) == 0
-        found = json.loads(capsys.readouterr().out)
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert found["train_count"] == 30 and found["classes"] == 10 and found["features"] == 8
         assert json.loads(out.read_text())["top1"] == found["top1"]
         assert verb.main([str(run), "--data=digits", "--shots=5"]) == 0
