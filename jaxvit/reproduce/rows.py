@@ -173,7 +173,9 @@ def choose(
     for name in names:
         if name not in every:
             raise UsageError(f"there is no row '{name}'{nearest(name, every)}; see jaxvit reproduce --list")
-    rows = [every[name] for name in dict.fromkeys(names)] or [row for row in every.values() if trials or not row.trial_of]
+    rows = [every[name] for name in dict.fromkeys(names)] or [
+        row for row in every.values() if trials or not row.trial_of
+    ]
     most = max(rows, key=lambda row: len(row.seeds))
     if seeds > len(most.seeds):
         raise UsageError(f"--seeds={seeds}: {most.name} has {len(most.seeds)}; see jaxvit reproduce --list")

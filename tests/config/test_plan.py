@@ -153,9 +153,13 @@ def test_every_key_is_read_when_everything_is_on():
     # Keys of runs that this test does not make: tests/data/test_ahead.py, test_few.py, tests/run/test_initial_weights.py,
     # test_distillation.py and test_elastic.py make them.
     of_others = {"data.workers", "data.draw", "data.per_class", "train.elastic"}
-    of_others |= {key for key in KEYS if key.startswith(("distill.", "init.from", "init.hash", "init.keep", "init.skip"))}
+    of_others |= {
+        key for key in KEYS if key.startswith(("distill.", "init.from", "init.hash", "init.keep", "init.skip"))
+    }
     of_others |= {"init.allow", "init.channels"}
-    one_of_three = {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"} | muon | of_others
+    one_of_three = (
+        {"augment.scale", "augment.ratio", "augment.crop_fraction", "optim.momentum", "train.seeds"} | muon | of_others
+    )
     resolve(config, overrides=[*(key for key in KEYS if key not in one_of_three)])
     config.augment.update(train="random_resized_crop", evaluation="crop_fraction")
     config.seeds = (0, 1)
