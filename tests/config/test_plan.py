@@ -150,7 +150,7 @@ def test_every_key_is_read_when_everything_is_on():
     config.init.update(attention="mimetic", positions="sincos", stem="whitening")
     config.data.update(folds=2, fold=1, balance="loss", balance_by="effective")
     muon = {f"optim.muon_{key}" for key in ("on", "off", "heads", "beta", "rms")}
-    # Keys of runs that this test does not make: tests/data/test_ahead.py, test_few.py, tests/run/test_initial_weights.py,
+    # Keys of runs that this test does not make: tests/data/test_ahead.py, test_few.py, run/test_initial_weights.py,
     # test_distillation.py and test_elastic.py make them.
     of_others = {"data.workers", "data.draw", "data.per_class", "train.elastic"}
     of_others |= {
