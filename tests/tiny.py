@@ -62,13 +62,18 @@ def family_config(name: str, attributes: dict[str, Any] | None = None, **changes
     return config
 
 
+def train_config(workdir: Path, config: ConfigDict) -> Path:
+    """Trains a config; returns `workdir`."""
+    with jax.numpy_dtype_promotion("standard"):
+        jaxvit.train(config, workdir)
+    return workdir
+
+
 def train_family(workdir: Path, name: str) -> Path:
     """A run of one step of a model of `FAMILIES`; trained once in this process, and copied from then on."""
     kept = Path(_families.name) / name
     if not kept.exists():
-        config = family_config(name, train__duration="1 steps", data__validation="")
-        with jax.numpy_dtype_promotion("standard"):
-            jaxvit.train(config, kept)
+        train_config(kept, family_config(name, train__duration="1 steps", data__validation=""))
     return Path(shutil.copytree(kept, workdir))
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -33,6 +33,18 @@ from jaxvit.errors import UsageError
 from jaxvit.shown import terminal
 
 _NO_ROWS = np.zeros(0, np.int64)
+
+
+class Reading(TypedDict, total=False):
+    """The settings of a `Dataset`, whose docstring explains them and whose constructor has the defaults."""
+
+    classes: Sequence[int]
+    on_error: str
+    side: int
+    limits: Limits | None
+    white: int
+    cut: Cut | None
+    few: Few | None
 
 
 class Dataset:

@@ -6,14 +6,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from jaxvit.data.cut import Cut
-from jaxvit.data.dataset import Dataset
-from jaxvit.data.decoding import Limits
-from jaxvit.data.few import Few
+from jaxvit.data.dataset import Dataset, Reading
 from jaxvit.data.image_folder import PREFIX, open_image_files
 from jaxvit.data.label_table import TABLE_PREFIX
 from jaxvit.data.own import OwnStore
@@ -51,14 +47,7 @@ def located(name: str) -> str:
 def open_dataset(
     name: str,
     directory: Path,
-    *,
-    classes: Sequence[int] = (),
-    on_error: str = "stop",
-    side: int = 0,
-    limits: Limits | None = None,
-    white: int = 0,
-    cut: Cut | None = None,
-    few: Few | None = None,
+    **reading: Unpack[Reading],
 ) -> Dataset:
     """Opens a data set by name; `digits` is prepared on first use.
 
@@ -66,18 +55,19 @@ def open_dataset(
       name: TFDS name, 'image_folder:PATH', 'image_table:FILE', 'tar:PATTERN', 'parquet:PATTERN', or
         'package.module:function' (see `jaxvit.data.own`).
       directory: the TFDS directory.
-      classes, on_error, side, limits, white, cut, few: see `Dataset`.
+      **reading: settings of the `Dataset`: classes, on_error, side, limits, white, cut, few.
 
     Raises:
       UsageError: it is not prepared in `directory`, or the name is unknown.
     """
     located(name)  # refuses a URL
+    limits, skip = reading.get("limits"), reading.get("on_error") == "skip"
     if name in FILE_PREFIXES:
         raise UsageError(f"config.data.name='{name}': the path is missing; write it as {name}PATH")
     if name.startswith((PREFIX, TABLE_PREFIX)):
-        store: Any = open_image_files(name, directory, limits, skip_missing=on_error == "skip")
+        store: Any = open_image_files(name, directory, limits, skip_missing=skip)
     elif name.startswith((TAR_PREFIX, PARQUET_PREFIX)):
-        store = open_shards(name, directory, limits, skip_unlabelled=on_error == "skip")
+        store = open_shards(name, directory, limits, skip_unlabelled=skip)
     elif is_own(name):
         store = OwnStore(name, directory)
     elif {"", ".", ".."} & {*name.split("/")}:
@@ -91,4 +81,4 @@ def open_dataset(
             if name not in PREPARABLE and is_own_module(name):
                 load_function(name, "data.name")  # raises an error that explains the missing ':function'
             raise
-    return Dataset(store, classes=classes, on_error=on_error, side=side, limits=limits, white=white, cut=cut, few=few)
+    return Dataset(store, **reading)

@@ -68,7 +68,7 @@ class CascadePredictor(Predictor):
       batch_size, devices: as in `Predictor`. The second stage uses smaller batches for few images, down to an eighth.
 
     Attributes:
-      seen, again: number of images so far, and of those that went on to the second stage.
+      seen, again: numbers of images so far that ran the first stage, and that also ran the second.
     """
 
     def __init__(self, cascade: Cascade, batch_size: int, devices: int = 0):

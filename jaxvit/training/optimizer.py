@@ -160,7 +160,7 @@ def _clipping(s: OptimizerSettings) -> optax.GradientTransformation:
 
 
 def _by_group(s: OptimizerSettings, make: Callable[[], optax.GradientTransformation]) -> optax.GradientTransformation:
-    """A transformation of the trained parameters alone, and of those that begin later from then on."""
+    """Applies a transformation to the trained parameters only; with head first, to the others from that step on."""
     if not (s.freeze or s.head_first_steps):
         return make()
     parts: dict[Hashable, optax.GradientTransformation] = {"frozen": optax.set_to_zero(), "trained": make()}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import FAMILIES, tiny_config, train_family
+from tiny import FAMILIES, tiny_config, train_config, train_family
 
 import jaxvit
 from jaxvit.cli import export as verb
@@ -38,10 +38,7 @@ HOSTILE = ["</script><script>alert(1)</script>", '<img src=x onerror="alert(1)">
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("paging") / "run"
-    with jax.numpy_dtype_promotion("standard"):
-        jaxvit.train(tiny_config(), workdir)
-    return workdir
+    return train_config(tmp_path_factory.mktemp("paging") / "run", tiny_config())
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import family_config
+from tiny import family_config, train_config
 
 import jaxvit
 from jaxvit.cli.evaluate import main as evaluate
@@ -30,10 +30,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("elastic") / "run"
-    with jax.numpy_dtype_promotion("standard"):
-        jaxvit.train(config(), folder)
-    return folder
+    return train_config(tmp_path_factory.mktemp("elastic") / "run", config())
 
 
 def test_the_first_tokens_are_those_of_the_whole_layer():

@@ -10,11 +10,10 @@ import shutil
 import tracemalloc
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_config
+from tiny import tiny_config, train_config
 
 import jaxvit
 from jaxvit.cli import predict as verb
@@ -28,10 +27,7 @@ from jaxvit.trained.rows import writing
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("predicting") / "run"
-    with jax.numpy_dtype_promotion("standard"):
-        jaxvit.train(tiny_config(), workdir)
-    return workdir
+    return train_config(tmp_path_factory.mktemp("predicting") / "run", tiny_config())
 
 
 @pytest.fixture
